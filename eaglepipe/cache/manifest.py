@@ -1,0 +1,234 @@
+"""The files that say what a cache is: plan (first), shard sidecars (with each shard), manifest (last).
+
+Each carries a checksum of itself, so that a flipped byte in any of them is seen. Nothing declared in a file is
+trusted before it is compared with what lies on disk.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.identity import canonical_json, hash_json
+from eaglepipe.cache.publish import json_bytes
+from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
+from eaglepipe.errors import CacheError, CorruptError
+
+MANIFEST_NAME = "manifest.json"
+PLAN_NAME = "plan.json"
+SHARDS_FOLDER = "shards"
+CHECKSUM_KEY = "xxh3_128"
+MAX_DOCUMENT_BYTES = 256 * 2**20
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Document(BaseModel):
+    """A JSON document of the cache: strict, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FileEntry(Document):
+    """A published file, by its path relative to the cache."""
+
+    path: str
+    bytes: Count
+    xxh3_128: Digest
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> "FileEntry":
+        parts = PurePosixPath(self.path).parts
+        if not parts or self.path.startswith(("/", "\\")) or ".." in parts or "\\" in self.path or ":" in self.path:
+            raise ValueError(f"path {self.path!r} leaves the cache's folder")
+        return self
+
+
+class ShardEntry(FileEntry):
+    """A shard and what it holds."""
+
+    samples: Count
+    tokens: Count
+    supervised_tokens: Count
+
+
+class RefusedSample(Document):
+    """A sample that the target could not be trusted on."""
+
+    sample_id: str
+    reason: str
+
+
+class ShardIndex(Document):
+    """Per-sample metadata, in shard order; lists of equal length."""
+
+    sample_ids: tuple[str, ...]
+    num_tokens: tuple[Count, ...]
+    num_supervised: tuple[Count, ...]
+    sources: tuple[str, ...]
+    source_of: tuple[Count, ...]
+
+
+class Sidecar(Document):
+    """`shards/NNNNN.json`: published after its shard; its presence means that the shard is done."""
+
+    schema_version: int
+    identity: str
+    shard: ShardEntry
+    refused: tuple[RefusedSample, ...]
+    index: ShardIndex
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "Sidecar":
+        index, shard = self.index, self.shard
+        columns = (index.sample_ids, index.num_tokens, index.num_supervised, index.source_of)
+        if {len(column) for column in columns} != {shard.samples}:
+            raise ValueError(f"the index does not hold {shard.samples} samples")
+        if (sum(index.num_tokens), sum(index.num_supervised)) != (shard.tokens, shard.supervised_tokens):
+            raise ValueError("the index does not add up to the shard's tokens")
+        if any(source >= len(index.sources) for source in index.source_of):
+            raise ValueError("the index names a source that is not listed")
+        return self
+
+
+class SpecDocument(Document):
+    """How to read the shards."""
+
+    supervision: str
+    aux_codec: str
+    supervision_codec: str
+    aux_layer_ids: tuple[Annotated[int, Field(ge=1)], ...]
+    hidden_size: Annotated[int, Field(gt=0)]
+    vocab_size: Annotated[int, Field(gt=0)]
+    draft_vocab_size: Annotated[int, Field(gt=0)]
+    max_length: Annotated[int, Field(gt=0)]
+    logit_scale: float
+    soft_cap: float | None
+
+    def shard_spec(self) -> ShardSpec:
+        fields = self.model_dump(exclude={"max_length", "logit_scale", "soft_cap"})
+        return ShardSpec(**fields)
+
+    def head(self) -> HeadSpec:
+        return HeadSpec(logit_scale=self.logit_scale, soft_cap=self.soft_cap)
+
+
+class Manifest(Document):
+    """`manifest.json`: written last; its presence is completeness."""
+
+    schema_version: int
+    features: tuple[str, ...]
+    name: str
+    identity: str
+    created_by: str
+    complete: bool
+    spec: SpecDocument
+    samples: Count
+    tokens: Count
+    supervised_tokens: Count
+    bytes: Count
+    drops: dict[str, Count]
+    shards: tuple[ShardEntry, ...]
+    sidecars: tuple[FileEntry, ...]
+    files: tuple[FileEntry, ...]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "Manifest":
+        paths = [entry.path for entry in self.all_files()]
+        repeated = sorted({path for path in paths if paths.count(path) > 1}) if len(set(paths)) < len(paths) else []
+        if repeated:
+            raise ValueError(f"files listed twice: {', '.join(repeated)}")
+        for field in ("samples", "tokens", "supervised_tokens", "bytes"):
+            total = sum(getattr(shard, field) for shard in self.shards)
+            if getattr(self, field) != total:
+                raise ValueError(f"{field} is {getattr(self, field)}, the shards hold {total}")
+        if len(self.sidecars) != len(self.shards):
+            raise ValueError(f"{len(self.shards)} shards, but {len(self.sidecars)} sidecars")
+        return self
+
+    def all_files(self) -> tuple[FileEntry, ...]:
+        return (*self.shards, *self.sidecars, *self.files)
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.bytes / max(1, self.tokens)
+
+
+class Plan(Document):
+    """`plan.json`: written first, put if absent; who resumes must have the same identity."""
+
+    schema_version: int
+    name: str
+    identity: str
+    identity_fields: dict[str, Any]
+    declared: dict[str, Any]
+    batch_tokens: Count
+    samples: Count
+    tokens: Count
+    supervised_tokens: Count
+    shards: Count
+    drops: dict[str, Count]
+    staging: FileEntry
+
+
+AnyDocument = TypeVar("AnyDocument", bound=Document)
+
+
+def document_bytes(document: Document) -> bytes:
+    """A document as published: its fields and the checksum over them."""
+    fields = document.model_dump(mode="json")
+    return json_bytes({**fields, CHECKSUM_KEY: hash_json(fields)})
+
+
+def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
+    """Read and check a document of the cache.
+
+    Raises:
+        CacheError: absent, or of another schema version or with features this version does not know.
+        CorruptError: not what was published.
+    """
+    raw = _read_object(path)
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise CacheError(f"{path}: schema version {version!r}; this eaglepipe reads version {SCHEMA_VERSION}")
+    declared = raw.pop(CHECKSUM_KEY, None)
+    if declared != hash_json(raw):
+        raise CorruptError(f"{path}: its checksum does not match its content; restore or recompute it")
+    if raw.get("features"):
+        raise CacheError(f"{path}: needs features this eaglepipe does not know: {', '.join(map(str, raw['features']))}")
+    try:
+        return kind.model_validate_json(canonical_json(raw))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CorruptError(
+            f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise CorruptError(f"{path}: {path.stat().st_size:,} bytes is no {path.name}")
+        raw = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_nan)
+    except FileNotFoundError:
+        raise CacheError(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{path}: not a readable JSON document: {error}") from None
+    if not isinstance(raw, dict):
+        raise CorruptError(f"{path}: not a JSON object")
+    return raw
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key is given twice")
+    return result
+
+
+def _no_nan(token: str) -> None:
+    raise ValueError(f"{token} is not JSON")

@@ -1,0 +1,86 @@
+"""The last step of a cache: everything published is listed, counted and hashed into the manifest."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from eaglepipe import __version__
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.identity import hash_file
+from eaglepipe.cache.manifest import (
+    MANIFEST_NAME,
+    SHARDS_FOLDER,
+    FileEntry,
+    Manifest,
+    Plan,
+    Sidecar,
+    SpecDocument,
+    document_bytes,
+    load_document,
+)
+from eaglepipe.cache.publish import publish_bytes
+from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
+from eaglepipe.cache.storage import WORK_FOLDER
+from eaglepipe.cache.writer import sidecar_path
+from eaglepipe.errors import CacheError, DataError
+
+HEAD_FILE = "head.json"
+
+
+def seal_cache(folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int) -> Manifest:
+    """Write the manifest of a cache whose shards are all published, and drop its staging folder.
+
+    Raises:
+        CacheError: a sidecar is missing or of another plan.
+        DataError: the target gave a finite result for no sample at all.
+    """
+    sidecars = [load_document(sidecar_path(folder, shard), Sidecar) for shard in range(plan.shards)]
+    for sidecar in sidecars:
+        if sidecar.identity != plan.identity:
+            raise CacheError(f"{folder / sidecar.shard.path}: published by another plan; remove it and its sidecar")
+    manifest = _manifest(folder, plan, sidecars, _spec_document(folder, spec, max_length))
+    if manifest.samples == 0:
+        raise DataError(f"{folder}: the target gave no finite result for any sample; is its dtype wide enough?")
+    publish_bytes(folder / MANIFEST_NAME, document_bytes(manifest))
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+    return manifest
+
+
+def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocument:
+    head = HeadSpec(**json.loads((folder / HEAD_FILE).read_bytes()))
+    return SpecDocument(max_length=max_length, **asdict(spec), **asdict(head))
+
+
+def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], spec: SpecDocument) -> Manifest:
+    shards = tuple(sidecar.shard for sidecar in sidecars)
+    refused = sum(len(sidecar.refused) for sidecar in sidecars)
+    fixed = [path for path in sorted(folder.rglob("*")) if _is_fixed_file(folder, path)]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        features=(),
+        name=plan.name,
+        identity=plan.identity,
+        created_by=f"eaglepipe {__version__}",
+        complete=True,
+        spec=spec,
+        samples=sum(shard.samples for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        supervised_tokens=sum(shard.supervised_tokens for shard in shards),
+        bytes=sum(shard.bytes for shard in shards),
+        drops={**plan.drops, **({"refused": refused} if refused else {})},
+        shards=shards,
+        sidecars=tuple(_file_entry(folder, sidecar_path(folder, shard)) for shard in range(plan.shards)),
+        files=tuple(_file_entry(folder, path) for path in fixed),
+    )
+
+
+def _is_fixed_file(folder: Path, path: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    apart = (SHARDS_FOLDER, WORK_FOLDER, MANIFEST_NAME)
+    return path.is_file() and parts[0] not in apart and not path.name.startswith(".")
+
+
+def _file_entry(folder: Path, path: Path) -> FileEntry:
+    relative = path.relative_to(folder).as_posix()
+    return FileEntry(path=relative, bytes=path.stat().st_size, xxh3_128=hash_file(path))

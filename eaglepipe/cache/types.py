@@ -1,0 +1,37 @@
+"""The values that cross the cache's border: what a writer takes and what a reader gives, one sample at a time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedSample:
+    """One conversation as stored, unshifted; arrays are read-only views of the mapped shard.
+
+    T tokens, S supervised tokens. Row i supervises the distribution after token i.
+    """
+
+    sample_id: str
+    source: str
+    input_ids: NDArray[np.int32]  # [T]
+    loss_mask: NDArray[np.bool_]  # [T] assistant tokens
+    supervised: NDArray[np.bool_]  # [T] this token and the next belong to one assistant turn
+    position_mask: NDArray[np.bool_]  # [T] supervised, and the target's top-1 is in the draft vocabulary
+    target_top1: NDArray[np.int32]  # [T] the target's argmax, -1 where unsupervised
+    draft_mass: NDArray[np.float32]  # [T] share of the full softmax inside the draft vocabulary, 0 where unsupervised
+    aux_payload: NDArray[np.uint8]  # [T, aux row bytes], encoded
+    aux_scales: NDArray[np.float32] | None  # [T, scales], for codecs that have them
+    supervision_payload: NDArray[np.uint8]  # [S, supervision row bytes], encoded, supervised tokens only
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleIndex:
+    """What is known of every sample without touching a shard; N samples in cache order."""
+
+    sample_ids: tuple[str, ...]
+    num_tokens: NDArray[np.int32]  # [N]
+    num_supervised: NDArray[np.int32]  # [N]
+    sources: tuple[str, ...]
+    source_of: NDArray[np.int16]  # [N] index into sources

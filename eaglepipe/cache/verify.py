@@ -1,0 +1,104 @@
+"""Checks a cache against its manifest and says, for each thing that is wrong, which file and which sample."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.cache.identity import hash_file
+from eaglepipe.cache.manifest import PLAN_NAME, SHARDS_FOLDER, FileEntry, Plan, load_document
+from eaglepipe.cache.publish import leftovers
+from eaglepipe.cache.reader import Cache, check_size, load_manifest
+from eaglepipe.errors import CacheError, CorruptError
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was checked and what is wrong; `problems` is empty for a sound cache."""
+
+    folder: str
+    full: bool
+    files_checked: int
+    samples_checked: int
+    bytes_hashed: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
+    """Check sizes and metadata; with `full`, every byte of every file, and every sample of a damaged shard by itself.
+
+    Raises:
+        CacheError: there is no complete cache to check.
+        CorruptError: the manifest itself is damaged, so that nothing else can be judged.
+    """
+    manifest = load_manifest(folder)
+    problems: list[str] = []
+    damaged: list[FileEntry] = []
+    bytes_hashed = 0
+    for entry in manifest.all_files():
+        try:
+            check_size(folder, entry)
+        except CorruptError as error:
+            problems.append(str(error))
+            continue
+        if full or entry not in manifest.shards:
+            bytes_hashed += entry.bytes
+            if hash_file(folder / entry.path) != entry.xxh3_128:
+                damaged.append(entry)
+    problems += _check_plan(folder, manifest.identity)
+    samples_checked = manifest.samples if full else 0
+    for entry in damaged:
+        problems.append(f"{folder / entry.path}: its bytes do not match the manifest's checksum")
+        if entry in manifest.shards:
+            problems += _damaged_samples(folder, manifest.shards.index(entry))
+    if not problems:
+        Cache.open(folder)
+    return VerifyReport(
+        folder=str(folder),
+        full=full,
+        files_checked=len(manifest.all_files()),
+        samples_checked=samples_checked,
+        bytes_hashed=bytes_hashed,
+        problems=tuple(problems),
+        notes=tuple(_strangers(folder, {entry.path for entry in manifest.all_files()})),
+    )
+
+
+def _check_plan(folder: Path, identity: str) -> list[str]:
+    try:
+        plan = load_document(folder / PLAN_NAME, Plan)
+    except (CacheError, CorruptError) as error:
+        return [str(error)]
+    return [] if plan.identity == identity else [f"{folder / PLAN_NAME}: plan of another cache ({plan.identity})"]
+
+
+def _damaged_samples(folder: Path, shard: int) -> list[str]:
+    try:
+        cache = Cache.open(folder)
+    except CorruptError:
+        return []
+    first = sum(entry.samples for entry in cache.manifest.shards[:shard])
+    problems = []
+    for sample in range(first, first + cache.manifest.shards[shard].samples):
+        try:
+            cache.read(sample)
+        except CorruptError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _strangers(folder: Path, listed: set[str]) -> list[str]:
+    unknown = [
+        path for path in sorted((folder / SHARDS_FOLDER).iterdir()) if f"{SHARDS_FOLDER}/{path.name}" not in listed
+    ]
+    unfinished = set(leftovers(folder))
+    return [f"{path}: not part of the cache" for path in unknown if path not in unfinished] + [
+        f"{path}: left behind by a stopped writer" for path in sorted(unfinished)
+    ]

@@ -1,0 +1,140 @@
+"""Writes one shard: samples stream into a temporary file, and only `finish` makes it and then its sidecar visible."""
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+
+from eaglepipe.cache.manifest import (
+    SHARDS_FOLDER,
+    RefusedSample,
+    ShardEntry,
+    ShardIndex,
+    Sidecar,
+    document_bytes,
+)
+from eaglepipe.cache.publish import PendingFile, explained_os_errors, publish_bytes
+from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema, sample_to_batch
+from eaglepipe.cache.types import CachedSample
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / SHARDS_FOLDER / f"{shard:05d}.arrow"
+
+
+def sidecar_path(folder: Path, shard: int) -> Path:
+    return folder / SHARDS_FOLDER / f"{shard:05d}.json"
+
+
+class _HashingSink:
+    """A write-only file that hashes what passes through, so that publishing needs no second read."""
+
+    def __init__(self, pending: PendingFile) -> None:
+        self._pending = pending
+        self.digest = xxhash.xxh3_128()
+        self.num_bytes = 0
+        self.closed = False
+
+    def write(self, data: pa.Buffer | bytes) -> int:
+        view = memoryview(data)
+        with explained_os_errors(self._pending.path):
+            self._pending.stream.write(view)
+        self.digest.update(view)
+        self.num_bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+
+class ShardWriter:
+    """One shard in the making.
+
+    Leaving it without `finish` publishes nothing; `abort` removes the temporary file.
+    """
+
+    def __init__(self, folder: Path, shard: int, *, spec: ShardSpec, identity: str) -> None:
+        self._folder, self._shard, self._identity = folder, shard, identity
+        self._schema = arrow_schema(spec, identity=identity, shard=shard)
+        self._pending = PendingFile(shard_path(folder, shard))
+        self._sink = _HashingSink(self._pending)
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self._schema)
+        self._ids: list[str] = []
+        self._num_tokens: list[int] = []
+        self._num_supervised: list[int] = []
+        self._sources: list[str] = []
+        self._refused: list[RefusedSample] = []
+
+    @property
+    def num_bytes(self) -> int:
+        return self._sink.num_bytes
+
+    def write(self, sample: CachedSample) -> None:
+        batch, metadata = sample_to_batch(sample, self._schema)
+        self._writer.write_batch(batch, custom_metadata=metadata)
+        self._ids.append(sample.sample_id)
+        self._num_tokens.append(len(sample.input_ids))
+        self._num_supervised.append(int(sample.supervised.sum()))
+        self._sources.append(sample.source)
+
+    def refuse(self, sample_id: str, reason: str) -> None:
+        """Record a sample that is left out."""
+        self._refused.append(RefusedSample(sample_id=sample_id, reason=reason))
+
+    def finish(self) -> Sidecar:
+        """Publish the shard, then its sidecar."""
+        self._writer.close()
+        self._pending.publish(check=_has_batches(len(self._ids)))
+        sidecar = self._sidecar()
+        publish_bytes(sidecar_path(self._folder, self._shard), document_bytes(sidecar))
+        return sidecar
+
+    def abort(self) -> None:
+        self._pending.abort()
+
+    def _sidecar(self) -> Sidecar:
+        sources = tuple(Counter(self._sources))
+        return Sidecar(
+            schema_version=SCHEMA_VERSION,
+            identity=self._identity,
+            shard=ShardEntry(
+                path=f"{SHARDS_FOLDER}/{shard_path(self._folder, self._shard).name}",
+                bytes=self._sink.num_bytes,
+                xxh3_128=self._sink.digest.hexdigest(),
+                samples=len(self._ids),
+                tokens=sum(self._num_tokens),
+                supervised_tokens=sum(self._num_supervised),
+            ),
+            refused=tuple(self._refused),
+            index=ShardIndex(
+                sample_ids=tuple(self._ids),
+                num_tokens=tuple(self._num_tokens),
+                num_supervised=tuple(self._num_supervised),
+                sources=sources,
+                source_of=tuple(sources.index(source) for source in self._sources),
+            ),
+        )
+
+
+def _has_batches(expected: int):  # type: ignore[no-untyped-def]
+    def check(path: Path) -> None:
+        with pa.memory_map(str(path)) as source:
+            found = pa.ipc.open_file(source).num_record_batches
+        assert found == expected, f"{path} holds {found} samples, {expected} were written"
+
+    return check

@@ -1,0 +1,54 @@
+"""Samples as a person reads them: all their text, the assistant's turns set apart, nothing that a terminal obeys."""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from transformers import PreTrainedTokenizerBase
+
+from eaglepipe.chat.types import TokenSample, supervised_tokens
+
+_TURN_COLOURS = ("\x1b[32m", "\x1b[36m")
+_RESET = "\x1b[0m"
+_BRACKETS = ("⟦", "⟧")
+
+
+def preview_samples(
+    samples: Iterable[TokenSample], tokenizer: PreTrainedTokenizerBase, *, colour: bool = True, max_tokens: int = 512
+) -> str:
+    """Each sample's heading and text; assistant turns in alternating colours, or in ⟦brackets⟧ without colour.
+
+    At most `max_tokens` tokens of a sample are shown.
+    """
+    return "\n\n".join(_preview(sample, tokenizer, colour, max_tokens) for sample in samples)
+
+
+def escape_control(text: str) -> str:
+    """The text with control characters written as escapes; line feeds are written and kept."""
+    return "".join(_escaped(char) for char in text)
+
+
+def _preview(sample: TokenSample, tokenizer: PreTrainedTokenizerBase, colour: bool, max_tokens: int) -> str:
+    tokens, supervised = len(sample.input_ids), int(supervised_tokens(sample.turns).sum())
+    heading = f"{escape_control(sample.sample_id)}: {tokens} tokens, {supervised} supervised"
+    cut = f"\n… {tokens - max_tokens} more tokens" if tokens > max_tokens else ""
+    return heading + "\n" + "".join(_runs(sample, tokenizer, colour, max_tokens)) + cut
+
+
+def _runs(sample: TokenSample, tokenizer: PreTrainedTokenizerBase, colour: bool, max_tokens: int) -> Iterator[str]:
+    """Text is decoded a run at a time, since one character may be several tokens."""
+    pairs = zip(sample.input_ids[:max_tokens].tolist(), sample.turns[:max_tokens].tolist(), strict=True)
+    for turn, run in groupby(pairs, key=lambda pair: pair[1]):
+        ids = [token for token, _ in run]
+        text = escape_control(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if not turn:
+            yield text
+        elif colour:
+            yield _TURN_COLOURS[turn % 2] + text + _RESET
+        else:
+            yield text.join(_BRACKETS)
+
+
+def _escaped(char: str) -> str:
+    if char == "\n":
+        return "\\n\n"
+    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")

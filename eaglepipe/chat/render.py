@@ -1,0 +1,160 @@
+"""Conversations as text, with the characters that each assistant turn wrote.
+
+Spans come from the template's `{% generation %}` markers, or from rendering the conversation up to each turn; the
+second way is only right when a longer rendering begins with a shorter one, and every use of it is checked.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Literal
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from eaglepipe.chat.types import Message
+from eaglepipe.errors import TemplateError
+
+Tools = Sequence[dict[str, Any]] | None
+
+_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_FIXED_DAY = date(2025, 1, 1)
+_TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Characters [start, end) of a rendering, written by the turn-th assistant message (counted from 1)."""
+
+    turn: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A whole conversation as text and the spans of its assistant turns, in order."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """A Jinja chat template with its variables, and where assistant spans come from."""
+
+    source: str
+    variables: Mapping[str, Any]
+    mask: Literal["generation", "prefix"]
+    last_only: bool = False  # only the last assistant turn is supervised, so only it needs a span
+
+    def render(self, messages: Sequence[Message], tools: Tools = None, *, prompt: bool = False) -> str:
+        """The text of a conversation; `prompt` appends the header that asks the assistant for its turn.
+
+        Raises:
+            TemplateError: the template refuses these messages.
+        """
+        return self._render(messages, tools, prompt=prompt, marked=False)[0]
+
+    def spans(self, messages: Sequence[Message], tools: Tools = None) -> Rendered:
+        """The text of a conversation and the spans of its assistant turns; all of them, or the last if `last_only`.
+
+        Raises:
+            TemplateError: the template refuses these messages, or no sound spans follow from it.
+        """
+        rendered = (self._marked if self.mask == "generation" else self._by_prefix)(messages, tools)
+        if not self.last_only:
+            return rendered
+        last = len(assistant_positions(messages))
+        return Rendered(text=rendered.text, spans=tuple(span for span in rendered.spans if span.turn == last))
+
+    def around_turn(self, messages: Sequence[Message], tools: Tools, turn: int, text: str) -> tuple[int, int]:
+        """Where in `text`, the full rendering, the turn's prompt ends and where the turn itself ends.
+
+        Raises:
+            TemplateError: the full rendering does not begin with the prompt, or with the conversation up to the turn.
+        """
+        position = assistant_positions(messages)[turn - 1]
+        prompt = self.render(messages[:position], tools, prompt=True)
+        upto = text if position == len(messages) - 1 else self.render(messages[: position + 1], tools)
+        for part, label in ((prompt, "its prompt"), (upto, "the conversation up to its end")):
+            if not text.startswith(part):
+                raise TemplateError(_not_a_prefix(label, part, text, turn, len(assistant_positions(messages))))
+        if len(upto) < len(prompt):
+            raise TemplateError(f"assistant turn {turn} is shorter than the header that asks for it")
+        return len(prompt), len(upto)
+
+    def _by_prefix(self, messages: Sequence[Message], tools: Tools) -> Rendered:
+        text = self.render(messages, tools)
+        turns = range(1, len(assistant_positions(messages)) + 1)
+        spans = []
+        for turn in turns[-1:] if self.last_only else turns:
+            start, end = self.around_turn(messages, tools, turn, text)
+            spans.append(Span(turn=turn, start=start, end=end))
+        return Rendered(text=text, spans=tuple(spans))
+
+    def _marked(self, messages: Sequence[Message], tools: Tools) -> Rendered:
+        text, marks = self._render(messages, tools, prompt=False, marked=True)
+        turns = self._turn_of_each_mark(messages, tools, len(marks))
+        spans = (Span(turn=turn, start=start, end=end) for turn, (start, end) in zip(turns, marks, strict=True))
+        return Rendered(text=text, spans=tuple(spans))
+
+    def _turn_of_each_mark(self, messages: Sequence[Message], tools: Tools, num_marks: int) -> list[int]:
+        """One mark a message is the rule; otherwise the marks of each are counted by rendering up to it."""
+        positions = assistant_positions(messages)
+        if num_marks == len(positions):
+            return list(range(1, num_marks + 1))
+        turns: list[int] = []
+        for turn, position in enumerate(positions, start=1):
+            upto = self._render(messages[: position + 1], tools, prompt=False, marked=True)[1]
+            turns += [turn] * (len(upto) - len(turns))
+        if len(turns) != num_marks:
+            raise TemplateError(
+                f"{num_marks} generation blocks for {len(positions)} assistant messages, and which belongs to which "
+                "cannot be told: the template must write one block for each assistant message, whatever follows it"
+            )
+        return turns
+
+    def _render(
+        self, messages: Sequence[Message], tools: Tools, *, prompt: bool, marked: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        try:
+            texts, marks = render_jinja_template(
+                conversations=[list(messages)],
+                tools=list(tools) if tools else None,
+                chat_template=self.source,
+                return_assistant_tokens_mask=marked,
+                add_generation_prompt=prompt,
+                **self.variables,
+            )
+        except _TEMPLATE_FAULTS as error:
+            line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise TemplateError(f"the chat template cannot render these messages: {error}{line}") from None
+        return texts[0], marks[0] if marked else []
+
+
+def pinned_dates(template: str) -> str:
+    """The template with every `strftime_now("...")` replaced by a fixed day's: same rows, same tokens on any day."""
+    return _TODAY.sub(lambda call: f"{call[1]}{_FIXED_DAY.strftime(call[2])}{call[1]}", template)
+
+
+def has_generation_markers(template: str) -> bool:
+    """Whether a template marks what the assistant writes."""
+    return bool(_MARKER.search(template))
+
+
+def assistant_positions(messages: Sequence[Message]) -> list[int]:
+    """Indices of the assistant messages."""
+    return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _not_a_prefix(label: str, part: str, text: str, turn: int, num_turns: int) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(part, text, strict=False)) if a != b), min(len(part), len(text)))
+    return (
+        f"the chat template is not prefix-preserving: at assistant turn {turn} of {num_turns}, {label} is rendered "
+        f"differently alone and inside the whole conversation: {part[at : at + 40]!r} against {text[at : at + 40]!r} "
+        f"after {at} characters. Give data.chat_template a template that renders earlier turns as they were generated, "
+        "or set data.supervise: last"
+    )

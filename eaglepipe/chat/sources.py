@@ -1,0 +1,122 @@
+"""Conversations of a recipe's sources, in order, and the fingerprint of what they say.
+
+The Hub is asked only for a name that cannot be meant as a local path.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from eaglepipe.chat.formats import parse_row
+from eaglepipe.chat.readers import READERS, PlacedRow, file_rows
+from eaglepipe.chat.types import Conversation
+from eaglepipe.config import SourceConfig
+from eaglepipe.errors import DataError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_SUFFIXES = {*READERS, ".txt", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".yaml", ".yml"}
+_SPLIT_FILE = re.compile(r"(train|test|validation|valid|val|dev)(-\d{5}-of-\d{5})?")
+
+
+def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation]:
+    """Every row of every source, in order, one at a time.
+
+    Raises:
+        DataError: a source that is missing or has no rows, or a row that is malformed (named by file and line).
+    """
+    for source in sources:
+        yield from _conversations(source)
+
+
+def data_fingerprint(sources: Sequence[SourceConfig]) -> str:
+    """xxh3_128 in hex over the sample ids and contents of all rows in order; where the files lie is no part of it."""
+    state = xxhash.xxh3_128()
+    for conversation in iter_conversations(sources):
+        sample_id = conversation.sample_id.encode("utf-8")
+        state.update(len(sample_id).to_bytes(8, "little") + sample_id + conversation.digest)
+    return state.hexdigest()
+
+
+def source_name(source: SourceConfig) -> str:
+    """The label of a source: its `name`, else its file's stem or the last part of its path or Hub id."""
+    if source.name:
+        return source.name
+    path = Path(source.path).expanduser()
+    return path.stem if path.suffix.lower() in READERS else path.resolve().name
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path that does not exist may be asked of the Hub: `owner/name`, with nothing local about it."""
+    looks_local = Path(path).suffix.lower() in _FILE_SUFFIXES or Path(path).parent.exists()
+    return bool(_HUB_ID.fullmatch(path)) and not looks_local
+
+
+def _conversations(source: SourceConfig) -> Iterator[Conversation]:
+    name, empty = source_name(source), True
+    for where, row in islice(_rows(source), source.max_samples):
+        empty = False
+        yield _conversation(row, where, name, source)
+    if empty:
+        raise DataError(f"{source.path}: no rows")
+
+
+def _conversation(row: dict[str, Any], where: str, name: str, source: SourceConfig) -> Conversation:
+    content = parse_row(row, source.format, where)
+    own_id = row.get("id")
+    try:
+        digest, short = content.digests()
+        sample_id = f"{name}:{short if own_id is None or own_id == '' else own_id}"
+        sample_id.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code_point = f"U+{ord(error.object[error.start]):04X}"
+        raise DataError(f"{where}: half a surrogate pair ({code_point}) in a text, which has no UTF-8") from None
+    return Conversation(
+        sample_id=sample_id,
+        source=name,
+        where=where,
+        digest=digest,
+        messages=content.messages,
+        tools=content.tools,
+        num_context=content.num_context,
+        input_ids=content.input_ids,
+        turns=content.turns,
+    )
+
+
+def _rows(source: SourceConfig) -> Iterator[PlacedRow]:
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        for file in _folder_files(path, source.split):
+            yield from file_rows(file)
+    elif path.suffix.lower() in READERS and path.exists():
+        yield from file_rows(path)
+    elif path.exists():
+        raise DataError(f"{path}: not one of {', '.join(READERS)}")
+    elif is_hub_id(source.path):
+        from eaglepipe.chat.hub import hub_rows
+
+        yield from hub_rows(source)
+    else:
+        raise DataError(f"{source.path}: no such file or folder (a dataset on the Hub is written owner/name)")
+
+
+def _folder_files(folder: Path, split: str) -> list[Path]:
+    """The data files of a folder, sorted; of the split asked for, where the files are named by split."""
+    if (folder / "dataset_dict.json").exists():
+        folder = folder / split
+    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in READERS and file.is_file())
+    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+        files = [file for file in files if file.suffix == ".arrow"]
+    if not files:
+        raise DataError(f"{folder}: no file ending in {', '.join(READERS)}")
+    splits = {file: match[1] for file in files if (match := _SPLIT_FILE.fullmatch(file.stem))}
+    if len(splits) < len(files):
+        return files
+    chosen = [file for file in files if splits[file] == split]
+    if not chosen:
+        raise DataError(f"{folder}: no files of split {split!r}; there are {', '.join(sorted(set(splits.values())))}")
+    return chosen

@@ -1,0 +1,210 @@
+"""Rendered conversations as token ids, each token marked with the assistant turn that wrote it.
+
+Ids are always those of the whole conversation tokenised at once, which is what the target reads. A token is of a turn
+only if all its characters are: one that the tokenizer merged across the border was never the assistant's to emit.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from eaglepipe.cache.identity import hash_json
+from eaglepipe.chat.render import ChatTemplate, Rendered, Span
+from eaglepipe.chat.sources import is_hub_id
+from eaglepipe.chat.types import Conversation
+from eaglepipe.errors import DataError, TargetError, TemplateError
+
+TokenIds = NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTokenizer:
+    """A tokenizer with the chat template that feeds it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    end_of_turn: int | None = None  # the token that closes the last assistant turn
+    ends_of_turn: frozenset[int] = frozenset()  # all that close one; templates may treat the last turn apart
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the tokenizer knows, added tokens included."""
+        return len(self.tokenizer)
+
+    @property
+    def bos(self) -> int | None:
+        """Id of the beginning-of-sequence token."""
+        return self.tokenizer.bos_token_id
+
+    @property
+    def eos(self) -> int | None:
+        """Id of the end-of-sequence token."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad(self) -> int | None:
+        """Id of the padding token."""
+        return self.tokenizer.pad_token_id
+
+    @property
+    def unk(self) -> int | None:
+        """Id of the unknown token."""
+        return self.tokenizer.unk_token_id
+
+    def special_ids(self) -> set[int]:
+        """bos, eos, pad, unk and the ends of turns, as far as they exist."""
+        named = {self.bos, self.eos, self.pad, self.unk} | self.ends_of_turn
+        return {token for token in named if token is not None}
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name, with the template in use."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            self.tokenizer.save_pretrained(folder)
+            (folder / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
+            return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides which ids a text becomes."""
+        if self.tokenizer.is_fast:
+            rules = self.tokenizer.backend_tokenizer.to_str()
+        else:
+            rules = json.dumps([type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())])
+        return hash_json([rules, {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}])
+
+    def encode(self, conversation: Conversation) -> tuple[TokenIds, TokenIds]:
+        """`input_ids` [T] and `turns` [T], int32, untruncated.
+
+        Raises:
+            TemplateError: the template refuses the conversation or gives no sound mask for it; named by its place.
+        """
+        return self.encode_batch([conversation])[0]
+
+    def encode_batch(self, conversations: Sequence[Conversation]) -> list[tuple[TokenIds, TokenIds]]:
+        """`encode` of each, tokenised together."""
+        rendered = [self._rendered(conversation) for conversation in conversations]
+        tokens = self._tokenize([item.text for item in rendered])
+        result = []
+        for conversation, item, (ids, offsets) in zip(conversations, rendered, tokens, strict=True):
+            try:
+                turns = self._turns(item, ids, offsets)
+            except TemplateError as error:
+                raise TemplateError(f"{conversation.where}: {error}") from None
+            result.append((ids, self._trimmed(ids, turns)))
+        return result
+
+    def token_ids(self, text: str) -> TokenIds:
+        """[T] int32 ids of a text as it is, no special token added."""
+        return self._tokenize([text])[0][0]
+
+    def _rendered(self, conversation: Conversation) -> Rendered:
+        assert conversation.messages is not None, "tokenised rows need no tokenizer"
+        try:
+            rendered = self.template.spans(conversation.messages, conversation.tools)
+        except TemplateError as error:
+            raise TemplateError(f"{conversation.where}: {error}") from None
+        roles = [message["role"] for message in conversation.messages[: conversation.num_context]]
+        skipped = roles.count("assistant")
+        spans = tuple(span for span in rendered.spans if span.turn > skipped)
+        return Rendered(text=rendered.text, spans=spans)
+
+    def _tokenize(self, texts: list[str]) -> list[tuple[TokenIds, NDArray[np.int64] | None]]:
+        fast = bool(self.tokenizer.is_fast)
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=fast,
+            verbose=False,
+        )
+        ids = [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
+        if not fast:
+            return [(row, None) for row in ids]
+        offsets = [np.array(row, dtype=np.int64).reshape(-1, 2) for row in encoded["offset_mapping"]]
+        return list(zip(ids, offsets, strict=True))
+
+    def _turns(self, rendered: Rendered, ids: TokenIds, offsets: NDArray[np.int64] | None) -> TokenIds:
+        turns = np.zeros(len(ids), dtype=np.int32)
+        for span in rendered.spans:
+            if span.start == span.end:
+                continue
+            if offsets is None:
+                turns[self._inside(span, rendered.text, ids)] = span.turn
+            else:
+                turns[self._covered(span, rendered.text, ids, offsets)] = span.turn
+        return turns
+
+    def _covered(self, span: Span, text: str, ids: TokenIds, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[T] bool: tokens that lie inside the span, by their offsets.
+
+        Byte-level tokenizers leave a token's leading spaces out of its offsets, so a token reaches back to the end of
+        the one before it; whether that gap really was its own, at the border, is asked of the tokenizer.
+        """
+        starts, ends = offsets[:, 0], np.maximum.accumulate(offsets[:, 1])
+        reach = np.minimum(starts, np.concatenate(([0], ends[:-1])))
+        for index in np.flatnonzero((reach < span.start) & (starts >= span.start) & (offsets[:, 1] > span.start)):
+            if np.array_equal(self.token_ids(text[: span.start]), ids[:index]):
+                reach[index] = starts[index]
+        return (reach >= span.start) & (reach < span.end) & (offsets[:, 1] <= span.end)
+
+    def _inside(self, span: Span, text: str, ids: TokenIds) -> slice:
+        """The same for a tokenizer without offsets: both borders must be borders of the whole's tokens."""
+        bounds = []
+        for end in (span.start, span.end):
+            part = self.token_ids(text[:end])
+            if not np.array_equal(part, ids[: len(part)]):
+                raise TemplateError(f"the tokenizer merges text across the border of assistant turn {span.turn}")
+            bounds.append(len(part))
+        return slice(*bounds)
+
+    def _trimmed(self, ids: TokenIds, turns: TokenIds) -> TokenIds:
+        """Turns that stop at their end-of-turn token: what a template writes after it, nobody emits."""
+        closing = np.isin(ids, list(self.ends_of_turn)) & (turns > 0)
+        for turn in np.unique(turns[closing]):
+            last = np.flatnonzero(closing & (turns == turn))[-1]
+            turns[last + 1 :][turns[last + 1 :] == turn] = 0
+        return turns
+
+
+def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local model folder, or of a model on the Hub.
+
+    Raises:
+        TargetError: there is none at `path`.
+    """
+    local = Path(path).expanduser()
+    if not local.exists() and not is_hub_id(path):
+        raise TargetError(f"{path}: no such folder (a model on the Hub is written owner/name)")
+    source = str(local) if local.exists() else path
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TargetError(f"{path}: no tokenizer can be loaded: {problem}") from None
+
+
+def read_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> str:
+    """The Jinja source of the file at `path`, or of the tokenizer's own chat template.
+
+    Raises:
+        DataError: the file cannot be read.
+        TemplateError: the tokenizer has no template and no file is given.
+    """
+    if path is not None:
+        try:
+            return Path(path).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"data.chat_template: {path} cannot be read: {error}") from None
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError:
+        raise TemplateError(
+            "the tokenizer has no chat template; name a Jinja file in data.chat_template, or give rows with input_ids"
+        ) from None

@@ -1,0 +1,74 @@
+"""Conversations to token samples: tokenised in batches, cut to length, and what is left out counted by its reason."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+
+from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds
+from eaglepipe.chat.types import Conversation, DropCounts, TokenSample, supervised_tokens
+from eaglepipe.config import DataConfig
+from eaglepipe.errors import DataError
+
+NO_ASSISTANT_TURN = "no_assistant_turn"
+TOO_SHORT = "too_short"
+TOO_LONG = "too_long"
+EMPTY_MASK = "empty_mask"
+
+_BATCH_CONVERSATIONS = 64
+
+
+def iter_token_samples(
+    conversations: Iterable[Conversation], chat: ChatTokenizer | None, data: DataConfig, drops: DropCounts
+) -> Iterator[TokenSample]:
+    """One sample for each conversation with a supervised token, in order; the others are counted in `drops`.
+
+    `chat` may be None when every row comes tokenised. A sample keeps its first `data.max_length` tokens.
+
+    Raises:
+        DataError: a malformed row, or a row of messages without `chat`.
+        TemplateError: a conversation that the template cannot render or mask.
+    """
+    rest = iter(conversations)
+    while batch := list(islice(rest, _BATCH_CONVERSATIONS)):
+        kept = [conversation for conversation in batch if conversation.has_assistant_turn]
+        drops[NO_ASSISTANT_TURN] += len(batch) - len(kept)
+        for conversation, (input_ids, turns) in zip(kept, _encoded(kept, chat), strict=True):
+            reason = _unfit(input_ids, turns := _wanted(turns, data), data)
+            if reason is not None:
+                drops[reason] += 1
+                continue
+            yield TokenSample(
+                sample_id=conversation.sample_id,
+                source=conversation.source,
+                input_ids=input_ids[: data.max_length],
+                turns=turns[: data.max_length],
+            )
+
+
+def _encoded(conversations: Sequence[Conversation], chat: ChatTokenizer | None) -> Iterator[tuple[TokenIds, TokenIds]]:
+    to_render = [conversation for conversation in conversations if conversation.messages is not None]
+    if to_render and chat is None:
+        raise DataError(f"{to_render[0].where}: a row of messages, and there is no tokenizer to render it with")
+    rendered = iter(chat.encode_batch(to_render) if chat is not None and to_render else [])
+    for conversation in conversations:
+        if conversation.input_ids is not None and conversation.turns is not None:
+            yield conversation.input_ids, conversation.turns
+        else:
+            yield next(rendered)
+
+
+def _wanted(turns: TokenIds, data: DataConfig) -> TokenIds:
+    if data.supervise == "all" or not len(turns):
+        return turns
+    return np.where(turns == turns.max(), turns, 0).astype(np.int32)
+
+
+def _unfit(input_ids: TokenIds, turns: TokenIds, data: DataConfig) -> str | None:
+    if len(input_ids) < 2:
+        return TOO_SHORT
+    if len(input_ids) > data.max_length and data.on_long == "drop":
+        return TOO_LONG
+    if not supervised_tokens(turns[: data.max_length]).any():
+        return EMPTY_MASK
+    return None

@@ -1,0 +1,296 @@
+"""The one typed tree of settings: a YAML recipe plus `section.key=value` overrides.
+
+`target`, `data`, `vocab` and `cache` decide a cache's bytes and so its identity; `precompute`, `draft`, `train` and
+`regenerate` never do. Unknown keys are errors that name the nearest key, and all errors are reported at once.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+from eaglepipe.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+FloatCodec = Literal["bf16", "fp16", "fp32"]
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """One section of a recipe: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class TargetConfig(Section):
+    """The model that is drafted for."""
+
+    path: str = Field(description="local folder, or a Hub id (fetched through huggingface_hub)")
+    revision: str | None = None
+    dtype: DType = "auto"
+    trust_remote_code: bool = False
+
+
+class SourceConfig(Section):
+    """One source of conversations."""
+
+    path: str = Field(description="local file or folder (jsonl, json, parquet), or a Hub dataset id")
+    name: str | None = Field(None, description="label in reports; default: the file's stem or the dataset's name")
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    format: Literal["auto", "messages", "sharegpt", "prompt_completion", "tokenized"] = "auto"
+    max_samples: PositiveInt | None = None
+
+
+class DataConfig(Section):
+    """Conversations and how they become token ids and a loss mask."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    max_length: Annotated[int, Field(ge=2, strict=True)] = 2048
+    on_long: Literal["truncate", "drop"] = "truncate"
+    mask: Literal["auto", "generation", "prefix"] = Field("auto", description="where the assistant mask comes from")
+    supervise: Literal["all", "last"] = Field("all", description="which assistant turns carry a loss")
+    chat_template: str | None = Field(None, description="path of a Jinja file; default: the tokenizer's own")
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class VocabConfig(Section):
+    """The draft vocabulary."""
+
+    draft_size: Annotated[int, Field(strict=True)] | None = Field(None, description="absent or >= V: the target's own")
+
+
+class CacheConfig(Section):
+    """What is stored for each token, and where."""
+
+    root: str | None = Field(None, description="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")
+    supervision: Literal["dense", "hidden"] = "hidden"
+    aux_codec: FloatCodec = "bf16"
+    hidden_codec: FloatCodec = Field("bf16", description="last hidden states, with supervision: hidden")
+    probs_codec: Literal["fp16", "fp32"] = Field("fp16", description="probabilities, with supervision: dense")
+    aux_layer_ids: tuple[int, ...] | None = Field(None, description="boundaries; default [2, n//2, n-3]")
+    full_head: bool = Field(False, description="keep all rows of the target's lm_head, as EAGLE-1/2 needs")
+    shard_bytes: ByteSize = Field(ByteSize(512 * 2**20), description="upper size of a shard")
+
+
+class PrecomputeConfig(Section):
+    """How stage 1 runs; none of it changes what a cache means."""
+
+    device: Device = "auto"
+    batch_tokens: PositiveInt = Field(16384, description="tokens in one target forward, padding included")
+    head_chunk_rows: PositiveInt = Field(1024, description="supervised rows that go through the lm_head at once")
+    queue_batches: PositiveInt = Field(4, description="captured batches that may wait for the disk")
+
+
+class DraftConfig(Section):
+    """The draft's shape; absent values follow the target."""
+
+    num_hidden_layers: PositiveInt = 1
+    hidden_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    num_attention_heads: PositiveInt | None = None
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    fc_norm: bool = Field(False, description="EAGLE-3.1: one RMSNorm for each aux chunk before fc")
+    norm_output: bool = Field(False, description="EAGLE-3.1: carry the normalised state between steps")
+    freeze_embeddings: bool = True
+    lm_head_init: Literal["target", "random"] = "target"
+
+
+class TrainConfig(Section):
+    """Stage 2."""
+
+    output_dir: str | None = Field(None, description="default: runs/<name>")
+    caches: tuple[str, ...] | None = Field(None, description="cache folders; default: the one the recipe names")
+    objective: Literal["eagle3"] = "eagle3"
+    ttt_steps: PositiveInt = 7
+    step_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps; stops earlier than the epochs do")
+    batch_tokens: PositiveInt = Field(16384, description="tokens of one optimizer step, over all ranks")
+    micro_batch_tokens: PositiveInt = Field(4096, description="tokens of one forward on one rank: the memory knob")
+    pack_length: PositiveInt | None = Field(None, description="row length; default: the cache's max_length")
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    warmup_ratio: Fraction = 0.02
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5
+    device: Device = "auto"
+    dtype: DType = Field(
+        "auto", description="compute dtype; auto: bfloat16 on CUDA, float32 on CPU; masters stay float32"
+    )
+    gradient_checkpointing: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+    heldout_fraction: Fraction = 0.02
+    eval_every_steps: PositiveInt = 500
+    eval_max_samples: PositiveInt | None = 512
+    early_stop_patience: PositiveInt | None = Field(5, description="evaluations without a better acceptance length")
+    checkpoint_every_steps: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    log_every_steps: PositiveInt = 10
+    tensorboard: bool = False
+    prefetch_batches: PositiveInt = 4
+
+
+class RegenerateConfig(Section):
+    """`eaglepipe data regenerate`: let the target answer the prompts of its sources itself."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    output: str = Field(description="JSONL file of conversations")
+    max_new_tokens: PositiveInt = 512
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    batch_size: PositiveInt = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Recipe(Section):
+    """A whole pipeline."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    target: TargetConfig
+    data: DataConfig
+    vocab: VocabConfig = VocabConfig()
+    cache: CacheConfig = CacheConfig()
+    precompute: PrecomputeConfig = PrecomputeConfig()
+    draft: DraftConfig = DraftConfig()
+    train: TrainConfig = TrainConfig()
+    regenerate: RegenerateConfig | None = None
+
+    @model_validator(mode="after")
+    def _rows_fit_their_budget(self) -> "Recipe":
+        if self.train.micro_batch_tokens > self.train.batch_tokens:
+            raise ValueError("train.micro_batch_tokens is larger than train.batch_tokens")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `section.key=value` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: with one line for each mistake in the file and the overrides together.
+    """
+    raw = _read_yaml(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {line}" for line in _explain(error)]
+        raise ConfigError(f"{path}: {len(lines)} mistake(s)\n" + "\n".join(lines)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML would silently let win."""
+
+
+def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+    return dict(loader.construct_pairs(node, deep=True))
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"no recipe at {path}; `eaglepipe recipe ls` lists those that ship") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    *parents, leaf = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node = _step_into(node, parent, override)
+    if isinstance(node, list):
+        node[_list_index(node, leaf, override)] = value
+    else:
+        node[leaf] = value
+
+
+def _step_into(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, key, override)]
+    child = node.setdefault(key, {})
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
+    return child
+
+
+def _list_index(node: list[Any], key: str, override: str) -> int:
+    if not key.isdecimal() or int(key) >= len(node):
+        raise ConfigError(f"override {override!r}: {key!r} is not an index into a list of {len(node)}")
+    return int(key)
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        if item["type"] == "too_short" and item["input"]:
+            continue  # pydantic's echo of mistakes inside the items, reported on their own
+        location = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            yield f"{location}: unknown key{_nearest(item['loc'])}"
+        elif item["type"] == "missing":
+            yield f"{location}: required, and absent"
+        else:
+            given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+            yield f"{location}: {item['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    known = _keys_at(location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; known here: {', '.join(known[:12])}" + ", …" * (len(known) > 12)
+    )
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        model = _section_type(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _section_type(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if argument not in (type(None), Ellipsis):
+            return _section_type(argument)
+    raise AssertionError(f"{annotation} holds no section")

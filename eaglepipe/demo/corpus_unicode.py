@@ -1,0 +1,212 @@
+"""Facts about characters, from `unicodedata` and the codecs: names, categories, bytes, decompositions, neighbours."""
+
+import re
+import sys
+import unicodedata
+from random import Random
+
+from eaglepipe.demo.corpus_types import Exchange, Source, plural
+
+CATEGORY_NAMES = {
+    "Lu": "uppercase letter",
+    "Ll": "lowercase letter",
+    "Lt": "titlecase letter",
+    "Lm": "modifier letter",
+    "Lo": "other letter",
+    "Mn": "nonspacing mark",
+    "Mc": "spacing mark",
+    "Me": "enclosing mark",
+    "Nd": "decimal digit",
+    "Nl": "letter number",
+    "No": "other number",
+    "Pc": "connector punctuation",
+    "Pd": "dash punctuation",
+    "Ps": "opening punctuation",
+    "Pe": "closing punctuation",
+    "Pi": "initial quotation mark",
+    "Pf": "final quotation mark",
+    "Po": "other punctuation",
+    "Sm": "mathematical symbol",
+    "Sc": "currency symbol",
+    "Sk": "modifier symbol",
+    "So": "other symbol",
+    "Zs": "space separator",
+    "Zl": "line separator",
+    "Zp": "paragraph separator",
+    "Cf": "format character",
+}
+_NUMBERED_NAME = re.compile(r"-[0-9A-F]{3,6}$")
+_SHOWN_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lo", "Nd", "No", "Sm", "Sc", "So", "Po"))
+
+
+def notation(character: str) -> str:
+    """`U+00E9`."""
+    return f"U+{ord(character):04X}"
+
+
+def _keys() -> list[str]:
+    """All named characters but ideographs, whose names are their numbers, and nine in ten Hangul syllables."""
+    named = ((character, unicodedata.name(character, "")) for character in map(chr, range(sys.maxunicode + 1)))
+    return [notation(character) for character, name in named if name and not _is_one_of_many(character, name)]
+
+
+def _is_one_of_many(character: str, name: str) -> bool:
+    return bool(_NUMBERED_NAME.search(name)) or (name.startswith("HANGUL SYLLABLE") and ord(character) % 10 != 0)
+
+
+def _exchanges(key: str, rng: Random) -> tuple[Exchange, ...]:
+    character = chr(int(key.removeprefix("U+"), 16))
+    category = unicodedata.category(character)
+    shown = f"{key} ({character})" if category in _SHOWN_CATEGORIES and rng.random() < 0.3 else key
+    return (
+        _identity(character, shown, rng),
+        _encoding(character, shown, rng),
+        _decomposition(character, shown, rng),
+        _neighbours(character, shown, rng),
+        _from_name(character, rng),
+    )
+
+
+def _identity(character: str, shown: str, rng: Random) -> Exchange:
+    name, category = unicodedata.name(character), unicodedata.category(character)
+    question = rng.choice(
+        (
+            f"Which character is {shown}?",
+            f"What is {shown} called?",
+            f"Tell me about the code point {shown}.",
+            f"What does Unicode say about {shown}?",
+        )
+    )
+    kind = CATEGORY_NAMES[category]
+    return Exchange(
+        question=question,
+        sentences=(
+            rng.choice((f"{notation(character)} is {name}.", f"{notation(character)} is called {name}.")),
+            f"Its general category is {category}, {kind}, and its bidirectional class is "
+            f"{unicodedata.bidirectional(character)}.",
+            *_number_and_case(character),
+        ),
+    )
+
+
+def _number_and_case(character: str) -> tuple[str, ...]:
+    facts = []
+    value = unicodedata.numeric(character, None)
+    if value is not None:
+        facts.append(f"Its numeric value is {value:g}.")
+    for label, other in (("uppercase", character.upper()), ("lowercase", character.lower())):
+        if other != character:
+            named = [f"{notation(part)}, {unicodedata.name(part)}" for part in other]
+            facts.append(f"Its {label} form is {', then '.join(named)}.")
+    if unicodedata.combining(character):
+        facts.append(f"It combines with the character before it, in combining class {unicodedata.combining(character)}.")
+    return tuple(facts) or ("It has no other case and no numeric value.",)
+
+
+def _encoding(character: str, shown: str, rng: Random) -> Exchange:
+    utf8 = character.encode("utf-8")
+    utf16 = character.encode("utf-16-be").hex(" ", 2).upper()
+    question = rng.choice(
+        (
+            f"How is {shown} encoded in UTF-8?",
+            f"Which bytes does {shown} take in UTF-8?",
+            f"How do I write {shown} as bytes?",
+            f"What are the encodings of {shown}?",
+        )
+    )
+    units = plural(len(utf16.split()), "code unit")
+    escape = character.encode("ascii", "backslashreplace").decode() if ord(character) > 127 else f"\\x{ord(character):02x}"
+    return Exchange(
+        question=question,
+        sentences=(
+            f"In UTF-8, {notation(character)} takes {plural(len(utf8), 'byte')}: {utf8.hex(' ').upper()}.",
+            f"In UTF-16 it takes {units}: {utf16}.",
+            rng.choice(
+                (
+                    f"Python writes it as {escape} or chr({ord(character)}), and HTML as &#{ord(character)};.",
+                    f"Its number is {ord(character)} in decimal, so HTML writes it as &#{ord(character)}; and Python as {escape}.",
+                )
+            ),
+        ),
+    )
+
+
+def _decomposition(character: str, shown: str, rng: Random) -> Exchange:
+    question = rng.choice(
+        (
+            f"Does {shown} decompose?",
+            f"What is the decomposition of {shown}?",
+            f"What happens to {shown} when text is normalised?",
+        )
+    )
+    name = unicodedata.name(character)
+    canonical, compatible = (unicodedata.normalize(form, character) for form in ("NFD", "NFKD"))
+    if compatible == character:
+        return Exchange(
+            question=question,
+            sentences=(
+                f"No, {notation(character)} does not decompose.",
+                f"{name} stays one code point, and it is the same in the normal forms NFC, NFD, NFKC and NFKD.",
+            ),
+        )
+    kind, parts = ("canonical", canonical) if canonical != character else ("compatibility", compatible)
+    named = [f"{notation(part)} {unicodedata.name(part, 'without a name')}" for part in parts]
+    return Exchange(
+        question=question,
+        sentences=(
+            f"Yes, {notation(character)} has a {kind} decomposition into {plural(len(parts), 'code point')}.",
+            f"{name} becomes {', then '.join(named[:4])}{', and so on' * (len(named) > 4)}.",
+            f"In NFD it has length {len(canonical)}, and in NFKD it has length {len(compatible)}.",
+        ),
+    )
+
+
+def _neighbours(character: str, shown: str, rng: Random) -> Exchange:
+    question = rng.choice(
+        (
+            f"Which characters stand next to {shown}?",
+            f"What comes before and after {shown}?",
+            f"What are the neighbours of {shown} in the code chart?",
+        )
+    )
+    return Exchange(
+        question=question,
+        sentences=(
+            f"{notation(character)} is {unicodedata.name(character)}.",
+            f"Before it comes {_described(ord(character) - 1)}.",
+            f"After it comes {_described(ord(character) + 1)}.",
+        ),
+    )
+
+
+def _described(code_point: int) -> str:
+    name = unicodedata.name(chr(code_point), None) if 0 <= code_point <= sys.maxunicode else None
+    return f"U+{code_point:04X}, {name}" if name else f"U+{code_point:04X}, which has no name"
+
+
+def _from_name(character: str, rng: Random) -> Exchange:
+    name, utf8 = unicodedata.name(character), character.encode("utf-8").hex(" ").upper()
+    question = rng.choice(
+        (
+            f"What is the code point of {name}?",
+            f"Where is {name} in Unicode?",
+            f"How do I type {name} in Python?",
+        )
+    )
+    category = unicodedata.category(character)
+    return Exchange(
+        question=question,
+        sentences=(
+            f"{name} is {notation(character)}.",
+            f'In Python it is "\\N{{{name}}}", and ord() of it gives {ord(character)}.',
+            f"Its category is {category}, {CATEGORY_NAMES[category]}, and its UTF-8 bytes are {utf8}.",
+        ),
+    )
+
+
+SOURCE = Source(
+    name="unicode",
+    system_prompt="You answer questions about Unicode characters.",
+    keys=_keys,
+    exchanges=_exchanges,
+)

@@ -1,0 +1,135 @@
+"""Refusals of what cannot be trained on: settings, shapes, and masks, each named with what it should be."""
+
+from typing import Any
+
+import torch
+
+from eaglepipe.eagle.attention import check_right_padded
+from eaglepipe.eagle.unroll import HostMasks
+from eaglepipe.errors import DraftError
+
+IMPLEMENTATIONS = ("compact", "reference")
+
+
+def check_settings(
+    config: Any,
+    selected_token_ids: torch.Tensor,
+    selected_token_mask: torch.Tensor,
+    *,
+    ttt_steps: int,
+    step_decay: float,
+    implementation: str,
+) -> None:
+    """What an EAGLE-3 trainer is built from.
+
+    Raises:
+        DraftError: naming the setting.
+    """
+    if isinstance(ttt_steps, bool) or not isinstance(ttt_steps, int) or ttt_steps < 1:
+        raise DraftError(f"ttt_steps must be an int of at least 1, not {ttt_steps!r}")
+    if not 0.0 < step_decay <= 1.0:
+        raise DraftError(f"step_decay must be above 0 and at most 1, not {step_decay!r}")
+    if implementation not in IMPLEMENTATIONS:
+        raise DraftError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
+    if selected_token_ids.shape != (config.draft_vocab_size,):
+        raise DraftError(
+            f"selected_token_ids has shape {tuple(selected_token_ids.shape)}; the draft's lm_head has "
+            f"{config.draft_vocab_size} rows"
+        )
+    if selected_token_mask.shape != (config.vocab_size,):
+        raise DraftError(
+            f"selected_token_mask has shape {tuple(selected_token_mask.shape)}; the target's vocabulary has "
+            f"{config.vocab_size} ids"
+        )
+
+
+def check_batch(
+    config: Any,
+    *,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    loss_mask: torch.Tensor,
+    aux_hidden_states: torch.Tensor,
+    target_logits: torch.Tensor | None,
+    target_probs: torch.Tensor | None,
+    position_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    seq_lens: torch.Tensor | None,
+    doc_remaining: torch.Tensor | None,
+    normalizers: torch.Tensor | None,
+    ttt_steps: int,
+) -> None:
+    """One batch of `Eagle3TrainerModule.forward`: sources and shapes.
+
+    Raises:
+        DraftError: naming the argument.
+    """
+    _check_source(target_logits, target_probs, position_mask)
+    if input_ids.dim() != 2 or 0 in input_ids.shape:
+        raise DraftError(f"input_ids must be [batch, tokens], not {tuple(input_ids.shape)}")
+    rows = tuple(input_ids.shape)
+    aux_size = config.num_aux_hidden_states * config.target_hidden_size
+    _check_shape("attention_mask", attention_mask, rows)
+    _check_shape("loss_mask", loss_mask, rows, (*rows, 1))
+    _check_shape("position_mask", position_mask, rows, (*rows, 1))
+    _check_shape("position_ids", position_ids, rows)
+    _check_shape("doc_remaining", doc_remaining, rows)
+    _check_shape("target_logits", target_logits, (*rows, config.vocab_size))
+    _check_shape("normalizers", normalizers, (ttt_steps,))
+    _check_shape(
+        "aux_hidden_states",
+        aux_hidden_states,
+        (*rows, aux_size),
+        (*rows, config.num_aux_hidden_states, config.target_hidden_size),
+    )
+    if target_probs is not None and target_probs.dim() == 2:
+        _check_shape("target_probs", target_probs, (target_probs.shape[0], config.draft_vocab_size))
+    else:
+        _check_shape("target_probs", target_probs, (*rows, config.draft_vocab_size))
+    if seq_lens is not None and (seq_lens.dim() != 2 or seq_lens.shape[0] != rows[0]):
+        raise DraftError(f"seq_lens has shape {tuple(seq_lens.shape)}; expected [{rows[0]}, documents]")
+
+
+def _check_source(
+    target_logits: torch.Tensor | None, target_probs: torch.Tensor | None, position_mask: torch.Tensor | None
+) -> None:
+    if (target_logits is None) == (target_probs is None):
+        given = "neither" if target_logits is None else "both"
+        raise DraftError(f"give exactly one of target_logits and target_probs with position_mask; {given} given")
+    if (target_probs is None) != (position_mask is None):
+        raise DraftError("target_probs and position_mask go together: both, or target_logits alone")
+
+
+def _check_shape(name: str, tensor: torch.Tensor | None, *expected: tuple[int, ...]) -> None:
+    if tensor is not None and tuple(tensor.shape) not in expected:
+        wanted = " or ".join(str(list(shape)) for shape in expected)
+        raise DraftError(f"{name} has shape {list(tensor.shape)}; expected {wanted}")
+
+
+def check_values(masks: HostMasks, target_probs: torch.Tensor) -> None:
+    """What only the values of a batch tell.
+
+    Raises:
+        DraftError: for left padding, supervised padding, documents that do not fill their row, or a number of rows of
+            probabilities that is not the number of slots they belong to.
+    """
+    check_right_padded(masks.attention_mask)
+    padded = (masks.position_mask & ~masks.attention_mask).any(dim=1)
+    if bool(padded.any()):
+        raise DraftError(f"row {int(padded.nonzero()[0])} has supervision on padding; position_mask must end before it")
+    if masks.seq_lens is not None:
+        _check_documents(masks.seq_lens, masks.attention_mask.shape[1])
+    supervised = int(masks.position_mask.sum())
+    if target_probs.dim() == 2 and target_probs.shape[0] != supervised:
+        raise DraftError(f"target_probs has {target_probs.shape[0]} rows; position_mask has {supervised} slots set")
+
+
+def _check_documents(seq_lens: torch.Tensor, num_slots: int) -> None:
+    totals = seq_lens.sum(dim=1)
+    bad = (totals != num_slots) | (seq_lens < 0).any(dim=1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise DraftError(
+            f"seq_lens row {row} sums to {int(totals[row])}, not to the row's {num_slots} slots; fold trailing padding "
+            "into the last document"
+        )

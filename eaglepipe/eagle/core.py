@@ -1,0 +1,196 @@
+"""EAGLE-3 training: the draft unrolled K steps on its own states, against the target's distribution at every step."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from eaglepipe.eagle.checks import check_batch, check_settings, check_values
+from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.steps import as_slot_mask, count_per_step, count_valid_per_step, prefix_masks, shift_left_with_zero
+from eaglepipe.eagle.unroll import UnrollInputs, host_masks
+from eaglepipe.eagle.unroll_reference import unroll_reference
+
+__all__ = [
+    "Eagle3StepMetrics",
+    "Eagle3TrainerModule",
+    "_compute_target_distribution",
+    "_shift_left_with_zero",
+    "count_valid_per_step",
+]
+
+_shift_left_with_zero = shift_left_with_zero
+
+
+def _none_yet() -> torch.Tensor:
+    return torch.zeros(0)
+
+
+@dataclass(frozen=True)
+class Eagle3StepMetrics:
+    """Aggregated metrics of one forward; K steps. Only `loss` carries a gradient."""
+
+    loss: torch.Tensor  # float32, sum_k decay^k L_k / sum_k decay^k
+    accuracy: torch.Tensor  # float32, correct over counted slots, all steps pooled
+    valid_tokens: torch.Tensor  # int64, slots in the loss, all steps pooled
+    loss_sums: torch.Tensor = field(default_factory=_none_yet)  # float32 [K], summed soft cross-entropy
+    counts: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots in the loss
+    correct: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], greedy draft token equal to the target's
+    hits: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots whose first k+1 greedy drafts all match
+    valid: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots supervised at every step up to k
+
+
+class Eagle3TrainerModule(nn.Module):
+    """Draft-side EAGLE-3 trainer module with test-time-training unroll.
+
+    Args:
+        draft_model: the draft.
+        selected_token_ids: int64 [D], ascending target ids of the draft vocabulary.
+        selected_token_mask: bool [V], True for those ids.
+        ttt_steps: K, an int of at least 1.
+        step_decay: weight of step k is step_decay^k, in (0, 1].
+        implementation: `compact` computes only the slots that a loss depends on, `reference` every slot at every step;
+            losses and gradients are the same.
+
+    Raises:
+        DraftError: for settings that do not fit together.
+    """
+
+    selected_token_ids: torch.Tensor
+    selected_token_mask: torch.Tensor
+    step_weights: torch.Tensor
+
+    def __init__(
+        self,
+        draft_model: LlamaEagle3DraftModel,
+        selected_token_ids: torch.Tensor,
+        selected_token_mask: torch.Tensor,
+        ttt_steps: int,
+        *,
+        step_decay: float = 0.8,
+        implementation: Literal["compact", "reference"] = "compact",
+    ) -> None:
+        super().__init__()
+        check_settings(
+            draft_model.config,
+            selected_token_ids,
+            selected_token_mask,
+            ttt_steps=ttt_steps,
+            step_decay=step_decay,
+            implementation=implementation,
+        )
+        self.draft_model = draft_model
+        self.ttt_steps = ttt_steps
+        self.implementation = implementation
+        weights = torch.tensor([step_decay**step for step in range(ttt_steps)], dtype=torch.float64)
+        self.register_buffer("selected_token_ids", selected_token_ids.long(), persistent=False)
+        self.register_buffer("selected_token_mask", selected_token_mask.bool(), persistent=False)
+        self.register_buffer("step_weights", (weights / weights.sum()).float(), persistent=False)
+
+    def forward(  # noqa: PLR0917 - the established signature
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        loss_mask: torch.Tensor,
+        aux_hidden_states: torch.Tensor,
+        target_logits: torch.Tensor | None = None,
+        target_probs: torch.Tensor | None = None,
+        position_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        seq_lens: torch.Tensor | None = None,
+        doc_remaining: torch.Tensor | None = None,
+        *,
+        normalizers: torch.Tensor | None = None,
+    ) -> Eagle3StepMetrics:
+        """Loss and metrics of one batch whose ids, masks and supervision are shifted left once already.
+
+        Exactly one supervision source: `target_logits`, or `target_probs` with `position_mask`.
+
+        Args:
+            input_ids: int [B, T]; slot t holds the token after the one whose aux states it holds.
+            attention_mask: [B, T], 1 for real tokens, right padded.
+            loss_mask: [B, T], 1 where slot t's next token is supervised.
+            aux_hidden_states: [B, T, A·Ht] or [B, T, A, Ht].
+            target_logits: [B, T, V].
+            target_probs: [B, T, D], or [S, D] with only the rows of the S slots set in `position_mask`, row by row.
+            position_mask: [B, T] or [B, T, 1], supervised and the target's top-1 in the draft vocabulary.
+            position_ids: int [B, T], restarting at each document; default from `seq_lens`, else 0..T-1.
+            seq_lens: int [B, max_docs], lengths of packed documents, zero padded, each row summing to T.
+            doc_remaining: int [B, T], real tokens after this one in its document; slot t counts at step k only while
+                k < doc_remaining[t].
+            normalizers: [K], what each step's loss sum is divided by; default its own count, at least 1. Larger
+                numbers give one batch its share of a loss that is reduced over several.
+
+        Raises:
+            DraftError: for no or two supervision sources, and for shapes or masks that do not fit.
+        """
+        check_batch(
+            self.draft_model.config,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            loss_mask=loss_mask,
+            aux_hidden_states=aux_hidden_states,
+            target_logits=target_logits,
+            target_probs=target_probs,
+            position_mask=position_mask,
+            position_ids=position_ids,
+            seq_lens=seq_lens,
+            doc_remaining=doc_remaining,
+            normalizers=normalizers,
+            ttt_steps=self.ttt_steps,
+        )
+        if target_logits is not None:
+            target_probs, position_mask = _compute_target_distribution(
+                target_logits, self.selected_token_ids, self.selected_token_mask, loss_mask
+            )
+        assert target_probs is not None and position_mask is not None
+        inputs = UnrollInputs(
+            input_ids=input_ids.long(),
+            attention_mask=attention_mask.bool(),
+            loss_mask=as_slot_mask(loss_mask),
+            position_mask=as_slot_mask(position_mask),
+            aux_hidden_states=aux_hidden_states.flatten(2),
+            target_probs=target_probs.detach(),
+            position_ids=self.draft_model.positions(input_ids, position_ids, seq_lens),
+            seq_lens=seq_lens,
+            doc_remaining=doc_remaining,
+        )
+        host = host_masks(inputs)
+        check_values(host, target_probs)
+        counts = count_valid_per_step(inputs.position_mask, doc_remaining, self.ttt_steps)
+        divisors = counts.clamp(min=1) if normalizers is None else normalizers
+        result = unroll_reference(self.draft_model, inputs, self.step_weights / divisors.to(self.step_weights.device))
+        return Eagle3StepMetrics(
+            loss=result.loss,
+            accuracy=result.correct.sum().float() / counts.sum().clamp(min=1),
+            valid_tokens=counts.sum(),
+            loss_sums=result.loss_sums,
+            counts=counts,
+            correct=result.correct,
+            hits=result.hits,
+            valid=count_per_step(prefix_masks(inputs.loss_mask, doc_remaining, self.ttt_steps)),
+        )
+
+
+@torch.no_grad()
+def _compute_target_distribution(
+    target_logits: torch.Tensor,
+    selected_token_ids: torch.Tensor,
+    selected_token_mask: torch.Tensor,
+    loss_mask: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Project target logits into the draft vocabulary and build the supervision mask.
+
+    Args:
+        target_logits: [..., V].
+        selected_token_ids: int64 [D].
+        selected_token_mask: bool [V].
+        loss_mask: [...], 1 where supervised.
+
+    Returns: probabilities float32 [..., D] that sum to 1 inside the draft vocabulary, and bool [..., 1], True where
+        supervised and the target's argmax is in the draft vocabulary.
+    """
+    selected = target_logits.index_select(-1, selected_token_ids.to(target_logits.device))
+    covered = selected_token_mask.to(target_logits.device)[target_logits.argmax(dim=-1)]
+    return selected.float().softmax(dim=-1), (covered & loss_mask.bool())[..., None]

@@ -1,0 +1,129 @@
+"""The draft's configuration, derived from the target's: a Llama config with a few keys of EAGLE-3's own."""
+
+import copy
+from typing import Any
+
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from eaglepipe.errors import DraftError
+
+_ROPE_KEYS_OF_OTHER_MODALITIES = ("mrope_section", "mrope_interleaved", "type")
+
+
+def draft_config_from_target(
+    target_config: PretrainedConfig | dict[str, Any],
+    *,
+    draft_vocab_size: int | None = None,
+    num_aux_hidden_states: int = 3,
+    num_hidden_layers: int = 1,
+    hidden_size: int | None = None,
+    intermediate_size: int | None = None,
+    num_attention_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    head_dim: int | None = None,
+    fc_norm: bool = False,
+    norm_output: bool = False,
+) -> PretrainedConfig:
+    """Config of a draft for this target; absent values follow the target, whose `text_config` is used where nested.
+
+    Position encoding always is the target's. `draft_vocab_size` absent or >= V means the target's vocabulary. Heads
+    follow the target, except that heads of another hidden size keep the target's `head_dim`.
+
+    Raises:
+        DraftError: for sizes that are not positive or do not fit together, or that the target's config lacks.
+    """
+    target = _text_config(target_config)
+    vocab_size = _required(target, "vocab_size")
+    width = hidden_size or _required(target, "hidden_size")
+    heads = num_attention_heads or _required(target, "num_attention_heads")
+    sizes = {
+        "draft_vocab_size": vocab_size if draft_vocab_size is None else min(draft_vocab_size, vocab_size),
+        "num_aux_hidden_states": num_aux_hidden_states,
+        "num_hidden_layers": num_hidden_layers,
+        "hidden_size": width,
+        "intermediate_size": intermediate_size or _required(target, "intermediate_size"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": num_key_value_heads or _key_value_heads(target, heads),
+        "head_dim": head_dim or _head_dim(target, width, heads),
+    }
+    _check_sizes(sizes)
+    return LlamaConfig(
+        **sizes,
+        vocab_size=vocab_size,
+        target_hidden_size=_required(target, "hidden_size"),
+        hidden_act="silu",
+        rms_norm_eps=getattr(target, "rms_norm_eps", None) or 1e-6,
+        initializer_range=getattr(target, "initializer_range", None) or 0.02,
+        max_position_embeddings=_required(target, "max_position_embeddings"),
+        rope_parameters=_rope_parameters(target),
+        attention_bias=bool(getattr(target, "attention_bias", False)),
+        mlp_bias=bool(getattr(target, "mlp_bias", False)),
+        tie_word_embeddings=False,
+        bos_token_id=getattr(target, "bos_token_id", None),
+        eos_token_id=getattr(target, "eos_token_id", None),
+        pad_token_id=getattr(target, "pad_token_id", None),
+        fc_norm=fc_norm,
+        norm_output=norm_output,
+        norm_before_fc=False,
+        norm_before_residual=False,
+    )
+
+
+def _text_config(target_config: PretrainedConfig | dict[str, Any]) -> PretrainedConfig:
+    if isinstance(target_config, PretrainedConfig):
+        return target_config.get_text_config(decoder=True)
+    values = copy.deepcopy(target_config)
+    model_type = values.pop("model_type", None)
+    if model_type in CONFIG_MAPPING:
+        return AutoConfig.for_model(model_type, **values).get_text_config(decoder=True)
+    return LlamaConfig(**{**values, **values.get("text_config", {})})
+
+
+def _required(target: PretrainedConfig, name: str) -> int:
+    value = getattr(target, name, None)
+    if not isinstance(value, int):
+        raise DraftError(f"the target's config ({target.model_type}) has no {name}; give the draft's own in the recipe")
+    return value
+
+
+def _key_value_heads(target: PretrainedConfig, heads: int) -> int:
+    """The target's number, if it divides the draft's heads; else the largest divisor below it."""
+    wanted = getattr(target, "num_key_value_heads", None) or heads
+    return max(count for count in range(1, min(wanted, heads) + 1) if heads % count == 0)
+
+
+def _head_dim(target: PretrainedConfig, width: int, heads: int) -> int:
+    explicit = getattr(target, "head_dim", None)
+    if explicit is not None:
+        return int(explicit)
+    if width % heads:
+        raise DraftError(f"hidden_size {width} is not a multiple of {heads} attention heads; give draft.head_dim")
+    return width // heads
+
+
+def _check_sizes(sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise DraftError(f"the draft's {name} must be at least 1, not {size}")
+    heads, key_value_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    if heads % key_value_heads:
+        raise DraftError(f"{heads} attention heads cannot share {key_value_heads} key-value heads evenly")
+    if sizes["hidden_size"] % heads:
+        raise DraftError(
+            f"hidden_size {sizes['hidden_size']} is not a multiple of {heads} attention heads, as engines that read a "
+            "Llama config ask for; set draft.num_attention_heads"
+        )
+
+
+def _rope_parameters(target: PretrainedConfig) -> dict[str, Any]:
+    """One rope: where the target has one for each kind of layer, that of its full-attention layers."""
+    parameters = getattr(target, "rope_parameters", None)
+    if not parameters:
+        raise DraftError(f"the target's config ({target.model_type}) has no rotary position embedding to follow")
+    if "rope_type" not in parameters:
+        nested = {name: value for name, value in parameters.items() if isinstance(value, dict)}
+        parameters = nested.get("full_attention") or (next(iter(nested.values())) if nested else parameters)
+    kept = {name: value for name, value in parameters.items() if name not in _ROPE_KEYS_OF_OTHER_MODALITIES}
+    kept["rope_type"] = "default" if kept.get("rope_type") == "mrope" else kept.get("rope_type", "default")
+    return copy.deepcopy(kept)

@@ -1,0 +1,204 @@
+"""The EAGLE-3 Llama draft: projects the target's aux states, then drafts recurrently through one fused layer.
+
+State names are the interchange names (`model.fc`, `model.layers.0.self_attn.q_proj`, `lm_head`, `d2t`, `t2d`, ...).
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, PreTrainedModel
+
+from eaglepipe.eagle.attention import causal_mask, document_positions
+from eaglepipe.eagle.layers import (
+    Eagle3LlamaAttention,
+    Eagle3LlamaDecoderLayer,
+    Eagle3LlamaMLP,
+    Eagle3LlamaPeagleLayer,
+    Eagle3LlamaRMSNorm,
+)
+from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding
+from eaglepipe.errors import DraftError
+
+__all__ = [
+    "Eagle3LlamaAttention",
+    "Eagle3LlamaDecoderLayer",
+    "Eagle3LlamaMLP",
+    "Eagle3LlamaModel",
+    "Eagle3LlamaPeagleLayer",
+    "Eagle3LlamaRMSNorm",
+    "LlamaEagle3DraftModel",
+]
+
+
+class Eagle3LlamaModel(nn.Module):
+    """Everything of the draft but its lm_head and vocabulary map."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        aux_size, num_aux = config.target_hidden_size, config.num_aux_hidden_states
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.fc = nn.Linear(num_aux * aux_size, config.hidden_size, bias=False)
+        if config.fc_norm:
+            self.fc_norm = nn.ModuleList(Eagle3LlamaRMSNorm(aux_size, config.rms_norm_eps) for _ in range(num_aux))
+        deeper = (Eagle3LlamaPeagleLayer(config) for _ in range(config.num_hidden_layers - 1))
+        self.layers = nn.ModuleList([Eagle3LlamaDecoderLayer(config), *deeper])
+        self.norm = Eagle3LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = Eagle3LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+
+
+class LlamaEagle3DraftModel(PreTrainedModel):
+    """Llama-style EAGLE-3 draft; `config` as `draft_config_from_target` makes it.
+
+    Symbols: V target vocabulary, D draft vocabulary, H draft hidden, A aux layers, Ht target hidden.
+    Buffers, only when D < V: `d2t` int64 [D], target id minus draft id; `t2d` bool [V], True for draft tokens.
+    """
+
+    config_class = LlamaConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("Eagle3LlamaDecoderLayer", "Eagle3LlamaPeagleLayer")
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = Eagle3LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        if config.draft_vocab_size < config.vocab_size:
+            self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
+            self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
+        self.post_init()
+
+    def forward(  # noqa: PLR0917 - the established signature
+        self,
+        input_ids: torch.Tensor,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache_hidden: list[list[torch.Tensor]] | None = None,
+        seq_lens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run one TTT step.
+
+        Args:
+            input_ids: int64 [B, T], target ids of this step.
+            hidden_states: [B, T, H]: `project_hidden_states` at step 0, then what the step before returned.
+            attention_mask: [B, T], 1 for real tokens, right padded; or bool [B, 1, T, T], True where readable.
+            position_ids: int64 [B, T] of step 0; the step is added here.
+            cache_hidden: two lists for each layer, its keys and its values of the earlier steps, `[[], []]` at step 0
+                with one layer; this step's are appended. None: a single step 0.
+            seq_lens: int64 [B, max_docs], lengths of packed documents.
+
+        Returns: the state to carry, [B, T, H], after the final norm if `config.norm_output`.
+        """
+        batch, num_slots = input_ids.shape
+        cache = [[] for _ in range(2 * len(self.model.layers))] if cache_hidden is None else cache_hidden
+        if attention_mask is None or attention_mask.dim() != 4:
+            attention_mask = causal_mask(attention_mask, seq_lens, batch, num_slots, input_ids.device)
+        positions = self.positions(input_ids, position_ids, seq_lens)
+        cos, sin = self.model.rotary_emb(positions + len(cache[0]), longest=positions.max() + 1)
+        rotary = (cos[:, None], sin[:, None])
+        embeds = self.model.embed_tokens(input_ids).to(hidden_states.dtype)
+        for index, layer in enumerate(self.model.layers):
+            keys, values = cache[2 * index], cache[2 * index + 1]
+            inputs = (embeds, hidden_states) if index == 0 else (hidden_states,)
+            arguments = (*inputs, tuple(keys), tuple(values), attention_mask, rotary)
+            if self.model.gradient_checkpointing and self.training:
+                hidden_states, key, value = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                hidden_states, key, value = layer(*arguments)
+            keys.append(key)
+            values.append(value)
+        return self.model.norm(hidden_states) if self.config.norm_output else hidden_states
+
+    @staticmethod
+    def positions(
+        input_ids: torch.Tensor, position_ids: torch.Tensor | None, seq_lens: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Positions of step 0, int64 [B, T]: as given, or restarting at each document of `seq_lens`, or 0..T-1."""
+        batch, num_slots = input_ids.shape
+        if position_ids is not None:
+            return position_ids.long().expand(batch, num_slots)
+        if seq_lens is not None:
+            return document_positions(seq_lens, num_slots)
+        return torch.arange(num_slots, device=input_ids.device).expand(batch, num_slots)
+
+    def project_hidden_states(self, aux_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Aux states [..., A·Ht] or [..., A, Ht] -> [..., H]; each chunk through its own norm first with `fc_norm`."""
+        width, num_aux = self.config.target_hidden_size, self.config.num_aux_hidden_states
+        if aux_hidden_states.shape[-1] == width and aux_hidden_states.shape[-2] == num_aux > 1:
+            aux_hidden_states = aux_hidden_states.flatten(-2)
+        if aux_hidden_states.shape[-1] != num_aux * width:
+            raise DraftError(
+                f"aux_hidden_states end in {aux_hidden_states.shape[-1]} values a token; this draft takes "
+                f"{num_aux} layers of {width}"
+            )
+        if not torch.is_autocast_enabled(aux_hidden_states.device.type):
+            aux_hidden_states = aux_hidden_states.to(self.model.fc.weight.dtype)
+        if self.config.fc_norm:
+            chunks = aux_hidden_states.unflatten(-1, (num_aux, width)).unbind(-2)
+            aux_hidden_states = torch.cat([norm(c) for norm, c in zip(self.model.fc_norm, chunks, strict=True)], dim=-1)
+        return self.model.fc(aux_hidden_states)
+
+    def head_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the lm_head reads, [..., H]: the carried state, through the final norm unless it is carried normed."""
+        return hidden_states if self.config.norm_output else self.model.norm(hidden_states)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Carried state [..., H] -> logits over the draft vocabulary [..., D]."""
+        return self.lm_head(self.head_input(hidden_states))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings [V, H]."""
+        return self.model.embed_tokens
+
+    @torch.no_grad()
+    def copy_embeddings_from_target(self, target_embeddings: nn.Embedding | torch.Tensor) -> None:
+        """Start from the target's input embeddings [V, H]; a sharded (distributed) tensor is gathered first.
+
+        Raises:
+            DraftError: when the draft is narrower or wider than the target.
+        """
+        weight = target_embeddings.weight if isinstance(target_embeddings, nn.Module) else target_embeddings
+        _copy_rows(self.model.embed_tokens.weight, weight, "token embeddings", "set draft.hidden_size to the target's")
+
+    def freeze_embeddings(self) -> None:
+        """Keep the token embeddings out of training."""
+        self.model.embed_tokens.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def copy_lm_head_from_target(self, rows: torch.Tensor) -> None:
+        """Start the lm_head from the target's rows of the draft vocabulary, [D, H] in ascending target id.
+
+        Raises:
+            DraftError: when the shapes differ.
+        """
+        _copy_rows(self.lm_head.weight, rows, "lm_head rows", "set draft.lm_head_init to random")
+
+    @torch.no_grad()
+    def set_vocab_mapping(self, selected_token_ids: torch.Tensor) -> None:
+        """Fill `d2t` and `t2d` from the draft vocabulary's target ids, int64 [D], ascending.
+
+        Raises:
+            DraftError: for ids that are repeated, unsorted, out of range or not D of them.
+        """
+        ids = selected_token_ids.long()
+        draft_size, vocab_size = self.config.draft_vocab_size, self.config.vocab_size
+        ascending = bool((ids[1:] > ids[:-1]).all())
+        if ids.shape != (draft_size,) or not ascending or bool((ids < 0).any()) or bool((ids >= vocab_size).any()):
+            raise DraftError(
+                f"a draft vocabulary of {draft_size} takes as many ascending target ids below {vocab_size}; "
+                f"these {tuple(ids.shape)} ids are not"
+            )
+        if draft_size < vocab_size:
+            self.d2t.copy_(ids.to(self.d2t.device) - torch.arange(draft_size, device=self.d2t.device))
+            self.t2d.zero_()[ids.to(self.t2d.device)] = True
+
+
+def _copy_rows(parameter: torch.Tensor, source: torch.Tensor, name: str, remedy: str) -> None:
+    if parameter.shape != source.shape:
+        sizes = f"{tuple(source.shape)} do not fit the draft's {tuple(parameter.shape)}"
+        raise DraftError(f"target {name} {sizes}; {remedy}")
+    gathered = source.full_tensor() if hasattr(source, "full_tensor") else source
+    parameter.copy_(gathered.to(parameter.device))

@@ -1,0 +1,56 @@
+"""Which draft a target architecture gets; one line an architecture."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.errors import DraftError
+
+
+@dataclass(frozen=True)
+class DraftSpec:
+    """How to build an EAGLE draft model for a particular target architecture."""
+
+    draft_cls: type[PreTrainedModel]
+
+
+_DENSE_ARCHITECTURES: tuple[str, ...] = (
+    "LlamaForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MistralForCausalLM",
+    "Mistral3ForConditionalGeneration",
+    "MixtralForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "GraniteForCausalLM",
+    "SmolLM3ForCausalLM",
+)
+
+EAGLE3_DRAFT_REGISTRY: dict[str, DraftSpec] = {
+    arch: DraftSpec(draft_cls=LlamaEagle3DraftModel) for arch in _DENSE_ARCHITECTURES
+}
+
+
+def _resolve(architectures: list[str], registry: dict[str, DraftSpec], recipe_name: str) -> DraftSpec:
+    """Return the first registered draft spec matching any architecture in the list.
+
+    Raises:
+        DraftError: naming the architectures given and those known.
+    """
+    for architecture in architectures:
+        if architecture in registry:
+            return registry[architecture]
+    given = ", ".join(architectures) or "none"
+    raise DraftError(f"no {recipe_name} draft for target architectures ({given}); known: {', '.join(sorted(registry))}")
+
+
+def resolve_eagle3_draft_spec(architectures: list[str]) -> DraftSpec:
+    """Resolve the EAGLE-3 draft spec for a target's config.architectures field."""
+    return _resolve(architectures, EAGLE3_DRAFT_REGISTRY, "EAGLE-3")

@@ -1,0 +1,55 @@
+"""What an unroll takes and gives, whichever runs; symbols B rows, T slots, D draft vocabulary, K steps."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnrollInputs:
+    """One batch as the trainer hands it to an unroll, checked and shifted once."""
+
+    input_ids: torch.Tensor  # int64 [B, T]
+    attention_mask: torch.Tensor  # bool [B, T]
+    loss_mask: torch.Tensor  # bool [B, T]
+    position_mask: torch.Tensor  # bool [B, T]
+    aux_hidden_states: torch.Tensor  # [B, T, A·Ht]
+    target_probs: torch.Tensor  # [B, T, D], or [S, D]: the rows of the S slots set in position_mask, row by row
+    position_ids: torch.Tensor  # int64 [B, T]
+    seq_lens: torch.Tensor | None  # int64 [B, max_docs]
+    doc_remaining: torch.Tensor | None  # int64 [B, T]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnrollResult:
+    """Sums over a batch for each step; only `loss` carries a gradient."""
+
+    loss: torch.Tensor  # float32, sum over steps of step_weights[k] · loss_sums[k]
+    loss_sums: torch.Tensor  # float32 [K]
+    correct: torch.Tensor  # int64 [K]
+    hits: torch.Tensor  # int64 [K]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostMasks:
+    """What a plan of the unroll is made from, on the host."""
+
+    attention_mask: torch.Tensor  # bool [B, T]
+    position_mask: torch.Tensor  # bool [B, T]
+    seq_lens: torch.Tensor | None  # int64 [B, max_docs]
+    doc_remaining: torch.Tensor | None  # int64 [B, T]
+
+
+def host_masks(inputs: UnrollInputs) -> HostMasks:
+    """Bring the masks to the host in one copy, the only wait for a device in a forward."""
+    given = (inputs.attention_mask, inputs.position_mask, inputs.seq_lens, inputs.doc_remaining)
+    present = [tensor for tensor in given if tensor is not None]
+    flat = torch.cat([tensor.reshape(-1).long() for tensor in present]).cpu()
+    parts = iter(flat.split([tensor.numel() for tensor in present]))
+    attention, position, seq_lens, remaining = (
+        None if tensor is None else next(parts).view(tensor.shape) for tensor in given
+    )
+    assert attention is not None and position is not None
+    return HostMasks(
+        attention_mask=attention.bool(), position_mask=position.bool(), seq_lens=seq_lens, doc_remaining=remaining
+    )

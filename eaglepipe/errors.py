@@ -1,0 +1,63 @@
+"""Every error a user can cause or meet, each with the exit code the command line ends with.
+
+A message says what happened, where, and what to do. Programmer mistakes are asserts, not these.
+"""
+
+EXIT_OK = 0
+EXIT_BUG = 1
+EXIT_USER = 2
+EXIT_CORRUPT = 3
+EXIT_RESOURCES = 4
+EXIT_STOPPED = 75
+
+
+class EaglepipeError(Exception):
+    """Base of all expected errors: a mistake in a recipe, a file or an argument."""
+
+    exit_code: int = EXIT_USER
+
+
+class ConfigError(EaglepipeError):
+    """A recipe or an override that does not describe a run."""
+
+
+class DataError(EaglepipeError):
+    """Conversations that are missing, malformed or all dropped."""
+
+
+class TemplateError(DataError):
+    """A chat template from which no trustworthy assistant mask can be made."""
+
+
+class VocabError(EaglepipeError):
+    """A draft vocabulary that does not fit the target's."""
+
+
+class TargetError(EaglepipeError):
+    """A target model that cannot be loaded or captured from as asked."""
+
+
+class DraftError(EaglepipeError):
+    """A draft model or objective that cannot be built from what is given."""
+
+
+class CacheError(EaglepipeError):
+    """A cache that is missing, incomplete, of another plan or of another schema version."""
+
+
+class CorruptError(EaglepipeError):
+    """A cache or a checkpoint whose bytes are not what was published."""
+
+    exit_code = EXIT_CORRUPT
+
+
+class ResourceError(EaglepipeError):
+    """Not enough disk or memory."""
+
+    exit_code = EXIT_RESOURCES
+
+
+class StoppedError(EaglepipeError):
+    """Stopped by a signal after everything was saved; running the command again continues."""
+
+    exit_code = EXIT_STOPPED

@@ -1,0 +1,47 @@
+"""SIGTERM and SIGINT ask a run to stop after the step it is in; a second one ends it at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from eaglepipe.errors import StoppedError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopFlag:
+    """Whether a signal has asked to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal_name is not None
+
+    def raise_if_set(self, saved: str) -> None:
+        """Raise StoppedError, whose message says what was saved."""
+        if self.signal_name is not None:
+            raise StoppedError(f"stopped by {self.signal_name}; {saved}. Run the same command again to continue")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """Install the handlers while the block runs; outside the main thread, where Python allows none, the flag stays down."""
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def ask_to_stop(number: int, _: FrameType | None) -> None:
+        flag.signal_name = signal.Signals(number).name
+        for stop_signal in STOP_SIGNALS:
+            signal.signal(stop_signal, previous[stop_signal])
+
+    previous = {number: signal.signal(number, ask_to_stop) for number in STOP_SIGNALS}
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,115 @@
+"""One batch through the target: pad, capture, supervise, encode on the device, and hand the samples to the writer.
+
+Only real tokens leave the device, and only supervised rows go through the lm_head.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.chat.types import TokenSample, supervised_tokens
+from eaglepipe.target.capture import HFEagle3TargetModel
+from eaglepipe.target.supervision import supervise
+from eaglepipe.vocab import DraftVocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedBatch:
+    """Encoded columns of a batch's real tokens (N) and supervised tokens (S), in host memory, sample after sample."""
+
+    tokens: list[TokenSample]
+    supervised: NDArray[np.bool_]  # [N]
+    finite: NDArray[np.bool_]  # [N]
+    position_mask: NDArray[np.bool_]  # [N]
+    target_top1: NDArray[np.int32]  # [N]
+    draft_mass: NDArray[np.float32]  # [N]
+    aux_payload: NDArray[np.uint8]  # [N, bytes]
+    supervision_payload: NDArray[np.uint8]  # [S, bytes]
+
+    @property
+    def num_refused(self) -> int:
+        return sum(not self.finite[rows].all() for rows, _ in self._ranges())
+
+    def samples(self) -> Iterator[CachedSample | tuple[str, str]]:
+        """Each sample as the cache stores it, or (id, reason) where the target gave NaN or Inf."""
+        for token_sample, (rows, supervision_rows) in zip(self.tokens, self._ranges(), strict=True):
+            if not self.finite[rows].all():
+                first = int(np.flatnonzero(~self.finite[rows])[0])
+                yield token_sample.sample_id, f"the target's states or logits are not finite from token {first} on"
+                continue
+            yield CachedSample(
+                sample_id=token_sample.sample_id,
+                source=token_sample.source,
+                input_ids=token_sample.input_ids,
+                loss_mask=token_sample.turns > 0,
+                supervised=self.supervised[rows],
+                position_mask=self.position_mask[rows],
+                target_top1=self.target_top1[rows],
+                draft_mass=self.draft_mass[rows],
+                aux_payload=self.aux_payload[rows],
+                aux_scales=None,
+                supervision_payload=self.supervision_payload[supervision_rows],
+            )
+
+    def _ranges(self) -> Iterator[tuple[slice, slice]]:
+        row = supervision_row = 0
+        for sample in self.tokens:
+            rows = slice(row, row + len(sample.input_ids))
+            num_supervised = int(self.supervised[rows].sum())
+            yield rows, slice(supervision_row, supervision_row + num_supervised)
+            row, supervision_row = rows.stop, supervision_row + num_supervised
+
+
+@torch.no_grad()
+def capture_batch(
+    model: HFEagle3TargetModel, samples: list[TokenSample], vocab: DraftVocab, spec: ShardSpec, *, head_chunk_rows: int
+) -> CapturedBatch:
+    """Run the target over `samples` (one right-padded forward) and encode what the cache keeps."""
+    device = model.target.device
+    input_ids, attention_mask = _pad(samples)
+    states = model.capture(input_ids.to(device), attention_mask.to(device))
+    real = attention_mask.flatten().nonzero().flatten().to(device)
+    supervised = np.concatenate([supervised_tokens(sample.turns) for sample in samples])
+    supervised_rows = torch.from_numpy(np.flatnonzero(supervised)).to(device)
+    aux = states.aux.flatten(0, 1).index_select(0, real)
+    last_hidden = states.last_hidden.flatten(0, 1).index_select(0, real)
+    supervised_hidden = last_hidden.index_select(0, supervised_rows)
+    dense = spec.supervision == "dense"
+    rows = supervise(model.head_logits, supervised_hidden, vocab, head_chunk_rows, keep_probs=dense)
+    finite = torch.isfinite(aux).flatten(1).all(dim=1) & torch.isfinite(last_hidden).all(dim=1)
+    finite[supervised_rows] &= rows.finite
+    kept = rows.target_probs if rows.target_probs is not None else supervised_hidden
+    return CapturedBatch(
+        tokens=samples,
+        supervised=supervised,
+        finite=finite.cpu().numpy(),
+        position_mask=_scatter(supervised, rows.position_mask, False),
+        target_top1=_scatter(supervised, rows.target_top1, -1),
+        draft_mass=_scatter(supervised, rows.draft_mass, 0.0),
+        aux_payload=spec.aux.encode(aux).payload.cpu().numpy(),
+        supervision_payload=spec.rows.encode(kept).payload.cpu().numpy(),
+    )
+
+
+def _pad(samples: list[TokenSample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 ids [B, T] padded on the right with 0, and the attention mask [B, T]."""
+    longest = max(len(sample.input_ids) for sample in samples)
+    input_ids = np.zeros((len(samples), longest), np.int64)
+    attention_mask = np.zeros((len(samples), longest), np.int64)
+    for row, sample in enumerate(samples):
+        input_ids[row, : len(sample.input_ids)] = sample.input_ids
+        attention_mask[row, : len(sample.input_ids)] = 1
+    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+
+
+def _scatter(supervised: NDArray[np.bool_], values: torch.Tensor, elsewhere: float) -> NDArray[np.generic]:
+    """[S] values of supervised tokens -> [N], with `elsewhere` for the others."""
+    found = values.cpu().numpy()
+    full = np.full(len(supervised), elsewhere, found.dtype)
+    full[supervised] = found
+    return full

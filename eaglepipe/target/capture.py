@@ -1,0 +1,178 @@
+"""What a target computes at every token, taken by hooks on the aux layers; the lm_head runs only where it is asked for.
+
+Shapes: B rows, T padded length, A aux layers, Ht target hidden, V vocabulary, D draft vocabulary, N any rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.errors import TargetError
+from eaglepipe.target.layers import (
+    final_norm_weight,
+    find_decoder,
+    find_layers,
+    head_spec_candidates,
+    rope_kinds,
+    validate_aux_layer_ids,
+)
+from eaglepipe.target.load import TargetModel
+from eaglepipe.vocab import DraftVocab
+
+_PROBE_LENGTH = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedStates:
+    """States of one batch in the target's dtype, on its device; rows of padding hold numbers without meaning."""
+
+    aux: torch.Tensor  # [B, T, A, Ht] residual stream at the aux boundaries
+    last_hidden: torch.Tensor  # [B, T, Ht] after the final norm
+
+
+class HFEagle3TargetModel:
+    """A transformers causal LM as a source of aux states, last hidden states and logits.
+
+    Boundary b is the output of decoder layer b-1 (`output_hidden_states[b]`); the last one, b = n, is taken before the
+    final norm.
+    """
+
+    def __init__(self, target: TargetModel, aux_layer_ids: Sequence[int]) -> None:
+        """Raises TargetError where the ids do not fit, or the architecture's logits cannot be reproduced."""
+        self.target = target
+        self.aux_layer_ids = validate_aux_layer_ids(aux_layer_ids, target.num_layers)
+        self._decoder = find_decoder(target.model)
+        self._layers = find_layers(self._decoder, target.num_layers)
+        self._head = _find_head(target)
+        self._rope_lengths = rope_kinds(target.text_config)
+        self._spec = self._probe_head_spec()
+
+    @property
+    def hidden_size(self) -> int:
+        """Ht."""
+        return int(self.target.text_config.hidden_size)
+
+    @property
+    def length_split(self) -> int | None:
+        """Samples longer than this must not share a batch with shorter ones: the rope would change for both."""
+        return self._rope_lengths.get("longrope")
+
+    @torch.no_grad()
+    def capture(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> CapturedStates:
+        """Run the decoder over right-padded rows.
+
+        No mask reaches the model: a token never attends to the right, so padding there cannot change a real row, and
+        plain causal attention is the fastest kernel everywhere.
+
+        Args:
+            input_ids: [B, T]; any valid id where padded.
+            attention_mask: [B, T], ones then zeros in every row.
+
+        Raises:
+            TargetError: rows too long for a rope whose frequencies depend on the rest of the batch.
+        """
+        assert input_ids.shape == attention_mask.shape
+        assert bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()), "rows are padded on the right"
+        self._check_length(input_ids.shape[1])
+        taken: dict[int, torch.Tensor] = {}
+        handles = [
+            self._layers[boundary - 1].register_forward_hook(partial(_keep_output, taken, boundary))
+            for boundary in self.aux_layer_ids
+        ]
+        try:
+            output = self._decoder(input_ids=input_ids.to(self.target.device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        aux = torch.stack([taken[boundary] for boundary in self.aux_layer_ids], dim=2)
+        return CapturedStates(aux=aux, last_hidden=output.last_hidden_state)
+
+    @torch.no_grad()
+    def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [N, Ht] -> the target's logits [N, V], float32."""
+        return self._spec.apply(self._head(last_hidden))
+
+    def head_spec(self) -> HeadSpec:
+        """Scale and soft cap that turn raw head outputs into logits."""
+        return self._spec
+
+    def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
+        """What a draft starts from, on the CPU in the target's dtype.
+
+        `embed_tokens.weight` [V, Ht], `lm_head.weight` [D, Ht] and `lm_head.bias` [D] (rows of the draft vocabulary),
+        `lm_head_full.weight` [V, Ht] and `lm_head_full.bias` [V] with `full_head`, `norm.weight` [Ht].
+        """
+        rows = vocab.selected_token_ids
+        head = {name: _on_cpu(parameter) for name, parameter in self._head.named_parameters()}
+        weight, bias = head["weight"], head.get("bias")
+        tensors = {
+            "embed_tokens.weight": _on_cpu(self.target.model.get_input_embeddings().weight)[: self.target.vocab_size],
+            "lm_head.weight": weight[rows],
+            "norm.weight": _on_cpu(final_norm_weight(self._decoder, self.hidden_size)).to(self.target.dtype),
+        }
+        if full_head:
+            tensors["lm_head_full.weight"] = weight
+        if bias is not None:
+            tensors["lm_head.bias"] = bias[rows]
+            if full_head:
+                tensors["lm_head_full.bias"] = bias
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def _check_length(self, length: int) -> None:
+        limit = self._rope_lengths.get("dynamic")
+        if limit is not None and length > limit:
+            raise TargetError(
+                f"a row of {length} tokens: this target's dynamic rope changes beyond {limit} tokens with the rest of "
+                f"the batch, so its states would not be reproducible; set data.max_length to {limit} or less"
+            )
+
+    @torch.no_grad()
+    def _probe_head_spec(self) -> HeadSpec:
+        """The first candidate with which capture and head give the logits of the whole model's own forward."""
+        ids = torch.arange(_PROBE_LENGTH, device=self.target.device)[None] % self.target.vocab_size
+        states = self.capture(ids, torch.ones_like(ids))
+        expected_shape = (1, _PROBE_LENGTH, len(self.aux_layer_ids), self.hidden_size)
+        name = type(self.target.model).__name__
+        if states.aux.shape != expected_shape:
+            raise TargetError(f"{name}: aux states have shape {tuple(states.aux.shape)}, expected {expected_shape}")
+        expected = self.target.model(input_ids=ids, use_cache=False).logits[0].float()
+        raw = self._head(states.last_hidden[0])
+        allowed = _tolerance(self.target.dtype) * max(1.0, float(expected.abs().max()))
+        candidates = head_spec_candidates(self.target.text_config)
+        errors = [float((spec.apply(raw) - expected).abs().max()) for spec in candidates]
+        for spec, error in zip(candidates, errors, strict=True):
+            if not error > allowed:
+                return spec
+        raise TargetError(
+            f"{name}: its logits are not lm_head(last hidden state) with any scaling its config tells of (they differ "
+            f"by {min(errors):.3g}); this architecture cannot be captured faithfully"
+        )
+
+
+def _keep_output(taken: dict[int, torch.Tensor], boundary: int, _layer: nn.Module, _args: Any, output: Any) -> None:
+    taken[boundary] = output[0] if isinstance(output, tuple) else output
+
+
+def _find_head(target: TargetModel) -> nn.Module:
+    head, name = target.model.get_output_embeddings(), type(target.model).__name__
+    if head is None or not isinstance(head.weight, torch.Tensor):
+        raise TargetError(f"{name}: it has no lm_head")
+    if head.weight.shape[0] != target.vocab_size:
+        raise TargetError(
+            f"{name}: its lm_head has {head.weight.shape[0]} rows, its config a vocabulary of {target.vocab_size}"
+        )
+    return head
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Relative to the largest logit; a NaN passes, since it is refused sample by sample."""
+    return 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu")

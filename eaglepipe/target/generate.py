@@ -1,0 +1,125 @@
+"""A target's own continuation of prompts, many at a time; rows that have ended leave the batch.
+
+Shapes: B rows still running, P padded prompt length, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.target.kv_cache import make_cache
+from eaglepipe.target.load import TargetModel
+
+_COMPACT_BELOW = 0.75  # share of rows still running at which the ended ones are taken out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen: greedily at temperature 0."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What followed one prompt."""
+
+    token_ids: NDArray[np.int32]  # without the token that ended it
+    ended: bool  # by a stop token; False where max_new_tokens came first
+    finite: bool = True  # False where the target gave NaN or Inf, which ends a row too
+
+
+@torch.inference_mode()
+def generate(
+    target: TargetModel,
+    prompts: Sequence[NDArray[np.int32]],
+    sampling: Sampling,
+    stop_ids: frozenset[int],
+    generator: torch.Generator,
+) -> list[Answer]:
+    """Continue each prompt until a stop token or `max_new_tokens`; one answer a prompt, in their order.
+
+    Args:
+        prompts: token ids [T] each, not empty.
+        generator: on the target's device; used only when sampling.
+    """
+    forward = _decoder_step(target)
+    input_ids, mask, positions = _left_padded(prompts, sampling.max_new_tokens, target.device)
+    num_seen = input_ids.shape[1]
+    cache = make_cache(target.text_config)
+    running = np.arange(len(prompts))
+    ended, finite = np.zeros(len(prompts), dtype=np.bool_), np.ones(len(prompts), dtype=np.bool_)
+    chosen = np.full((len(prompts), sampling.max_new_tokens), -1, dtype=np.int32)
+    alive = np.ones(len(prompts), dtype=np.bool_)  # of the rows in the batch
+    for step in range(sampling.max_new_tokens):
+        logits = forward(input_ids, mask[:, :num_seen], positions, cache)
+        token = _choose(logits, sampling, generator)
+        numbers, sound = token.cpu().numpy(), logits.amax(dim=-1).isfinite().cpu().numpy()
+        stopping = np.isin(numbers, list(stop_ids))
+        finite[running[alive & ~sound]] = False
+        ended[running[alive & sound & stopping]] = True
+        alive = alive & sound & ~stopping
+        chosen[running[alive], step] = numbers[alive]
+        if not alive.any():
+            break
+        if alive.mean() < _COMPACT_BELOW:
+            kept = torch.from_numpy(np.flatnonzero(alive)).to(target.device)
+            cache.batch_select_indices(kept)
+            token, mask, positions = token[kept], mask[kept], positions[kept]
+            running, alive = running[alive], alive[alive]
+        input_ids, positions, num_seen = token[:, None], positions[:, -1:] + 1, num_seen + 1
+    return [
+        Answer(token_ids=row[row >= 0], ended=bool(end), finite=bool(sound))
+        for row, end, sound in zip(chosen, ended, finite, strict=True)
+    ]
+
+
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]
+
+
+def _decoder_step(target: TargetModel) -> Forward:
+    """ids [B, new], mask [B, seen], positions [B, new], cache -> logits float32 [B, V] after the last token."""
+    accepted = inspect.signature(target.model.forward).parameters
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+    def step(input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: object) -> torch.Tensor:
+        place = {"position_ids": positions} if "position_ids" in accepted else {}
+        output = target.model(
+            input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **place, **last_only
+        )
+        return output.logits[:, -1].float()
+
+    return step
+
+
+def _left_padded(
+    prompts: Sequence[NDArray[np.int32]], max_new_tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids [B, P], a mask [B, P + max_new_tokens] with room for the answers, and positions [B, P]."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = np.zeros((len(prompts), longest), dtype=np.int64)
+    mask = np.ones((len(prompts), longest + max_new_tokens), dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, : longest - len(prompt)] = 0
+    positions = np.maximum(mask[:, :longest].cumsum(axis=1) - 1, 0)
+    on_device = [torch.from_numpy(array).to(device) for array in (ids, mask, positions)]
+    return on_device[0], on_device[1], on_device[2]
+
+
+def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+    """[B, V] -> [B] token ids; rows with NaN get an id without meaning."""
+    if sampling.temperature == 0.0:
+        return logits.argmax(dim=-1)
+    probs = (logits / sampling.temperature).softmax(dim=-1).nan_to_num(nan=1.0)
+    if sampling.top_p < 1.0:
+        ordered, ids = probs.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+        probs = torch.zeros_like(probs).scatter(-1, ids, ordered.masked_fill(outside, 0.0))
+    return torch.multinomial(probs, 1, generator=generator).squeeze(-1)

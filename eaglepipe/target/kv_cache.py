@@ -1,0 +1,54 @@
+"""Keys and values of earlier tokens in buffers with room to spare.
+
+A cache that concatenates copies everything at every token, which takes most of the time of batched decoding.
+"""
+
+import torch
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+_GROWTH = 1.5
+_SPARE_TOKENS = 32
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer's keys and values [B, heads, tokens, head_dim]: views of larger buffers, extended in place."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append new tokens; returns all keys and values so far."""
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._key_room, self._value_room = _room_for(key_states, stop), _room_for(value_states, stop)
+        elif stop > self._key_room.shape[-2]:
+            self._key_room = _moved(self.keys, _room_for(key_states, int(stop * _GROWTH)))
+            self._value_room = _moved(self.values, _room_for(value_states, int(stop * _GROWTH)))
+        self._key_room[:, :, start:stop] = key_states
+        self._value_room[:, :, start:stop] = value_states
+        self.keys, self.values = self._key_room[:, :, :stop], self._value_room[:, :, :stop]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows only."""
+        super().batch_select_indices(indices)
+        if self.is_initialized:
+            self._key_room, self._value_room = self.keys, self.values
+
+
+def make_cache(config: PretrainedConfig) -> DynamicCache:
+    """The cache that the architecture needs, its plain layers made roomy."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _room_for(states: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    return states.new_empty(*states.shape[:2], num_tokens + _SPARE_TOKENS, states.shape[-1])
+
+
+def _moved(old: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    room[:, :, : old.shape[-2]] = old
+    return room

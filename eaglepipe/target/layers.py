@@ -1,0 +1,121 @@
+"""Where the parts of any causal LM are: its decoder, the layers inside, the final norm, and what its head does.
+
+Shapes: n decoder layers, Ht hidden size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.errors import TargetError
+
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm")
+
+
+def find_decoder(model: PreTrainedModel) -> nn.Module:
+    """The module that turns input ids into the lm_head's input."""
+    decoder = model.get_decoder()
+    if decoder is None or decoder is model:
+        raise TargetError(f"{type(model).__name__}: no decoder inside that runs without the lm_head")
+    return decoder
+
+
+def find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
+    """The decoder layers in the order they run.
+
+    Raises:
+        TargetError: no list of exactly `num_layers` modules directly inside the decoder.
+    """
+    lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == num_layers]
+    named = [child for child in lists if child in (getattr(decoder, name, None) for name in ("layers", "h", "blocks"))]
+    if not lists:
+        raise TargetError(f"{type(decoder).__name__}: found no list of its {num_layers} decoder layers")
+    return (named or lists)[0]
+
+
+def final_norm_weight(decoder: nn.Module, hidden_size: int) -> torch.Tensor:
+    """The final norm's scale [Ht], in the form y = x / rms(x) * scale; ones where the norm has none."""
+    norms = (getattr(decoder, name, None) for name in _FINAL_NORMS)
+    norm = next((norm for norm in norms if isinstance(norm, nn.Module)), None)
+    weight = getattr(norm, "weight", None)
+    if norm is None or weight is None or weight.shape != (hidden_size,):
+        return torch.ones(hidden_size)
+    weight = weight.detach()
+    if isinstance(norm, nn.LayerNorm):
+        return weight
+    with torch.no_grad():
+        response = norm(torch.ones_like(weight)[None]).flatten().float()
+    stored_minus_one = torch.dist(response, weight.float() + 1.0) < torch.dist(response, weight.float())
+    return (weight.float() + 1.0).to(weight.dtype) if bool(stored_minus_one) else weight
+
+
+def head_spec_candidates(config: Any) -> list[HeadSpec]:
+    """What the architecture may do to the lm_head's output, likeliest first.
+
+    Architectures read the same config field differently (`logits_scaling` divides in one and multiplies in another, a
+    soft cap may be ignored), so the caller lets the model itself decide.
+    """
+    scales = [1.0]
+    if _is_number(getattr(config, "logits_scaling", None)):
+        scales = [1.0 / config.logits_scaling, float(config.logits_scaling), 1.0]
+    for field in ("logit_scale", "lm_head_multiplier"):
+        if _is_number(getattr(config, field, None)):
+            scales = [float(getattr(config, field)), 1.0]
+    cap: Any = getattr(config, "final_logit_softcapping", None)
+    caps = [float(cap), None] if _is_number(cap) and cap > 0 else [None]
+    return [HeadSpec(logit_scale=scale, soft_cap=soft_cap) for soft_cap in caps for scale in scales]
+
+
+def rope_kinds(config: PretrainedConfig) -> dict[str, int]:
+    """Rope types whose frequencies change with the length of the batch, each with the length at which they do."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    groups = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    lengths: dict[str, int] = {}
+    for group in groups:
+        kind = group.get("rope_type")
+        if kind in ("longrope", "dynamic"):
+            original = group.get("original_max_position_embeddings") or config.max_position_embeddings
+            lengths[kind] = min(int(original), lengths.get(kind, int(original)))
+    return lengths
+
+
+def default_aux_layer_ids(num_layers: int) -> tuple[int, ...]:
+    """Boundaries [2, n//2, n-3].
+
+    Raises:
+        TargetError: a target too shallow for them to be distinct and ascending.
+    """
+    ids = (2, num_layers // 2, num_layers - 3)
+    if not 2 < ids[1] < ids[2]:
+        raise TargetError(
+            f"the target has {num_layers} layers, too shallow for the default aux layers {list(ids)} (n//2 and n-3 "
+            f"must ascend from 2); set cache.aux_layer_ids to distinct boundaries in 1..{num_layers}"
+        )
+    return ids
+
+
+def validate_aux_layer_ids(ids: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """The ids as a tuple, if they are distinct boundaries 1..n in ascending order.
+
+    Raises:
+        TargetError: none given, out of range, repeated or not ascending; names the ids and the depth.
+    """
+    where = f"cache.aux_layer_ids {list(ids)}: the target has {num_layers} layers"
+    if not ids:
+        raise TargetError(f"{where}; give at least one boundary in 1..{num_layers}")
+    outside = [layer for layer in ids if not 1 <= layer <= num_layers]
+    if outside:
+        raise TargetError(f"{where}, so boundaries are 1..{num_layers}, and {outside} are not")
+    if len(set(ids)) != len(ids):
+        raise TargetError(f"{where}; each boundary may be given once")
+    if list(ids) != sorted(ids):
+        raise TargetError(f"{where}; boundaries are given in ascending order")
+    return tuple(ids)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,210 @@
+"""From a recipe's `target` section to a frozen model on its device; the only place that loads a target's weights.
+
+A local folder never touches the network; a Hub id is fetched whole first and is then a local folder like any other.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils._validators import validate_repo_id
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from eaglepipe.config import TargetConfig
+from eaglepipe.errors import ResourceError, TargetError
+from eaglepipe.target.fingerprint import read_header, weight_files
+
+_CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_WEIGHT_FILES = ["model*.safetensors"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetModel:
+    """A causal LM in eval mode, without gradients, on its device."""
+
+    model: PreTrainedModel
+    text_config: PretrainedConfig  # of the language model inside, where the model has several parts
+    folder: Path
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """V, as the config has it (padding rows of the lm_head included)."""
+        return int(self.text_config.vocab_size)
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.text_config.num_hidden_layers)
+
+
+def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
+    """The local folder of a target; a Hub id is downloaded, without its weights where those are not asked for.
+
+    Raises:
+        TargetError: no such folder, not a model folder, or not to be had from the Hub.
+    """
+    local = Path(config.path).expanduser()
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise TargetError(f"{local}: not a model folder: it has no config.json")
+        return local
+    if local.exists():
+        raise TargetError(f"{local}: a target is a model folder, this is a file")
+    if not _may_be_hub_id(config.path):
+        raise TargetError(f"no model folder at {local}; target.path is a folder or a Hub id such as org/model")
+    patterns = _CONFIG_FILES + (_WEIGHT_FILES if weights else []) + (["*.py"] if config.trust_remote_code else [])
+    try:
+        folder = snapshot_download(
+            config.path, revision=config.revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise TargetError(
+            f"target {config.path!r}: no such folder, and not to be had from the Hub: {_first_line(error)}"
+        ) from error
+    if not (Path(folder) / "config.json").is_file():
+        raise TargetError(f"target {config.path!r}: the Hub repository is not a model: it has no config.json")
+    return Path(folder)
+
+
+def read_target_config(config: TargetConfig) -> PretrainedConfig:
+    """The config of the target's language model, without touching its weights.
+
+    Raises:
+        TargetError: missing, unreadable, or of an architecture that transformers does not know.
+    """
+    return _text_config(_read_config(resolve_folder(config, weights=False), config), config.path)
+
+
+def load_target(config: TargetConfig, device: str = "auto") -> TargetModel:
+    """Load a target for inference on `device` (auto, cpu, cuda, cuda:N), every weight from the checkpoint.
+
+    Raises:
+        TargetError: folder, config or weights that are missing, unreadable or at odds with each other; no CUDA.
+        ResourceError: the model does not fit the device.
+    """
+    place = resolve_device(device)
+    folder = resolve_folder(config)
+    for file in weight_files(folder):
+        read_header(file)
+    model_config = _read_config(folder, config)
+    with _bars_only_on_a_terminal():
+        model = _load_weights(folder, model_config, config, place)
+    model.requires_grad_(False).eval()
+    return TargetModel(model=model, text_config=_text_config(model_config, config.path), folder=folder, device=place)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        TargetError: CUDA asked for, or a CUDA device, that this machine does not have.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
+    place = torch.device(device)
+    if place.type == "cuda" and (place.index or 0) >= count:
+        raise TargetError(f"device {device!r}: this machine has {count} CUDA device(s); use device: auto or cpu")
+    return place
+
+
+def check_tokenizer_fits(vocab_size_tokenizer: int, head_rows: int) -> None:
+    """Every id the tokenizer can give has a row in the lm_head.
+
+    Raises:
+        TargetError: a tokenizer that is larger, which would index past the embeddings.
+    """
+    if vocab_size_tokenizer > head_rows:
+        raise TargetError(
+            f"the tokenizer has {vocab_size_tokenizer} tokens, the target's lm_head {head_rows} rows: "
+            f"ids from {head_rows} on have no logit; use the target's own tokenizer"
+        )
+
+
+def _read_config(folder: Path, config: TargetConfig) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise TargetError(f"{folder / 'config.json'}: not a config that can be used: {_first_line(error)}") from error
+
+
+def _text_config(model_config: PretrainedConfig, path: str) -> PretrainedConfig:
+    text_config = model_config.get_text_config(decoder=True)
+    for field in ("vocab_size", "num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(text_config, field, None), int):
+            raise TargetError(f"target {path!r}: its config has no {field}, so it is no causal language model")
+    return text_config
+
+
+def _load_weights(
+    folder: Path, model_config: PretrainedConfig, config: TargetConfig, place: torch.device
+) -> PreTrainedModel:
+    straight = place.type != "cpu" and importlib.util.find_spec("accelerate") is not None
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=model_config,
+            dtype=config.dtype,
+            device_map={"": place} if straight else None,
+            local_files_only=True,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        model = model.to(place)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(f"target {config.path!r} does not fit {place}: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        raise TargetError(f"target {config.path!r} cannot be loaded: {_first_line(error)}") from error
+    _check_all_loaded(info, config.path)
+    return model
+
+
+@contextmanager
+def _bars_only_on_a_terminal() -> Iterator[None]:
+    hide = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_all_loaded(info: dict[str, Any], path: str) -> None:
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        wrong = sorted(str(key) for key in info.get(kind) or ())
+        if wrong:
+            shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+            raise TargetError(
+                f"target {path!r}: the checkpoint does not fit its config: {kind.replace('_', ' ')}: {shown}"
+            )
+
+
+def _may_be_hub_id(path: str) -> bool:
+    if path.startswith((".", "/", "~")):
+        return False
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -1,0 +1,85 @@
+"""From last hidden states to supervision, a bounded number of rows at a time.
+
+Shapes: N supervised rows, Ht target hidden, V vocabulary, D draft vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from eaglepipe.eagle.core import _compute_target_distribution
+from eaglepipe.vocab import DraftVocab
+
+HeadLogits = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """What a target says at N rows, on the rows' device."""
+
+    target_probs: torch.Tensor | None  # float32 [N, D], renormalised inside the draft vocabulary
+    target_top1: torch.Tensor  # int32 [N], a target id
+    draft_mass: torch.Tensor  # float32 [N], share of the full softmax inside the draft vocabulary
+    position_mask: torch.Tensor  # bool [N], top-1 is in the draft vocabulary
+    finite: torch.Tensor  # bool [N], False where the logits hold NaN or Inf
+
+
+@torch.no_grad()
+def supervise(
+    head_logits: HeadLogits, last_hidden: torch.Tensor, vocab: DraftVocab, chunk_rows: int, *, keep_probs: bool
+) -> Supervision:
+    """Supervision of rows that are all supervised; at most `chunk_rows` rows of logits exist at once.
+
+    Args:
+        head_logits: hidden [n, Ht] -> logits float32 [n, V].
+        last_hidden: [N, Ht], after the final norm.
+        vocab: the draft vocabulary.
+        chunk_rows: rows of logits in memory.
+        keep_probs: False leaves `target_probs` None.
+    """
+    device = last_hidden.device
+    ids, mask = vocab.selected_token_ids.to(device), vocab.selected_token_mask.to(device)
+    chunks = [
+        _supervise_chunk(head_logits(rows), ids, mask, keep_probs=keep_probs) for rows in last_hidden.split(chunk_rows)
+    ] or [_no_rows(ids.shape[0], device, keep_probs=keep_probs)]
+    probs = [chunk.target_probs for chunk in chunks if chunk.target_probs is not None]
+    return Supervision(
+        target_probs=torch.cat(probs) if keep_probs else None,
+        target_top1=torch.cat([chunk.target_top1 for chunk in chunks]),
+        draft_mass=torch.cat([chunk.draft_mass for chunk in chunks]),
+        position_mask=torch.cat([chunk.position_mask for chunk in chunks]),
+        finite=torch.cat([chunk.finite for chunk in chunks]),
+    )
+
+
+def finite_rows(states: torch.Tensor) -> torch.Tensor:
+    """[B, T, ...] -> bool [B, T]: no NaN and no Inf in the row."""
+    return torch.isfinite(states).flatten(2).all(dim=-1)
+
+
+def _supervise_chunk(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, *, keep_probs: bool) -> Supervision:
+    top1 = logits.argmax(dim=-1)
+    total = logits.logsumexp(dim=-1)
+    inside = total if ids.shape[0] == mask.shape[0] else logits[:, ids].logsumexp(dim=-1)
+    probs = None
+    if keep_probs:
+        everywhere = torch.ones(logits.shape[:1], dtype=torch.bool, device=logits.device)
+        probs = _compute_target_distribution(logits[None], ids, mask, everywhere[None])[0][0]
+    return Supervision(
+        target_probs=probs,
+        target_top1=top1.to(torch.int32),
+        draft_mass=(inside - total).exp().clamp(max=1.0),
+        position_mask=mask[top1],
+        finite=total.isfinite() & logits.amin(dim=-1).isfinite(),
+    )
+
+
+def _no_rows(draft_size: int, device: torch.device, *, keep_probs: bool) -> Supervision:
+    return Supervision(
+        target_probs=torch.empty(0, draft_size, device=device) if keep_probs else None,
+        target_top1=torch.empty(0, dtype=torch.int32, device=device),
+        draft_mass=torch.empty(0, device=device),
+        position_mask=torch.empty(0, dtype=torch.bool, device=device),
+        finite=torch.empty(0, dtype=torch.bool, device=device),
+    )

@@ -1,0 +1,209 @@
+"""Stage 2: a draft from caches alone; the target is never loaded, and its files need not exist.
+
+Read `train_from` from top to bottom: that is the order in which a run goes.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.cache.publish import publish_bytes, publish_json
+from eaglepipe.config import Recipe, dump_recipe
+from eaglepipe.training.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
+from eaglepipe.training.distributed import World, join_world
+from eaglepipe.training.draft import build_draft, publish_draft
+from eaglepipe.training.learner import Learner
+from eaglepipe.training.loop import Run, train
+from eaglepipe.training.metrics import MetricsFile
+from eaglepipe.training.run_plan import RunPlan, check_contract, plan_run, resume_contract
+from eaglepipe.training.signals import stop_on_signals
+from eaglepipe.training.source import open_caches
+from eaglepipe.training.state import RunState
+from eaglepipe.training.step_log import StepLog, Tracker
+from eaglepipe.training.trackers import TensorBoard, require_tensorboard
+from eaglepipe.training.types import TrainingSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run reports; also `train.json`. `_end` is the published draft: the best evaluation's."""
+
+    run_folder: str
+    draft_folder: str
+    steps: int
+    total_steps: int
+    best_step: int
+    stopped_early: bool
+    train_samples: int
+    heldout_samples: int
+    tokens: int
+    supervised_tokens: int
+    tokens_per_s: float
+    data_wait_share: float
+    seconds: float
+    heldout_loss_start: float | None
+    heldout_loss_end: float | None
+    accuracy_by_depth_start: tuple[float, ...] | None
+    accuracy_by_depth: tuple[float, ...] | None
+    conditional_acceptance_by_depth: tuple[float, ...] | None
+    simulated_acceptance_length_start: float | None
+    simulated_acceptance_length_end: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPreview:
+    """What `--dry-run` shows: a run in numbers, from metadata alone."""
+
+    run_folder: str
+    train_samples: int
+    heldout_samples: int
+    train_tokens: int
+    total_steps: int
+    pack_length: int
+    notes: tuple[str, ...]
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a run keeps its checkpoints, metrics and draft."""
+    return Path(recipe.train.output_dir or f"runs/{recipe.name}")
+
+
+def preview_training(recipe: Recipe, cache_folders: Sequence[Path]) -> TrainPreview:
+    """Plan a run on this machine alone, without building a draft or writing anything."""
+    with join_world(recipe.train.device) as world:
+        plan = plan_run(open_caches(cache_folders), recipe.train, world)
+    return TrainPreview(
+        run_folder=str(run_folder(recipe)),
+        train_samples=len(plan.split.train),
+        heldout_samples=len(plan.split.heldout),
+        train_tokens=plan.train_tokens,
+        total_steps=plan.total_steps,
+        pack_length=plan.cut.pack_length,
+        notes=plan.notes,
+    )
+
+
+def run_training(recipe: Recipe, cache_folders: Sequence[Path]) -> TrainResult:
+    """Train, or continue to train, the draft of a recipe from complete caches.
+
+    Raises:
+        ConfigError, CacheError, DraftError: the recipe, the caches and the run folder do not fit together.
+        CorruptError: a sample or every checkpoint fails its checks.
+        StoppedError: SIGTERM or SIGINT came; everything is saved, and the same call continues.
+    """
+    return train_from(recipe, open_caches(cache_folders))
+
+
+def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
+    """`run_training` on samples that are open already."""
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        world = stack.enter_context(join_world(recipe.train.device))
+        say = _say if world.is_main else _say_nothing
+        if recipe.train.tensorboard:
+            require_tensorboard()
+
+        plan = plan_run(source, recipe.train, world)
+        for note in plan.notes:
+            say(note)
+
+        learner = _make_learner(recipe, source, world)
+        folder, contract = run_folder(recipe), resume_contract(recipe, source)
+        state = _resume(folder, contract, learner, say)
+        if world.is_main:
+            publish_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
+
+        run = Run(
+            source=source,
+            config=recipe.train,
+            plan=plan,
+            world=world,
+            learner=learner,
+            log=StepLog(world, _open_trackers(recipe, folder, state, world, stack)),
+            checkpoints=folder / "checkpoints",
+            contract=contract,
+        )
+        state = train(run, state, stop)
+
+        result = _result(folder, plan, state)
+        if world.is_main:
+            _publish(folder, learner, state, result)
+        world.barrier()
+        return result
+
+
+def _make_learner(recipe: Recipe, source: TrainingSource, world: World) -> Learner:
+    draft = build_draft(source, recipe.draft, seed=recipe.train.seed)
+    draft.model.gradient_checkpointing = recipe.train.gradient_checkpointing
+    return Learner(source, draft, recipe.train, world)
+
+
+def _resume(folder: Path, contract: dict[str, Any], learner: Learner, say: Callable[[str], None]) -> RunState:
+    """The state of the newest trustworthy checkpoint, loaded into the learner; the beginning where there is none."""
+    checkpoint = load_latest(folder / "checkpoints", say)
+    if checkpoint is None:
+        return RunState()
+    check_contract(checkpoint.contract, contract, str(folder))
+    learner.restore_draft(checkpoint.draft_tensors())
+    learner.restore_optimizer(checkpoint.optimizer_tensors())
+    say(f"{folder}: going on from step {checkpoint.state.step}")
+    return checkpoint.state
+
+
+def _open_trackers(
+    recipe: Recipe, folder: Path, state: RunState, world: World, stack: ExitStack
+) -> tuple[Tracker, ...]:
+    if not world.is_main:
+        return ()
+    metrics = MetricsFile(folder / "metrics.jsonl", last_step=state.step)
+    stack.callback(metrics.close)
+    if not recipe.train.tensorboard:
+        return (metrics,)
+    board = TensorBoard(folder / "tensorboard", last_step=state.step)
+    stack.callback(board.close)
+    return (metrics, board)
+
+
+def _publish(folder: Path, learner: Learner, state: RunState, result: TrainResult) -> None:
+    """Write the best draft and the summary; the learner holds the last step's."""
+    if state.best_step not in (None, state.step):
+        best: Checkpoint = load_checkpoint(folder / "checkpoints" / step_name(result.best_step))
+        learner.restore_draft(best.draft_tensors())
+    publish_draft(learner.draft, folder / "draft")
+    publish_json(folder / "train.json", asdict(result))
+
+
+def _result(folder: Path, plan: RunPlan, state: RunState) -> TrainResult:
+    first, best = state.first, state.best
+    return TrainResult(
+        run_folder=str(folder),
+        draft_folder=str(folder / "draft"),
+        steps=state.step,
+        total_steps=plan.total_steps,
+        best_step=state.step if best is None else best.step,
+        stopped_early=state.step < plan.total_steps,
+        train_samples=len(plan.split.train),
+        heldout_samples=len(plan.split.heldout),
+        tokens=state.tokens,
+        supervised_tokens=state.supervised_tokens,
+        tokens_per_s=state.tokens / max(state.train_seconds, 1e-9),
+        data_wait_share=state.waited_seconds / max(state.train_seconds, 1e-9),
+        seconds=state.train_seconds,
+        heldout_loss_start=None if first is None else first.loss,
+        heldout_loss_end=None if best is None else best.loss,
+        accuracy_by_depth_start=None if first is None else first.accuracy_by_depth,
+        accuracy_by_depth=None if best is None else best.accuracy_by_depth,
+        conditional_acceptance_by_depth=None if best is None else best.conditional_acceptance_by_depth,
+        simulated_acceptance_length_start=None if first is None else first.simulated_acceptance_length,
+        simulated_acceptance_length_end=None if best is None else best.simulated_acceptance_length,
+    )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _say_nothing(_: str) -> None: ...

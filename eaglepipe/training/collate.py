@@ -1,0 +1,159 @@
+"""Packs samples into the rows of a micro-batch and shifts them, once and only here (spec 3, 6).
+
+Slot t gets the aux states of token t, the id of token t+1 and the supervision of row t+1, all of one document as far
+as `doc_remaining` reaches. The small columns come first, so that a whole step can be counted before payloads move.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.training.types import EncodedBatch
+
+Documents = tuple[tuple[CachedSample, ...], ...]
+Run = Callable[[Callable[[], None]], None]
+"""Runs a copy now or hands it to a thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The small columns of a micro-batch, shifted; shapes and dtypes as in `EncodedBatch`, on the host."""
+
+    documents: Documents
+    input_ids: torch.Tensor
+    loss_mask: torch.Tensor
+    position_mask: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    seq_lens: torch.Tensor
+    doc_remaining: torch.Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.attention_mask.sum())
+
+    @property
+    def num_supervised(self) -> int:
+        return int(self.loss_mask.sum())
+
+    @property
+    def num_rows(self) -> int:
+        """Slots that need the target's distribution."""
+        return int(self.position_mask.sum())
+
+
+def collate_columns(documents: Documents) -> Columns:
+    """Rows of documents -> ids, masks and positions; T is the longest row's length."""
+    lengths = [[len(document.input_ids) for document in row] for row in documents]
+    num_slots = max((sum(row) for row in lengths), default=1)
+    shape = (len(documents), num_slots)
+    seq_lens = np.zeros((len(documents), max((len(row) for row in lengths), default=1)), np.int64)
+    real, positions, remaining = (np.zeros(shape, np.int64) for _ in range(3))
+    for row, of_row in enumerate(lengths):
+        used = sum(of_row)
+        seq_lens[row, : len(of_row)] = of_row
+        seq_lens[row, len(of_row) - 1] += num_slots - used
+        real[row, :used] = 1
+        positions[row, :used] = np.concatenate([np.arange(n) for n in of_row])
+        positions[row, used:] = of_row[-1] + np.arange(num_slots - used)
+        remaining[row, :used] = np.concatenate([np.arange(n - 1, -1, -1) for n in of_row])
+    return Columns(
+        documents=documents,
+        input_ids=_shifted(documents, num_slots, lambda document: document.input_ids, np.int64),
+        loss_mask=_shifted(documents, num_slots, lambda document: _usable(document.supervised), np.bool_),
+        position_mask=_shifted(documents, num_slots, _counted, np.bool_).unsqueeze(-1),
+        attention_mask=torch.from_numpy(real),
+        position_ids=torch.from_numpy(positions),
+        seq_lens=torch.from_numpy(seq_lens),
+        doc_remaining=torch.from_numpy(remaining),
+    )
+
+
+def _shifted(
+    documents: Documents,
+    num_slots: int,
+    column: Callable[[CachedSample], NDArray[np.generic]],
+    dtype: type[np.generic],
+) -> torch.Tensor:
+    """One column of every row, [B, T], moved left by one with a zero tail."""
+    values = np.zeros((len(documents), num_slots), dtype)
+    for row, of_row in enumerate(documents):
+        tokens = np.concatenate([column(document) for document in of_row])[1:]
+        values[row, : len(tokens)] = tokens
+    return torch.from_numpy(values)
+
+
+def collate_payload(
+    columns: Columns, *, aux_bytes: int, aux_scales: int, row_bytes: int, pinned: bool, run: Run
+) -> EncodedBatch:
+    """Add the encoded rows: the one copy between the mapped shard and the device.
+
+    Args:
+        aux_bytes: bytes of an encoded aux row; aux_scales: its scales, 0 without.
+        row_bytes: bytes of an encoded supervision row.
+        run: called with every copy; all of them must have run before the batch is used.
+    """
+    num_rows, num_slots = columns.input_ids.shape
+
+    def buffer(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=pinned)
+
+    aux = buffer(num_rows * num_slots, aux_bytes)
+    scales = buffer(num_rows * num_slots, aux_scales, dtype=torch.float32) if aux_scales else None
+    rows = buffer(columns.num_rows, row_bytes)
+    done = 0
+    for row, of_row in enumerate(columns.documents):
+        starts = list(accumulate((len(document.input_ids) for document in of_row), initial=row * num_slots))
+        for document, start in zip(of_row, starts[:-1], strict=True):
+            end = done + int(_counted(document).sum())
+            run(_copy(document, start, aux=aux, scales=scales, rows=rows[done:end]))
+            done = end
+        aux[starts[-1] : (row + 1) * num_slots] = 0
+        if scales is not None:
+            scales[starts[-1] : (row + 1) * num_slots] = 0
+    small = {name: _pin(getattr(columns, name), pinned) for name in _SMALL}
+    return EncodedBatch(aux_payload=aux, aux_scales=scales, supervision_payload=rows, **small)
+
+
+_SMALL = (
+    "input_ids",
+    "loss_mask",
+    "position_mask",
+    "attention_mask",
+    "position_ids",
+    "seq_lens",
+    "doc_remaining",
+)
+
+
+def _pin(tensor: torch.Tensor, pinned: bool) -> torch.Tensor:
+    return tensor.pin_memory() if pinned else tensor
+
+
+def _copy(
+    document: CachedSample, start: int, *, aux: torch.Tensor, scales: torch.Tensor | None, rows: torch.Tensor
+) -> Callable[[], None]:
+    def copy() -> None:
+        end = start + len(document.input_ids)
+        aux[start:end].numpy()[:] = document.aux_payload
+        if scales is not None and document.aux_scales is not None:
+            scales[start:end].numpy()[:] = document.aux_scales
+        wanted = np.flatnonzero(_counted(document)[document.supervised])
+        if len(wanted):
+            np.take(document.supervision_payload, wanted, axis=0, out=rows.numpy(), mode="clip")
+
+    return copy
+
+
+def _counted(document: CachedSample) -> NDArray[np.bool_]:
+    return _usable(document.position_mask)
+
+
+def _usable(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without the first row, which lies before every slot of its document."""
+    return np.concatenate([np.zeros(1, np.bool_), mask[1:]])

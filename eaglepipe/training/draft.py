@@ -1,0 +1,65 @@
+"""Builds the draft from what the cache kept of its target, and publishes a trained one as a model folder."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from eaglepipe.cache.publish import publish_json
+from eaglepipe.config import DraftConfig
+from eaglepipe.eagle.draft_config import draft_config_from_target
+from eaglepipe.eagle.registry import resolve_eagle3_draft_spec
+from eaglepipe.errors import ConfigError
+from eaglepipe.training.tensor_files import publish_tensors
+from eaglepipe.training.types import TrainingSource
+
+
+def build_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> PreTrainedModel:
+    """A float32 draft on the CPU: seeded weights, the target's embeddings and, if asked for, its head rows.
+
+    Raises:
+        ConfigError: the shape asked for cannot take over the target's embeddings or head.
+        DraftError: no draft for this architecture, or sizes that do not fit together.
+    """
+    text_config = {**source.target_config, **source.target_config.get("text_config", {})}
+    _check_width(config, int(text_config["hidden_size"]))
+    draft_config = draft_config_from_target(
+        source.target_config,
+        draft_vocab_size=len(source.selected_token_ids),
+        num_aux_hidden_states=len(source.aux_layer_ids),
+        **config.model_dump(exclude={"freeze_embeddings", "lm_head_init"}),
+    )
+    spec = resolve_eagle3_draft_spec(_architectures(source))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        draft = spec.draft_cls(draft_config).float()
+    tensors = source.start_tensors()
+    draft.set_vocab_mapping(source.selected_token_ids)
+    if draft_config.hidden_size == text_config["hidden_size"]:
+        draft.copy_embeddings_from_target(tensors["embed_tokens.weight"])
+    if config.lm_head_init == "target":
+        draft.copy_lm_head_from_target(tensors["lm_head.weight"])
+    if config.freeze_embeddings:
+        draft.freeze_embeddings()
+    return draft
+
+
+def _check_width(config: DraftConfig, target_hidden_size: int) -> None:
+    if config.hidden_size in (None, target_hidden_size):
+        return
+    what = f"draft.hidden_size is {config.hidden_size}, the target's {target_hidden_size}"
+    if config.freeze_embeddings:
+        raise ConfigError(f"{what}: the target's embeddings do not fit; set draft.freeze_embeddings to false")
+    if config.lm_head_init == "target":
+        raise ConfigError(f"{what}: the target's head rows do not fit; set draft.lm_head_init to random")
+
+
+def _architectures(source: TrainingSource) -> list[str]:
+    return [str(name) for name in source.target_config.get("architectures") or []]
+
+
+def publish_draft(draft: PreTrainedModel, folder: Path) -> None:
+    """Write weights, then config; each file appears whole."""
+    publish_tensors(folder / "model.safetensors", {name: value.cpu() for name, value in draft.state_dict().items()})
+    config = {**draft.config.to_dict(), "architectures": [type(draft).__name__], "dtype": "float32"}
+    publish_json(folder / "config.json", config)

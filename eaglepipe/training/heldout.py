@@ -1,0 +1,63 @@
+"""The draft on samples it never learns from: loss, accuracy by depth and simulated acceptance length (spec 5)."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.config import TrainConfig
+from eaglepipe.training.distributed import World
+from eaglepipe.training.learner import Counters, Learner
+from eaglepipe.training.loader import Loader
+from eaglepipe.training.metrics import acceptance_length
+from eaglepipe.training.packing import plan_evaluation
+from eaglepipe.training.state import Evaluation
+from eaglepipe.training.types import Cut, TrainingSource
+
+
+def evaluate(
+    learner: Learner,
+    source: TrainingSource,
+    samples: NDArray[np.int64],
+    *,
+    config: TrainConfig,
+    cut: Cut,
+    world: World,
+    step: int,
+) -> Evaluation:
+    """Measure the draft on `samples`, spread over the ranks; every rank gets the same answer."""
+    plans = plan_evaluation(samples, source.index.num_tokens, batch_tokens=config.batch_tokens, cut=cut)
+    counters = Counters.zeros(config.ttt_steps, world.device)
+    with Loader(
+        source,
+        plans,
+        ttt_steps=config.ttt_steps,
+        device=world.device,
+        prefetch_batches=config.prefetch_batches,
+    ) as loader:
+        for _, batches in loader:
+            for batch in batches:
+                counters = counters + learner.measure(batch)
+    total = Counters.of(world.sum(counters.stacked()))
+    return summarize(total, step=step, num_samples=len(samples), step_decay=config.step_decay)
+
+
+def summarize(counters: Counters, *, step: int, num_samples: int, step_decay: float) -> Evaluation:
+    """From counts over everything to rates; nothing is averaged over batches."""
+    weights = [step_decay**k for k in range(len(counters.counts))]
+    losses = _ratios(counters.loss_sums, counters.counts)
+    acceptance = _ratios(counters.hits, counters.valid)
+    before = (1.0, *acceptance[:-1])
+    conditional = tuple(rate / of if of > 0 else 0.0 for rate, of in zip(acceptance, before, strict=True))
+    return Evaluation(
+        step=step,
+        samples=num_samples,
+        loss=sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights),
+        accuracy_by_depth=_ratios(counters.correct, counters.counts),
+        acceptance_by_depth=acceptance,
+        conditional_acceptance_by_depth=conditional,
+        simulated_acceptance_length=acceptance_length(counters.hits.tolist(), counters.valid.tolist()),
+    )
+
+
+def _ratios(numerators: torch.Tensor, denominators: torch.Tensor) -> tuple[float, ...]:
+    return tuple((numerators / denominators.clamp(min=1)).tolist())

@@ -1,0 +1,132 @@
+"""Everything about a run that metadata decides before the first step, and what a resuming run must agree with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaglepipe.cache.identity import diff_fields
+from eaglepipe.config import Recipe, TrainConfig
+from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.training.distributed import World
+from eaglepipe.training.order import choose_heldout, split_samples
+from eaglepipe.training.packing import count_steps
+from eaglepipe.training.types import Cut, SampleSource, Split, TrainingSource
+
+FREE_ON_RESUME = frozenset(
+    {
+        "output_dir",
+        "caches",
+        "epochs",
+        "max_steps",
+        "micro_batch_tokens",
+        "pack_length",
+        "device",
+        "dtype",
+        "gradient_checkpointing",
+        "eval_every_steps",
+        "early_stop_patience",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+        "tensorboard",
+        "prefetch_batches",
+    }
+)
+"""Settings of `train` that may change between two starts of one run: they cut, watch or end it, but do not decide what
+an optimizer step learns. `caches` is among them because the identity is compared, not the path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run in numbers."""
+
+    split: Split
+    evaluated: NDArray[np.int64]  # the held-out samples that evaluations read
+    total_steps: int
+    train_tokens: int  # of one epoch
+    cut: Cut
+    notes: tuple[str, ...] = ()
+
+
+def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPlan:
+    """Plan a run from the cache's index.
+
+    Raises:
+        ConfigError: rows are shorter than the longest sample, or longer than a micro-batch.
+    """
+    index = source.index
+    split = split_samples(index.sample_ids, config.heldout_fraction)
+    cut = Cut(
+        pack_length=row_length(source, config),
+        micro_batch_tokens=config.micro_batch_tokens,
+        world_size=world.size,
+        rank=world.rank,
+    )
+    steps = count_steps(
+        split.train,
+        index.num_tokens,
+        identity=source.identity,
+        seed=config.seed,
+        epochs=config.epochs,
+        batch_tokens=config.batch_tokens,
+    )
+    return RunPlan(
+        split=split,
+        evaluated=choose_heldout(index.sample_ids, split, config.eval_max_samples),
+        total_steps=steps if config.max_steps is None else min(steps, config.max_steps),
+        train_tokens=int(index.num_tokens[split.train].sum()),
+        cut=cut,
+        notes=tuple(_notes(split, config)),
+    )
+
+
+def row_length(source: TrainingSource, config: TrainConfig) -> int:
+    """Slots of a packed row: as asked for, else the cache's max_length as far as a micro-batch holds it."""
+    longest = int(source.index.num_tokens.max())
+    length = min(source.max_length, config.micro_batch_tokens) if config.pack_length is None else config.pack_length
+    if length > config.micro_batch_tokens:
+        raise ConfigError(
+            f"train.pack_length is {length}, more than train.micro_batch_tokens ({config.micro_batch_tokens}): "
+            "a micro-batch holds whole rows"
+        )
+    if length < longest:
+        name = "train.micro_batch_tokens" if config.pack_length is None else "train.pack_length"
+        raise ConfigError(f"{name} is {length}, but the longest sample has {longest} tokens; raise it to at least that")
+    return length
+
+
+def _notes(split: Split, config: TrainConfig) -> list[str]:
+    if config.heldout_fraction == 0.0 or len(split.heldout) == 0:
+        return ["nothing is held out: no evaluation, no early stop, and the last step's draft is the result"]
+    share = len(split.heldout) / (len(split.heldout) + len(split.train))
+    if len(split.heldout) == 1:
+        return [f"one sample is held out ({share:.1%}); its acceptance length says little about others"]
+    return []
+
+
+def resume_contract(recipe: Recipe, source: SampleSource) -> dict[str, Any]:
+    """What must be the same for a run to continue: the cache, the draft's shape and what a step learns."""
+    train = recipe.train.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
+    return {"cache": source.identity, "draft": recipe.draft.model_dump(mode="json"), "train": train}
+
+
+def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) -> None:
+    """Refuse to continue another run.
+
+    Raises:
+        CacheError: the cache is another one.
+        ConfigError: settings differ, each named with both values.
+    """
+    if saved["cache"] != current["cache"]:
+        raise CacheError(
+            f"{folder} was trained from cache {saved['cache']}, this is {current['cache']}; "
+            "give train.output_dir another value to start a new run"
+        )
+    differences = list(diff_fields(saved, current))
+    if differences:
+        lines = "\n  ".join(differences)
+        raise ConfigError(
+            f"{folder} cannot be continued with these changes; undo them or change train.output_dir\n  {lines}"
+        )

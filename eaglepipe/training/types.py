@@ -1,0 +1,138 @@
+"""The values that pass between order, packing, loader and loop.
+
+B rows · T slots of a row · S slots set in position_mask · K TTT steps. A document is one cached sample in a packed row.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.cache.codecs import RowCodec
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.types import CachedSample, SampleIndex
+
+
+class SampleSource(Protocol):
+    """What the order, the loader and the bigram reference need of a cache."""
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def index(self) -> SampleIndex: ...
+
+    @property
+    def aux_codec(self) -> RowCodec: ...
+
+    @property
+    def supervision_codec(self) -> RowCodec: ...
+
+    def read(self, i: int, /) -> CachedSample: ...
+
+
+class TrainingSource(SampleSource, Protocol):
+    """All that stage 2 knows of a target: the attributes of an open cache."""
+
+    @property
+    def supervision(self) -> str: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    @property
+    def head(self) -> HeadSpec: ...
+
+    @property
+    def selected_token_ids(self) -> torch.Tensor: ...
+
+    @property
+    def selected_token_mask(self) -> torch.Tensor: ...
+
+    @property
+    def target_config(self) -> dict[str, Any]: ...
+
+    @property
+    def aux_layer_ids(self) -> tuple[int, ...]: ...
+
+    def start_tensors(self) -> dict[str, torch.Tensor]: ...
+
+
+Row = tuple[int, ...]
+"""The samples packed into one row, by their number in the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which samples train and which are held out, both by ascending number."""
+
+    train: NDArray[np.int64]
+    heldout: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a set of samples is cut into rows, micro-batches and ranks; never decides which samples those are."""
+
+    pack_length: int
+    micro_batch_tokens: int
+    world_size: int = 1
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands in the data; all that resuming the order needs."""
+
+    epoch: int = 0
+    samples_done: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """One optimizer step: its samples, this rank's micro-batches of them, and where the order stands after it."""
+
+    samples: NDArray[np.int64]
+    micro_batches: tuple[tuple[Row, ...], ...]
+    after: Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedBatch:
+    """A micro-batch on its way to the device: shifted ids and masks, and rows that are still encoded."""
+
+    input_ids: torch.Tensor  # int64 [B, T], shifted
+    loss_mask: torch.Tensor  # bool [B, T], shifted supervised mask
+    position_mask: torch.Tensor  # bool [B, T, 1], shifted
+    attention_mask: torch.Tensor  # int64 [B, T]
+    position_ids: torch.Tensor  # int64 [B, T]
+    seq_lens: torch.Tensor  # int64 [B, max_docs]
+    doc_remaining: torch.Tensor  # int64 [B, T]
+    aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad
+    aux_scales: torch.Tensor | None  # float32 [B*T, scales]
+    supervision_payload: torch.Tensor  # uint8 [S, supervision row bytes], of the slots set in position_mask, in order
+
+    def to(self, device: torch.device) -> "EncodedBatch":
+        """The same batch on a device; copies from pinned memory do not block."""
+        moved: dict[str, Any] = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
+        return EncodedBatch(**moved)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)]
+
+
+def _moved(value: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if value is None else value.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepHeader:
+    """What a rank knows of its part of a step before the first forward."""
+
+    plan: StepPlan
+    counts: torch.Tensor  # int64 [K] slots in the loss at each TTT step, this rank
+    num_tokens: int  # real tokens, this rank
+    num_supervised: int  # supervised tokens, this rank
+    num_slots: int  # tokens and padding, this rank

@@ -1,0 +1,137 @@
+"""The draft vocabulary: which of the target's tokens a draft can propose.
+
+Order of choice: forced ids, then by count with ties to the lower id, then the lowest unused ids; kept ascending.
+V is the target config's vocabulary size, D the draft's.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.errors import CorruptError, VocabError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftVocab:
+    """D selected ids of a target vocabulary of V."""
+
+    selected_token_ids: torch.Tensor  # int64 [D], ascending
+    selected_token_mask: torch.Tensor  # bool [V]
+    counts: torch.Tensor  # int64 [V], supervised tokens in the corpus
+
+    @property
+    def size(self) -> int:
+        """D."""
+        return self.selected_token_ids.shape[0]
+
+    @property
+    def target_size(self) -> int:
+        """V."""
+        return self.selected_token_mask.shape[0]
+
+    @property
+    def is_identity(self) -> bool:
+        """D equals V, so that ids need no mapping."""
+        return self.size == self.target_size
+
+    def coverage(self) -> float:
+        """Share of the counted tokens that the draft vocabulary holds; 1 where nothing was counted."""
+        total = int(self.counts.sum())
+        return int(self.counts[self.selected_token_mask].sum()) / total if total else 1.0
+
+
+def add_counts(counts: NDArray[np.int64], token_ids: NDArray[np.integer]) -> None:
+    """Count `token_ids` [N] into `counts` [V], in place.
+
+    Raises:
+        VocabError: an id outside 0..V-1.
+    """
+    if token_ids.size == 0:
+        return
+    low, high = int(token_ids.min()), int(token_ids.max())
+    if low < 0 or high >= counts.shape[0]:
+        wrong = low if low < 0 else high
+        raise VocabError(f"token id {wrong} is outside the target's vocabulary of {counts.shape[0]}: wrong tokenizer?")
+    counts += np.bincount(token_ids, minlength=counts.shape[0])
+
+
+def build_draft_vocab(
+    counts: NDArray[np.int64], draft_size: int | None, vocab_size: int, forced_ids: Iterable[int] = ()
+) -> DraftVocab:
+    """Choose the draft vocabulary from `counts` [V]; `draft_size` None or V keeps every token.
+
+    Raises:
+        VocabError: sizes that are not positive integers, D > V, forced ids outside V or more of them than D.
+    """
+    check_sizes(draft_size, vocab_size)
+    if counts.shape != (vocab_size,):
+        raise VocabError(f"counts have shape {counts.shape}, the target's vocabulary has {vocab_size} tokens")
+    size = vocab_size if draft_size is None else draft_size
+    forced = _check_forced(forced_ids, size, vocab_size)
+    is_forced = np.zeros(vocab_size, dtype=np.bool_)
+    is_forced[forced] = True
+    preference = np.lexsort((np.arange(vocab_size), -counts, ~is_forced))
+    selected = np.sort(preference[:size]).astype(np.int64)
+    mask = np.zeros(vocab_size, dtype=np.bool_)
+    mask[selected] = True
+    return DraftVocab(
+        selected_token_ids=torch.from_numpy(selected),
+        selected_token_mask=torch.from_numpy(mask),
+        counts=torch.from_numpy(counts.astype(np.int64)),
+    )
+
+
+def vocab_tensors(vocab: DraftVocab) -> dict[str, torch.Tensor]:
+    """The tensors of `vocab.safetensors`."""
+    return {
+        "selected_token_ids": vocab.selected_token_ids,
+        "selected_token_mask": vocab.selected_token_mask,
+        "counts": vocab.counts,
+    }
+
+
+def vocab_from_tensors(tensors: Mapping[str, torch.Tensor]) -> DraftVocab:
+    """The inverse of `vocab_tensors`.
+
+    Raises:
+        CorruptError: tensors that are missing, of another dtype or shape, or contradict each other.
+    """
+    missing = {"selected_token_ids", "selected_token_mask", "counts"} - tensors.keys()
+    if missing:
+        raise CorruptError(f"draft vocabulary without {', '.join(sorted(missing))}")
+    ids, mask, counts = (tensors[key] for key in ("selected_token_ids", "selected_token_mask", "counts"))
+    dtypes_fit = (ids.dtype, mask.dtype, counts.dtype) == (torch.int64, torch.bool, torch.int64)
+    if not dtypes_fit or ids.ndim != 1 or mask.ndim != 1 or counts.shape != mask.shape:
+        raise CorruptError("draft vocabulary with tensors of a wrong dtype or shape")
+    if not torch.equal(mask.nonzero().flatten(), ids):
+        raise CorruptError("draft vocabulary whose selected_token_ids and selected_token_mask contradict each other")
+    return DraftVocab(selected_token_ids=ids, selected_token_mask=mask, counts=counts)
+
+
+def check_sizes(draft_size: int | None, vocab_size: int) -> None:
+    """Raise VocabError where no draft vocabulary of that size can be chosen from a target's of that size."""
+    for name, size in (("draft vocabulary", draft_size), ("target vocabulary", vocab_size)):
+        if size is None:
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+            raise VocabError(f"the {name}'s size is {size!r}: it must be a positive integer")
+    if draft_size is not None and draft_size > vocab_size:
+        raise VocabError(
+            f"the draft vocabulary ({draft_size}) is larger than the target's ({vocab_size}); "
+            "lower vocab.draft_size, or leave it out to keep every token"
+        )
+
+
+def _check_forced(forced_ids: Iterable[int], size: int, vocab_size: int) -> list[int]:
+    forced = sorted(set(forced_ids))
+    beyond = [token_id for token_id in forced if not 0 <= token_id < vocab_size]
+    if beyond:
+        raise VocabError(f"forced token ids {beyond} are outside the target's vocabulary of {vocab_size}")
+    if len(forced) > size:
+        raise VocabError(
+            f"{len(forced)} token ids are forced into a draft vocabulary of {size}; raise vocab.draft_size"
+        )
+    return forced

@@ -1,0 +1,162 @@
+"""A target small enough to write down: tables instead of a network, and samples drawn from it, held in memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eaglepipe.cache.codecs import RowCodec, make_codec
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.types import CachedSample, SampleIndex
+from eaglepipe.config import Recipe
+
+VOCAB, DRAFT_VOCAB, HIDDEN, NUM_AUX = 40, 24, 16, 3
+TARGET_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 8,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinySource:
+    """A `TrainingSource` in memory."""
+
+    identity: str
+    samples: tuple[CachedSample, ...]
+    supervision: str
+    max_length: int
+    selected_token_ids: torch.Tensor
+    tensors: dict[str, torch.Tensor]
+    head: HeadSpec = HeadSpec()
+    aux_layer_ids: tuple[int, ...] = (2, 4, 5)
+
+    @property
+    def target_config(self) -> dict[str, Any]:
+        return TARGET_CONFIG
+
+    @property
+    def selected_token_mask(self) -> torch.Tensor:
+        return torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, self.selected_token_ids, True)
+
+    @property
+    def aux_codec(self) -> RowCodec:
+        return make_codec("fp32", (NUM_AUX, HIDDEN))
+
+    @property
+    def supervision_codec(self) -> RowCodec:
+        return make_codec("fp32", (DRAFT_VOCAB if self.supervision == "dense" else HIDDEN,))
+
+    @property
+    def index(self) -> SampleIndex:
+        return SampleIndex(
+            sample_ids=tuple(sample.sample_id for sample in self.samples),
+            num_tokens=np.array([len(sample.input_ids) for sample in self.samples], np.int32),
+            num_supervised=np.array([sample.supervised.sum() for sample in self.samples], np.int32),
+            sources=("tiny",),
+            source_of=np.zeros(len(self.samples), np.int16),
+        )
+
+    def start_tensors(self) -> dict[str, torch.Tensor]:
+        return self.tensors
+
+    def read(self, i: int, /) -> CachedSample:
+        return self.samples[i]
+
+
+def tiny_source(
+    num_samples: int = 24, *, supervision: str = "hidden", identity: str = "tiny", supervised: bool = True
+) -> TinySource:
+    """Samples of 4 to 16 tokens whose second half is one assistant turn, spoken by a target made of tables."""
+    tables = torch.Generator().manual_seed(7)
+    ids = torch.randperm(VOCAB, generator=tables)[:DRAFT_VOCAB].sort().values
+    head = torch.randn(VOCAB, HIDDEN, generator=tables)
+    states = 3.0 * torch.nn.functional.normalize(head[torch.randperm(VOCAB, generator=tables)], dim=1)
+    aux = torch.randn(VOCAB, NUM_AUX, HIDDEN, generator=tables)
+    samples = [_sample(i, states, head, aux, ids, supervision, supervised) for i in range(num_samples)]
+    tensors = {
+        "embed_tokens.weight": torch.randn(VOCAB, HIDDEN, generator=tables),
+        "lm_head.weight": head[ids],
+        "norm.weight": torch.ones(HIDDEN),
+    }
+    return TinySource(
+        identity=identity,
+        samples=tuple(samples),
+        supervision=supervision,
+        max_length=16,
+        selected_token_ids=ids,
+        tensors=tensors,
+    )
+
+
+def _sample(
+    number: int,
+    states: torch.Tensor,
+    head: torch.Tensor,
+    aux: torch.Tensor,
+    ids: torch.Tensor,
+    supervision: str,
+    any_supervised: bool,
+) -> CachedSample:
+    generator = np.random.default_rng(number)
+    length = int(generator.integers(4, 17))
+    next_token = (states @ head.T).argmax(1).numpy()
+    tokens = [int(generator.integers(VOCAB))]
+    for position in range(1, length):
+        surprised = position < length // 2 or generator.random() < 0.2
+        tokens.append(int(generator.integers(VOCAB)) if surprised else int(next_token[tokens[-1]]))
+    input_ids = np.array(tokens, np.int32)
+    loss_mask = np.arange(length) >= length // 2
+    mask = loss_mask & (np.arange(length) < length - 1) & any_supervised
+    hidden = states[tokens]
+    logits = hidden @ head.T
+    top1 = logits.argmax(1).numpy().astype(np.int32)
+    probs = (hidden @ head[ids].T).softmax(1)
+    rows = (probs if supervision == "dense" else hidden)[torch.from_numpy(mask)]
+    return CachedSample(
+        sample_id=f"tiny:{number}",
+        source="tiny",
+        input_ids=input_ids,
+        loss_mask=loss_mask,
+        supervised=mask,
+        position_mask=mask & np.isin(top1, ids.numpy()),
+        target_top1=np.where(mask, top1, -1).astype(np.int32),
+        draft_mass=np.where(mask, 1.0, 0.0).astype(np.float32),
+        aux_payload=aux[tokens].reshape(length, -1).contiguous().view(torch.uint8).numpy(),
+        aux_scales=None,
+        supervision_payload=rows.contiguous().view(torch.uint8).numpy(),
+    )
+
+
+def tiny_recipe(folder: Path, **train: Any) -> Recipe:
+    """A recipe for a run of some ten steps in `folder`, logged at every step."""
+    settings = {
+        "output_dir": str(folder),
+        "device": "cpu",
+        "ttt_steps": 3,
+        "epochs": 2,
+        "batch_tokens": 48,
+        "micro_batch_tokens": 32,
+        "learning_rate": 1e-2,
+        "heldout_fraction": 0.2,
+        "eval_every_steps": 4,
+        "checkpoint_every_steps": 3,
+        "log_every_steps": 1,
+    }
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "target": {"path": "nowhere"},
+            "data": {"sources": [{"path": "nowhere.jsonl"}]},
+            "train": {**settings, **train},
+        }
+    )
