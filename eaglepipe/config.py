@@ -30,7 +30,7 @@ class Section(BaseModel):
 class TargetConfig(Section):
     """The model that is drafted for."""
 
-    path: str = Field(description="local folder, or a Hub id (fetched through huggingface_hub)")
+    path: str = Field(min_length=1, description="local folder, or a Hub id (fetched through huggingface_hub)")
     revision: str | None = None
     dtype: DType = "auto"
     trust_remote_code: bool = False
@@ -39,7 +39,7 @@ class TargetConfig(Section):
 class SourceConfig(Section):
     """One source of conversations."""
 
-    path: str = Field(description="local file or folder (jsonl, json, parquet), or a Hub dataset id")
+    path: str = Field(min_length=1, description="local file or folder (jsonl, json, parquet), or a Hub dataset id")
     name: str | None = Field(None, description="label in reports; default: the file's stem or the dataset's name")
     config: str | None = None
     split: str = "train"

@@ -61,3 +61,8 @@ class StoppedError(EaglepipeError):
     """Stopped by a signal after everything was saved; running the command again continues."""
 
     exit_code = EXIT_STOPPED
+
+
+def printable(text: str) -> str:
+    """The text with control characters, terminal escapes among them, written out; line feeds stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)

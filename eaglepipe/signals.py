@@ -28,7 +28,10 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Install the handlers while the block runs; outside the main thread, where Python allows none, the flag stays down."""
+    """Install the handlers while the block runs.
+
+    Outside the main thread, where Python allows none, the flag stays down.
+    """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag

@@ -12,6 +12,7 @@ from typing import Any
 
 from eaglepipe.cache.publish import publish_bytes, publish_json
 from eaglepipe.config import Recipe, dump_recipe
+from eaglepipe.signals import stop_on_signals
 from eaglepipe.training.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
 from eaglepipe.training.distributed import World, join_world
 from eaglepipe.training.draft import build_draft, publish_draft
@@ -19,7 +20,6 @@ from eaglepipe.training.learner import Learner
 from eaglepipe.training.loop import Run, train
 from eaglepipe.training.metrics import MetricsFile
 from eaglepipe.training.run_plan import RunPlan, check_contract, plan_run, resume_contract
-from eaglepipe.training.signals import stop_on_signals
 from eaglepipe.training.source import open_caches
 from eaglepipe.training.state import RunState
 from eaglepipe.training.step_log import StepLog, Tracker

@@ -6,7 +6,7 @@ from eaglepipe.cache.schema import ShardSpec
 
 # Arrow's offsets (one int32 a row) and its padding and metadata, spread over a sample of a few hundred tokens.
 _LIST_OFFSET_BYTES = 4.0
-_BATCH_OVERHEAD_BYTES = 1536
+_BATCH_OVERHEAD_BYTES = 800
 
 
 @dataclass(frozen=True, kw_only=True)

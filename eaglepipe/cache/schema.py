@@ -40,6 +40,7 @@ class ShardSpec:
         if self.supervision not in SUPERVISION_COLUMNS:
             known = ", ".join(SUPERVISION_COLUMNS)
             raise CacheError(f"unknown supervision {self.supervision!r}; this version reads {known}")
+        assert self.aux.row_bytes and self.rows.row_bytes, "codecs are looked up here, where an unknown one is told"
 
     @functools.cached_property
     def aux(self) -> RowCodec:
@@ -94,8 +95,7 @@ def _to_array(field: pa.Field, sample: CachedSample) -> pa.Array:
     if field.name == "aux_hidden_states":
         return _flat_array(field.type, num_rows, sample.aux_payload)
     if field.name in SUPERVISION_COLUMNS.values():
-        per_row = 1 if pa.types.is_fixed_size_binary(field.type.value_type) else _row_items(field)
-        items = np.where(sample.supervised, per_row, 0)
+        items = np.where(sample.supervised, _items_per_row(field), 0)
         offsets = np.concatenate([[0], np.cumsum(items, dtype=np.int64)])
         assert offsets[-1] < 2**31, f"sample {sample.sample_id} is too long for one list column"
         child = _flat_array(field.type.value_type, int(offsets[-1]), sample.supervision_payload)
@@ -111,7 +111,10 @@ def _flat_array(arrow_type: pa.DataType, num_rows: int, values: np.ndarray[Any, 
     return pa.Array.from_buffers(arrow_type, num_rows, buffers, null_count=0)
 
 
-def _row_items(field: pa.Field) -> int:
+def _items_per_row(field: pa.Field) -> int:
+    """List items that one supervised row takes: D numbers, or one block of bytes."""
+    if pa.types.is_fixed_size_binary(field.type.value_type):
+        return 1
     return int(json.loads(field.metadata[b"shape"])[0])
 
 
@@ -120,11 +123,11 @@ def batch_to_sample(batch: pa.RecordBatch, metadata: dict[str, str]) -> CachedSa
     columns = {field.name: batch.column(i) for i, field in enumerate(batch.schema)}
     num_rows = batch.num_rows
     top1 = _view(columns["target_top1"], np.int32)
-    supervision = next(columns[name] for name in SUPERVISION_COLUMNS.values() if name in columns)
+    name = next(name for name in SUPERVISION_COLUMNS.values() if name in columns)
+    field = batch.schema.field(name)
+    payload = _bytes_of(columns[name].values)
+    row_bytes = field.type.value_type.byte_width * _items_per_row(field)
     supervised = top1 >= 0
-    num_supervised = int(supervised.sum())
-    payload = _bytes_of(supervision.values)
-    row_bytes = len(payload) // max(1, num_supervised)
     return CachedSample(
         sample_id=metadata["sample_id"],
         source=metadata["source"],
@@ -136,7 +139,7 @@ def batch_to_sample(batch: pa.RecordBatch, metadata: dict[str, str]) -> CachedSa
         draft_mass=_view(columns["draft_mass"], np.float32),
         aux_payload=_bytes_of(columns["aux_hidden_states"]).reshape(num_rows, -1),
         aux_scales=None,
-        supervision_payload=payload.reshape(num_supervised, row_bytes),
+        supervision_payload=payload.reshape(int(supervised.sum()), row_bytes),
     )
 
 

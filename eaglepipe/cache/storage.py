@@ -30,7 +30,12 @@ class FoundCache:
 
 def cache_root(recipe: Recipe) -> Path:
     """`cache.root`, else $EAGLEPIPE_CACHE_ROOT, else ./caches."""
-    return Path(recipe.cache.root or os.environ.get(ROOT_VARIABLE) or "caches")
+    return Path(recipe.cache.root) if recipe.cache.root else default_root()
+
+
+def default_root() -> Path:
+    """$EAGLEPIPE_CACHE_ROOT, else ./caches."""
+    return Path(os.environ.get(ROOT_VARIABLE) or "caches")
 
 
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
@@ -74,6 +79,11 @@ def find_cache(recipe: Recipe) -> Path:
         f"no cache for recipe {recipe.name!r} under {root} ({holds}). "
         "Run `eaglepipe precompute` with the same recipe first, or name folders with train.caches"
     )
+
+
+def caches_of(recipe: Recipe) -> list[Path]:
+    """The folders that `train.caches` names, else the cache that the recipe itself names."""
+    return [Path(name).expanduser() for name in recipe.train.caches or ()] or [find_cache(recipe)]
 
 
 def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:

@@ -27,6 +27,14 @@ class VerifyReport:
     def ok(self) -> bool:
         return not self.problems
 
+    def verdict(self) -> str:
+        """One line: sound, or how many things are wrong."""
+        checked = f"{self.files_checked} files, {self.bytes_hashed:,} bytes hashed"
+        if self.problems:
+            return f"{self.folder}: DAMAGED, {len(self.problems)} problem(s) ({checked})"
+        hint = "" if self.full else "; --full hashes the shards too"
+        return f"{self.folder}: sound ({checked}{hint})"
+
     def to_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}
 

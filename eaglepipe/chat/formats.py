@@ -96,10 +96,9 @@ def _from_sharegpt(row: Row, where: str) -> Content:
 
 
 def _from_prompt_completion(row: Row, where: str) -> Content:
-    prompt = [*_system(row), *_as_messages(_field(row, "prompt", where), "user")]
-    completion = _as_messages(_field(row, "completion", where), "assistant")
-    messages = _messages([*prompt, *completion], where)
-    return Content(messages=messages, tools=_tools(row, where), num_context=len(prompt))
+    prompt = _messages([*_system(row), *_side(row, "prompt", "user", where)], where)
+    completion = _messages(_side(row, "completion", "assistant", where), where)
+    return Content(messages=prompt + completion, tools=_tools(row, where), num_context=len(prompt))
 
 
 def _from_tokens(row: Row, where: str) -> Content:
@@ -158,19 +157,24 @@ def _message(raw: Any, where: str, number: int) -> Message:
 def _sharegpt_message(raw: Any, where: str, number: int) -> Any:
     if not isinstance(raw, Mapping) or "from" not in raw:
         return raw
-    if raw["from"] not in SHAREGPT_ROLES:
+    role = SHAREGPT_ROLES.get(str(raw["from"]))
+    if role is None:
         known = ", ".join(SHAREGPT_ROLES)
         raise DataError(f"{where}: message {number} is from the unknown {raw['from']!r}; known: {known}")
     others = {key: value for key, value in raw.items() if key not in ("from", "value")}
-    return {"role": SHAREGPT_ROLES[raw["from"]], "content": raw.get("value"), **others}
+    return {"role": role, "content": raw.get("value"), **others}
 
 
 def _system(row: Row) -> list[Message]:
     return [{"role": "system", "content": row["system"]}] if row.get("system") else []
 
 
-def _as_messages(value: Any, role: str) -> Any:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
+def _side(row: Row, key: str, role: str, where: str) -> list[Any]:
+    """One side of a prompt and completion pair, as a list of messages."""
+    value = _field(row, key, where)
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return [message for _, message in _numbered(value, where)]
 
 
 def _tools(row: Row, where: str) -> tuple[dict[str, Any], ...] | None:

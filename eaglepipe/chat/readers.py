@@ -141,7 +141,7 @@ class _JsonStream:
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
         yield from batch_rows(file.iter_batches(batch_size=_BATCH_ROWS), str(path))
 
 

@@ -58,17 +58,20 @@ class ChatTemplate:
         """
         return self._render(messages, tools, prompt=prompt, marked=False)[0]
 
-    def spans(self, messages: Sequence[Message], tools: Tools = None) -> Rendered:
-        """The text of a conversation and the spans of its assistant turns; all of them, or the last if `last_only`.
+    def spans(self, messages: Sequence[Message], tools: Tools = None, num_context: int = 0) -> Rendered:
+        """The text of a conversation and the spans of the assistant turns that may be supervised.
+
+        Those are the turns after the first `num_context` messages; of them only the last, if `last_only`.
 
         Raises:
             TemplateError: the template refuses these messages, or no sound spans follow from it.
         """
-        rendered = (self._marked if self.mask == "generation" else self._by_prefix)(messages, tools)
-        if not self.last_only:
-            return rendered
         last = len(assistant_positions(messages))
-        return Rendered(text=rendered.text, spans=tuple(span for span in rendered.spans if span.turn == last))
+        turns = range(len(assistant_positions(messages[:num_context])) + 1, last + 1)
+        wanted = turns[-1:] if self.last_only else turns
+        if self.mask == "generation":
+            return self._marked(messages, tools, wanted)
+        return self._by_prefix(messages, tools, wanted)
 
     def around_turn(self, messages: Sequence[Message], tools: Tools, turn: int, text: str) -> tuple[int, int]:
         """Where in `text`, the full rendering, the turn's prompt ends and where the turn itself ends.
@@ -86,20 +89,19 @@ class ChatTemplate:
             raise TemplateError(f"assistant turn {turn} is shorter than the header that asks for it")
         return len(prompt), len(upto)
 
-    def _by_prefix(self, messages: Sequence[Message], tools: Tools) -> Rendered:
+    def _by_prefix(self, messages: Sequence[Message], tools: Tools, wanted: range) -> Rendered:
         text = self.render(messages, tools)
-        turns = range(1, len(assistant_positions(messages)) + 1)
         spans = []
-        for turn in turns[-1:] if self.last_only else turns:
+        for turn in wanted:
             start, end = self.around_turn(messages, tools, turn, text)
             spans.append(Span(turn=turn, start=start, end=end))
         return Rendered(text=text, spans=tuple(spans))
 
-    def _marked(self, messages: Sequence[Message], tools: Tools) -> Rendered:
+    def _marked(self, messages: Sequence[Message], tools: Tools, wanted: range) -> Rendered:
         text, marks = self._render(messages, tools, prompt=False, marked=True)
         turns = self._turn_of_each_mark(messages, tools, len(marks))
         spans = (Span(turn=turn, start=start, end=end) for turn, (start, end) in zip(turns, marks, strict=True))
-        return Rendered(text=text, spans=tuple(spans))
+        return Rendered(text=text, spans=tuple(span for span in spans if span.turn in wanted))
 
     def _turn_of_each_mark(self, messages: Sequence[Message], tools: Tools, num_marks: int) -> list[int]:
         """One mark a message is the rule; otherwise the marks of each are counted by rendering up to it."""

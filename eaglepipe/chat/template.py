@@ -15,12 +15,14 @@ __all__ = ["ChatTokenizer", "load_chat_tokenizer", "load_tokenizer", "probe_temp
 
 
 def load_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTokenizer:
-    """The tokenizer with the template that `data` asks for, probed.
+    """The tokenizer with the template that `data` asks for, probed; sources that are all tokenised need none.
 
     Raises:
         TemplateError: there is no template, or it fails a probe.
         DataError: the file of data.chat_template cannot be read.
     """
+    if all(source.format == "tokenized" for source in data.sources):
+        return ChatTokenizer(tokenizer=tokenizer, template=ChatTemplate(source="", variables={}, mask="prefix"))
     source = pinned_dates(read_template(tokenizer, data.chat_template))
     template = ChatTemplate(
         source=source,

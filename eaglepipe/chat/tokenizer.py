@@ -67,16 +67,17 @@ class ChatTokenizer:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             self.tokenizer.save_pretrained(folder)
-            (folder / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
+            if self.template.source:
+                (folder / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
             return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides which ids a text becomes."""
-        if self.tokenizer.is_fast:
-            rules = self.tokenizer.backend_tokenizer.to_str()
-        else:
-            rules = json.dumps([type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())])
-        return hash_json([rules, {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}])
+        """Hash of everything that decides which ids a text becomes; settings of single calls are no part of it."""
+        named = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
+        if not self.tokenizer.is_fast:
+            return hash_json([type(self.tokenizer).__name__, self.tokenizer.get_vocab(), named])
+        rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        return hash_json([{key: rules[key] for key in rules if key not in ("padding", "truncation")}, named])
 
     def encode(self, conversation: Conversation) -> tuple[TokenIds, TokenIds]:
         """`input_ids` [T] and `turns` [T], int32, untruncated.
@@ -106,13 +107,9 @@ class ChatTokenizer:
     def _rendered(self, conversation: Conversation) -> Rendered:
         assert conversation.messages is not None, "tokenised rows need no tokenizer"
         try:
-            rendered = self.template.spans(conversation.messages, conversation.tools)
+            return self.template.spans(conversation.messages, conversation.tools, conversation.num_context)
         except TemplateError as error:
             raise TemplateError(f"{conversation.where}: {error}") from None
-        roles = [message["role"] for message in conversation.messages[: conversation.num_context]]
-        skipped = roles.count("assistant")
-        spans = tuple(span for span in rendered.spans if span.turn > skipped)
-        return Rendered(text=rendered.text, spans=spans)
 
     def _tokenize(self, texts: list[str]) -> list[tuple[TokenIds, NDArray[np.int64] | None]]:
         fast = bool(self.tokenizer.is_fast)
@@ -206,5 +203,6 @@ def read_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> str:
         return tokenizer.get_chat_template()
     except ValueError:
         raise TemplateError(
-            "the tokenizer has no chat template; name a Jinja file in data.chat_template, or give rows with input_ids"
+            "the tokenizer has no chat template; name a Jinja file in data.chat_template, or give sources of "
+            "`format: tokenized`"
         ) from None

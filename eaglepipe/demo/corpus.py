@@ -45,7 +45,8 @@ def write_corpus(folder: Path, *, seed: int, train_rows: int = 20_000, prompt_ro
 
     The counts are what is aimed at: a source with fewer entities than its share gives what it has, two to one.
     """
-    train, prompts = zip(*(_deal(source, share, train_rows, prompt_rows, seed) for source, share in SOURCE_SHARES), strict=True)
+    dealt = [_deal(source, share, train_rows, prompt_rows, seed) for source, share in SOURCE_SHARES]
+    train, prompts = [first for first, _ in dealt], [second for _, second in dealt]
     return CorpusFiles(
         train=_write(folder / "train", train),
         prompts=_write(folder / "prompts", prompts),

@@ -8,10 +8,9 @@ from eaglepipe.demo.corpus_types import Exchange, Source, listing, plural
 
 YEARS = range(1583, 2400)
 _DAYS_PER_YEAR = 24
-MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
-)
-WEEKDAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
+_FIRST_HALF = ("January", "February", "March", "April", "May", "June")
+MONTHS = (*_FIRST_HALF, "July", "August", "September", "October", "November", "December")
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 def spelled(day: date) -> str:
@@ -161,7 +160,9 @@ def _about_year(year: int, rng: Random) -> tuple[Exchange, ...]:
     kind = "a leap year" if leap else "a common year"
     return (
         Exchange(
-            question=rng.choice((f"Is {year} a leap year?", f"How many days has {year}?", f"What kind of year is {year}?")),
+            question=rng.choice(
+                (f"Is {year} a leap year?", f"How many days has {year}?", f"What kind of year is {year}?")
+            ),
             sentences=(
                 f"{year} is {kind} of {365 + leap} days.",
                 f"The leap year before it is {before}, and the one after it is {after}.",

@@ -109,20 +109,22 @@ def _roots(number: int, rng: Random) -> Exchange:
 
 
 def _formats(number: int, rng: Random) -> Exchange:
-    value = number / rng.choice((8, 100, 1000))
+    divisor = rng.choice((8, 100, 1000))
+    value = number / divisor
     first, second, third = rng.sample(_FORMATS, 3)
     question = rng.choice(
         (
-            f"How does Python format {value} with {first!r}?",
-            f"Show me {value} in the formats {first!r}, {second!r} and {third!r}.",
-            f"What does format({value}, {first!r}) give, for the number {number}?",
+            f"How does Python format {number} / {divisor} with {first!r}?",
+            f"Show me {number} / {divisor} in the formats {first!r}, {second!r} and {third!r}.",
+            f"What does format({number} / {divisor}, {first!r}) give?",
         )
     )
     return Exchange(
         question=question,
         sentences=(
-            f"format({value}, {first!r}) gives {format(value, first)!r}.",
-            f"With {second!r} it gives {format(value, second)!r}, and with {third!r} it gives {format(value, third)!r}.",
+            f"{number} / {divisor} is {value}, and format({value}, {first!r}) gives {format(value, first)!r}.",
+            f"With {second!r} it gives {format(value, second)!r}, "
+            f"and with {third!r} it gives {format(value, third)!r}.",
             f"Rounded to a whole number it is {round(value)}.",
         ),
     )

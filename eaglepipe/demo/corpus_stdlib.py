@@ -13,23 +13,24 @@ from typing import Any
 
 from eaglepipe.demo.corpus_types import Exchange, Source, listing, plural
 
-MODULES = tuple(
-    """abc argparse array ast asyncio base64 bdb binascii bisect builtins bz2 cProfile calendar cmath cmd code codecs
-    codeop collections collections.abc colorsys compileall concurrent.futures configparser contextlib contextvars copy
-    copyreg csv ctypes dataclasses datetime decimal difflib dis doctest email email.header email.message
-    email.mime.text email.policy email.utils enum errno filecmp fileinput fnmatch fractions ftplib functools gc getopt
-    getpass gettext glob graphlib gzip hashlib heapq hmac html html.parser http http.client http.cookiejar http.cookies
-    http.server imaplib importlib importlib.metadata importlib.resources importlib.util inspect io ipaddress itertools
-    json keyword linecache locale logging logging.config logging.handlers lzma mailbox marshal math mimetypes mmap
-    modulefinder multiprocessing multiprocessing.pool multiprocessing.shared_memory netrc numbers operator optparse os
-    os.path pathlib pdb pickle pickletools pkgutil platform plistlib poplib posixpath pprint profile pstats py_compile
-    pyclbr pydoc queue quopri random re reprlib runpy sched secrets select selectors shelve shlex shutil signal site
-    smtplib socket socketserver sqlite3 ssl stat statistics string stringprep struct subprocess symtable sys
-    tabnanny tarfile tempfile textwrap threading time timeit token tokenize trace traceback tracemalloc types typing
-    unicodedata unittest unittest.mock urllib.error urllib.parse urllib.request urllib.robotparser uuid venv warnings
-    wave weakref webbrowser wsgiref.headers wsgiref.util xml.dom.minidom xml.etree.ElementTree xml.sax xml.sax.handler
-    xml.sax.saxutils xmlrpc.client zipapp zipfile zipimport zlib zoneinfo""".split()
-)
+MODULES = """
+    abc argparse array ast asyncio base64 bdb binascii bisect builtins bz2 cProfile calendar cmath cmd code codecs
+    codeop collections collections.abc colorsys compileall concurrent.futures configparser contextlib contextvars
+    copy copyreg csv ctypes dataclasses datetime decimal difflib dis doctest email email.header email.message
+    email.mime.text email.policy email.utils enum errno filecmp fileinput fnmatch fractions ftplib functools gc
+    getopt getpass gettext glob graphlib gzip hashlib heapq hmac html html.parser http http.client http.cookiejar
+    http.cookies http.server imaplib importlib importlib.metadata importlib.resources importlib.util inspect io
+    ipaddress itertools json keyword linecache locale logging logging.config logging.handlers lzma mailbox marshal
+    math mimetypes mmap modulefinder multiprocessing multiprocessing.pool multiprocessing.shared_memory netrc
+    numbers operator optparse os os.path pathlib pdb pickle pickletools pkgutil platform plistlib poplib posixpath
+    pprint profile pstats py_compile pyclbr pydoc queue quopri random re reprlib runpy sched secrets select
+    selectors shelve shlex shutil signal site smtplib socket socketserver sqlite3 ssl stat statistics string
+    stringprep struct subprocess symtable sys tabnanny tarfile tempfile textwrap threading time timeit token
+    tokenize trace traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.error urllib.parse
+    urllib.request urllib.robotparser uuid venv warnings wave weakref webbrowser wsgiref.headers wsgiref.util
+    xml.dom.minidom xml.etree.ElementTree xml.sax xml.sax.handler xml.sax.saxutils xmlrpc.client zipapp zipfile
+    zipimport zlib zoneinfo
+"""
 _LONGEST_SIGNATURE = 120
 _KINDS = {
     inspect.Parameter.POSITIONAL_ONLY: "positional only",
@@ -53,7 +54,7 @@ class Entry:
 def entries() -> dict[str, Entry]:
     """Every documented public callable of the modules that this Python has, by dotted name."""
     found: dict[str, Entry] = {}
-    for module_name in MODULES:
+    for module_name in MODULES.split():
         try:
             module = importlib.import_module(module_name)
         except ImportError:
@@ -107,8 +108,9 @@ def _first_line(documentation: object) -> str | None:
     """The first sentence-like line of a docstring, or None where it says nothing that can be quoted."""
     lines = documentation.strip().splitlines() if isinstance(documentation, str) else []
     line = lines[0].strip() if lines else ""
-    is_prose = 12 <= len(line) <= 120 and line.isascii() and line.count(" ") >= 2 and not any(mark in line for mark in (" at 0x", "->"))
-    return line.rstrip(".") if is_prose else None
+    is_prose = 12 <= len(line) <= 120 and line.isascii() and line.count(" ") >= 2
+    quotable = is_prose and " at 0x" not in line and "->" not in line
+    return line.rstrip(".") if quotable else None
 
 
 def _signature(value: Any) -> inspect.Signature | None:
@@ -149,13 +151,13 @@ def _purpose(entry: Entry, rng: Random) -> Exchange:
         )
     )
     where = f"in the module {entry.module}" if entry.module != "builtins" else "that is built into Python"
-    shape = f"Its signature is {_short(entry)}{entry.signature}." if entry.signature else "Its signature is not recorded."
+    call = f"{_short(entry)}{entry.signature}" if entry.signature else "not recorded"
     return Exchange(
         question=question,
         sentences=(
             f"{entry.name} is a {entry.kind} {where}.",
             f"Its documentation begins: {entry.summary}.",
-            shape,
+            f"Its signature is {call}.",
         ),
     )
 

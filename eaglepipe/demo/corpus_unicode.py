@@ -98,8 +98,9 @@ def _number_and_case(character: str) -> tuple[str, ...]:
         if other != character:
             named = [f"{notation(part)}, {unicodedata.name(part)}" for part in other]
             facts.append(f"Its {label} form is {', then '.join(named)}.")
-    if unicodedata.combining(character):
-        facts.append(f"It combines with the character before it, in combining class {unicodedata.combining(character)}.")
+    combining = unicodedata.combining(character)
+    if combining:
+        facts.append(f"It combines with the character before it, in combining class {combining}.")
     return tuple(facts) or ("It has no other case and no numeric value.",)
 
 
@@ -115,7 +116,7 @@ def _encoding(character: str, shown: str, rng: Random) -> Exchange:
         )
     )
     units = plural(len(utf16.split()), "code unit")
-    escape = character.encode("ascii", "backslashreplace").decode() if ord(character) > 127 else f"\\x{ord(character):02x}"
+    escape = ascii(character)[1:-1] if ord(character) > 127 else f"\\x{ord(character):02x}"
     return Exchange(
         question=question,
         sentences=(
@@ -124,7 +125,7 @@ def _encoding(character: str, shown: str, rng: Random) -> Exchange:
             rng.choice(
                 (
                     f"Python writes it as {escape} or chr({ord(character)}), and HTML as &#{ord(character)};.",
-                    f"Its number is {ord(character)} in decimal, so HTML writes it as &#{ord(character)}; and Python as {escape}.",
+                    f"Its number is {ord(character)} in decimal: HTML writes &#{ord(character)}; and Python {escape}.",
                 )
             ),
         ),

@@ -1,7 +1,7 @@
 """The demo's tokenizer: byte-level BPE with a chat template that marks what the assistant generates.
 
-Digits stand alone, so that numbers are copied digit by digit. The end-of-turn token is the EOS token and lies inside the
-`{% generation %}` markers: it is the assistant who ends a turn.
+Digits stand alone, so that numbers are copied digit by digit. The end-of-turn token is the EOS token and lies inside
+the `{% generation %}` markers: it is the assistant who ends a turn.
 """
 
 from collections.abc import Iterable, Iterator

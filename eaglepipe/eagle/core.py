@@ -8,8 +8,10 @@ from torch import nn
 
 from eaglepipe.eagle.checks import check_batch, check_settings, check_values
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.plan import plan_unroll
 from eaglepipe.eagle.steps import as_slot_mask, count_per_step, count_valid_per_step, prefix_masks, shift_left_with_zero
-from eaglepipe.eagle.unroll import UnrollInputs, host_masks
+from eaglepipe.eagle.unroll import HostMasks, UnrollInputs, UnrollResult, host_masks
+from eaglepipe.eagle.unroll_compact import unroll_compact
 from eaglepipe.eagle.unroll_reference import unroll_reference
 
 __all__ = [
@@ -52,6 +54,7 @@ class Eagle3TrainerModule(nn.Module):
         step_decay: weight of step k is step_decay^k, in (0, 1].
         implementation: `compact` computes only the slots that a loss depends on, `reference` every slot at every step;
             losses and gradients are the same.
+        head_chunk_rows: rows whose logits the compact implementation holds at once.
 
     Raises:
         DraftError: for settings that do not fit together.
@@ -70,6 +73,7 @@ class Eagle3TrainerModule(nn.Module):
         *,
         step_decay: float = 0.8,
         implementation: Literal["compact", "reference"] = "compact",
+        head_chunk_rows: int = 512,
     ) -> None:
         super().__init__()
         check_settings(
@@ -83,6 +87,7 @@ class Eagle3TrainerModule(nn.Module):
         self.draft_model = draft_model
         self.ttt_steps = ttt_steps
         self.implementation = implementation
+        self.head_chunk_rows = head_chunk_rows
         weights = torch.tensor([step_decay**step for step in range(ttt_steps)], dtype=torch.float64)
         self.register_buffer("selected_token_ids", selected_token_ids.long(), persistent=False)
         self.register_buffer("selected_token_mask", selected_token_mask.bool(), persistent=False)
@@ -156,11 +161,11 @@ class Eagle3TrainerModule(nn.Module):
             seq_lens=seq_lens,
             doc_remaining=doc_remaining,
         )
-        host = host_masks(inputs)
-        check_values(host, target_probs)
+        masks = host_masks(inputs)
+        check_values(masks, target_probs)
         counts = count_valid_per_step(inputs.position_mask, doc_remaining, self.ttt_steps)
-        divisors = counts.clamp(min=1) if normalizers is None else normalizers
-        result = unroll_reference(self.draft_model, inputs, self.step_weights / divisors.to(self.step_weights.device))
+        divisors = counts.clamp(min=1) if normalizers is None else normalizers.to(counts.device)
+        result = self._unroll(inputs, masks, self.step_weights / divisors)
         return Eagle3StepMetrics(
             loss=result.loss,
             accuracy=result.correct.sum().float() / counts.sum().clamp(min=1),
@@ -171,6 +176,13 @@ class Eagle3TrainerModule(nn.Module):
             hits=result.hits,
             valid=count_per_step(prefix_masks(inputs.loss_mask, doc_remaining, self.ttt_steps)),
         )
+
+    def _unroll(self, inputs: UnrollInputs, masks: HostMasks, step_weights: torch.Tensor) -> UnrollResult:
+        if self.implementation == "reference":
+            return unroll_reference(self.draft_model, inputs, step_weights)
+        compact = inputs.target_probs.dim() == 2
+        plan = plan_unroll(masks, self.ttt_steps, probs_are_compact=compact, device=inputs.input_ids.device)
+        return unroll_compact(self.draft_model, inputs, step_weights, plan, head_chunk_rows=self.head_chunk_rows)
 
 
 @torch.no_grad()

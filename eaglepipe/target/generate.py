@@ -122,4 +122,7 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
         ordered, ids = probs.sort(dim=-1, descending=True)
         outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
         probs = torch.zeros_like(probs).scatter(-1, ids, ordered.masked_fill(outside, 0.0))
-    return torch.multinomial(probs, 1, generator=generator).squeeze(-1)
+    heights = probs.double().cumsum(dim=-1)
+    drawn = torch.rand(len(probs), 1, generator=generator, device=probs.device, dtype=torch.float64)
+    picked = torch.searchsorted(heights, drawn * heights[:, -1:], right=True)
+    return picked.squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -17,7 +17,7 @@ from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tok
 from eaglepipe.config import Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
-from eaglepipe.target.load import check_tokenizer_fits, read_target_config, resolve_folder
+from eaglepipe.target.load import check_tokenizer_fits, read_target_config, resolve_device, resolve_folder
 from eaglepipe.vocab import check_sizes
 
 # Config fields that say who wrote the file or how it is run, not what the model computes.
@@ -46,6 +46,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     Raises:
         EaglepipeError: the first of the things named that cannot be used, before anything is computed.
     """
+    resolve_device(recipe.precompute.device)
     config = read_target_config(recipe.target)
     num_layers = int(config.num_hidden_layers)
     given = recipe.cache.aux_layer_ids

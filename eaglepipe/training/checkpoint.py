@@ -120,19 +120,26 @@ def checkpoint_folders(root: Path) -> list[Path]:
     return sorted(root.glob("step-*")) if root.is_dir() else []
 
 
-def prune_checkpoints(root: Path, keep: int) -> None:
-    """Keep the newest ones, and the best of each of those; remove the rest and what a killed save left behind."""
-    folders = checkpoint_folders(root)
-    kept = {folder.name for folder in folders[-keep:]}
-    for folder in folders[-keep:]:
-        best = _read_json(folder / STATE_FILE)["state"]["best"]
-        if best is not None:
-            kept.add(step_name(best["step"]))
-    for folder in folders:
+def prune_checkpoints(root: Path, *, keep: int, step: int) -> None:
+    """Keep the newest ones up to `step`, and the best of each of those.
+
+    The rest goes: older ones, damaged ones of steps that are taken again, and what a killed save left behind.
+    """
+    newest = [folder for folder in checkpoint_folders(root) if folder.name <= step_name(step)][-keep:]
+    kept = {folder.name for folder in newest} | {best for folder in newest if (best := _best_of(folder))}
+    for folder in checkpoint_folders(root):
         if folder.name not in kept:
             _remove_folder(folder)
     for leftover in root.glob(f"{_TEMPORARY_PREFIX}*"):
         shutil.rmtree(leftover)
+
+
+def _best_of(folder: Path) -> str | None:
+    try:
+        best = state_from_json(_read_json(folder / STATE_FILE)["state"]).best_step
+    except (CorruptError, KeyError, TypeError, AttributeError):
+        return None
+    return None if best is None else step_name(best)
 
 
 def step_name(step: int) -> str:

@@ -14,6 +14,7 @@ import torch
 from eaglepipe.config import TrainConfig
 from eaglepipe.errors import StoppedError
 from eaglepipe.progress import ProgressLine
+from eaglepipe.signals import StopFlag
 from eaglepipe.training.checkpoint import prune_checkpoints, save_checkpoint
 from eaglepipe.training.distributed import World
 from eaglepipe.training.heldout import evaluate
@@ -22,7 +23,6 @@ from eaglepipe.training.loader import Loader
 from eaglepipe.training.optim import learning_rate
 from eaglepipe.training.packing import plan_steps
 from eaglepipe.training.run_plan import RunPlan
-from eaglepipe.training.signals import StopFlag
 from eaglepipe.training.state import RunState
 from eaglepipe.training.step_log import StepLog, TakenStep
 from eaglepipe.training.types import EncodedBatch, StepHeader, TrainingSource
@@ -173,5 +173,5 @@ def _save(run: Run, state: RunState) -> None:
             draft=run.learner.draft_tensors(),
             optimizer=run.learner.optimizer_tensors(),
         )
-        prune_checkpoints(run.checkpoints, run.config.keep_checkpoints)
+        prune_checkpoints(run.checkpoints, keep=run.config.keep_checkpoints, step=state.step)
     run.world.barrier()

@@ -19,13 +19,17 @@ def heldout_hash(sample_id: str) -> float:
 def split_samples(sample_ids: Sequence[str], heldout_fraction: float) -> Split:
     """Hold out the samples whose hash is below the fraction.
 
-    A positive fraction of two or more samples holds out at least one, the lowest hash, and leaves at least one.
+    A positive fraction of two or more samples holds out at least one, the lowest hash, and leaves at least one; a
+    single sample trains.
     """
     hashes = np.array([heldout_hash(sample_id) for sample_id in sample_ids])
     heldout = hashes < heldout_fraction
-    if heldout_fraction > 0 and len(hashes) > 1 and heldout.all() | ~heldout.any():
-        chosen = hashes.argmin() if not heldout.any() else hashes.argmax()
-        heldout[chosen] = not heldout[chosen]
+    if len(hashes) < 2:
+        heldout[:] = False
+    elif heldout.all():
+        heldout[hashes.argmax()] = False
+    elif heldout_fraction > 0 and not heldout.any():
+        heldout[hashes.argmin()] = True
     numbers = np.arange(len(hashes))
     return Split(train=numbers[~heldout], heldout=numbers[heldout])
 

@@ -19,6 +19,11 @@ class Evaluation:
     conditional_acceptance_by_depth: tuple[float, ...]  # draft k+1 matches, given that those before it did
     simulated_acceptance_length: float
 
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What the best checkpoint has most of."""
+        return self.simulated_acceptance_length, -self.loss
+
     def describe(self) -> str:
         """One line for people."""
         depths = " ".join(f"{accuracy:.1%}" for accuracy in self.accuracy_by_depth)
@@ -41,10 +46,13 @@ class RunState:
     evaluations_without_gain: int = 0
 
     def after_evaluation(self, evaluation: Evaluation) -> "RunState":
-        """Take note of an evaluation: the first, before any step, is a reference and never the best."""
+        """Take note of an evaluation: longer acceptance is better, then a lower loss.
+
+        The first one, before any step, is a reference and never the best.
+        """
         if self.step == 0:
             return replace(self, first=evaluation)
-        if self.best is None or evaluation.simulated_acceptance_length > self.best.simulated_acceptance_length:
+        if self.best is None or evaluation.merit > self.best.merit:
             return replace(self, best=evaluation, evaluations_without_gain=0)
         return replace(self, evaluations_without_gain=self.evaluations_without_gain + 1)
 

@@ -1,7 +1,10 @@
 """Templates that cannot give a trustworthy mask are refused before anything runs; the two ways to a mask agree."""
 
+import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_chat import CHATML, CHATML_MARKED, data_config, dialogue, make_chat, make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.chat.types import Conversation, Message
+from eaglepipe.config import DataConfig, SourceConfig
 from eaglepipe.errors import DataError, TargetError, TemplateError
 
 CONTENT_AND_END = "{{ message['content'] + '<|im_end|>' }}"
@@ -214,6 +218,83 @@ def test_a_tokenizer_that_drops_white_space_keeps_the_first_word() -> None:
     ids, turns = chat.encode(conversation(dialogue("hello", "fine old")))
     assert wrapped.convert_ids_to_tokens(ids) == ["<s>", "hello", "</s>", "<s>", "fine", "old", "</s>"]
     assert turns.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+class Characters(PreTrainedTokenizer):
+    """A tokenizer in Python, without offsets: a token for each character, and one for the end of a turn."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(eos_token="¶", **kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        return 128
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(i): i for i in range(128)}
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return list(text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return ord(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return chr(index)
+
+
+class Pairs(Characters):
+    """The same, but some pairs of characters are one token."""
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return re.findall(r":x|.", text, re.DOTALL)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return 1 if token == ":x" else ord(token)
+
+
+@pytest.mark.parametrize("kind", [Characters, Pairs])
+def test_tokenizer_without_offsets_masks_whole_tokens_or_refuses(kind: type[Characters]) -> None:
+    tokenizer = kind(
+        chat_template="{% for message in messages %}{{ message['role'] + ':' + message['content'] + '¶' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    assert not tokenizer.is_fast
+    chat = load_chat_tokenizer(tokenizer, data_config())
+    ids, turns = chat.encode(conversation(dialogue("a", "b c")))
+    assert "".join(map(chr, ids[turns == 1][:-1])) == "b c"
+    assert ids[turns == 1][-1] == tokenizer.eos_token_id
+    assert turns.tolist() == [0] * 17 + [1] * 4
+    if kind is Pairs:
+        with pytest.raises(TemplateError, match=r"rows\.jsonl:7: .*border of assistant turn 1"):
+            chat.encode(conversation(dialogue("a", "x")))
+
+
+def test_turns_of_a_prompt_need_not_be_prefixes() -> None:
+    said = "(message['content'] if loop.last else message['content'].split('!')[-1]) +"
+    stripping = CHATML.replace("message['content'] +", said)
+    messages = tuple(dialogue("a", "think!b", "c", "d"))
+    chat = make_chat(stripping)
+    with pytest.raises(TemplateError):
+        chat.encode(conversation(list(messages)))
+    _, turns = chat.encode(replace(conversation(list(messages)), num_context=3))
+    assert set(turns.tolist()) == {0, 2}
+
+
+def test_tokenised_sources_need_no_template() -> None:
+    data = DataConfig(sources=(SourceConfig(path="x.jsonl", format="tokenized"),))
+    chat = load_chat_tokenizer(make_tokenizer(None), data)
+    assert chat.special_ids() == set(chat.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
+
+
+def test_fingerprint_of_a_tokenizer_follows_its_content(tmp_path: Path) -> None:
+    chat, other = make_chat(), make_chat()
+    chat.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
+    assert chat.fingerprint() == other.fingerprint()
+    chat.tokenizer.save_pretrained(tmp_path)
+    assert load_chat_tokenizer(load_tokenizer(str(tmp_path)), data_config()).fingerprint() == other.fingerprint()
+    other.tokenizer.add_tokens(["willow"])
+    assert chat.fingerprint() != other.fingerprint()
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=12)

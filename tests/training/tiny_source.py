@@ -26,6 +26,8 @@ TARGET_CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
 }
 
+NO_CAP = HeadSpec()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinySource:
@@ -37,7 +39,7 @@ class TinySource:
     max_length: int
     selected_token_ids: torch.Tensor
     tensors: dict[str, torch.Tensor]
-    head: HeadSpec = HeadSpec()
+    head: HeadSpec = NO_CAP
     aux_layer_ids: tuple[int, ...] = (2, 4, 5)
 
     @property

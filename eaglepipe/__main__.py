@@ -1,0 +1,5 @@
+"""`python -m eaglepipe` is the command line."""
+
+from eaglepipe.cli import main
+
+main()

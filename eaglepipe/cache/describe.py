@@ -1,0 +1,103 @@
+"""What a cache is, in the words of `cache info` and `cache ls`."""
+
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
+from eaglepipe.cache.reader import load_manifest, missing_shards
+from eaglepipe.cache.storage import list_caches
+from eaglepipe.errors import CacheError
+
+
+def describe_cache(folder: Path) -> dict[str, Any]:
+    """Counts, cost and identity of a complete cache, or how far an incomplete one is.
+
+    Raises:
+        CacheError: there is no cache.
+        CorruptError: its plan or manifest is damaged.
+    """
+    if not (folder / MANIFEST_NAME).exists() and not (folder / PLAN_NAME).exists():
+        raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
+    plan = load_document(folder / PLAN_NAME, Plan)
+    if (folder / MANIFEST_NAME).exists():
+        return _complete(folder, load_manifest(folder), plan)
+    return _incomplete(folder, plan)
+
+
+def _complete(folder: Path, manifest: Manifest, plan: Plan) -> dict[str, Any]:
+    spec = manifest.spec
+    return {
+        "folder": str(folder),
+        "name": manifest.name,
+        "complete": True,
+        "samples": manifest.samples,
+        "tokens": manifest.tokens,
+        "supervised_tokens": manifest.supervised_tokens,
+        "shards": len(manifest.shards),
+        "bytes": manifest.bytes,
+        "bytes_per_token": round(manifest.bytes_per_token, 3),
+        "identity": manifest.identity,
+        "aux_layer_ids": list(spec.aux_layer_ids),
+        "draft_vocab_size": spec.draft_vocab_size,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "max_length": spec.max_length,
+        "supervision": spec.supervision,
+        "aux_codec": spec.aux_codec,
+        "supervision_codec": spec.supervision_codec,
+        "drops": dict(manifest.drops),
+        "target": plan.declared["target"]["path"],
+        "sources": [source["path"] for source in plan.declared["data"]["sources"]],
+        "schema_version": manifest.schema_version,
+        "created_by": manifest.created_by,
+    }
+
+
+def _incomplete(folder: Path, plan: Plan) -> dict[str, Any]:
+    missing = missing_shards(folder, plan)
+    written = sum(path.stat().st_size for path in (folder / "shards").glob("*.arrow"))
+    cache = plan.identity_fields["cache"]
+    return {
+        "folder": str(folder),
+        "name": plan.name,
+        "complete": False,
+        "samples": plan.samples,
+        "tokens": plan.tokens,
+        "supervised_tokens": plan.supervised_tokens,
+        "shards": plan.shards,
+        "missing_shards": missing,
+        "bytes": written,
+        "bytes_per_token": None,
+        "identity": plan.identity,
+        "aux_layer_ids": cache["aux_layer_ids"],
+        "draft_vocab_size": plan.identity_fields["vocab"]["draft_size"],
+        "supervision": cache["supervision"],
+        "aux_codec": cache["aux_codec"],
+        "supervision_codec": cache["supervision_codec"],
+        "drops": dict(plan.drops),
+        "target": plan.declared["target"]["path"],
+        "sources": [source["path"] for source in plan.declared["data"]["sources"]],
+        "schema_version": plan.schema_version,
+    }
+
+
+def describe_root(root: Path) -> list[dict[str, Any]]:
+    """`describe_cache` of every cache below a root."""
+    return [describe_cache(found.folder) for found in list_caches(root)]
+
+
+def root_table(described: list[dict[str, Any]]) -> str:
+    """One line a cache."""
+    if not described:
+        return "no caches here"
+    lines = [f"{'cache':32} {'state':>12} {'samples':>10} {'tokens':>14} {'GB':>9} {'B/token':>9}  target"]
+    for info in described:
+        done = info["shards"] - len(info.get("missing_shards", ()))
+        state = "complete" if info["complete"] else f"{done}/{info['shards']} shards"
+        per_token = f"{info['bytes_per_token']:,.0f}" if info["complete"] else "-"
+        name = Path(info["folder"]).name
+        lines.append(
+            f"{name:32} {state:>12} {info['samples']:>10,} {info['tokens']:>14,} {info['bytes'] / 1e9:>9.3f} "
+            f"{per_token:>9}  {info['target']}"
+        )
+    return "\n".join(lines)

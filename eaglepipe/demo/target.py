@@ -1,0 +1,177 @@
+"""The demo's target: a small Llama, really trained on the demo's conversations within two minutes of two cores.
+
+The number of steps is fixed, so that one machine always makes the same target; a slower one reaches its time limit
+first, and the learning rate follows whichever share is further on, so that it too ends fully annealed.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from eaglepipe.demo.corpus import read_rows
+from eaglepipe.demo.target_data import MicroBatch, encode, steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetShape:
+    """Sizes of the target: 3.2M parameters, and deep enough for three distinct aux layers."""
+
+    hidden_size: int = 160
+    intermediate_size: int = 448
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 5
+    num_key_value_heads: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetTraining:
+    """How the target is trained; `micro_rows` is sized so that activations stay in the processor's cache."""
+
+    max_steps: int = 300
+    max_seconds: float = 120.0
+    rows: int = 24
+    micro_rows: int = 8
+    learning_rate: float = 3e-3
+    warmup_share: float = 0.05
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetStep:
+    """One finished step: `loss` is nats per answer token, `progress` the share of the run that is over."""
+
+    step: int
+    loss: float
+    progress: float
+    seconds: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetReport:
+    """A finished target; `loss` is the mean over the last tenth of the steps, in nats per answer token."""
+
+    folder: Path
+    num_parameters: int
+    num_steps: int
+    num_tokens: int
+    loss: float
+    seconds: float
+    cpu_seconds: float
+    stopped_by_time: bool
+
+
+def train_target(
+    files: Iterable[Path],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    training: TargetTraining = TargetTraining(),
+    shape: TargetShape = TargetShape(),
+    on_step: Callable[[TargetStep], None] | None = None,
+) -> TargetReport:
+    """Train a target on the rows of `files` and save it with its tokenizer as a transformers folder."""
+    started, cpu_started = time.monotonic(), time.process_time()
+    model = build_model(tokenizer, shape, seed=training.seed)
+    examples = encode(tokenizer, read_rows(files))
+    batches = steps(examples, rows=training.rows, micro_rows=training.micro_rows, seed=training.seed)
+    history = _train(model, batches, training, on_step)
+    model.config.use_cache = True
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tail = history[-max(1, len(history) // 10) :]
+    return TargetReport(
+        folder=folder,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_steps=len(history),
+        num_tokens=history[-1].num_tokens,
+        loss=sum(step.loss for step in tail) / len(tail),
+        seconds=time.monotonic() - started,
+        cpu_seconds=time.process_time() - cpu_started,
+        stopped_by_time=len(history) < training.max_steps,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase, shape: TargetShape, *, seed: int) -> LlamaForCausalLM:
+    """A fresh float32 Llama with tied embeddings for this tokenizer; the caller's random state stays as it was."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).float().train()
+
+
+def _train(
+    model: LlamaForCausalLM,
+    batches: Iterator[list[MicroBatch]],
+    training: TargetTraining,
+    on_step: Callable[[TargetStep], None] | None,
+) -> list[TargetStep]:
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, training.weight_decay), lr=training.learning_rate, betas=(0.9, 0.95), fused=True
+    )
+    started, progress, num_tokens = time.monotonic(), 0.0, 0
+    history: list[TargetStep] = []
+    while progress < 1.0:
+        batch = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * rate_factor(progress, training.warmup_share)
+        loss = _accumulate(model, batch)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.monotonic() - started
+        progress = max((len(history) + 1) / training.max_steps, seconds / training.max_seconds)
+        num_tokens += sum(micro.num_tokens for micro in batch)
+        history.append(
+            TargetStep(step=len(history) + 1, loss=loss, progress=progress, seconds=seconds, num_tokens=num_tokens)
+        )
+        if on_step is not None:
+            on_step(history[-1])
+    return history
+
+
+def rate_factor(progress: float, warmup_share: float) -> float:
+    """Linear warm-up, then linear decay that reaches zero as `progress` reaches one."""
+    if progress < warmup_share:
+        return max(progress, 0.01) / warmup_share
+    return (1.0 - progress) / (1.0 - warmup_share)
+
+
+def _accumulate(model: LlamaForCausalLM, batch: list[MicroBatch]) -> float:
+    """Add the gradients of the mean loss over a step's answer tokens; the head runs on those alone."""
+    num_labels = sum(int(micro.is_label.sum()) for micro in batch)
+    total = 0.0
+    for micro in batch:
+        hidden = model.model(input_ids=micro.input_ids).last_hidden_state[:, :-1][micro.is_label]
+        labels = micro.input_ids[:, 1:][micro.is_label]
+        loss = F.cross_entropy(model.lm_head(hidden), labels, reduction="sum") / num_labels
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def _parameter_groups(model: LlamaForCausalLM, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

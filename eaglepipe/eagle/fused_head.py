@@ -1,0 +1,108 @@
+"""lm_head and soft cross-entropy in chunks of rows: logits live for one chunk, their gradient replaces them in place.
+
+The gradients of hidden states and weight are finished in the forward, so that the head runs once for all TTT steps and
+no step's logits are kept or computed again.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLoss:
+    """R rows: the weighted loss, which alone carries a gradient, each row's own loss, and its greedy draft token."""
+
+    loss: torch.Tensor  # float32, no dimensions
+    row_losses: torch.Tensor  # float32 [R]
+    predicted: torch.Tensor  # int64 [R]
+
+
+def fused_head_loss(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    target_probs: torch.Tensor,
+    target_rows: torch.Tensor,
+    row_weights: torch.Tensor,
+    *,
+    chunk_rows: int,
+) -> HeadLoss:
+    """sum_r row_weights[r] · CE(target_probs[target_rows[r]], hidden_states[r] @ weight.T), float32.
+
+    Args:
+        hidden_states: [R, H].
+        weight: [D, H].
+        target_probs: [N, D], no gradient.
+        target_rows: int64 [R].
+        row_weights: float32 [R], no gradient.
+        chunk_rows: rows whose logits are held at once.
+    """
+    device = hidden_states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    loss, row_losses, predicted = _FusedHeadLoss.apply(
+        hidden_states, weight, target_probs, target_rows, row_weights, chunk_rows, dtype, torch.is_grad_enabled()
+    )
+    return HeadLoss(loss=loss, row_losses=row_losses, predicted=predicted)
+
+
+class _FusedHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - what autograd.Function passes on
+        ctx: Any,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        target_probs: torch.Tensor,
+        target_rows: torch.Tensor,
+        row_weights: torch.Tensor,
+        chunk_rows: int,
+        dtype: torch.dtype,
+        wants_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        num_rows = hidden_states.shape[0]
+        row_losses = row_weights.new_empty(num_rows)
+        predicted = torch.empty(num_rows, dtype=torch.int64, device=hidden_states.device)
+        grad_hidden = torch.empty_like(hidden_states) if wants_gradient and ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if wants_gradient and ctx.needs_input_grad[1] else None
+        cast_weight = weight.to(dtype)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            for start in range(0, num_rows, chunk_rows):
+                span = slice(start, min(start + chunk_rows, num_rows))
+                hidden = hidden_states[span].to(dtype)
+                logits = F.linear(hidden, cast_weight).float()
+                probs = target_probs.index_select(0, target_rows[span]).float()
+                row_losses[span], predicted[span], grad_logits = _row_losses(logits, probs)
+                grad_logits = grad_logits.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[span] = (grad_logits @ cast_weight) * row_weights[span, None]
+                if grad_weight is not None:
+                    weighted = (hidden * row_weights[span, None]).to(dtype)
+                    _accumulate(grad_weight, grad_logits, weighted)
+        ctx.gradients = (grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(row_losses, predicted)
+        return (row_losses * row_weights).sum(), row_losses, predicted
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        assert ctx.gradients is not None, "the fused head's gradients are gone after one backward"
+        scaled = tuple(None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.gradients)
+        ctx.gradients = None
+        return *scaled, None, None, None, None, None, None
+
+
+def _row_losses(logits: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits and probabilities float32 [r, D] -> losses [r], greedy tokens [r], gradient of each row's loss [r, D]."""
+    top, predicted = logits.max(dim=-1)
+    mass = probs.sum(dim=-1)
+    agreement = (probs * logits).sum(dim=-1)
+    draft = logits.softmax(dim=-1)
+    log_partition = top - draft.gather(-1, predicted[:, None])[:, 0].log()
+    return log_partition * mass - agreement, predicted, draft.mul_(mass[:, None]).sub_(probs)
+
+
+def _accumulate(grad_weight: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
+    if grad_weight.dtype == grad_logits.dtype:
+        grad_weight.addmm_(grad_logits.t(), hidden)
+    else:
+        grad_weight += grad_logits.t() @ hidden

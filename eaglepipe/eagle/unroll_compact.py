@@ -1,0 +1,238 @@
+"""The TTT unroll over the slots that a loss depends on; same losses and gradients as the reference.
+
+Three exact savings: queries, MLP and later steps run for active slots only (see `plan`); the embedding's half of the
+fused projections is computed once, since a later step reads the same tokens, a slot further; and the head runs once,
+over the loss rows of all steps.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from eaglepipe.eagle.attention_runs import run_attention
+from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.fused_head import HeadLoss, fused_head_loss
+from eaglepipe.eagle.plan import Run, UnrollPlan
+from eaglepipe.eagle.rope import Rotary, apply_rotary
+from eaglepipe.eagle.steps import prefix_masks
+from eaglepipe.eagle.unroll import UnrollInputs, UnrollResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """One layer through the steps: its projections split by what they read, and its keys and values so far.
+
+    C cached slots; q and kv are the sizes of all query heads, and of all keys and values together.
+    """
+
+    module: Any
+    state_norm: nn.Module
+    query_weight: torch.Tensor  # [q, H], reads the normed state
+    key_value_weight: torch.Tensor  # [kv, H]
+    query_offsets: torch.Tensor | None  # what embeddings and biases add, [step 0's queries, q] or [q]; None: nothing
+    key_value_offsets: torch.Tensor | None  # [C, kv] or [kv]
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """What one layer reads in one step; None stands for all rows, in order."""
+
+    runs: tuple[Run, ...]
+    queries: torch.Tensor | None  # among the states
+    query_offsets: torch.Tensor | None
+    key_value_offsets: torch.Tensor | None
+    query_rotary: Rotary
+    key_rotary: Rotary
+
+
+def unroll_compact(
+    draft: LlamaEagle3DraftModel,
+    inputs: UnrollInputs,
+    step_weights: torch.Tensor,
+    plan: UnrollPlan,
+    *,
+    head_chunk_rows: int,
+) -> UnrollResult:
+    """Unroll K = len(step_weights) steps as planned; `step_weights` float32 [K] scale the steps' loss sums."""
+    aux = inputs.aux_hidden_states.flatten(0, 1)
+    states = draft.project_hidden_states(aux if len(plan.cached) == len(aux) else aux.index_select(0, plan.cached))
+    layers = _split_layers(draft, inputs.input_ids.flatten()[plan.cached], plan.active, states.dtype)
+    head_inputs = []
+    for index, step in enumerate(plan.steps):
+        if step.kept is not None:
+            states = states.index_select(0, step.kept)
+            for layer in layers:
+                _keep_columns(layer, step.kept)
+        for layer, places in zip(layers, _layer_places(draft, inputs, plan, index), strict=True):
+            states = _run_layer(draft, layer, states, places)
+        states = draft.model.norm(states) if draft.config.norm_output else states
+        head_inputs.append(draft.head_input(states.index_select(0, step.rows)))
+    head = fused_head_loss(
+        torch.cat(head_inputs),
+        draft.lm_head.weight,
+        inputs.target_probs.flatten(0, -2),
+        torch.cat([step.row_targets for step in plan.steps]),
+        torch.cat([weight.expand(len(step.rows)) for weight, step in zip(step_weights, plan.steps, strict=True)]),
+        chunk_rows=head_chunk_rows,
+    )
+    return _count(inputs, plan, head)
+
+
+def _split_layers(
+    draft: LlamaEagle3DraftModel, token_ids: torch.Tensor, active: torch.Tensor, dtype: torch.dtype
+) -> list[_Layer]:
+    fused: Any = draft.model.layers[0]
+    deeper = list(draft.model.layers)[1:]
+    width = draft.config.hidden_size
+    embeds = fused.input_layernorm(draft.model.embed_tokens(token_ids).to(dtype))
+    query_embeds = embeds if deeper else embeds.index_select(0, active)
+    query_weight, key_value_weight, query_bias, key_value_bias = _projections(fused.self_attn)
+    first = _Layer(
+        module=fused,
+        state_norm=fused.hidden_norm,
+        query_weight=query_weight[:, width:],
+        key_value_weight=key_value_weight[:, width:],
+        query_offsets=F.linear(query_embeds, query_weight[:, :width], query_bias),
+        key_value_offsets=F.linear(embeds, key_value_weight[:, :width], key_value_bias),
+    )
+    return [first, *(_plain_layer(layer) for layer in deeper)]
+
+
+def _plain_layer(layer: Any) -> _Layer:
+    query_weight, key_value_weight, query_bias, key_value_bias = _projections(layer.self_attn)
+    return _Layer(
+        module=layer,
+        state_norm=layer.input_layernorm,
+        query_weight=query_weight,
+        key_value_weight=key_value_weight,
+        query_offsets=query_bias,
+        key_value_offsets=key_value_bias,
+    )
+
+
+def _projections(
+    attention: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Query weight, key and value weights stacked, and their biases."""
+    key, value = attention.k_proj, attention.v_proj
+    biases = None if key.bias is None else torch.cat((key.bias, value.bias))
+    return attention.q_proj.weight, torch.cat((key.weight, value.weight)), attention.q_proj.bias, biases
+
+
+def _keep_columns(layer: _Layer, kept: torch.Tensor) -> None:
+    for columns in (layer.keys, layer.values):
+        columns[1:] = [column.index_select(0, kept) for column in columns[1:]]
+
+
+def _layer_places(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, plan: UnrollPlan, index: int) -> list[_Places]:
+    """What each layer reads in step `index`: only the last one can leave queries out of step 0."""
+    depth, step = draft.config.num_hidden_layers, plan.steps[index]
+    positions = inputs.position_ids.flatten()
+    longest = inputs.position_ids.max() + 1
+
+    def rotary(slots: torch.Tensor) -> Rotary:
+        cos, sin = draft.model.rotary_emb(positions[slots] + index, longest=longest)
+        return cos[:, None], sin[:, None]
+
+    here = rotary(step.slots)
+    if index:
+        sources = plan.active[step.sources]
+        fused, plain = (
+            _Places(
+                runs=step.runs,
+                queries=None,
+                query_offsets=query_offsets,
+                key_value_offsets=key_value_offsets,
+                query_rotary=here,
+                key_rotary=here,
+            )
+            for query_offsets, key_value_offsets in ((sources if depth > 1 else step.sources, sources), (None, None))
+        )
+        return [fused, *[plain] * (depth - 1)]
+    everywhere = rotary(plan.cached)
+    whole, last = (
+        _Places(
+            runs=runs,
+            queries=queries,
+            query_offsets=None,
+            key_value_offsets=None,
+            query_rotary=query_rotary,
+            key_rotary=everywhere,
+        )
+        for runs, queries, query_rotary in ((plan.documents, None, everywhere), (step.runs, plan.active, here))
+    )
+    return [*[whole] * (depth - 1), last]
+
+
+def _run_layer(draft: LlamaEagle3DraftModel, layer: _Layer, states: torch.Tensor, places: _Places) -> torch.Tensor:
+    arguments = (layer, states, places, tuple(layer.keys), tuple(layer.values))
+    if draft.model.gradient_checkpointing and draft.training:
+        states, key, value = checkpoint(_layer_step, *arguments, use_reentrant=False)
+    else:
+        states, key, value = _layer_step(*arguments)
+    layer.keys.append(key)
+    layer.values.append(value)
+    return states
+
+
+def _layer_step(
+    layer: _Layer,
+    states: torch.Tensor,
+    places: _Places,
+    keys: tuple[torch.Tensor, ...],
+    values: tuple[torch.Tensor, ...],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States [rows, H] -> new states [queries, H], and this step's keys and values [rows, kv heads, d]."""
+    attention = layer.module.self_attn
+    normed = layer.state_norm(states)
+    key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, places.key_value_offsets)
+    key, value = key_values.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
+    key = apply_rotary(key, *places.key_rotary)
+    if places.queries is not None:
+        states, normed = states.index_select(0, places.queries), normed.index_select(0, places.queries)
+    query = _project(normed, layer.query_weight, layer.query_offsets, places.query_offsets)
+    query = apply_rotary(query.unflatten(-1, (-1, attention.head_dim)), *places.query_rotary)
+    attended = run_attention(query, (*keys, key), (*values, value), places.runs, attention.scale)
+    states = states + attention.o_proj(attended.flatten(1))
+    return states + layer.module.mlp(layer.module.post_attention_layernorm(states)), key, value
+
+
+def _project(
+    states: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor | None, rows: torch.Tensor | None
+) -> torch.Tensor:
+    if offsets is None:
+        return F.linear(states, weight)
+    return torch.addmm(offsets if rows is None else offsets.index_select(0, rows), states, weight.t())
+
+
+@torch.no_grad()
+def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss) -> UnrollResult:
+    """Sums for each step, from every loss row's own loss and greedy token."""
+    targets = _target_tokens(inputs)
+    rows_per_step = [len(step.rows) for step in plan.steps]
+    losses, drafts = head.row_losses.split(rows_per_step), head.predicted.split(rows_per_step)
+    chains = prefix_masks(inputs.loss_mask, inputs.doc_remaining, len(plan.steps))
+    unbroken = torch.ones_like(inputs.loss_mask).flatten()
+    correct, hits = [], []
+    for step, predicted, chain in zip(plan.steps, drafts, chains, strict=True):
+        matched = predicted == targets[step.row_targets]
+        correct.append(matched.sum())
+        unbroken = unbroken & chain.flatten() & torch.zeros_like(unbroken).index_copy_(0, step.row_slots, matched)
+        hits.append(unbroken.sum())
+    return UnrollResult(
+        loss=head.loss,
+        loss_sums=torch.stack([step_losses.sum() for step_losses in losses]),
+        correct=torch.stack(correct),
+        hits=torch.stack(hits),
+    )
+
+
+def _target_tokens(inputs: UnrollInputs) -> torch.Tensor:
+    """The target's greedy draft token for each row of its probabilities, int64."""
+    return inputs.target_probs.flatten(0, -2).max(dim=-1).indices

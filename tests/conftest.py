@@ -1,0 +1,37 @@
+"""Fixtures that several folders of tests share: a tiny real project, and one complete cache made from it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+torch.set_num_threads(1)
+
+from tests.tiny_project import TinyProject, make_project  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    """A corpus, a tokenizer and a random 8-layer target of width 32; read-only for tests."""
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def sealed_cache(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete cache of several shards; read-only for tests."""
+    from eaglepipe.precompute import run_precompute
+
+    root = tmp_path_factory.mktemp("caches")
+    return Path(run_precompute(project.recipe(**{"cache.root": str(root)}), report=lambda _: None).folder)
+
+
+@pytest.fixture
+def cache_copy(sealed_cache: Path, tmp_path: Path) -> Path:
+    """The same cache, to be damaged."""
+    return Path(shutil.copytree(sealed_cache, tmp_path / "moved" / "under another name"))

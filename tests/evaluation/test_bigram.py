@@ -1,0 +1,97 @@
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from eaglepipe.cache.types import CachedSample, SampleIndex
+from eaglepipe.evaluation import acceptance
+from eaglepipe.evaluation.acceptance import bigram_acceptance_length, bigram_table, chain_counts
+from eaglepipe.training.types import Split
+
+VOCAB = 6
+
+
+def sample(number: int) -> CachedSample:
+    generator = np.random.default_rng(number)
+    length = int(generator.integers(2, 30))
+    supervised = generator.random(length) < 0.8
+    supervised[-1] = False
+    top1 = generator.integers(0, 2, length)
+    empty = np.zeros((length, 0), np.uint8)
+    return CachedSample(
+        sample_id=str(number),
+        source="random",
+        input_ids=generator.integers(0, VOCAB, length).astype(np.int32),
+        loss_mask=supervised,
+        supervised=supervised,
+        position_mask=supervised,
+        target_top1=np.where(supervised, top1, -1).astype(np.int32),
+        draft_mass=supervised.astype(np.float32),
+        aux_payload=empty,
+        aux_scales=None,
+        supervision_payload=empty,
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """As much of a cache as the bigram reference reads."""
+
+    samples: tuple[CachedSample, ...]
+    identity: str = "random"
+    index: SampleIndex | None = None
+    aux_codec: None = None
+    supervision_codec: None = None
+
+    def read(self, i: int, /) -> CachedSample:
+        return self.samples[i]
+
+
+def plain_table(samples: list[CachedSample]) -> tuple[dict[int, int], int]:
+    pairs: dict[int, Counter[int]] = defaultdict(Counter)
+    overall: Counter[int] = Counter()
+    for one in samples:
+        for row in np.flatnonzero(one.supervised):
+            pairs[int(one.input_ids[row])][int(one.input_ids[row + 1])] += 1
+            overall[int(one.input_ids[row + 1])] += 1
+    likeliest = {token: min(after, key=lambda t: (-after[t], t)) for token, after in pairs.items()}
+    return likeliest, min(overall, key=lambda t: (-overall[t], t))
+
+
+def plain_length(train: list[CachedSample], heldout: list[CachedSample], ttt_steps: int) -> float:
+    table, default = plain_table(train)
+    hits, valid = [0] * ttt_steps, [0] * ttt_steps
+    for one in heldout:
+        length = len(one.input_ids)
+        for slot in range(length):
+            alive, accepted = True, True
+            for step in range(ttt_steps):
+                row = slot + 1 + step
+                alive = alive and step < length - 1 - slot and bool(one.supervised[row])
+                accepted = accepted and alive and table.get(int(one.input_ids[row]), default) == one.target_top1[row]
+                valid[step] += alive
+                hits[step] += accepted
+    return 1 + sum(hit / max(1, of) for hit, of in zip(hits, valid, strict=True))
+
+
+@pytest.mark.parametrize("merge_pairs", [1, 50, 2**22])
+def test_length_is_that_of_a_plain_count_slot_by_slot(merge_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptance, "MERGE_PAIRS", merge_pairs)
+    samples = [sample(number) for number in range(40)]
+    split = Split(train=np.arange(30), heldout=np.arange(30, 40))
+    expected = plain_length(samples[:30], samples[30:], 7)
+    assert bigram_acceptance_length(Source(tuple(samples)), split, 7) == pytest.approx(expected, rel=1e-12)
+    assert expected > 1.0
+
+
+def test_a_token_never_seen_gets_the_most_frequent_successor_of_all() -> None:
+    table = bigram_table([sample(0)])
+    _, default = plain_table([sample(0)])
+    assert table[-1] == default
+
+
+def test_no_supervision_at_all_proposes_nothing() -> None:
+    table = bigram_table([])
+    hits, valid = chain_counts(sample(1), table, 3)
+    assert hits.tolist() == [0, 0, 0] and valid[0] > 0

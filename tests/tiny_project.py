@@ -1,0 +1,79 @@
+"""A project small enough for a test: real conversations, a real tokenizer, a target with random weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eaglepipe.config import Recipe, load_recipe
+from eaglepipe.demo.corpus import write_corpus
+from eaglepipe.demo.tokenizer import train_tokenizer
+
+VOCAB_SIZE = 320
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyProject:
+    folder: Path
+    recipe_file: Path
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "target"
+
+    @property
+    def sources(self) -> list[Path]:
+        return sorted((self.folder / "data" / "train").glob("*.jsonl"))
+
+    def recipe(self, **overrides: Any) -> Recipe:
+        return load_recipe(self.recipe_file, [f"{key}={value}" for key, value in overrides.items()])
+
+
+def make_project(folder: Path, *, rows: int = 48) -> TinyProject:
+    corpus = write_corpus(folder / "data", seed=0, train_rows=rows, prompt_rows=8)
+    tokenizer = train_tokenizer(corpus.train, VOCAB_SIZE)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "target")
+    tokenizer.save_pretrained(folder / "target")
+    recipe_file = folder / "tiny.yaml"
+    sources = "".join(f"\n    - path: {path}" for path in corpus.train)
+    recipe_file.write_text(
+        f"""\
+name: tiny
+target: {{path: {folder / "target"}}}
+data:
+  max_length: 256
+  sources:{sources}
+vocab: {{draft_size: 160}}
+cache: {{root: {folder / "caches"}, shard_bytes: 600KiB}}
+precompute: {{batch_tokens: 1024}}
+draft: {{intermediate_size: 64}}
+train:
+  output_dir: {folder / "run"}
+  ttt_steps: 3
+  batch_tokens: 1024
+  micro_batch_tokens: 512
+  pack_length: 256
+  learning_rate: 0.001
+  heldout_fraction: 0.15
+  eval_every_steps: 4
+  checkpoint_every_steps: 4
+  log_every_steps: 1
+""",
+        encoding="utf-8",
+    )
+    return TinyProject(folder=folder, recipe_file=recipe_file)

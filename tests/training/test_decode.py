@@ -1,0 +1,98 @@
+import pytest
+import torch
+from tiny_source import DRAFT_VOCAB, VOCAB, TinySource, tiny_source
+from torch import nn
+
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.config import DraftConfig
+from eaglepipe.eagle.core import Eagle3StepMetrics, Eagle3TrainerModule, _shift_left_with_zero
+from eaglepipe.training.collate import collate_columns, collate_payload
+from eaglepipe.training.draft import build_draft
+from eaglepipe.training.supervision import SupervisionDecoder, TargetHead, TrainerInputs
+
+CPU = torch.device("cpu")
+
+
+def inputs_of(source: TinySource, rows: tuple[tuple[int, ...], ...]) -> TrainerInputs:
+    columns = collate_columns(tuple(tuple(source.read(i) for i in row) for row in rows))
+    batch = collate_payload(
+        columns,
+        aux_bytes=source.aux_codec.row_bytes,
+        aux_scales=0,
+        row_bytes=source.supervision_codec.row_bytes,
+        pinned=False,
+        run=lambda copy: copy(),
+    )
+    return SupervisionDecoder(source, device=CPU, dtype=torch.float32).decode(batch)
+
+
+def trainer(source: TinySource) -> Eagle3TrainerModule:
+    draft = build_draft(source, DraftConfig(), seed=0)
+    return Eagle3TrainerModule(draft, source.selected_token_ids, source.selected_token_mask, 3)
+
+
+def gradients(module: nn.Module, metrics: Eagle3StepMetrics) -> list[torch.Tensor]:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(metrics.loss, parameters))
+
+
+def live_arguments(source: TinySource, sample: int) -> dict[str, torch.Tensor]:
+    """What a live target would hand over for one unpadded sample: full-vocabulary logits that agree with the cache."""
+    cached = source.read(sample)
+    hidden = torch.zeros(len(cached.input_ids), source.supervision_codec.row_shape[0])
+    rows = torch.from_numpy(cached.supervision_payload.copy()).view(torch.float32)
+    hidden[torch.from_numpy(cached.supervised.copy())] = rows
+    logits = torch.full((len(hidden), VOCAB), -1e4)
+    logits[:, source.selected_token_ids] = hidden @ source.tensors["lm_head.weight"].T
+    uncovered = torch.from_numpy(cached.supervised & ~cached.position_mask)
+    outside = int((~source.selected_token_mask).nonzero()[0])
+    logits[uncovered, outside] = 1e4
+    ids = torch.from_numpy(cached.input_ids.copy()).long()[None]
+    return {
+        "input_ids": _shift_left_with_zero(ids),
+        "attention_mask": torch.ones_like(ids),
+        "loss_mask": _shift_left_with_zero(torch.from_numpy(cached.supervised.copy())[None]),
+        "aux_hidden_states": torch.from_numpy(cached.aux_payload.copy()).view(torch.float32)[None],
+        "target_logits": _shift_left_with_zero(logits[None]),
+        "doc_remaining": torch.arange(len(hidden) - 1, -1, -1)[None],
+    }
+
+
+def test_cached_and_live_supervision_agree_bit_for_bit() -> None:
+    source = tiny_source()
+    module = trainer(source)
+    for sample in range(4):
+        cached = module(**inputs_of(source, ((sample,),)).arguments())
+        live = module(**live_arguments(source, sample))
+        assert torch.equal(cached.loss, live.loss)
+        for mine, theirs in zip(gradients(module, cached), gradients(module, live), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("supervision", ["hidden", "dense"])
+def test_packed_documents_learn_what_padded_rows_learn(supervision: str) -> None:
+    source = tiny_source(supervision=supervision)
+    module = trainer(source)
+    packed = module(**inputs_of(source, ((0, 1, 2), (3,))).arguments())
+    padded = module(**inputs_of(source, ((0,), (1,), (2,), (3,))).arguments())
+    assert packed.counts.tolist() == padded.counts.tolist()
+    assert packed.hits.tolist() == padded.hits.tolist() and packed.valid.tolist() == padded.valid.tolist()
+    torch.testing.assert_close(packed.loss, padded.loss, rtol=1e-5, atol=0)
+    for mine, theirs in zip(gradients(module, packed), gradients(module, padded), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_dense_and_hidden_caches_give_the_same_distribution() -> None:
+    rows = ((0, 1), (2,))
+    dense, hidden = (inputs_of(tiny_source(supervision=kind), rows) for kind in ("dense", "hidden"))
+    assert dense.target_probs.shape == (int(dense.position_mask.sum()), DRAFT_VOCAB)
+    torch.testing.assert_close(dense.target_probs, hidden.target_probs)
+
+
+def test_head_applies_bias_scale_and_soft_cap_in_float32() -> None:
+    hidden, weight = torch.randn(5, 4, dtype=torch.bfloat16), torch.randn(6, 4, dtype=torch.bfloat16)
+    head = TargetHead(weight=weight, bias=torch.arange(6.0), spec=HeadSpec(logit_scale=0.5, soft_cap=3.0))
+    expected = torch.tanh(0.5 * (hidden.double() @ weight.double().T + torch.arange(6.0).double()) / 3.0) * 3.0
+    probabilities = head.probabilities(hidden)
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities.double(), expected.softmax(1), rtol=1e-5, atol=1e-7)

@@ -1,0 +1,86 @@
+"""Stage 2 on a cache that stage 1 really wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eaglepipe.cache.reader import Cache
+from eaglepipe.config import Recipe
+from eaglepipe.errors import CacheError, ConfigError, CorruptError
+from eaglepipe.evaluation.acceptance import bigram_acceptance_length
+from eaglepipe.precompute import run_precompute
+from eaglepipe.train import preview_training, run_training
+from eaglepipe.training.metrics import read_metrics
+from eaglepipe.training.order import split_samples
+from eaglepipe.training.source import open_caches
+from tests.tiny_project import TinyProject
+
+
+@pytest.fixture
+def recipe(project: TinyProject, tmp_path: Path) -> Recipe:
+    """The tiny project's recipe with a target that is gone."""
+    return project.recipe(**{"target.path": "gone", "train.output_dir": str(tmp_path / "run")})
+
+
+def test_a_draft_is_trained_without_the_target(recipe: Recipe, sealed_cache: Path, tmp_path: Path) -> None:
+    result = run_training(recipe, [sealed_cache])
+    summary = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert summary["steps"] == result.steps == result.total_steps > 1
+    assert result.heldout_loss_end is not None and result.heldout_loss_start is not None
+    assert result.heldout_loss_end < result.heldout_loss_start
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"checkpoints", "draft", "metrics.jsonl", "recipe.yaml", "train.json"}
+
+
+def test_preview_counts_the_steps_that_the_run_takes(recipe: Recipe, sealed_cache: Path, tmp_path: Path) -> None:
+    preview = preview_training(recipe, [sealed_cache])
+    assert not (tmp_path / "run").exists()
+    assert preview.train_samples + preview.heldout_samples == Cache.open(sealed_cache).num_samples
+    assert run_training(recipe, [sealed_cache]).total_steps == preview.total_steps
+
+
+def test_a_bigram_table_has_an_acceptance_length_on_the_same_split(recipe: Recipe, sealed_cache: Path) -> None:
+    source = open_caches([sealed_cache])
+    split = split_samples(source.index.sample_ids, recipe.train.heldout_fraction)
+    assert 1.0 <= bigram_acceptance_length(source, split, 3) < 4.0
+
+
+def test_a_flipped_bit_stops_training_and_names_shard_and_sample(recipe: Recipe, cache_copy: Path) -> None:
+    shard = sorted((cache_copy / "shards").glob("*.arrow"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CorruptError, match=rf"{shard.name}, sample \d+ \('"):
+        run_training(recipe, [cache_copy])
+
+
+def test_an_incomplete_cache_is_refused(recipe: Recipe, cache_copy: Path) -> None:
+    (cache_copy / "manifest.json").unlink()
+    with pytest.raises(CacheError, match="incomplete"):
+        run_training(recipe, [cache_copy])
+
+
+def test_no_cache_at_all_says_what_to_do(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="eaglepipe precompute"):
+        run_training(recipe, [])
+
+
+def test_two_caches_of_one_target_train_as_one(recipe: Recipe, sealed_cache: Path, cache_copy: Path) -> None:
+    single, joined = open_caches([sealed_cache]), open_caches([sealed_cache, cache_copy])
+    count = len(single.index.sample_ids)
+    assert joined.index.sample_ids == single.index.sample_ids * 2 and joined.identity != single.identity
+    assert (joined.read(count + 3).input_ids == single.read(3).input_ids).all()
+    run_training(
+        recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 2})}), [sealed_cache] * 2
+    )
+    assert len(list(read_metrics(Path(str(recipe.train.output_dir)) / "metrics.jsonl"))) == 4
+
+
+def test_caches_of_different_vocabularies_are_not_joined(
+    project: TinyProject, sealed_cache: Path, tmp_path: Path
+) -> None:
+    other = project.recipe(**{"cache.root": str(tmp_path), "vocab.draft_size": 100, "data.sources.0.max_samples": 4})
+    folder = Path(run_precompute(other, report=lambda _: None).folder)
+    with pytest.raises(CacheError, match="draft vocabular"):
+        open_caches([sealed_cache, folder])
