@@ -146,25 +146,29 @@ def _finished_earlier(files: _Files, identity: Mapping[str, Any], report: Report
 
 
 def _answer_rest(recipe: Recipe, chat: ChatTokenizer, log: AnswerLog, num_rows: int, report: Report) -> None:
+    settings, done = _settings(recipe), log.tally.rows
+    window_rows = settings.batch_size * WINDOW_BATCHES
+    if done:
+        report(f"continuing after {done:,} of {num_rows:,} conversations")
+    rest = islice(iter_conversations(settings.sources), done, None)
+    with stop_on_signals() as stop:
+        rewriter = _load_rewriter(recipe, chat)
+        started, num_tokens = time.monotonic(), 0
+        with ProgressLine("regenerate", total=num_rows, unit="conversations", initial=done) as progress:
+            for window, conversations in enumerate(_windows(rest, window_rows), start=done // window_rows):
+                stop.raise_if_set(f"{log.tally.rows:,} of {num_rows:,} conversations are in {log.path}")
+                rewritten = rewriter.rewrite(conversations, window)
+                log.append([_row(*pair) for pair in zip(conversations, rewritten, strict=True)])
+                num_tokens += sum(outcome.num_tokens for outcome in rewritten)
+                progress.update(len(conversations), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
+
+
+def _load_rewriter(recipe: Recipe, chat: ChatTokenizer) -> Rewriter:
     settings = _settings(recipe)
     target = load_target(recipe.target, recipe.precompute.device)
     check_tokenizer_fits(chat.vocab_size, target.vocab_size)
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p)
-    rewriter = Rewriter(target=target, chat=chat, sampling=sampling, batch_size=settings.batch_size, seed=settings.seed)
-    window_rows, done = settings.batch_size * WINDOW_BATCHES, log.tally.rows
-    if done:
-        report(f"continuing after {done:,} of {num_rows:,} conversations")
-    rest = islice(iter_conversations(settings.sources), done, None)
-    progress = ProgressLine("regenerate", total=num_rows, unit="conversations", initial=done)
-    started, num_tokens = time.monotonic(), 0
-    with stop_on_signals() as stop, progress:
-        for window, conversations in enumerate(_windows(rest, window_rows), start=done // window_rows):
-            rewritten = rewriter.rewrite(conversations, window)
-            log.append([_row(*pair) for pair in zip(conversations, rewritten, strict=True)])
-            num_tokens += sum(outcome.num_tokens for outcome in rewritten)
-            progress.update(len(conversations), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
-            if log.tally.rows < num_rows:
-                stop.raise_if_set(f"{log.tally.rows:,} of {num_rows:,} conversations are in {log.path}")
+    return Rewriter(target=target, chat=chat, sampling=sampling, batch_size=settings.batch_size, seed=settings.seed)
 
 
 def _windows(conversations: Iterator[Conversation], rows: int) -> Iterator[list[Conversation]]:

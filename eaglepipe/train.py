@@ -19,6 +19,7 @@ from eaglepipe.training.draft import build_draft, publish_draft
 from eaglepipe.training.learner import Learner
 from eaglepipe.training.loop import Run, train
 from eaglepipe.training.metrics import MetricsFile
+from eaglepipe.training.optim import trainable_parameters
 from eaglepipe.training.run_plan import RunPlan, check_contract, plan_run, resume_contract
 from eaglepipe.training.source import open_caches
 from eaglepipe.training.state import RunState
@@ -55,7 +56,7 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPreview:
-    """What `--dry-run` shows: a run in numbers, from metadata alone."""
+    """What `--dry-run` shows: a run in numbers."""
 
     run_folder: str
     train_samples: int
@@ -63,6 +64,8 @@ class TrainPreview:
     train_tokens: int
     total_steps: int
     pack_length: int
+    draft_parameters: int
+    trainable_parameters: int
     notes: tuple[str, ...]
 
 
@@ -72,9 +75,11 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def preview_training(recipe: Recipe, cache_folders: Sequence[Path]) -> TrainPreview:
-    """Plan a run on this machine alone, without building a draft or writing anything."""
+    """Plan a run and build its draft, without taking a step or writing anything; raises what `run_training` does."""
+    source = open_caches(cache_folders)
     with join_world(recipe.train.device) as world:
-        plan = plan_run(open_caches(cache_folders), recipe.train, world)
+        plan = plan_run(source, recipe.train, world)
+    draft = build_draft(source, recipe.draft, seed=recipe.train.seed)
     return TrainPreview(
         run_folder=str(run_folder(recipe)),
         train_samples=len(plan.split.train),
@@ -82,6 +87,8 @@ def preview_training(recipe: Recipe, cache_folders: Sequence[Path]) -> TrainPrev
         train_tokens=plan.train_tokens,
         total_steps=plan.total_steps,
         pack_length=plan.cut.pack_length,
+        draft_parameters=sum(parameter.numel() for parameter in draft.parameters()),
+        trainable_parameters=sum(parameter.numel() for parameter in trainable_parameters(draft).values()),
         notes=plan.notes,
     )
 

@@ -1,15 +1,18 @@
+"""The regenerate stage on a real, random target; its answers end at one of many stop tokens."""
+
 import json
+import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
 
 from eaglepipe.config import Recipe
-from eaglepipe.errors import ConfigError, DataError, StoppedError
+from eaglepipe.errors import ConfigError, DataError, EaglepipeError
 from eaglepipe.regenerate import WINDOW_BATCHES, run_regenerate
 
 BATCH = 2
@@ -18,7 +21,7 @@ WINDOW = BATCH * WINDOW_BATCHES
 
 @pytest.fixture(scope="module")
 def target(project, tmp_path_factory) -> Path:
-    """Random, but its head's bias keeps it to printable ASCII and ends an answer after some ten tokens."""
+    """Its head's bias keeps it to letters; every fourth of them ends an answer, by its generation config."""
     folder = tmp_path_factory.mktemp("talker")
     tokenizer = AutoTokenizer.from_pretrained(project.target)
     torch.manual_seed(0)
@@ -31,12 +34,13 @@ def target(project, tmp_path_factory) -> Path:
         max_position_embeddings=256,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
+        initializer_range=0.5,
     )
     model = PhiForCausalLM(config)
-    plain = [tokenizer.decode([token]).isalpha() for token in range(len(tokenizer))]
+    letters = [token for token in range(len(tokenizer)) if tokenizer.decode([token]).isalpha()]
     with torch.no_grad():
-        model.lm_head.bias.copy_(torch.where(torch.tensor(plain), 0.0, -1e4))
-        model.lm_head.bias[tokenizer.eos_token_id] = 3.0
+        model.lm_head.bias.fill_(-1e4)[letters] = 0.0
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *letters[::4]]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -82,18 +86,20 @@ def read(path):
 
 
 def test_every_assistant_turn_is_the_targets_own_continuation_of_what_stands_before_it(make_recipe, target):
-    recipe = make_recipe([conversation(number) for number in range(9)], temperature=0.0, max_new_tokens=40)
-    with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(target).eval()
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    # a greedy random model repeats itself, so it is asked for a fixed number of tokens instead of an end
-    tensors = load_file(target / "model.safetensors")
-    result = None
-    try:
-        result = run(recipe)
-    except DataError as error:
-        assert "unfinished" in str(error)
-    del tensors, model, tokenizer, result
+    result = run(make_recipe([conversation(number) for number in range(WINDOW + 3)], temperature=0.0))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    stops = model.generation_config.eos_token_id
+    answers = read(result.output)
+    assert {len(answer["messages"]) for answer in answers} >= {2, 4}
+    for answer in answers:
+        for position, message in enumerate(answer["messages"]):
+            if message["role"] == "assistant":
+                prompt = tokenizer.apply_chat_template(
+                    answer["messages"][:position], add_generation_prompt=True, return_tensors="pt", return_dict=True
+                )
+                output = model.generate(**prompt, do_sample=False, max_new_tokens=80, pad_token_id=0)[0]
+                assert int(output[-1]) in stops
+                assert tokenizer.decode(output[prompt["input_ids"].shape[1] : -1]) == message["content"]
 
 
 def test_rows_keep_their_order_ids_and_everything_up_to_the_last_assistant_turn(make_recipe):
@@ -135,29 +141,84 @@ def test_answers_that_do_not_end_are_left_out(make_recipe):
     assert len(read(result.output)) == result.success == 24 - result.skipped
 
 
-def test_stopped_after_any_window_and_run_again_it_writes_the_same_bytes(make_recipe, tmp_path):
-    rows = [conversation(number) for number in range(2 * WINDOW + 3)]
-    recipe = make_recipe(rows)
-    log = tmp_path / "answers.jsonl.part"
-    reports = []
+def start_and_signal(recipe, log, after_rows, number):
+    """The stage in a process of its own, sent a signal once that many rows are in its log; its exit code."""
 
-    def stop_after_this_window(line):
-        reports.append(line)
-
-    whole = run(recipe)
-    expected = Path(whole.output).read_bytes()
-    stops = 0
-    Path(whole.output).unlink()
-    previous = signal.getsignal(signal.SIGTERM)
-    while not Path(whole.output).exists():
-        timer = signal.setitimer(signal.ITIMER_REAL, 0)
-        del timer
-        child = os.fork() if False else None
-        del child
+    def body():
         try:
-            signal.signal(signal.SIGTERM, previous)
             run(recipe)
-        except StoppedError:
-            stops += 1
-    assert Path(whole.output).read_bytes() == expected
-    assert not log.exists()
+        except EaglepipeError as error:
+            os._exit(error.exit_code)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    while process.is_alive():
+        if log.exists() and log.read_bytes().count(b"\n") > after_rows:
+            os.kill(process.pid, number)
+            break
+        time.sleep(0.001)
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
+def test_stopped_in_any_window_and_run_again_it_writes_the_same_bytes(make_recipe, tmp_path, number, code):
+    recipe = make_recipe([conversation(number) for number in range(4 * WINDOW + 3)])
+    output, log = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.part"
+    undisturbed = run(recipe)
+    expected = output.read_bytes()
+    output.unlink()
+    codes = [start_and_signal(recipe, log, rows, number) for rows in (1, WINDOW + 1, 2 * WINDOW + 1)]
+    assert codes == [code] * 3 and not output.exists()
+    assert log.read_bytes().count(b"\n") > 2 * WINDOW
+    result = run(recipe)
+    assert output.read_bytes() == expected and not log.exists()
+    assert (result.success, result.tokens, result.input) == (undisturbed.success, undisturbed.tokens, 4 * WINDOW + 3)
+
+
+def test_a_finished_output_returns_its_result_without_touching_a_file(make_recipe, tmp_path):
+    recipe = make_recipe([conversation(number) for number in range(5)])
+    first = run(recipe)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = run(recipe)
+    assert again.to_json() == {**first.to_json(), "seconds": 0.0}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_an_output_made_with_other_settings_is_refused_with_the_difference(make_recipe):
+    rows = [conversation(number) for number in range(5)]
+    output = run(make_recipe(rows)).output
+    before = Path(output).read_bytes()
+    with pytest.raises(ConfigError, match=r"sampling\.seed: 0 -> 7"):
+        run(make_recipe(seed=7))
+    with pytest.raises(ConfigError, match=r"data: "):
+        run(make_recipe(rows[:4]))
+    assert Path(output).read_bytes() == before
+
+
+def test_a_file_that_the_stage_did_not_make_is_never_overwritten(make_recipe, tmp_path):
+    (tmp_path / "answers.jsonl").write_text("precious\n")
+    with pytest.raises(ConfigError, match="was not finished by this command"):
+        run(make_recipe([conversation(0)]))
+    assert (tmp_path / "answers.jsonl").read_text() == "precious\n"
+
+
+def test_an_output_without_a_single_answer_is_an_error_and_no_file(make_recipe, tmp_path):
+    with pytest.raises(DataError, match="no conversation could be answered"):
+        run(make_recipe([{"messages": [{"role": "system", "content": "hi"}]}]))
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_a_malformed_line_is_named_before_anything_is_written(make_recipe, tmp_path):
+    recipe = make_recipe([conversation(0)])
+    with (tmp_path / "prompts.jsonl").open("a") as stream:
+        stream.write("{broken\n")
+    with pytest.raises(DataError, match=r"prompts\.jsonl:2"):
+        run(recipe)
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_a_recipe_without_the_section_says_so(make_recipe):
+    with pytest.raises(ConfigError, match="no `regenerate` section"):
+        run(make_recipe([conversation(0)]).model_copy(update={"regenerate": None}))

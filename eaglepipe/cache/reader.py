@@ -19,6 +19,7 @@ from eaglepipe.cache.codecs import RowCodec
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_file
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, Plan, Sidecar, load_document
+from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.cache.schema import arrow_schema, batch_to_sample, sample_digest
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.cache.writer import sidecar_path
@@ -39,7 +40,7 @@ class Cache:
         self.index = _join_indices(sidecars)
         self._first_sample = np.cumsum([0] + [entry.samples for entry in manifest.shards])
         self._verified = np.zeros(manifest.samples, np.bool_)
-        self._readers: OrderedDict[int, pa.RecordBatchFileReader] = OrderedDict()
+        self._readers: OrderedDict[int, MappedArrow] = OrderedDict()
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
@@ -146,8 +147,10 @@ class Cache:
         return decoded
 
     def _decode(self, shard: int, position: int, sample: int, where: str) -> CachedSample:
-        with_metadata = self._reader(shard).get_batch_with_custom_metadata(position)
+        mapped = self._reader(shard)
+        with_metadata = mapped.reader.get_batch_with_custom_metadata(position)
         batch = with_metadata.batch
+        mapped.touched(batch.nbytes)
         metadata = {key.decode(): value.decode() for key, value in with_metadata.custom_metadata.items()}
         if not self._verified[sample]:
             self._check(batch, metadata, sample, where)
@@ -161,7 +164,7 @@ class Cache:
         if sample_digest(batch, metadata["sample_id"], metadata["source"]) != metadata["xxh3_128"]:
             raise CorruptError(f"{where}: its bytes do not match their checksum; recompute this shard")
 
-    def _reader(self, shard: int) -> pa.RecordBatchFileReader:
+    def _reader(self, shard: int) -> MappedArrow:
         reader = self._readers.get(shard)
         if reader is None:
             reader = self._open_shard(shard)
@@ -171,15 +174,16 @@ class Cache:
         self._readers.move_to_end(shard)
         return reader
 
-    def _open_shard(self, shard: int) -> pa.RecordBatchFileReader:
+    def _open_shard(self, shard: int) -> MappedArrow:
         entry = self.manifest.shards[shard]
         check_size(self.folder, entry)
-        reader = pa.ipc.open_file(pa.memory_map(str(self.folder / entry.path)))
+        mapped = MappedArrow(self.folder / entry.path)
+        reader = mapped.reader
         expected = arrow_schema(self.spec, identity=self.identity, shard=int(Path(entry.path).stem))
         check_schema(reader.schema, expected, self.folder / entry.path)
         if reader.num_record_batches != entry.samples:
             raise CorruptError(f"{self.folder / entry.path}: {reader.num_record_batches} samples, not {entry.samples}")
-        return reader
+        return mapped
 
 
 def load_manifest(folder: Path) -> Manifest:

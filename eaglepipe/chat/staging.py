@@ -14,6 +14,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.cache.publish import PendingFile, explained_os_errors
 from eaglepipe.chat.types import TokenSample, supervised_tokens
 from eaglepipe.errors import DataError
@@ -90,7 +91,8 @@ class StagedTokens:
     """Random access to a staged corpus through a memory map."""
 
     def __init__(self, path: Path) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._mapped = MappedArrow(path)
+        self._reader = self._mapped.reader
         sizes = [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)]
         self._first = np.cumsum([0, *sizes])
 
@@ -99,7 +101,9 @@ class StagedTokens:
 
     def read(self, sample: int) -> TokenSample:
         group = int(np.searchsorted(self._first, sample, side="right")) - 1
-        return _from_batch(self._reader.get_batch(group), sample - int(self._first[group]))
+        found = _from_batch(self._reader.get_batch(group), sample - int(self._first[group]))
+        self._mapped.touched(found.input_ids.nbytes + found.turns.nbytes)
+        return found
 
     def statistics(self, vocab_size: int) -> StagedStatistics:
         """One pass over the corpus, group by group.
@@ -128,6 +132,7 @@ class StagedTokens:
     def _groups(self) -> Iterator[list[TokenSample]]:
         for group in range(self._reader.num_record_batches):
             batch = self._reader.get_batch(group)
+            self._mapped.touched(batch.nbytes)
             yield [_from_batch(batch, row) for row in range(batch.num_rows)]
 
     def _first_of_each(self, ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -40,7 +40,7 @@ class CorpusFiles:
     num_prompt_rows: int
 
 
-def write_corpus(folder: Path, *, seed: int, train_rows: int = 20_000, prompt_rows: int = 9_000) -> CorpusFiles:
+def write_corpus(folder: Path, *, seed: int, train_rows: int = 12_000, prompt_rows: int = 9_000) -> CorpusFiles:
     """Write `folder/train/<source>.jsonl` and `folder/prompts/<source>.jsonl`.
 
     The counts are what is aimed at: a source with fewer entities than its share gives what it has, two to one.

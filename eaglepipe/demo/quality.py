@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from random import Random
 from typing import Any
 
@@ -26,13 +27,13 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityReport:
-    """Shares over all answers; `exact_share` counts those that equal the true answer."""
+    """Shares over all answers; `mean_similarity` to the true answer, word by word, is 1 where they are equal."""
 
     num_answers: int
     ended_share: float
     looping_share: float
     distinct_share: float
-    exact_share: float
+    mean_similarity: float
     mean_tokens: float
     answers: tuple[Answer, ...]
 
@@ -59,7 +60,7 @@ def quality_report(
         ended_share=sum(answer.ended for answer in answers) / count,
         looping_share=sum(answer.loops for answer in answers) / count,
         distinct_share=len({answer.text for answer in answers}) / count,
-        exact_share=sum(answer.text == answer.reference for answer in answers) / count,
+        mean_similarity=sum(similarity(answer.text, answer.reference) for answer in answers) / count,
         mean_tokens=sum(answer.num_tokens for answer in answers) / count,
         answers=tuple(answers),
     )
@@ -69,6 +70,11 @@ def is_loop(token_ids: Sequence[int]) -> bool:
     """Whether some run of 8 tokens occurs at least three times."""
     runs = zip(*(token_ids[offset:] for offset in range(LOOP_NGRAM)), strict=False)
     return max(Counter(runs).values(), default=0) >= LOOP_REPEATS
+
+
+def similarity(text: str, reference: str) -> float:
+    """Share of the words of both texts that match in order, from 0 to 1."""
+    return SequenceMatcher(None, text.split(), reference.split(), autojunk=False).ratio()
 
 
 def _opening(row: dict[str, Any]) -> list[dict[str, str]]:

@@ -17,27 +17,29 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from eaglepipe.demo.corpus import read_rows
 from eaglepipe.demo.target_data import MicroBatch, encode, steps
 
+INITIALIZER_RANGE = 0.05  # about 1 / sqrt(hidden size): attention is sharp enough to learn copying early
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetShape:
-    """Sizes of the target: 3.2M parameters, and deep enough for three distinct aux layers."""
+    """Sizes of the target: 3.3M parameters, and deep enough for three distinct aux layers."""
 
-    hidden_size: int = 160
-    intermediate_size: int = 448
+    hidden_size: int = 192
+    intermediate_size: int = 384
     num_hidden_layers: int = 8
-    num_attention_heads: int = 5
-    num_key_value_heads: int = 5
+    num_attention_heads: int = 6
+    num_key_value_heads: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTraining:
     """How the target is trained; `micro_rows` is sized so that activations stay in the processor's cache."""
 
-    max_steps: int = 300
+    max_steps: int = 500
     max_seconds: float = 120.0
-    rows: int = 24
-    micro_rows: int = 8
-    learning_rate: float = 3e-3
+    rows: int = 12
+    micro_rows: int = 6
+    learning_rate: float = 2e-3
     warmup_share: float = 0.05
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
@@ -110,6 +112,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, shape: TargetShape, *, seed:
         num_attention_heads=shape.num_attention_heads,
         num_key_value_heads=shape.num_key_value_heads,
         max_position_embeddings=tokenizer.model_max_length,
+        initializer_range=INITIALIZER_RANGE,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -118,7 +121,12 @@ def build_model(tokenizer: PreTrainedTokenizerBase, shape: TargetShape, *, seed:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).float().train()
+        model = LlamaForCausalLM(config).float().train()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writer.weight.mul_((2 * shape.num_hidden_layers) ** -0.5)
+    return model
 
 
 def _train(

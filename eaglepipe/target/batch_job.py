@@ -5,6 +5,7 @@ Only real tokens leave the device, and only supervised rows go through the lm_he
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def _pad(samples: list[TokenSample]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
-def _scatter(supervised: NDArray[np.bool_], values: torch.Tensor, elsewhere: float) -> NDArray[np.generic]:
+def _scatter(supervised: NDArray[np.bool_], values: torch.Tensor, elsewhere: float) -> NDArray[Any]:
     """[S] values of supervised tokens -> [N], with `elsewhere` for the others."""
     found = values.cpu().numpy()
     full = np.full(len(supervised), elsewhere, found.dtype)

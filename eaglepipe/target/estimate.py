@@ -51,7 +51,8 @@ class CostReport:
             f"{self.samples:,} samples, {self.tokens:,} tokens, {self.supervised_tokens:,} of them supervised",
             f"{format_seconds(self.forward_seconds)} of forward on one device, {self.free_bytes / 1e9:,.1f} GB free",
             "",
-            f"  {'supervision':12} {'stored as':10} {'aux':6} {'B/token':>10} {'aux B':>10} {'superv. B':>10} {'total GB':>10}",
+            f"  {'supervision':12} {'stored as':10} {'aux':6}"
+            + "".join(f" {title:>10}" for title in ("B/token", "aux B", "superv. B", "total GB")),
         ]
         for cost in self.encodings:
             aux = cost.by_column["aux_hidden_states"]

@@ -60,7 +60,6 @@ def collate_columns(documents: Documents) -> Columns:
         seq_lens[row, len(of_row) - 1] += num_slots - used
         real[row, :used] = 1
         positions[row, :used] = np.concatenate([np.arange(n) for n in of_row])
-        positions[row, used:] = of_row[-1] + np.arange(num_slots - used)
         remaining[row, :used] = np.concatenate([np.arange(n - 1, -1, -1) for n in of_row])
     return Columns(
         documents=documents,

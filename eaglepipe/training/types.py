@@ -107,9 +107,9 @@ class EncodedBatch:
     loss_mask: torch.Tensor  # bool [B, T], shifted supervised mask
     position_mask: torch.Tensor  # bool [B, T, 1], shifted
     attention_mask: torch.Tensor  # int64 [B, T]
-    position_ids: torch.Tensor  # int64 [B, T]
-    seq_lens: torch.Tensor  # int64 [B, max_docs]
-    doc_remaining: torch.Tensor  # int64 [B, T]
+    position_ids: torch.Tensor  # int64 [B, T], restarting at each document, 0 in the pad
+    seq_lens: torch.Tensor  # int64 [B, max_docs], the pad folded into the last document
+    doc_remaining: torch.Tensor  # int64 [B, T], 0 in the pad
     aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
     supervision_payload: torch.Tensor  # uint8 [S, supervision row bytes], of the slots set in position_mask, in order

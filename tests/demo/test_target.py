@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
-from eaglepipe.demo.quality import is_loop, quality_report
+from eaglepipe.demo.quality import is_loop, quality_report, similarity
 from eaglepipe.demo.target import TargetShape, TargetTraining, build_model, rate_factor, train_target
 from eaglepipe.demo.target_data import collate, encode, steps
 from eaglepipe.demo.tokenizer import END_OF_TURN, train_tokenizer
@@ -111,3 +111,9 @@ def test_a_loop_is_an_eight_token_run_three_times() -> None:
     assert not is_loop(run + run)
     assert is_loop([7] * 10)
     assert not is_loop([1, 2])
+
+
+def test_similarity_counts_words_in_order() -> None:
+    assert similarity("a b c d", "a b c d") == 1.0
+    assert similarity("a b x d", "a b c d") == 0.75
+    assert similarity("q", "a b") == 0.0

@@ -63,7 +63,7 @@ def test_packed_rows_restart_positions_and_fold_padding_into_the_last_document()
     c = document("c", [6, 7, 8], [0, 1, 0])
     columns = collate_columns(((a, b), (c,)))
     assert columns.input_ids.tolist() == [[2, 3, 4, 5, 0], [7, 8, 0, 0, 0]]
-    assert columns.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]
+    assert columns.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 0]]
     assert columns.seq_lens.tolist() == [[3, 2], [5, 0]]
     assert columns.doc_remaining.tolist() == [[2, 1, 0, 1, 0], [2, 1, 0, 0, 0]]
     assert columns.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]

@@ -36,6 +36,7 @@ def test_a_draft_is_trained_without_the_target(recipe: Recipe, sealed_cache: Pat
 def test_preview_counts_the_steps_that_the_run_takes(recipe: Recipe, sealed_cache: Path, tmp_path: Path) -> None:
     preview = preview_training(recipe, [sealed_cache])
     assert not (tmp_path / "run").exists()
+    assert 0 < preview.trainable_parameters < preview.draft_parameters
     assert preview.train_samples + preview.heldout_samples == Cache.open(sealed_cache).num_samples
     assert run_training(recipe, [sealed_cache]).total_steps == preview.total_steps
 

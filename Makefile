@@ -1,0 +1,69 @@
+# The batch interface. `make help` lists the targets; settings are NAME=value on the command line.
+#   RECIPE   a file, or the name of a recipe that ships        SET    overrides, as in SET="train.seed=1 train.epochs=2"
+#   RECIPES  several of them, for `make batch`                 GPUS   processes to start with torchrun (default: one, plain)
+
+PYTHON    ?= python3
+VENV      ?= .venv
+BIN       := $(VENV)/bin
+EAGLEPIPE := $(BIN)/eaglepipe
+LAUNCH     = $(if $(GPUS),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m eaglepipe,$(EAGLEPIPE))
+MANIFEST   = $(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing)/manifest.json
+
+.DEFAULT_GOAL := help
+.PHONY: help demo precompute train batch estimate bench test check format clean need-recipe
+.SECONDEXPANSION:
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Everything on a machine without GPU or network: corpus, target, cache, draft, summary
+	$(EAGLEPIPE) demo
+
+precompute: $(VENV)/.installed need-recipe ## Stage 1 for RECIPE: run the target once, leave a cache (resumes)
+	$(LAUNCH) precompute $(RECIPE) $(SET)
+
+train: $(VENV)/.installed need-recipe $$(MANIFEST) ## Stage 2 for RECIPE: train a draft (precomputes first where there is no cache; resumes)
+	$(LAUNCH) train $(RECIPE) $(SET)
+
+%/manifest.json:
+	$(LAUNCH) precompute $(RECIPE) $(SET)
+
+batch: $(VENV)/.installed ## `make train` for each of RECIPES, one after the other; a failure does not stop the others
+	@test -n "$(RECIPES)" || { echo 'say which: make batch RECIPES="a b c"' >&2; exit 2; }
+	@failed=; for recipe in $(RECIPES); do \
+	  $(MAKE) --no-print-directory train RECIPE=$$recipe || failed="$$failed $$recipe"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+estimate: $(VENV)/.installed need-recipe ## What RECIPE's cache would cost in every encoding
+	$(EAGLEPIPE) estimate $(RECIPE) $(SET)
+
+bench: $(VENV)/.installed ## Peak memory of both stages on a corpus and on one 16 times larger
+	$(EAGLEPIPE) bench memory
+
+test: $(VENV)/.installed-dev ## The whole test suite
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## Let ruff mend what it can
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean: ## Remove caches of tools and builds (never caches/ or runs/)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+need-recipe:
+	@test -n "$(RECIPE)" || { echo 'say which: RECIPE=file.yaml, or one of:' >&2; $(EAGLEPIPE) recipe ls >&2; exit 2; }
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eaglepipe needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@ $(VENV)/.installed

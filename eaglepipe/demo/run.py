@@ -1,0 +1,176 @@
+"""The demo: the main job from nothing to a trained draft, and one page of figures about it.
+
+Each stage leaves its result on disk and is passed over when that is there, so that a stopped demo goes on.
+The target is moved away before the draft is trained, to show that training does not need it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.cache.publish import publish_json
+from eaglepipe.cache.verify import verify_cache
+from eaglepipe.config import Recipe, load_recipe
+from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
+from eaglepipe.demo.quality import QualityReport, quality_report
+from eaglepipe.demo.summary import summary_text
+from eaglepipe.demo.target import TargetReport, TargetStep, TargetTraining, train_target
+from eaglepipe.demo.tokenizer import train_tokenizer
+from eaglepipe.errors import CorruptError
+from eaglepipe.evaluation.acceptance import bigram_acceptance_length
+from eaglepipe.precompute import PrecomputeResult, run_precompute
+from eaglepipe.progress import ProgressLine
+from eaglepipe.regenerate import run_regenerate
+from eaglepipe.resources import shipped_recipes
+from eaglepipe.target.load import load_target
+from eaglepipe.train import TrainResult, run_training
+from eaglepipe.training.order import split_samples
+from eaglepipe.training.source import open_caches
+
+SEED = 0
+PROMPT_ROWS = 7_000
+Report = Callable[[str], None]
+
+_FAST_ROWS, _FAST_STEPS = 600, 40
+_FAST = ["train.epochs=1", "train.ttt_steps=3", "train.eval_every_steps=20", "regenerate.max_new_tokens=64"]
+
+
+class _Stages:
+    """Seconds by stage, each announced when it begins."""
+
+    def __init__(self, report: Report) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report = report
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        self._report(f"\n== {name}: {what}")
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+def run_demo(folder: Path, *, fast: bool = False, report: Report = print) -> dict[str, Any]:
+    """Run every stage that is not done yet below `folder`; returns what is in `folder/summary.json`.
+
+    Args:
+        folder: everything is written here, the caches too.
+        fast: a small corpus and a few steps; the draft is then no measure of anything.
+        report: takes the lines of the log and the summary.
+    """
+    stages = _Stages(report)
+    recipe = demo_recipe(folder, fast=fast)
+    target, away = folder / "target", folder / "target.moved-away"
+    regenerated = folder / "data" / "regenerated.jsonl"
+    if not away.exists():
+        with stages.stage("corpus", "questions and answers about Unicode, calendar, numbers and the standard library"):
+            corpus = write_corpus(folder / "data", seed=SEED, **_corpus_size(fast=fast))
+            report(f"{corpus.num_train_rows:,} conversations for the target, {corpus.num_prompt_rows:,} held back")
+        with stages.stage("target", "a byte-level BPE tokenizer and a Llama trained on them"):
+            _make_target(corpus, target, fast=fast, report=report)
+        with stages.stage("regenerate", "the target answers the held-back questions itself"):
+            run_regenerate(recipe, report=report)
+    assert regenerated.exists() or not away.exists()
+    with stages.stage("precompute", "the target runs once over its own answers"):
+        cache = run_precompute(recipe, report=report)
+        verified = verify_cache(Path(cache.folder), full=True)
+        report(verified.verdict())
+        if not verified.ok:
+            raise CorruptError("\n".join(verified.problems))
+    if target.exists():
+        target.rename(away)
+        report(f"{target} is now {away.name}: nothing below can read it")
+    with stages.stage("train", "a draft, from the cache alone"):
+        trained = run_training(recipe, [Path(cache.folder)])
+    with stages.stage("compare", "what a bigram table would reach on the same held-out samples"):
+        bigram = _bigram(recipe, Path(cache.folder))
+    summary = _summary(cache, trained, bigram, stages.seconds)
+    publish_json(folder / "summary.json", summary)
+    report(summary_text(summary, folder))
+    return summary
+
+
+def demo_recipe(folder: Path, *, fast: bool = False) -> Recipe:
+    """The recipe that ships, with its paths below `folder`."""
+    raw = load_recipe(shipped_recipes()["demo"])
+    moved = raw.model_dump_json().replace("runs/demo", folder.as_posix())
+    recipe = Recipe.model_validate_json(moved)
+    file = folder / "demo.yaml"
+    publish_json(file, recipe.model_dump(mode="json"))
+    overrides = [f"cache.root={(folder / 'caches').as_posix()}", *(_FAST if fast else ())]
+    return load_recipe(file, overrides)
+
+
+def _corpus_size(*, fast: bool) -> dict[str, int]:
+    return {"train_rows": _FAST_ROWS, "prompt_rows": _FAST_ROWS} if fast else {"prompt_rows": PROMPT_ROWS}
+
+
+def _make_target(corpus: CorpusFiles, folder: Path, *, fast: bool, report: Report) -> None:
+    if (folder / "config.json").exists():
+        report(f"{folder}: already trained")
+        return
+    training = TargetTraining(max_steps=_FAST_STEPS) if fast else TargetTraining()
+    tokenizer = train_tokenizer(corpus.train)
+    unfinished = folder.with_name("target.unfinished")
+    with ProgressLine("target", total=training.max_steps, unit="step") as progress:
+
+        def show(step: TargetStep) -> None:
+            progress.update(1, f"loss {step.loss:.3f}")
+
+        made = train_target(corpus.train, tokenizer, unfinished, training=training, on_step=show)
+    unfinished.rename(folder)
+    report(_target_line(made, _quality(folder, corpus)))
+
+
+def _quality(folder: Path, corpus: CorpusFiles) -> QualityReport:
+    from transformers import AutoTokenizer
+
+    from eaglepipe.config import TargetConfig
+
+    model = load_target(TargetConfig(path=str(folder)), "cpu").model
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return quality_report(model, tokenizer, read_rows(corpus.prompts), max_prompts=100)
+
+
+def _target_line(made: TargetReport, quality: QualityReport) -> str:
+    return (
+        f"{made.num_parameters / 1e6:.1f} M parameters, {made.num_tokens:,} tokens in {made.seconds:.0f} s, "
+        f"{made.loss:.2f} nats a token; of {quality.num_answers} held-back questions it ends {quality.ended_share:.0%} "
+        f"of its answers, loops in {quality.looping_share:.0%}, and {quality.exact_share:.0%} are right to the letter"
+    )
+
+
+def _bigram(recipe: Recipe, cache: Path) -> float:
+    source = open_caches([cache])
+    split = split_samples(source.index.sample_ids, recipe.train.heldout_fraction)
+    return bigram_acceptance_length(source, split, recipe.train.ttt_steps)
+
+
+def _summary(
+    cache: PrecomputeResult, trained: TrainResult, bigram: float, seconds_by_stage: dict[str, float]
+) -> dict[str, Any]:
+    return {
+        "samples": cache.samples,
+        "tokens": cache.tokens,
+        "supervised_tokens": cache.supervised_tokens,
+        "bytes_per_token": round(cache.bytes / cache.tokens, 1),
+        "cache_bytes": cache.bytes,
+        "cache": cache.folder,
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "heldout_samples": trained.heldout_samples,
+        "heldout_loss_start": trained.heldout_loss_start,
+        "heldout_loss_end": trained.heldout_loss_end,
+        "accuracy_by_depth": trained.accuracy_by_depth,
+        "conditional_acceptance_by_depth": trained.conditional_acceptance_by_depth,
+        "simulated_acceptance_length_start": trained.simulated_acceptance_length_start,
+        "simulated_acceptance_length_end": trained.simulated_acceptance_length_end,
+        "bigram_acceptance_length": bigram,
+        "ttt_steps": len(trained.accuracy_by_depth or ()),
+        "train_tokens_per_s": round(trained.tokens_per_s, 1),
+        "data_wait_share": round(trained.data_wait_share, 4),
+        "draft": trained.draft_folder,
+        "seconds_by_stage": seconds_by_stage,
+    }
