@@ -72,7 +72,10 @@ def test_every_stored_number_equals_the_targets_own(project: TinyProject, tmp_pa
         assert torch.equal(torch.from_numpy(stored.target_top1.copy())[supervised].long(), top1[supervised])
         assert (stored.target_top1[~stored.supervised] == -1).all()
         torch.testing.assert_close(
-            torch.from_numpy(stored.draft_mass.copy())[supervised].double(), inside.sum(-1)[supervised], rtol=1e-5, atol=1e-6
+            torch.from_numpy(stored.draft_mass.copy())[supervised].double(),
+            inside.sum(-1)[supervised],
+            rtol=1e-5,
+            atol=1e-6,
         )
         expected = supervised & torch.isin(top1, ids)
         assert torch.equal(torch.from_numpy(stored.position_mask.copy()), expected)
@@ -146,9 +149,7 @@ def run_in_process(recipe_file: Path, root: Path, prelude: str) -> subprocess.Co
     program = f"import sys; sys.argv = ['eaglepipe', 'precompute', {str(recipe_file)!r}, 'cache.root={root}']\n"
     program += prelude + "\nfrom eaglepipe.cli import main\nmain()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
-    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
 
 
 SIGNAL_AFTER_ONE_SHARD = """
@@ -192,7 +193,9 @@ def test_full_disk_is_one_line_with_exit_code_4_and_leaves_no_half_file(project:
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limit += "import eaglepipe.target.shard_run as run; publish = run.publish_fixed_files\n"
     limit += "def then_limited(*a):\n    publish(*a); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-    limit += "run.publish_fixed_files = then_limited\nimport eaglepipe.precompute as p; p.publish_fixed_files = then_limited"
+    limit += (
+        "run.publish_fixed_files = then_limited\nimport eaglepipe.precompute as p; p.publish_fixed_files = then_limited"
+    )
     full = run_in_process(project.recipe_file, tmp_path, limit)
     assert full.returncode == 4, full.stderr
     assert "disk full while writing" in full.stderr and "Traceback" not in full.stderr
@@ -232,7 +235,9 @@ def test_sample_with_nan_is_refused_by_id_and_the_others_are_kept(project: TinyP
     weights["model.embed_tokens.weight"][rare] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     cache = cache_of(project, tmp_path / "b", **{"target.path": broken})
-    refused = [r for path in sorted((cache.folder / "shards").glob("*.json")) for r in json.loads(path.read_text())["refused"]]
+    refused = [
+        r for path in sorted((cache.folder / "shards").glob("*.json")) for r in json.loads(path.read_text())["refused"]
+    ]
     holders = {counts.index.sample_ids[i] for i in range(counts.num_samples) if rare in counts.read(i).input_ids}
     assert {entry["sample_id"] for entry in refused} == holders and holders
     assert all("not finite from token" in entry["reason"] for entry in refused)
@@ -336,7 +341,7 @@ def test_repeated_rows_are_dropped_and_counted_and_one_id_for_two_rows_is_an_err
     same_id = tmp_path / "same-id.jsonl"
     same_id.write_text("".join(json.dumps({"id": "x", **r}) + "\n" for r in (row, other)))
     overrides["data.sources"] = f"[{{path: {same_id}}}]"
-    with pytest.raises(DataError, match="sample id.*x.*2 different samples"):
+    with pytest.raises(DataError, match=r"sample id.*x.*2 different samples"):
         run_precompute(project.recipe(**overrides), report=quiet)
 
 

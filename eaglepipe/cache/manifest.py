@@ -232,3 +232,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_nan(token: str) -> None:
     raise ValueError(f"{token} is not JSON")
+
+
+def json_schema(kind: type[Document]) -> dict[str, Any]:
+    """JSON Schema of a published document, its checksum included; `cache_schemas/` holds it for other languages."""
+    schema = kind.model_json_schema(mode="serialization")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"][CHECKSUM_KEY] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+    schema["required"] = [*schema["required"], CHECKSUM_KEY]
+    return schema

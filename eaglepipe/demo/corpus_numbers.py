@@ -28,17 +28,17 @@ def _exchanges(key: str, rng: Random) -> tuple[Exchange, ...]:
 def _bases(number: int, rng: Random) -> Exchange:
     question = rng.choice(
         (
-            f"Write {number} in binary, octal and hexadecimal.",
+            f"Write {number} in octal and hexadecimal.",
             f"What is {number} in other bases?",
-            f"Convert {number} to hexadecimal and binary.",
-            f"How does {number} look in base 2?",
+            f"Convert {number} to hexadecimal.",
+            f"What are the bits of {number}?",
         )
     )
     return Exchange(
         question=question,
         sentences=(
-            f"In hexadecimal, {number} is {number:#x}, and in binary it is {number:#_b}.",
-            f"In octal it is {number:#o}.",
+            f"In hexadecimal, {number} is {number:#x}, and in octal it is {number:#o}.",
+            f"The low byte is {number & 255:#011_b} in binary.",
             f"It needs {plural(number.bit_length(), 'bit')}, of which {number.bit_count()} are ones.",
         ),
     )

@@ -27,12 +27,13 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityReport:
-    """Shares over all answers; `mean_similarity` to the true answer, word by word, is 1 where they are equal."""
+    """Shares over all answers; `exact_share` and `mean_similarity` (word by word) compare with the true answers."""
 
     num_answers: int
     ended_share: float
     looping_share: float
     distinct_share: float
+    exact_share: float
     mean_similarity: float
     mean_tokens: float
     answers: tuple[Answer, ...]
@@ -60,6 +61,7 @@ def quality_report(
         ended_share=sum(answer.ended for answer in answers) / count,
         looping_share=sum(answer.loops for answer in answers) / count,
         distinct_share=len({answer.text for answer in answers}) / count,
+        exact_share=sum(answer.text == answer.reference for answer in answers) / count,
         mean_similarity=sum(similarity(answer.text, answer.reference) for answer in answers) / count,
         mean_tokens=sum(answer.num_tokens for answer in answers) / count,
         answers=tuple(answers),

@@ -164,7 +164,7 @@ class Eagle3TrainerModule(nn.Module):
         masks = host_masks(inputs)
         check_values(masks, target_probs)
         counts = count_valid_per_step(inputs.position_mask, doc_remaining, self.ttt_steps)
-        divisors = counts.clamp(min=1) if normalizers is None else normalizers.to(counts.device)
+        divisors = counts.clamp(min=1) if normalizers is None else normalizers.to(self.step_weights)
         result = self._unroll(inputs, masks, self.step_weights / divisors)
         return Eagle3StepMetrics(
             loss=result.loss,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +66,15 @@ class _FusedHeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if wants_gradient and ctx.needs_input_grad[1] else None
         cast_weight = weight.to(dtype)
         with torch.autocast(hidden_states.device.type, enabled=False):
+            buffers = _Buffers(min(chunk_rows, num_rows), weight.shape[0], row_weights)
             for start in range(0, num_rows, chunk_rows):
                 span = slice(start, min(start + chunk_rows, num_rows))
                 hidden = hidden_states[span].to(dtype)
-                logits = F.linear(hidden, cast_weight).float()
-                probs = target_probs.index_select(0, target_rows[span]).float()
-                row_losses[span], predicted[span], grad_logits = _row_losses(logits, probs)
-                grad_logits = grad_logits.to(dtype)
+                logits, probs, draft = buffers.chunk(hidden.shape[0])
+                _matmul_into(logits, hidden, cast_weight)
+                _gather_into(probs, target_probs, target_rows[span])
+                row_losses[span], predicted[span] = _row_losses(logits, probs, draft)
+                grad_logits = draft.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[span] = (grad_logits @ cast_weight) * row_weights[span, None]
                 if grad_weight is not None:
@@ -91,14 +92,43 @@ class _FusedHeadLoss(torch.autograd.Function):
         return *scaled, None, None, None, None, None, None
 
 
-def _row_losses(logits: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits and probabilities float32 [r, D] -> losses [r], greedy tokens [r], gradient of each row's loss [r, D]."""
+class _Buffers:
+    """Three [rows, D] float32 blocks that every chunk reuses: fresh ones cost more than the arithmetic in them."""
+
+    def __init__(self, rows: int, draft_size: int, like: torch.Tensor) -> None:
+        self._blocks = like.new_empty(3, rows, draft_size, dtype=torch.float32)
+
+    def chunk(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, probs, draft = self._blocks[:, :rows].unbind(0)
+        return logits, probs, draft
+
+
+def _matmul_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    if hidden.dtype == logits.dtype:
+        torch.mm(hidden, weight.t(), out=logits)
+    else:
+        logits.copy_(hidden @ weight.t())
+
+
+def _gather_into(probs: torch.Tensor, source: torch.Tensor, rows: torch.Tensor) -> None:
+    if source.dtype == probs.dtype:
+        torch.index_select(source, 0, rows, out=probs)
+    else:
+        probs.copy_(source.index_select(0, rows))
+
+
+def _row_losses(logits: torch.Tensor, probs: torch.Tensor, draft: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses float32 [r] and greedy tokens int64 [r] of r rows; leaves each loss's gradient by the logits in `draft`.
+
+    All three are [r, D]; `logits` is used up. The log-partition comes from the largest entry and its probability.
+    """
     top, predicted = logits.max(dim=-1)
     mass = probs.sum(dim=-1)
-    agreement = (probs * logits).sum(dim=-1)
-    draft = logits.softmax(dim=-1)
+    torch.softmax(logits, dim=-1, out=draft)
     log_partition = top - draft.gather(-1, predicted[:, None])[:, 0].log()
-    return log_partition * mass - agreement, predicted, draft.mul_(mass[:, None]).sub_(probs)
+    losses = log_partition * mass - logits.mul_(probs).sum(dim=-1)
+    draft.mul_(mass[:, None]).sub_(probs)
+    return losses, predicted
 
 
 def _accumulate(grad_weight: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:

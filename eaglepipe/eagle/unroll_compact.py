@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from eaglepipe.eagle.attention_runs import run_attention
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.fused_head import HeadLoss, fused_head_loss
+from eaglepipe.eagle.fused_ops import rms_norm, swiglu
+from eaglepipe.eagle.layers import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.plan import Run, UnrollPlan
 from eaglepipe.eagle.rope import Rotary, apply_rotary
 from eaglepipe.eagle.steps import prefix_masks
@@ -30,7 +31,7 @@ class _Layer:
     """
 
     module: Any
-    state_norm: nn.Module
+    state_norm: Eagle3LlamaRMSNorm
     query_weight: torch.Tensor  # [q, H], reads the normed state
     key_value_weight: torch.Tensor  # [kv, H]
     query_offsets: torch.Tensor | None  # what embeddings and biases add, [step 0's queries, q] or [q]; None: nothing
@@ -71,8 +72,9 @@ def unroll_compact(
                 _keep_columns(layer, step.kept)
         for layer, places in zip(layers, _layer_places(draft, inputs, plan, index), strict=True):
             states = _run_layer(draft, layer, states, places)
-        states = draft.model.norm(states) if draft.config.norm_output else states
-        head_inputs.append(draft.head_input(states.index_select(0, step.rows)))
+        states = rms_norm(states, draft.model.norm) if draft.config.norm_output else states
+        loss_states = states.index_select(0, step.rows)
+        head_inputs.append(loss_states if draft.config.norm_output else rms_norm(loss_states, draft.model.norm))
     head = fused_head_loss(
         torch.cat(head_inputs),
         draft.lm_head.weight,
@@ -90,7 +92,7 @@ def _split_layers(
     fused: Any = draft.model.layers[0]
     deeper = list(draft.model.layers)[1:]
     width = draft.config.hidden_size
-    embeds = fused.input_layernorm(draft.model.embed_tokens(token_ids).to(dtype))
+    embeds = rms_norm(draft.model.embed_tokens(token_ids).to(dtype), fused.input_layernorm)
     query_embeds = embeds if deeper else embeds.index_select(0, active)
     query_weight, key_value_weight, query_bias, key_value_bias = _projections(fused.self_attn)
     first = _Layer(
@@ -190,7 +192,7 @@ def _layer_step(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """States [rows, H] -> new states [queries, H], and this step's keys and values [rows, kv heads, d]."""
     attention = layer.module.self_attn
-    normed = layer.state_norm(states)
+    normed = rms_norm(states, layer.state_norm)
     key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, places.key_value_offsets)
     key, value = key_values.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
     key = apply_rotary(key, *places.key_rotary)
@@ -200,7 +202,8 @@ def _layer_step(
     query = apply_rotary(query.unflatten(-1, (-1, attention.head_dim)), *places.query_rotary)
     attended = run_attention(query, (*keys, key), (*values, value), places.runs, attention.scale)
     states = states + attention.o_proj(attended.flatten(1))
-    return states + layer.module.mlp(layer.module.post_attention_layernorm(states)), key, value
+    mlp, inner = layer.module.mlp, rms_norm(states, layer.module.post_attention_layernorm)
+    return states + mlp.down_proj(swiglu(mlp.gate_proj(inner), mlp.up_proj(inner))), key, value
 
 
 def _project(

@@ -239,7 +239,15 @@ def test_manifest_that_lies_is_refused(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe{}", b"[]", b"{", b'{"schema_version": 1, "schema_version": 1}', b'{"schema_version": NaN}', b"[" * 99999],
+    [
+        b"",
+        b"\xff\xfe{}",
+        b"[]",
+        b"{",
+        b'{"schema_version": 1, "schema_version": 1}',
+        b'{"schema_version": NaN}',
+        b"[" * 99999,
+    ],
 )
 def test_manifest_that_is_no_document_is_refused(cache_copy: Path, content: bytes) -> None:
     (cache_copy / "manifest.json").write_bytes(content)

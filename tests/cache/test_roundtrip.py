@@ -93,7 +93,9 @@ def test_aux_states_are_rebuilt_bit_for_bit_with_pyarrow_and_numpy_alone(sealed_
     field = batch.schema.field("aux_hidden_states")
     shape = json.loads(field.metadata[b"shape"])
     assert field.metadata[b"logical_dtype"] == b"bfloat16" or field.metadata[b"logical_dtype"] == b"float32"
-    raw = np.frombuffer(batch.column("aux_hidden_states").buffers()[1], np.uint8, batch.num_rows * field.type.byte_width)
+    raw = np.frombuffer(
+        batch.column("aux_hidden_states").buffers()[1], np.uint8, batch.num_rows * field.type.byte_width
+    )
     ours = cache.aux_codec.decode(EncodedRows(payload=torch.from_numpy(cache.read(0).aux_payload.copy())))
     if field.metadata[b"logical_dtype"] == b"bfloat16":
         theirs = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -110,7 +112,7 @@ def test_open_cache_travels_to_another_process(sealed_cache: Path) -> None:
 
 
 def test_many_shards_are_read_with_few_open_files(sealed_cache: Path, monkeypatch: object) -> None:
-    import eaglepipe.cache.reader as reader
+    from eaglepipe.cache import reader
 
     monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)  # type: ignore[attr-defined]
     cache = Cache.open(sealed_cache)

@@ -114,6 +114,19 @@ def test_plan_computes_active_slots_only():
     ]
 
 
+def test_bfloat16_gradients_are_as_close_to_float32_as_the_reference_ones():
+    batch = packed([[make_document(30, 0), make_document(25, 1)]], 60)
+    draft = make_draft()
+    exact = gradients(draft, make_trainer(draft, 4, implementation="reference")(**batch).loss)
+    errors = {}
+    for implementation in ("compact", "reference"):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = make_trainer(draft, 4, implementation=implementation)(**batch).loss
+        rounded = gradients(draft, loss)
+        errors[implementation] = sum(float((rounded[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
+    assert errors["compact"] < 1.1 * errors["reference"]
+
+
 def random_states(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
 

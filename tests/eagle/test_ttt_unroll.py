@@ -149,7 +149,7 @@ def test_normalizers_of_the_whole_make_the_losses_of_its_parts_add_up(implementa
     parts = [padded(documents[:1]), padded(documents[1:])]
     counts = sum(count_valid_per_step(part["position_mask"], None, trainer.ttt_steps) for part in parts)
     assert counts.tolist() == whole.counts.tolist()
-    losses = [trainer(**part, normalizers=counts.float()).loss for part in parts]
+    losses = [trainer(**part, normalizers=counts.double()).loss for part in parts]
     torch.testing.assert_close(sum(losses), whole.loss, rtol=1e-5, atol=0)
     assert_same_gradients(gradients(draft, sum(losses)), expected, 1e-5)
 
@@ -167,6 +167,19 @@ def test_bfloat16_autocast_keeps_float32_losses_and_integer_counters(implementat
     assert {m.dtype for m in (rounded.counts, rounded.correct, rounded.hits, rounded.valid)} == {torch.int64}
     torch.testing.assert_close(rounded.loss_sums, exact.loss_sums, rtol=3e-2, atol=0)
     assert all(gradient.isfinite().all() for gradient in gradients(draft, rounded.loss).values())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_metrics_without_gradients_are_those_of_training(implementation, mode):
+    batch = padded([make_document(15, 0), make_document(11, 1)])
+    trainer = make_trainer(make_draft(), implementation=implementation)
+    with mode():
+        evaluated = trainer(**batch)
+    trained = trainer(**batch)
+    assert not evaluated.loss.requires_grad
+    assert torch.equal(evaluated.loss, trained.loss)
+    assert torch.equal(evaluated.hits, trained.hits)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

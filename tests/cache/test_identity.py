@@ -1,0 +1,144 @@
+"""The identity changes with what changes a cache's meaning, and with nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from safetensors.torch import load_file, save_file
+
+from eaglepipe.cache.identity import diff_fields, hash_json
+from eaglepipe.cache.storage import find_cache, list_caches
+from eaglepipe.config import DraftConfig, PrecomputeConfig, TrainConfig
+from eaglepipe.errors import CacheError
+from eaglepipe.precompute import run_precompute
+from eaglepipe.target.inputs import read_inputs
+from tests.tiny_project import TinyProject
+
+OTHER_VALUES: dict[str, Any] = {
+    "output_dir": "elsewhere",
+    "caches": ["a"],
+    "objective": "eagle3",
+    "device": "cpu",
+    "dtype": "float32",
+    "betas": [0.8, 0.9],
+    "lm_head_init": "random",
+    "warmup_ratio": 0.5,
+    "heldout_fraction": 0.5,
+    "step_decay": 0.5,
+    "min_learning_rate_ratio": 0.5,
+}
+
+
+def identity(project: TinyProject, **overrides: Any) -> str:
+    return read_inputs(project.recipe(**{key: json.dumps(value) for key, value in overrides.items()})).identity
+
+
+def other(name: str, default: Any) -> Any:
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    return (not default) if isinstance(default, bool) else 64
+
+
+@pytest.mark.parametrize("section", [("train", TrainConfig), ("draft", DraftConfig), ("precompute", PrecomputeConfig)])
+def test_no_field_outside_the_caches_own_sections_changes_it(
+    project: TinyProject, section: tuple[str, type[BaseModel]]
+) -> None:
+    name, model = section
+    before = identity(project)
+    for field, info in model.model_fields.items():
+        changed = {f"{name}.{field}": other(field, info.default)}
+        if field in ("batch_tokens", "micro_batch_tokens") and name == "train":
+            changed = {"train.batch_tokens": 512, "train.micro_batch_tokens": 64}
+        assert identity(project, **changed) == before, changed
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"target.dtype": "bfloat16"},
+        {"target.revision": "main"},
+        {"data.max_length": 255},
+        {"data.on_long": "drop"},
+        {"data.mask": "prefix"},
+        {"data.supervise": "last"},
+        {"data.chat_template_kwargs": {"a": 1}},
+        {"data.sources.0.max_samples": 5},
+        {"data.sources.0.name": "renamed"},
+        {"vocab.draft_size": 159},
+        {"cache.supervision": "dense"},
+        {"cache.aux_codec": "fp32"},
+        {"cache.hidden_codec": "fp16"},
+        {"cache.aux_layer_ids": [2, 3, 5]},
+        {"cache.full_head": True},
+        {"cache.shard_bytes": 700000},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_fields_that_alter_bytes_change_it(project: TinyProject, changed: dict[str, Any]) -> None:
+    assert identity(project, **changed) != identity(project)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"cache.root": "elsewhere"},
+        {"cache.probs_codec": "fp32"},
+        {"cache.aux_layer_ids": [2, 4, 5]},
+        {"target.dtype": "float32"},
+        {"target.trust_remote_code": True},
+        {"name": "other"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_fields_that_alter_no_byte_leave_it(project: TinyProject, changed: dict[str, Any]) -> None:
+    """A place, a codec that is not in use, a default spelled out."""
+    assert identity(project, **changed) == identity(project)
+
+
+def test_moved_target_and_data_give_the_same_identity(project: TinyProject, tmp_path: Path) -> None:
+    target = shutil.copytree(project.target, tmp_path / "t")
+    sources = [shutil.copy(path, tmp_path / path.name) for path in sorted(project.sources, key=_recipe_order(project))]
+    moved = identity(project, **{"target.path": str(target), "data.sources": [{"path": str(s)} for s in sources]})
+    assert moved == identity(project)
+
+
+def _recipe_order(project: TinyProject) -> Any:
+    order = [source.path for source in project.recipe().data.sources]
+    return lambda path: order.index(str(path))
+
+
+def test_one_changed_weight_or_word_changes_it(project: TinyProject, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(project.target, tmp_path / "t"))
+    weights = load_file(target / "model.safetensors")
+    weights["model.norm.weight"][3] += 1e-3
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    assert identity(project, **{"target.path": str(target)}) != identity(project)
+    first = project.recipe().data.sources[0].path
+    changed = tmp_path / Path(first).name
+    changed.write_text(Path(first).read_text().replace("the", "thee", 1))
+    assert identity(project, **{"data.sources.0.path": str(changed)}) != identity(project)
+
+
+def test_train_finds_the_cache_by_the_recipe_after_the_target_is_gone(project: TinyProject, sealed_cache: Path) -> None:
+    recipe = project.recipe(**{"cache.root": sealed_cache.parent, "train.seed": 99, "draft.fc_norm": True})
+    assert find_cache(recipe) == sealed_cache
+    with pytest.raises(CacheError, match="no cache for recipe 'tiny'"):
+        find_cache(project.recipe(**{"cache.root": sealed_cache.parent, "data.max_length": 100}))
+
+
+def test_incomplete_cache_is_not_found_and_says_what_is_missing(project: TinyProject, tmp_path: Path) -> None:
+    recipe = project.recipe(**{"cache.root": tmp_path})
+    run_precompute(recipe, dry_run=True, report=lambda _: None)
+    assert [found.manifest for found in list_caches(tmp_path)] == [None]
+    with pytest.raises(CacheError, match=r"incomplete, 0 of \d+ shards done; missing: shards 0, 1"):
+        find_cache(recipe)
+
+
+def test_difference_names_leaves() -> None:
+    old = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    new = {"a": {"b": 2, "c": [1, 2]}, "e": "x"}
+    assert list(diff_fields(old, new)) == ["a.b: 1 -> 2", 'e: null -> "x"']
+    assert hash_json({"x": 1, "y": [1.5, "é"]}) == hash_json(dict(reversed({"x": 1, "y": [1.5, "é"]}.items())))

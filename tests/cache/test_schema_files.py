@@ -1,0 +1,96 @@
+"""The language-neutral contract: its schemas, its examples, and the caches of every released version."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from eaglepipe.cache.manifest import Document, Manifest, Plan, Sidecar, json_schema, load_document
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.schema import SCHEMA_VERSION, SUPERVISION_COLUMNS, ShardSpec, arrow_schema, shard_columns
+from eaglepipe.cache.verify import verify_cache
+from eaglepipe.errors import CorruptError
+from eaglepipe.resources import resource_folder, schema_folder
+
+KINDS: dict[str, type[Document]] = {"manifest": Manifest, "plan": Plan, "sidecar": Sidecar}
+EXAMPLES = schema_folder(SCHEMA_VERSION) / "examples"
+GOLDEN = sorted(path for path in resource_folder("cache_schemas").glob("v*/examples/golden"))
+GOLDEN_FACTS = {"v1": (6, 576, 78731)}
+
+
+def schema_of(kind: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((schema_folder(SCHEMA_VERSION) / f"{kind}.schema.json").read_text())
+    return loaded
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_schema_file_is_what_the_code_enforces(kind: str) -> None:
+    assert schema_of(kind) == json.loads(json.dumps(json_schema(KINDS[kind])))
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "valid").glob("*.json")), ids=lambda path: path.stem)
+def test_valid_examples_pass_schema_and_loader(path: Path) -> None:
+    jsonschema.validate(json.loads(path.read_text()), schema_of(path.stem))
+    load_document(path, KINDS[path.stem])
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "invalid").glob("*.json")), ids=lambda path: path.stem)
+def test_invalid_examples_fail_schema_and_loader(path: Path) -> None:
+    kind = path.stem.split("-")[0]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(path.read_text()), schema_of(kind))
+    with pytest.raises(CorruptError, match=path.name):
+        load_document(path, KINDS[kind])
+
+
+def test_columns_of_a_shard_are_those_of_the_schema_file() -> None:
+    for supervision, column in SUPERVISION_COLUMNS.items():
+        spec = ShardSpec(
+            supervision=supervision,
+            aux_codec="bf16",
+            supervision_codec="fp16",
+            aux_layer_ids=(1, 2),
+            hidden_size=4,
+            vocab_size=9,
+            draft_vocab_size=5,
+        )
+        schema = arrow_schema(spec, identity="0" * 32, shard=0)
+        declared = [
+            c["name"]
+            for c in shard_columns()
+            if c.get("when", {"supervision": supervision})["supervision"] == supervision
+        ]
+        assert schema.names == declared
+        assert json.loads(schema.field("aux_hidden_states").metadata[b"shape"]) == [2, 4]
+        assert column in schema.names
+        assert not any(field.nullable for field in schema)
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.parent.parent.name)
+def test_golden_cache_of_every_version_loads_for_ever(folder: Path) -> None:
+    assert verify_cache(folder, full=True).ok
+    cache = Cache.open(folder)
+    tokens = sum(len(cache.read(sample).input_ids) for sample in range(cache.num_samples))
+    checksum = sum(int(cache.read(sample).input_ids.sum()) for sample in range(cache.num_samples))
+    assert (cache.num_samples, tokens, checksum) == GOLDEN_FACTS[folder.parent.parent.name]
+    aux = cache.read(0).aux_payload.view(np.uint16)
+    assert aux.shape[1] == len(cache.aux_layer_ids) * cache.spec.hidden_size
+
+
+def test_every_cache_carries_its_own_schema(sealed_cache: Path) -> None:
+    source = schema_folder(SCHEMA_VERSION)
+    assert (sealed_cache / "schema" / "shard.json").read_bytes() == (source / "shard.json").read_bytes()
+    assert (sealed_cache / "schema" / "README.md").read_bytes() == (source.parent / "README.md").read_bytes()
+
+
+def test_datasets_reads_a_shard_like_any_arrow_table(sealed_cache: Path) -> None:
+    """What the columns are can be told from the file alone: byte columns carry dtype and shape."""
+    shard = next((sealed_cache / "shards").glob("*.arrow"))
+    table = pa.ipc.open_file(pa.memory_map(str(shard))).read_all()
+    table.validate(full=True)
+    assert table.num_rows == json.loads(shard.with_suffix(".json").read_text())["shard"]["tokens"]
+    assert table.schema.metadata[b"eaglepipe.schema_version"] == b"1"

@@ -1,0 +1,137 @@
+"""What a user meets at the prompt: exit codes, one message, no traceback, JSON where asked for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_project import TinyProject
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "eaglepipe", *map(str, arguments)]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; sys.argv = ['eaglepipe', '--help']\nfrom eaglepipe.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("precompute", "train", "estimate", "demo", "doctor", "cache", "data", "recipe", "bench"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["precompute", "demoo"], "did you mean 'demo'?"),
+        (["precompute", "nowhere.yaml"], "no recipe at nowhere.yaml"),
+        (["train", "demo", "train.ttt_step=3"], "did you mean 'ttt_steps'?"),
+        (["precompute", "demo", "--workers", "5/2"], "--workers"),
+        (["cache", "info", "."], "not a cache"),
+        (["cache", "verify", "nowhere"], "not a cache"),
+        (["precompute", "demo", "--frobnicate"], "No such option"),
+        (["cache", "ls", "x", "y"], "unexpected extra argument"),
+    ],
+)
+def test_users_mistake_is_one_message_with_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_stages_and_reports_work_through_the_command_line(project: TinyProject, tmp_path: Path) -> None:
+    recipe, root = project.recipe_file, f"cache.root={tmp_path / 'caches'}"
+    made = run("precompute", recipe, root, "--json")
+    assert made.returncode == 0, made.stderr
+    folder = json.loads(made.stdout)["folder"]
+
+    info = json.loads(run("cache", "info", folder, "--json").stdout)
+    wanted = {
+        "samples", "tokens", "supervised_tokens", "bytes", "bytes_per_token", "complete", "identity",
+        "aux_layer_ids", "draft_vocab_size", "supervision", "aux_codec",
+    }  # fmt: skip
+    assert wanted <= info.keys()
+    assert info["complete"] is True and info["aux_layer_ids"] == [2, 4, 5] and info["draft_vocab_size"] == 160
+    assert info["bytes_per_token"] == pytest.approx(info["bytes"] / info["tokens"], rel=1e-3)
+
+    listed = run("cache", "ls", EAGLEPIPE_CACHE_ROOT=str(tmp_path / "caches"))
+    assert Path(folder).name in listed.stdout and "complete" in listed.stdout
+    assert run("cache", "path", recipe, root).stdout.strip() == folder
+
+    plan = run("train", recipe, root, "--dry-run", "--json")
+    assert plan.returncode == 0, plan.stderr
+    assert json.loads(plan.stdout)["total_steps"] > 0
+    trained = run("train", recipe, root, f"train.output_dir={tmp_path / 'run'}", "train.max_steps=2", "--json")
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["steps"] == 2
+    assert (tmp_path / "run" / "draft" / "model.safetensors").exists()
+
+    shard = next((Path(folder) / "shards").glob("*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 4
+    shard.write_bytes(data)
+    quick, full = run("cache", "verify", folder), run("cache", "verify", folder, "--full", "--json")
+    assert quick.returncode == 0 and "--full" in quick.stdout
+    assert full.returncode == 3
+    report = json.loads(full.stdout)
+    assert not report["ok"] and any(shard.name in problem for problem in report["problems"])
+    refused = run("train", recipe, root, f"train.output_dir={tmp_path / 'run2'}")
+    assert refused.returncode == 3 and shard.name in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_preview_marks_the_supervised_part(project: TinyProject) -> None:
+    shown = run("data", "preview", project.recipe_file, "-n", "2")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("supervised") == 2 and "⟦" in shown.stdout
+
+
+def test_recipes_that_ship_are_listed_shown_and_copied(tmp_path: Path) -> None:
+    names = json.loads(run("recipe", "ls", "--json").stdout)
+    assert {"demo", "llama3.1-8b", "qwen3-8b"} <= names.keys() and all(names.values())
+    copy = tmp_path / "mine.yaml"
+    assert run("recipe", "cp", "demo", copy).returncode == 0
+    assert run("recipe", "cp", "demo", copy).returncode == 2
+    shown = run("recipe", "show", copy, "train.seed=5")
+    assert "seed: 5" in shown.stdout
+
+
+def test_estimate_prices_encodings_and_marks_the_recipes_own(project: TinyProject) -> None:
+    done = run("estimate", project.recipe_file, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert sum(encoding["chosen"] for encoding in report["encodings"]) == 1
+    assert "B/token" in run("estimate", project.recipe_file).stdout
+
+
+def test_closed_pipe_is_no_traceback(project: TinyProject) -> None:
+    reader = subprocess.Popen(
+        [sys.executable, "-m", "eaglepipe", "recipe", "show", str(project.recipe_file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdout is not None and reader.stderr is not None
+    reader.stdout.close()
+    assert "Traceback" not in reader.stderr.read()
+    reader.wait()
+
+
+def test_terminal_escapes_in_names_are_written_out() -> None:
+    done = run("cache", "info", "\x1b[31mred")
+    assert "\x1b" not in done.stderr and "\\x1b[31mred" in done.stderr
+
+
+def test_doctor_answers() -> None:
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["eaglepipe"] and report["torch"] and "cuda" in report
