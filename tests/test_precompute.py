@@ -349,3 +349,15 @@ def test_repeated_rows_are_dropped_and_counted_and_one_id_for_two_rows_is_an_err
 def test_workers_that_are_no_share_are_refused(text: str) -> None:
     with pytest.raises(EaglepipeError, match="--workers"):
         parse_worker(text)
+
+
+def test_states_that_overflow_only_in_the_codec_are_refused(project: TinyProject, tmp_path: Path) -> None:
+    loud = Path(shutil.copytree(project.target, tmp_path / "target"))
+    weights = load_file(loud / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 1e7
+    save_file(weights, loud / "model.safetensors", metadata={"format": "pt"})
+    narrow = {"target.path": loud, "cache.root": tmp_path / "a", "cache.aux_codec": "fp16"}
+    with pytest.raises(DataError, match="no finite result for any sample"):
+        run_precompute(project.recipe(**narrow), report=quiet)
+    wide = {**narrow, "cache.root": tmp_path / "b", "cache.aux_codec": "bf16"}
+    assert run_precompute(project.recipe(**wide), report=quiet).drops == {}

@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-SAMPLES = 400
+SAMPLES = 500
 MEDIAN_TOKENS, MAX_TOKENS = 120, 512
 VOCAB_SIZE = 4096
 
@@ -100,10 +100,12 @@ def _run_both(folder: Path, target: Path, num_samples: int) -> dict[str, int]:
 
 
 def _write_rows(path: Path, num_samples: int) -> None:
-    rng = np.random.default_rng(0)
+    """Random rows whose lengths repeat, so that the larger corpus differs in its size alone."""
+    lengths = np.random.default_rng(0).lognormal(np.log(MEDIAN_TOKENS), 0.6, SAMPLES).clip(8, MAX_TOKENS).astype(int)
+    rng = np.random.default_rng(1)
     with path.open("w") as stream:
-        for _ in range(num_samples):
-            length = int(np.clip(rng.lognormal(np.log(MEDIAN_TOKENS), 0.6), 8, MAX_TOKENS))
+        for sample in range(num_samples):
+            length = int(lengths[sample % SAMPLES])
             ids = rng.integers(0, VOCAB_SIZE, length)
             mask = np.arange(length) >= length * 0.45
             stream.write(json.dumps({"input_ids": ids.tolist(), "loss_mask": mask.astype(int).tolist()}) + "\n")

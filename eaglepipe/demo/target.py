@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from eaglepipe.demo.corpus import read_rows
+from eaglepipe.demo.muon import Muon
 from eaglepipe.demo.target_data import MicroBatch, encode, steps
 
 INITIALIZER_RANGE = 0.05  # about 1 / sqrt(hidden size): attention is sharp enough to learn copying early
@@ -37,9 +37,9 @@ class TargetTraining:
 
     max_steps: int = 500
     max_seconds: float = 120.0
-    rows: int = 12
-    micro_rows: int = 6
-    learning_rate: float = 2e-3
+    rows: int = 8
+    micro_rows: int = 4
+    learning_rate: float = 4e-3
     warmup_share: float = 0.05
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
@@ -135,19 +135,15 @@ def _train(
     training: TargetTraining,
     on_step: Callable[[TargetStep], None] | None,
 ) -> list[TargetStep]:
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, training.weight_decay), lr=training.learning_rate, betas=(0.9, 0.95), fused=True
-    )
+    optimizers = _Optimizers(model, training)
     started, progress, num_tokens = time.monotonic(), 0.0, 0
     history: list[TargetStep] = []
     while progress < 1.0:
         batch = next(batches)
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * rate_factor(progress, training.warmup_share)
         loss = _accumulate(model, batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizers.step(training.learning_rate * rate_factor(progress, training.warmup_share))
+        model.zero_grad()
         seconds = time.monotonic() - started
         progress = max((len(history) + 1) / training.max_steps, seconds / training.max_seconds)
         num_tokens += sum(micro.num_tokens for micro in batch)
@@ -179,7 +175,18 @@ def _accumulate(model: LlamaForCausalLM, batch: list[MicroBatch]) -> float:
     return total
 
 
-def _parameter_groups(model: LlamaForCausalLM, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+class _Optimizers:
+    """Muon for the layers' matrices, AdamW for embeddings and norms, at one learning rate."""
+
+    def __init__(self, model: LlamaForCausalLM, training: TargetTraining) -> None:
+        matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+        ours = set(map(id, matrices))
+        others = [parameter for parameter in model.parameters() if id(parameter) not in ours]
+        self._muon = Muon(matrices, weight_decay=training.weight_decay)
+        self._adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+    def step(self, learning_rate: float) -> None:
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        self._muon.step(learning_rate)

@@ -110,13 +110,18 @@ def check_values(masks: HostMasks, target_probs: torch.Tensor) -> None:
     """What only the values of a batch tell.
 
     Raises:
-        DraftError: for left padding, supervised padding, documents that do not fill their row, or a number of rows of
+        DraftError: for left padding, supervised padding, supervision outside the loss mask, documents that do not fill their row, or a number of rows of
             probabilities that is not the number of slots they belong to.
     """
     check_right_padded(masks.attention_mask)
     padded = (masks.position_mask & ~masks.attention_mask).any(dim=1)
     if bool(padded.any()):
         raise DraftError(f"row {int(padded.nonzero()[0])} has supervision on padding; position_mask must end before it")
+    stray = (masks.position_mask & ~masks.loss_mask).any(dim=1)
+    if bool(stray.any()):
+        raise DraftError(
+            f"row {int(stray.nonzero()[0])} has position_mask set where loss_mask is not; shift both left by one"
+        )
     if masks.seq_lens is not None:
         _check_documents(masks.seq_lens, masks.attention_mask.shape[1])
     supervised = int(masks.position_mask.sum())

@@ -35,6 +35,7 @@ class HostMasks:
     """What a plan of the unroll is made from, on the host."""
 
     attention_mask: torch.Tensor  # bool [B, T]
+    loss_mask: torch.Tensor  # bool [B, T]
     position_mask: torch.Tensor  # bool [B, T]
     seq_lens: torch.Tensor | None  # int64 [B, max_docs]
     doc_remaining: torch.Tensor | None  # int64 [B, T]
@@ -42,14 +43,19 @@ class HostMasks:
 
 def host_masks(inputs: UnrollInputs) -> HostMasks:
     """Bring the masks to the host in one copy, the only wait for a device in a forward."""
-    given = (inputs.attention_mask, inputs.position_mask, inputs.seq_lens, inputs.doc_remaining)
+    masks = (inputs.attention_mask, inputs.loss_mask, inputs.position_mask)
+    given = (*masks, inputs.seq_lens, inputs.doc_remaining)
     present = [tensor for tensor in given if tensor is not None]
     flat = torch.cat([tensor.reshape(-1).long() for tensor in present]).cpu()
     parts = iter(flat.split([tensor.numel() for tensor in present]))
-    attention, position, seq_lens, remaining = (
+    attention, loss, position, seq_lens, remaining = (
         None if tensor is None else next(parts).view(tensor.shape) for tensor in given
     )
-    assert attention is not None and position is not None
+    assert attention is not None and loss is not None and position is not None
     return HostMasks(
-        attention_mask=attention.bool(), position_mask=position.bool(), seq_lens=seq_lens, doc_remaining=remaining
+        attention_mask=attention.bool(),
+        loss_mask=loss.bool(),
+        position_mask=position.bool(),
+        seq_lens=seq_lens,
+        doc_remaining=remaining,
     )

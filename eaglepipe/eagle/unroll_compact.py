@@ -19,7 +19,6 @@ from eaglepipe.eagle.fused_ops import rms_norm, swiglu
 from eaglepipe.eagle.layers import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.plan import Run, UnrollPlan
 from eaglepipe.eagle.rope import Rotary, apply_rotary
-from eaglepipe.eagle.steps import prefix_masks
 from eaglepipe.eagle.unroll import UnrollInputs, UnrollResult
 
 
@@ -220,13 +219,12 @@ def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss) -> UnrollResu
     targets = _target_tokens(inputs)
     rows_per_step = [len(step.rows) for step in plan.steps]
     losses, drafts = head.row_losses.split(rows_per_step), head.predicted.split(rows_per_step)
-    chains = prefix_masks(inputs.loss_mask, inputs.doc_remaining, len(plan.steps))
-    unbroken = torch.ones_like(inputs.loss_mask).flatten()
+    unbroken = torch.ones_like(inputs.position_mask).flatten()
     correct, hits = [], []
-    for step, predicted, chain in zip(plan.steps, drafts, chains, strict=True):
+    for step, predicted in zip(plan.steps, drafts, strict=True):
         matched = predicted == targets[step.row_targets]
         correct.append(matched.sum())
-        unbroken = unbroken & chain.flatten() & torch.zeros_like(unbroken).index_copy_(0, step.row_slots, matched)
+        unbroken = unbroken & torch.zeros_like(unbroken).index_copy_(0, step.row_slots, matched)
         hits.append(unbroken.sum())
     return UnrollResult(
         loss=head.loss,

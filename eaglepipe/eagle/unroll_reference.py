@@ -5,7 +5,7 @@ import torch
 from eaglepipe.eagle.attention import causal_mask
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.losses import soft_cross_entropy
-from eaglepipe.eagle.steps import prefix_masks, shift_left_with_zero, step_masks
+from eaglepipe.eagle.steps import shift_left_with_zero, step_masks
 from eaglepipe.eagle.unroll import UnrollInputs, UnrollResult
 
 
@@ -17,15 +17,14 @@ def unroll_reference(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, step_we
     mask = causal_mask(inputs.attention_mask, inputs.seq_lens, ids.shape[0], ids.shape[1], ids.device)
     cache: list[list[torch.Tensor]] = [[] for _ in range(2 * draft.config.num_hidden_layers)]
     counted = step_masks(inputs.position_mask, inputs.doc_remaining, num_steps)
-    chained = prefix_masks(inputs.loss_mask, inputs.doc_remaining, num_steps)
-    unbroken = torch.ones_like(inputs.loss_mask)
+    unbroken = torch.ones_like(inputs.position_mask)
     loss_sums, correct, hits = [], [], []
-    for slots, chain in zip(counted, chained, strict=True):
+    for slots in counted:
         state = draft(ids, state, mask, inputs.position_ids, cache)
         logits = draft.compute_logits(state)
         loss_sums.append(torch.where(slots, soft_cross_entropy(logits, probs), 0.0).sum())
         matched = slots & (logits.argmax(dim=-1) == probs.argmax(dim=-1))
-        unbroken = unbroken & matched & chain
+        unbroken = unbroken & matched
         correct.append(matched.sum())
         hits.append(unbroken.sum())
         ids, probs = shift_left_with_zero(ids), shift_left_with_zero(probs)

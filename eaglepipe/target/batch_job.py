@@ -82,9 +82,10 @@ def capture_batch(
     supervised_hidden = last_hidden.index_select(0, supervised_rows)
     dense = spec.supervision == "dense"
     rows = supervise(model.head_logits, supervised_hidden, vocab, head_chunk_rows, keep_probs=dense)
-    finite = torch.isfinite(aux).flatten(1).all(dim=1) & torch.isfinite(last_hidden).all(dim=1)
-    finite[supervised_rows] &= rows.finite
     kept = rows.target_probs if rows.target_probs is not None else supervised_hidden
+    encoded_aux, encoded_rows = spec.aux.encode(aux), spec.rows.encode(kept)
+    finite = _finite(spec.aux.decode(encoded_aux)) & _finite(last_hidden)
+    finite[supervised_rows] &= rows.finite & _finite(spec.rows.decode(encoded_rows))
     return CapturedBatch(
         tokens=samples,
         supervised=supervised,
@@ -92,8 +93,8 @@ def capture_batch(
         position_mask=_scatter(supervised, rows.position_mask, False),
         target_top1=_scatter(supervised, rows.target_top1, -1),
         draft_mass=_scatter(supervised, rows.draft_mass, 0.0),
-        aux_payload=spec.aux.encode(aux).payload.cpu().numpy(),
-        supervision_payload=spec.rows.encode(kept).payload.cpu().numpy(),
+        aux_payload=encoded_aux.payload.cpu().numpy(),
+        supervision_payload=encoded_rows.payload.cpu().numpy(),
     )
 
 
@@ -106,6 +107,11 @@ def _pad(samples: list[TokenSample]) -> tuple[torch.Tensor, torch.Tensor]:
         input_ids[row, : len(sample.input_ids)] = sample.input_ids
         attention_mask[row, : len(sample.input_ids)] = 1
     return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+
+
+def _finite(rows: torch.Tensor) -> torch.Tensor:
+    """bool [N]; asked of what was encoded, since a narrow type may overflow where the target did not."""
+    return torch.isfinite(rows).flatten(1).all(dim=1)
 
 
 def _scatter(supervised: NDArray[np.bool_], values: torch.Tensor, elsewhere: float) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
+from eaglepipe.demo.muon import orthogonalize
 from eaglepipe.demo.quality import is_loop, quality_report, similarity
 from eaglepipe.demo.target import TargetShape, TargetTraining, build_model, rate_factor, train_target
 from eaglepipe.demo.target_data import collate, encode, steps
@@ -117,3 +118,13 @@ def test_similarity_counts_words_in_order() -> None:
     assert similarity("a b c d", "a b c d") == 1.0
     assert similarity("a b x d", "a b c d") == 0.75
     assert similarity("q", "a b") == 0.0
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_levels_its_values(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    levelled = left.T @ orthogonalize(matrix) @ right.T
+    kept = values / values.norm() > 0.05
+    assert ((levelled.diagonal() > 0.5) & (levelled.diagonal() < 1.3))[kept].all()
+    torch.testing.assert_close(levelled, torch.diag(levelled.diagonal()), rtol=0, atol=1e-3)

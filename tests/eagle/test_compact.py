@@ -57,8 +57,8 @@ def test_any_masks_and_packing_give_the_reference_losses_and_gradients(lengths, 
 )
 def test_every_shape_of_draft_gives_the_reference_losses_and_gradients(shape):
     size = shape.get("draft_size", 29)
-    documents = [make_document(length, seed, draft_size=size) for seed, length in enumerate((30, 7, 22))]
-    assert_equal_unrolls(make_draft(**shape), packed([documents[:2], documents[2:]], 40), ttt_steps=5)
+    documents = [make_document(length, seed, 0.2, draft_size=size) for seed, length in enumerate((50, 7, 42))]
+    assert_equal_unrolls(make_draft(**shape), packed([documents[:2], documents[2:]], 60), ttt_steps=5)
     assert_equal_unrolls(make_draft(**shape), padded(documents), ttt_steps=5, head_chunk_rows=3)
 
 
@@ -97,7 +97,11 @@ def test_plan_computes_active_slots_only():
     supervised = torch.zeros(2, 60, dtype=torch.bool)
     supervised[0, 10:15] = supervised[0, 50:52] = True
     masks = HostMasks(
-        attention_mask=torch.ones(2, 60, dtype=torch.bool), position_mask=supervised, seq_lens=None, doc_remaining=None
+        attention_mask=torch.ones(2, 60, dtype=torch.bool),
+        loss_mask=supervised,
+        position_mask=supervised,
+        seq_lens=None,
+        doc_remaining=None,
     )
     plan = plan_unroll(masks, 3, probs_are_compact=False, device=torch.device("cpu"))
     assert plan.cached.tolist() == list(range(52))

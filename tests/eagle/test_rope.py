@@ -43,7 +43,7 @@ def config_with(rope, **overrides):
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("length", [20, 64, 150])
+@pytest.mark.parametrize("length", [20, 32, 64, 150])
 def test_tables_equal_transformers_own(rope, length):
     target = config_with(rope)
     draft = draft_config_from_target(target)

@@ -216,6 +216,7 @@ def test_exactly_one_supervision_source():
         ("attention_mask", torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1]]), "right padding"),
         ("attention_mask", torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0, 0]]), "supervision on padding"),
         ("loss_mask", torch.ones(1, 8), "loss_mask has shape"),
+        ("loss_mask", torch.zeros(1, 9), "where loss_mask is not"),
         ("aux_hidden_states", torch.zeros(1, 9, NUM_AUX * 24 - 1), "aux_hidden_states has shape"),
         ("target_probs", torch.zeros(1, 9, DRAFT_SIZE + 1), "target_probs has shape"),
         ("target_probs", torch.zeros(1, DRAFT_SIZE), "target_probs has 1 rows"),
