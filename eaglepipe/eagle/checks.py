@@ -110,8 +110,8 @@ def check_values(masks: HostMasks, target_probs: torch.Tensor) -> None:
     """What only the values of a batch tell.
 
     Raises:
-        DraftError: for left padding, supervised padding, supervision outside the loss mask, documents that do not fill their row, or a number of rows of
-            probabilities that is not the number of slots they belong to.
+        DraftError: for left padding, supervision on padding or outside the loss mask, documents that do not fill their
+            row, or a number of rows of probabilities that is not the number of slots they belong to.
     """
     check_right_padded(masks.attention_mask)
     padded = (masks.position_mask & ~masks.attention_mask).any(dim=1)
