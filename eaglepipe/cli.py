@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +19,7 @@ from eaglepipe.errors import (
     EXIT_USER,
     ConfigError,
     EaglepipeError,
+    StoppedError,
     printable,
 )
 
@@ -45,6 +48,8 @@ CacheArgument = Annotated[Path, typer.Argument(help="a cache folder")]
 
 def main() -> None:
     """Run a command; expected errors end with their exit code and one message, without a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except EaglepipeError as error:
@@ -54,6 +59,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_USER)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    """Where no stage waits for its step to end, stopping at once loses nothing: files appear whole or not at all."""
+    raise StoppedError(f"stopped by {signal.Signals(number).name}; what was published stays, run it again to continue")
 
 
 def _fail(message: str, code: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,19 @@ def test_terminal_escapes_in_names_are_written_out() -> None:
 def test_doctor_answers() -> None:
     report = json.loads(run("doctor", "--json").stdout)
     assert report["eaglepipe"] and report["torch"] and "cuda" in report
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_the_corpus_is_read_is_one_line_with_exit_code_75(
+    project: TinyProject, tmp_path: Path, number: signal.Signals
+) -> None:
+    os.mkfifo(tmp_path / "endless.jsonl")
+    command = [sys.executable, "-m", "eaglepipe", "precompute", str(project.recipe_file)]
+    command += [f"data.sources=[{{path: {tmp_path / 'endless.jsonl'}}}]", f"cache.root={tmp_path / 'caches'}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    writer = os.open(tmp_path / "endless.jsonl", os.O_WRONLY)  # returns once the corpus is being read
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    os.close(writer)
+    assert process.returncode == 75, errors
+    assert errors.startswith(f"stopped: stopped by {number.name}") and "Traceback" not in errors

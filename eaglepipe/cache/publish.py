@@ -17,12 +17,11 @@ from eaglepipe.errors import EaglepipeError, ResourceError
 
 TEMPORARY_SUFFIX = ".tmp"
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
 def explained_os_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk and a missing permission into errors that name the file and the space left."""
+    """Turns what the system refuses into an error that names the file, and the space left where the disk is full."""
     try:
         yield
     except OSError as error:
@@ -31,9 +30,7 @@ def explained_os_errors(path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"disk full while writing {path} ({free:,} bytes free); nothing half-written stays"
             ) from error
-        if error.errno in _DENIED:
-            raise EaglepipeError(f"{path}: not writable ({os.strerror(error.errno)})") from error
-        raise
+        raise EaglepipeError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def free_bytes(path: Path) -> int:
@@ -103,10 +100,12 @@ def json_bytes(value: Any) -> bytes:
 
 def put_if_absent(path: Path, data: bytes) -> bool:
     """Publish `path` unless it exists; True for the one writer that made it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
-        with explained_os_errors(path), temporary.open("xb") as stream:
+        with explained_os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = temporary.open("xb")
+        with explained_os_errors(path), stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
