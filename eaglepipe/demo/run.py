@@ -132,9 +132,9 @@ def _target_line(made: TargetReport) -> str:
 
 def _answers_line(result: RegenerateResult, quality: QualityReport) -> str:
     return (
-        f"{result.success / max(1, result.input):.1%} of the answers end by themselves; of {quality.num_answers:,} read, "
-        f"{quality.distinct_share:.0%} are distinct, {quality.looping_share:.1%} loop, and a true answer shares "
-        f"{quality.shared_words:.0%} of its words with the target's"
+        f"{result.success / max(1, result.input):.1%} of the answers end by themselves; "
+        f"of {quality.num_answers:,} read, {quality.distinct_share:.0%} are distinct, {quality.looping_share:.1%} loop, "
+        f"and they hold {quality.shared_words:.0%} of the words of the true ones"
     )
 
 
