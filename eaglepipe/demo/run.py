@@ -133,7 +133,7 @@ def _target_line(made: TargetReport) -> str:
 def _answers_line(result: RegenerateResult, quality: QualityReport) -> str:
     return (
         f"{result.success / max(1, result.input):.1%} of the answers end by themselves; "
-        f"of {quality.num_answers:,} read, {quality.distinct_share:.0%} are distinct, {quality.looping_share:.1%} loop, "
+        f"of {quality.num_answers:,} read, {quality.distinct_share:.0%} are distinct, {quality.looping_share:.1%} loop "
         f"and they hold {quality.shared_words:.0%} of the words of the true ones"
     )
 
