@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,13 @@ class QualityReport:
     mean_words: float
 
 
-def judge_answers(regenerated: Path, references: Iterable[Row], *, max_answers: int = 1000) -> QualityReport:
+def judge_answers(
+    regenerated: Path,
+    references: Iterable[Row],
+    tokenize: Callable[[str], Sequence[object]],
+    *,
+    max_answers: int = 1000,
+) -> QualityReport:
     """Compare a regenerated JSONL file with the corpus rows it answers, matched by their ids' last part."""
     true = {row["id"]: answers_of(row) for row in references}
     with regenerated.open(encoding="utf-8") as stream:
@@ -37,7 +43,7 @@ def judge_answers(regenerated: Path, references: Iterable[Row], *, max_answers: 
     count = max(1, len(pairs))
     return QualityReport(
         num_answers=len(pairs),
-        looping_share=sum(is_loop(answer.split()) for answer, _ in pairs) / count,
+        looping_share=sum(is_loop(tokenize(answer)) for answer, _ in pairs) / count,
         distinct_share=len({answer for answer, _ in pairs}) / count,
         shared_words=sum(shared_words(answer, reference) for answer, reference in pairs) / count,
         mean_words=sum(len(answer.split()) for answer, _ in pairs) / count,

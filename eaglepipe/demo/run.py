@@ -12,6 +12,7 @@ from typing import Any
 
 from eaglepipe.cache.publish import publish_json
 from eaglepipe.cache.verify import verify_cache
+from eaglepipe.chat.tokenizer import load_tokenizer
 from eaglepipe.config import Recipe, load_recipe
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
 from eaglepipe.demo.quality import QualityReport, judge_answers
@@ -71,7 +72,8 @@ def run_demo(folder: Path, *, fast: bool = False, report: Report = print) -> dic
             _make_target(corpus, target, fast=fast, report=report)
         with stages.stage("regenerate", "the target answers the held-back questions itself"):
             answered = run_regenerate(recipe, report=report)
-            report(_answers_line(answered, judge_answers(regenerated, read_rows(corpus.prompts))))
+            tokenize = load_tokenizer(str(target)).tokenize
+            report(_answers_line(answered, judge_answers(regenerated, read_rows(corpus.prompts), tokenize)))
     with stages.stage("precompute", "the target runs once over its own answers"):
         cache = run_precompute(recipe, report=report)
         verified = verify_cache(Path(cache.folder), full=True)
