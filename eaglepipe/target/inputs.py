@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from eaglepipe.cache.identity import cache_folder_name, hash_json
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
+from eaglepipe.cache.sparse import SparseRule
 from eaglepipe.cache.storage import cache_root
 from eaglepipe.chat.sources import data_fingerprint, source_name
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
@@ -34,6 +35,12 @@ class Inputs:
     rope_split: int | None  # see `HFEagle3TargetModel.length_split`
     identity: str
     identity_fields: dict[str, Any]
+
+    @property
+    def sparse_rule(self) -> SparseRule:
+        """How sparse supervision is cut, where the spec asks for it."""
+        cache = self.recipe.cache
+        return SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries)
 
     @property
     def folder(self) -> Path:
@@ -87,7 +94,9 @@ def _shard_spec(recipe: Recipe, config: PretrainedConfig, aux_layer_ids: tuple[i
     return ShardSpec(
         supervision=cache.supervision,
         aux_codec=cache.aux_codec,
-        supervision_codec=cache.probs_codec if cache.supervision == "dense" else cache.hidden_codec,
+        supervision_codec={"dense": cache.probs_codec, "sparse": "fp16", "hidden": cache.hidden_codec}[
+            cache.supervision
+        ],
         aux_layer_ids=aux_layer_ids,
         hidden_size=int(config.hidden_size),
         vocab_size=vocab_size,
@@ -123,8 +132,10 @@ def _data_fields(recipe: Recipe, chat: ChatTokenizer | None) -> dict[str, Any]:
 
 
 def _cache_fields(recipe: Recipe, spec: ShardSpec) -> dict[str, Any]:
+    sparse = {"tolerance": recipe.cache.tolerance, "max_entries": recipe.cache.max_entries}
     return {
         "supervision": spec.supervision,
+        **(sparse if spec.supervision == "sparse" else {}),
         "aux_codec": spec.aux_codec,
         "supervision_codec": spec.supervision_codec,
         "aux_layer_ids": list(spec.aux_layer_ids),

@@ -26,6 +26,7 @@ from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.batch_job import capture_batch
 from eaglepipe.target.batches import Batch
+from eaglepipe.target.calibrate import agree_on_encoding
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.inputs import Inputs
 from eaglepipe.target.plan import Work
@@ -48,6 +49,7 @@ class ShardRun:
 
     def __init__(self, inputs: Inputs, work: Work, model: HFEagle3TargetModel, stop: StopFlag) -> None:
         self._inputs, self._work, self._model, self._stop = inputs, work, model, stop
+        self._encoding = agree_on_encoding(inputs, work, model)
         self._tokens = 0
         self._drops = sum(work.plan.drops.values())
         self._started = time.monotonic()
@@ -80,7 +82,7 @@ class ShardRun:
                     self._stop.raise_if_set(f"the shards published so far stay in {work.folder}")
                     samples = [work.tokens.read(int(sample)) for sample in part]
                     captured = capture_batch(
-                        self._model, samples, work.vocab, inputs.spec, head_chunk_rows=settings.head_chunk_rows
+                        self._model, samples, work.vocab, self._encoding, head_chunk_rows=settings.head_chunk_rows
                     )
                     background.submit(captured.samples)
                     self._drops += captured.num_refused
