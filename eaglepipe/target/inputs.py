@@ -3,7 +3,7 @@
 No weights are loaded. The identity depends on content alone: the same recipe elsewhere gives the same one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from eaglepipe.cache.sparse import SparseRule
 from eaglepipe.cache.storage import cache_root
 from eaglepipe.chat.sources import data_fingerprint, source_name
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
-from eaglepipe.config import Recipe
+from eaglepipe.config import CacheConfig, Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import check_tokenizer_fits, read_target_config, resolve_device, resolve_folder
@@ -90,18 +90,28 @@ def _read_chat_tokenizer(recipe: Recipe) -> ChatTokenizer | None:
 
 
 def _shard_spec(recipe: Recipe, config: PretrainedConfig, aux_layer_ids: tuple[int, ...]) -> ShardSpec:
-    cache, vocab_size = recipe.cache, int(config.vocab_size)
+    vocab_size = int(config.vocab_size)
     return ShardSpec(
-        supervision=cache.supervision,
-        aux_codec=cache.aux_codec,
-        supervision_codec={"dense": cache.probs_codec, "sparse": "fp16", "hidden": cache.hidden_codec}[
-            cache.supervision
-        ],
+        **_codecs(recipe.cache),
         aux_layer_ids=aux_layer_ids,
         hidden_size=int(config.hidden_size),
         vocab_size=vocab_size,
         draft_vocab_size=vocab_size if recipe.vocab.draft_size is None else recipe.vocab.draft_size,
     )
+
+
+def _codecs(cache: CacheConfig) -> dict[str, str]:
+    of_rows = {"dense": cache.probs_codec, "sparse": "fp16", "hidden": cache.hidden_codec}
+    return {
+        "supervision": cache.supervision,
+        "aux_codec": cache.aux_codec,
+        "supervision_codec": of_rows[cache.supervision],
+    }
+
+
+def with_settings(spec: ShardSpec, cache: CacheConfig) -> ShardSpec:
+    """The spec of the same target and vocabulary, stored as other settings say."""
+    return replace(spec, **_codecs(cache))  # type: ignore[arg-type]
 
 
 def _target_fields(recipe: Recipe, config: PretrainedConfig) -> dict[str, Any]:
