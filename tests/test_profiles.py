@@ -1,5 +1,6 @@
 """Profiles: presets of the cache section that fields override, and caches made with them."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,14 @@ import pytest
 import torch
 import yaml
 
-from eaglepipe.cache.calibration import CODEC_FILE
 from eaglepipe.cache.codecs import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import find_cache
 from eaglepipe.cache.verify import verify_cache
 from eaglepipe.config import PROFILES, CacheConfig, dump_recipe
-from eaglepipe.errors import ConfigError, CorruptError
-from eaglepipe.precompute import Worker, run_precompute
+from eaglepipe.errors import ConfigError
+from eaglepipe.precompute import run_precompute
+from eaglepipe.train import run_training
 from eaglepipe.training.supervision import TargetHead
 from tests.tiny_project import TinyProject
 
@@ -60,7 +61,6 @@ def test_cache_with_a_narrow_codec_is_the_exact_one_within_its_noise(
     narrow = cache_of(project, tmp_path, **{"cache.aux_codec": codec, "cache.hidden_codec": codec})
     assert verify_cache(narrow.folder, full=True).ok
     assert narrow.manifest.bytes < 0.75 * exact.manifest.bytes
-    assert (narrow.folder / CODEC_FILE).exists() == codec.startswith("int")
     ids = exact.index.sample_ids
     for sample in range(0, narrow.num_samples, 7):
         wanted = aux_of(exact, ids.index(narrow.index.sample_ids[sample])).float()
@@ -71,6 +71,13 @@ def test_cache_with_a_narrow_codec_is_the_exact_one_within_its_noise(
         full = torch.from_numpy(exact.read(ids.index(narrow.index.sample_ids[sample])).supervision_payload.copy())
         hidden = exact.supervision_codec.decode(EncodedRows(payload=full)).float()
         assert -10 * ((again - hidden).square().sum() / hidden.square().sum()).log10() > least_decibels
+
+
+def test_draft_trains_from_narrow_states(project: TinyProject, tmp_path: Path) -> None:
+    cache = cache_of(project, tmp_path, **{"cache.aux_codec": "int8", "cache.hidden_codec": "fp8"})
+    recipe = project.recipe(**{"train.output_dir": tmp_path / "run", "train.max_steps": 3})
+    result = run_training(recipe, [cache.folder])
+    assert result.steps == 3 and math.isfinite(result.heldout_loss_end or math.nan)
 
 
 def test_sparse_cache_holds_the_targets_distribution_up_to_its_tolerance(
@@ -98,29 +105,6 @@ def test_sparse_cache_holds_the_targets_distribution_up_to_its_tolerance(
         following = stored.input_ids[np.flatnonzero(stored.supervised) + 1]
         for row, token in enumerate(following.tolist()):
             assert token not in to_draft or to_draft[token] in stored.sparse_ids[row_of == row]
-
-
-def test_workers_agree_on_one_calibration(project: TinyProject, tmp_path: Path) -> None:
-    alone = cache_of(project, tmp_path / "one", **{"cache.profile": "tiny"})
-    for rank in range(2):
-        recipe = project.recipe(**{"cache.root": tmp_path / "two", "cache.profile": "tiny"})
-        result = run_precompute(recipe, worker=Worker(rank=rank, count=2), report=quiet)
-    together = Path(result.folder)
-    assert (together / CODEC_FILE).read_bytes() == (alone.folder / CODEC_FILE).read_bytes()
-    for shard in alone.manifest.shards:
-        assert (together / shard.path).read_bytes() == (alone.folder / shard.path).read_bytes()
-
-
-def test_lost_or_altered_calibration_is_refused(project: TinyProject, tmp_path: Path) -> None:
-    folder = cache_of(project, tmp_path, **{"cache.aux_codec": "int8"}).folder
-    data = bytearray((folder / CODEC_FILE).read_bytes())
-    data[-1] ^= 1
-    (folder / CODEC_FILE).write_bytes(data)
-    with pytest.raises(CorruptError, match=r"codec\.safetensors"):
-        Cache.open(folder)
-    (folder / CODEC_FILE).unlink()
-    with pytest.raises(CorruptError, match=r"codec\.safetensors: listed in the manifest, but missing"):
-        Cache.open(folder)
 
 
 def test_estimate_is_what_the_shards_take(project: TinyProject, tmp_path: Path) -> None:

@@ -57,13 +57,13 @@ LOGICAL_DTYPES = {
 _CODECS: dict[str, Callable[[str, tuple[int, ...]], RowCodec]] = {
     **dict.fromkeys(FLOAT_DTYPES, lambda name, shape: FloatRows(name=name, row_shape=shape)),
     "fp8": lambda _, shape: Fp8Rows(row_shape=shape),
-    "int8": lambda _, shape: IntegerRows(bits=8, group=256, max_outliers=0, row_shape=shape),
+    "int8": lambda _, shape: IntegerRows(bits=8, group=256, max_outliers=16, row_shape=shape),
     "int4": lambda _, shape: IntegerRows(bits=4, group=32, max_outliers=16, row_shape=shape),
 }
 
 
 def make_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
-    """The codec of that name for rows of that shape; integer codecs still need their calibration.
+    """The codec of that name for rows of that shape.
 
     Raises:
         CacheError: unknown name.

@@ -15,8 +15,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from eaglepipe.cache.bound_codecs import CacheCodecs, bind_codecs, needs_calibration
-from eaglepipe.cache.calibration import CODEC_FILE
 from eaglepipe.cache.codecs import RowCodec
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_file
@@ -90,20 +88,12 @@ class Cache:
     @property
     def aux_codec(self) -> RowCodec:
         """Codec of `aux_payload`, rows of shape (A, Ht)."""
-        return self._codecs.aux
+        return self.spec.aux
 
     @property
     def supervision_codec(self) -> RowCodec:
         """Codec of `supervision_payload`, rows of shape (D,) where dense, (Ht,) where hidden, (1,) where sparse."""
-        return self._codecs.rows
-
-    @functools.cached_property
-    def _codecs(self) -> CacheCodecs:
-        if not needs_calibration(self.spec):
-            return CacheCodecs(aux=self.spec.aux, rows=self.spec.rows)
-        if CODEC_FILE not in {entry.path for entry in self.manifest.files}:
-            raise CorruptError(f"{self.folder}: its codec needs {CODEC_FILE}, which the manifest does not list")
-        return bind_codecs(self.spec, load_file(self.folder / CODEC_FILE))
+        return self.spec.rows
 
     @property
     def head(self) -> HeadSpec:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.bound_codecs import CacheCodecs
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.sparse import SparseRows, SparseRule, forced_targets, id_dtype
 from eaglepipe.cache.types import CachedSample
@@ -96,7 +95,6 @@ class Encoding:
     """How a cache stores what is captured."""
 
     spec: ShardSpec
-    codecs: CacheCodecs
     sparse_rule: SparseRule
     end_of_turn: int | None  # always kept in sparse supervision
 
@@ -119,7 +117,7 @@ def capture_batch(
     head_chunk_rows: int,
 ) -> CapturedBatch:
     """Run the target over `samples` (one right-padded forward) and encode what the cache keeps."""
-    spec, codecs = encoding.spec, encoding.codecs
+    spec = encoding.spec
     device = model.target.device
     input_ids, attention_mask = _pad(samples)
     states = model.capture(input_ids.to(device), attention_mask.to(device))
@@ -137,14 +135,14 @@ def capture_batch(
         keep_probs=spec.supervision == "dense",
         sparse=encoding.sparse_request(samples),
     )
-    encoded_aux = codecs.aux.encode(aux)
-    finite = _finite(codecs.aux.decode(encoded_aux)) & _finite(last_hidden)
+    encoded_aux = spec.aux.encode(aux)
+    finite = _finite(spec.aux.decode(encoded_aux)) & _finite(last_hidden)
     finite[supervised_rows] &= rows.finite
     if rows.sparse is None:
-        encoded_rows = codecs.rows.encode(supervised_hidden if rows.target_probs is None else rows.target_probs)
-        finite[supervised_rows] &= _finite(codecs.rows.decode(encoded_rows))
+        encoded_rows = spec.rows.encode(supervised_hidden if rows.target_probs is None else rows.target_probs)
+        finite[supervised_rows] &= _finite(spec.rows.decode(encoded_rows))
     else:
-        encoded_rows = codecs.rows.encode(rows.sparse.probs[:, None])
+        encoded_rows = spec.rows.encode(rows.sparse.probs[:, None])
     return CapturedBatch(
         tokens=samples,
         supervised=supervised,

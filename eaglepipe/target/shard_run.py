@@ -24,9 +24,8 @@ from eaglepipe.cache.writer import ShardWriter, sidecar_path
 from eaglepipe.progress import ProgressLine
 from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
-from eaglepipe.target.batch_job import capture_batch
+from eaglepipe.target.batch_job import Encoding, capture_batch
 from eaglepipe.target.batches import Batch
-from eaglepipe.target.calibrate import agree_on_encoding
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.inputs import Inputs
 from eaglepipe.target.plan import Work
@@ -49,7 +48,11 @@ class ShardRun:
 
     def __init__(self, inputs: Inputs, work: Work, model: HFEagle3TargetModel, stop: StopFlag) -> None:
         self._inputs, self._work, self._model, self._stop = inputs, work, model, stop
-        self._encoding = agree_on_encoding(inputs, work, model)
+        self._encoding = Encoding(
+            spec=inputs.spec,
+            sparse_rule=inputs.sparse_rule,
+            end_of_turn=inputs.chat.end_of_turn if inputs.chat else None,
+        )
         self._tokens = 0
         self._drops = sum(work.plan.drops.values())
         self._started = time.monotonic()

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from eaglepipe.cache.bound_codecs import bind_codecs, calibration_tensors
 from eaglepipe.cache.estimate import token_cost
 from eaglepipe.cache.schema import ShardSpec, batch_to_sample
 from eaglepipe.cache.sparse import SparseRule, encode_sparse, id_dtype
@@ -34,8 +33,7 @@ def worst_probs(generator: torch.Generator) -> torch.Tensor:
 def sample_of(cache: CacheConfig, spec: ShardSpec) -> CachedSample:
     generator = torch.Generator().manual_seed(0)
     aux, hidden = activations(generator, TOKENS, 3), activations(generator, SUPERVISED)
-    codecs = bind_codecs(spec, calibration_tensors(spec, aux[:64], hidden[:64]))
-    encoded = codecs.aux.encode(aux)
+    encoded = spec.aux.encode(aux)
     supervised = np.arange(TOKENS) >= TOKENS - SUPERVISED
     if spec.supervision == "sparse":
         forced = torch.randint(DRAFT_VOCAB, (SUPERVISED, 2), generator=generator)
@@ -49,7 +47,7 @@ def sample_of(cache: CacheConfig, spec: ShardSpec) -> CachedSample:
         }
         assert sparse.counts.min() == cache.max_entries
     else:
-        supervision = {"supervision_payload": codecs.rows.encode(hidden).payload.numpy()}
+        supervision = {"supervision_payload": spec.rows.encode(hidden).payload.numpy()}
     return CachedSample(
         sample_id="conversations:0123456789abcdef",
         source="conversations",

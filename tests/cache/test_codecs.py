@@ -1,7 +1,6 @@
 """What each codec keeps of a row, against what its type allows, on data with outlier channels too."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,21 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eaglepipe.cache import codec_fp8
-from eaglepipe.cache.bound_codecs import bind_codecs, calibration_tensors, needs_calibration
-from eaglepipe.cache.calibration import calibrate, calibration_from
 from eaglepipe.cache.codec_integer import IntegerRows
 from eaglepipe.cache.codecs import EncodedRows, RowCodec, inline_codec, make_codec
-from eaglepipe.cache.schema import ShardSpec
-from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.errors import CacheError
 
 NARROW = ("fp8", "int8", "int4")
-
-
-def codec_for(name: str, rows: torch.Tensor) -> RowCodec:
-    codec = make_codec(name, tuple(rows.shape[1:]))
-    if isinstance(codec, IntegerRows):
-        return replace(codec, calibration=calibrate(rows, num_outliers=codec.num_outliers))
-    return codec
 
 
 def with_outliers(seed: int, *, tokens: int = 64, width: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +41,7 @@ def test_error_of_every_value_is_within_what_the_type_allows(
 ) -> None:
     rows = magnitude * torch.randn(5, *shape, generator=torch.Generator().manual_seed(seed))
     rows[0] = 0.0
-    codec = codec_for(name, rows)
+    codec = make_codec(name, tuple(rows.shape[1:]))
     encoded = codec.encode(rows)
     assert encoded.payload.dtype == torch.uint8
     assert encoded.payload.shape == (5, codec.row_bytes)
@@ -66,17 +55,16 @@ def _allowed(codec: RowCodec, rows: torch.Tensor) -> torch.Tensor:
     if codec.name in relative:
         smallest = {"fp8": 2**-10 / 448}.get(codec.name, 0.0) * rows.abs().amax(-1, keepdim=True)
         return rows.abs() * relative[codec.name] * 1.001 + smallest + (2**-25 if codec.name == "fp16" else 0)
-    assert isinstance(codec, IntegerRows) and codec.calibration is not None
-    scales = codec.calibration.on(rows.device).scales.reshape(rows.shape[1:])
-    groups = (rows / scales).split(codec.group_width, dim=-1)
+    assert isinstance(codec, IntegerRows)
+    groups = rows.split(codec.group_width, dim=-1)
     steps = [group.abs().amax(-1, keepdim=True).expand_as(group) / 2 ** (codec.bits - 1) for group in groups]
-    return torch.cat(steps, -1) * scales * (1 + 2 ** (codec.bits - 11)) + 1e-12
+    return torch.cat(steps, -1) * (1 + 2 ** (codec.bits - 11)) + 2**-24
 
 
-@pytest.mark.parametrize(("name", "least_total", "least_bulk"), [("fp8", 30, 30), ("int8", 40, 41), ("int4", 26, 19)])
+@pytest.mark.parametrize(("name", "least_total", "least_bulk"), [("fp8", 30, 30), ("int8", 46, 42), ("int4", 26, 20)])
 def test_outlier_channels_do_not_drown_the_others(name: str, least_total: float, least_bulk: float) -> None:
     rows, bulk = with_outliers(0)
-    codec = codec_for(name, rows[:32])
+    codec = make_codec(name, tuple(rows.shape[1:]))
     again = codec.decode(codec.encode(rows))
     assert decibels(rows, again) > least_total
     assert decibels(rows[..., bulk], again[..., bulk]) > least_bulk
@@ -86,40 +74,29 @@ def test_outlier_channels_do_not_drown_the_others(name: str, least_total: float,
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_channels_that_the_calibration_never_saw_loud_harm_only_their_group(name: str) -> None:
-    rows, bulk = with_outliers(1)
-    codec = codec_for(name, rows / torch.where(bulk, 1.0, 100.0))
+def test_more_outliers_than_are_kept_apart_harm_only_their_groups(name: str) -> None:
+    rows = torch.randn(64, 1, 4096, generator=torch.Generator().manual_seed(1))
+    rows[..., :512:16] *= 100
+    codec = make_codec(name, (1, 4096))
     again = codec.decode(codec.encode(rows))
-    share_of_groups = 4 * codec.group / rows.shape[-1] if isinstance(codec, IntegerRows) else 0
-    clean = [group for group in range(0, 1024, codec.group) if bulk[group : group + codec.group].all()]
-    assert len(clean) / (1024 // codec.group) >= 1 - share_of_groups
-    for group in clean:
-        part = slice(group, group + codec.group)
-        assert decibels(rows[..., part], again[..., part]) > (40 if name == "int8" else 18)
+    assert decibels(rows[..., 512:], again[..., 512:]) > (42 if name == "int8" else 20)
 
 
-def test_massive_tokens_do_not_move_the_calibration() -> None:
-    rows, _ = with_outliers(2, tokens=400)
+def test_massive_tokens_leave_the_others_alone() -> None:
+    rows, _ = with_outliers(2)
     massive = rows.clone()
     massive[::16] *= 1000
-    quiet = calibrate(rows, num_outliers=4)
-    loud = calibrate(massive, num_outliers=4)
-    assert (quiet.eighths - loud.eighths).abs().max() <= 4, "half an octave"
-    assert torch.equal(quiet.outliers, loud.outliers)
-
-
-def test_last_bits_of_the_states_do_not_change_the_calibration() -> None:
-    rows, _ = with_outliers(3)
-    noisy = rows * (1 + 1e-6 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(4)))
-    changed = (calibrate(rows, num_outliers=4).eighths != calibrate(noisy, num_outliers=4).eighths).sum()
-    assert changed <= 2
+    for name in NARROW:
+        codec = make_codec(name, (2, 1024))
+        ordinary = codec.decode(codec.encode(rows))[1:16]
+        assert torch.equal(codec.decode(codec.encode(massive))[1:16], ordinary)
 
 
 @pytest.mark.parametrize("name", NARROW)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_still_seen_after_decoding(name: str, bad: float) -> None:
     rows, _ = with_outliers(5, tokens=4)
-    codec = codec_for(name, rows)
+    codec = make_codec(name, tuple(rows.shape[1:]))
     for channel in range(0, 1024, 100):
         broken = rows.clone()
         broken[2, 1, channel] = bad
@@ -142,18 +119,16 @@ def test_fp8_bytes_mean_what_the_format_says_on_any_device(monkeypatch: pytest.M
 @pytest.mark.parametrize("name", NARROW)
 def test_scales_at_the_end_of_the_row_decode_alike(name: str) -> None:
     rows = with_outliers(7, tokens=3)[0][:, 0]
-    apart, inline = codec_for(name, rows), inline_codec(name, (1024,))
-    spec = spec_of("bf16", name)
-    inline = bind_codecs(spec, calibration_tensors(spec, rows[:, None], rows)).rows
+    apart, inline = make_codec(name, (1024,)), inline_codec(name, (1024,))
     encoded = inline.encode(rows)
     assert encoded.scales is None
-    assert encoded.payload.shape[1] == inline.row_bytes == inline_codec(name, (1024,)).row_bytes
+    assert encoded.payload.shape[1] == inline.row_bytes
     assert torch.equal(inline.decode(encoded), apart.decode(apart.encode(rows)))
 
 
 def test_no_rows_are_no_rows() -> None:
     for name in NARROW:
-        codec = codec_for(name, torch.ones(1, 2, 64))
+        codec = make_codec(name, (2, 64))
         encoded = codec.encode(torch.empty(0, 2, 64))
         assert codec.decode(encoded).shape == (0, 2, 64)
 
@@ -161,61 +136,28 @@ def test_no_rows_are_no_rows() -> None:
 def test_int4_layout_is_the_one_the_contract_describes() -> None:
     """Rebuilt with numpy from the words in cache_schemas/README.md."""
     rows, _ = with_outliers(8, tokens=6, width=100)
-    codec = codec_for("int4", rows)
-    assert isinstance(codec, IntegerRows) and codec.calibration is not None
+    codec = make_codec("int4", (2, 100))
     encoded = codec.encode(rows)
-    payload, scales = encoded.payload.numpy(), encoded.scales.numpy().astype(np.float32)  # type: ignore[union-attr]
+    assert encoded.scales is not None
+    payload, scales = encoded.payload.numpy(), encoded.scales.numpy().astype(np.float32)
     nibbles = np.stack([payload[:, :128] & 15, payload[:, :128] >> 4], -1).reshape(6, 2, 4, 32).astype(np.int64)
     steps = np.where(nibbles > 7, nibbles - 16, nibbles)
     values = (steps * scales.reshape(6, 2, 4, 1)).reshape(6, 2, 128)[..., :100]
-    values = values * np.exp2(codec.calibration.eighths.numpy() / 8.0)
-    apart = (payload[:, 128:].copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(6, 2, 1)
-    np.put_along_axis(values, codec.calibration.outliers.numpy().astype(np.int64)[None].repeat(6, 0), apart, -1)
+    channels = payload[:, 128:132].copy().view(np.uint16).reshape(6, 2, 1).astype(np.int64)
+    apart = (payload[:, 132:].copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(6, 2, 1)
+    np.put_along_axis(values, channels, apart, -1)
     assert np.allclose(values, codec.decode(encoded).numpy(), rtol=1e-6)
 
 
-def spec_of(aux: str, hidden: str) -> ShardSpec:
-    return ShardSpec(
-        supervision="hidden",
-        aux_codec=aux,
-        supervision_codec=hidden,
-        aux_layer_ids=(1,),
-        hidden_size=1024,
-        vocab_size=9,
-        draft_vocab_size=9,
-    )
-
-
-def test_calibration_that_does_not_fit_is_refused() -> None:
-    rows, _ = with_outliers(9, tokens=4)
-    tensors = calibrate(rows, num_outliers=3).tensors("aux")
-    sizes = {"layers": 2, "width": 1024, "num_outliers": 3}
-    assert calibration_from(tensors, "aux", **sizes) == calibrate(rows, num_outliers=3)
-    for changed in (
-        {},
-        {**tensors, "aux.eighths": tensors["aux.eighths"].int()},
-        {**tensors, "aux.eighths": tensors["aux.eighths"][:1]},
-        {**tensors, "aux.outliers": tensors["aux.outliers"] + 1024},
-        {**tensors, "aux.outliers": tensors["aux.outliers"] - 1024},
-    ):
-        with pytest.raises(CorruptError, match=r"codec\.safetensors"):
-            calibration_from(changed, "aux", **sizes)
-
-
-def test_only_integers_need_a_calibration_and_unknown_names_are_refused() -> None:
-    assert [needs_calibration(spec_of(*names)) for names in (("bf16", "fp8"), ("int4", "bf16"), ("fp8", "int8"))] == [
-        False,
-        True,
-        True,
-    ]
+def test_unknown_names_are_refused() -> None:
     with pytest.raises(CacheError, match="unknown codec 'int3'"):
         make_codec("int3", (4,))
 
 
-def test_batches_on_several_devices_share_one_calibration() -> None:
+def test_rows_decode_alone_and_with_scales_that_were_widened_on_the_way() -> None:
     rows, _ = with_outliers(10, tokens=4)
-    codec = codec_for("int8", rows)
+    codec = make_codec("int8", (2, 1024))
     encoded = codec.encode(rows.to(torch.bfloat16))
     assert encoded.scales is not None
     narrow = EncodedRows(payload=encoded.payload[1:2], scales=encoded.scales[1:2].float())
-    assert torch.equal(codec.decode(narrow)[0], codec.decode(encoded)[1]), "scales may have been widened on the way"
+    assert torch.equal(codec.decode(narrow)[0], codec.decode(encoded)[1])

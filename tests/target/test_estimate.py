@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eaglepipe.cache.codecs import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.config import PROFILES
-from eaglepipe.precompute import run_precompute
 from eaglepipe.target.estimate import epochs_to_pay, estimate_recipe
+from eaglepipe.training.supervision import TargetHead
 from tests.tiny_project import TinyProject
 
 
@@ -43,11 +46,15 @@ def test_settings_that_are_no_profile_get_their_own_line(project: TinyProject) -
     assert report.encodings[0].entries == 9.0
 
 
-def test_measured_entries_are_those_of_the_cache_that_is_then_made(project: TinyProject, tmp_path: Path) -> None:
-    settings = {"cache.root": tmp_path, "cache.supervision": "sparse", "cache.tolerance": 0.4, "cache.max_entries": 120}
-    recipe = project.recipe(**settings)
-    measured = next(cost for cost in estimate_recipe(recipe, measure=True).encodings if cost.chosen)
-    cache = Cache.open(Path(run_precompute(recipe, report=lambda _: None).folder))
-    counts = [cache.read(sample).sparse_counts for sample in range(cache.num_samples)]
-    mean = sum(int(count.sum()) for count in counts if count is not None) / cache.manifest.supervised_tokens
-    assert measured.entries == pytest.approx(mean, rel=0.05)
+def test_measured_entries_are_what_the_targets_distribution_takes(project: TinyProject, sealed_cache: Path) -> None:
+    settings = {"cache.supervision": "sparse", "cache.tolerance": 0.4, "cache.max_entries": 120}
+    measured = next(cost for cost in estimate_recipe(project.recipe(**settings), measure=True).encodings if cost.chosen)
+    cache = Cache.open(sealed_cache)
+    head = TargetHead(weight=cache.start_tensors()["lm_head.weight"], bias=None, spec=cache.head)
+    needed = []
+    for sample in range(cache.num_samples):
+        payload = torch.from_numpy(cache.read(sample).supervision_payload.copy())
+        probs = head.probabilities(cache.supervision_codec.decode(EncodedRows(payload=payload))).numpy()
+        needed += ((np.cumsum(-np.sort(-probs), axis=1) < 0.6).sum(axis=1) + 1).tolist()
+    assert measured.entries is not None
+    assert 0.97 * np.mean(needed) <= measured.entries <= 1.03 * np.mean(needed) + 2, "and two that are always kept"
