@@ -20,7 +20,7 @@ def cost_table(report: dict[str, Any]) -> str:
         f"{report['free_bytes'] / 1e9:,.1f} GB free",
         "",
         f"  {'profile':9}{'supervision':13}{'stored as':10}{'aux':6}"
-        + "".join(f"{title:>10}" for title in ("entries", "B/token", "total GB", "hours", "pays after")),
+        + "".join(f"{title:>11}" for title in ("entries", "B/token", "total GB", "hours", "pays after")),
     ]
     lines += [_line(cost, report["free_bytes"]) for cost in report["encodings"]]
     columns = list(dict.fromkeys(name for cost in report["encodings"] for name in cost["by_column"]))
@@ -37,8 +37,8 @@ def _line(cost: dict[str, Any], free: int) -> str:
     room = "" if cost["total_bytes"] <= free else "  does not fit"
     return (
         f"{'>' if cost['chosen'] else ' '} {cost['name']:9}{cost['supervision']:13}{cost['supervision_codec']:10}"
-        f"{cost['aux_codec']:6}{entries:>10}{cost['bytes_per_token']:>10,.1f}{cost['total_bytes'] / 1e9:>10,.3f}"
-        f"{cost['precompute_seconds'] / 3600:>10,.2f}{pays:>10}{room}"
+        f"{cost['aux_codec']:6}{entries:>11}{cost['bytes_per_token']:>11,.1f}{cost['total_bytes'] / 1e9:>11,.3f}"
+        f"{cost['precompute_seconds'] / 3600:>11,.2f}{pays:>11}{room}"
     )
 
 
