@@ -127,11 +127,22 @@ def train(
 
 
 @app.command()
-def estimate(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonOption = False) -> None:
-    """What the recipe's corpus would cost to cache, in every encoding: bytes a token, total, time, free disk."""
+def estimate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    entries: Annotated[
+        float | None, typer.Option(min=1, help="mean entries of a supervised token, with sparse supervision")
+    ] = None,
+    measure: Annotated[bool, typer.Option(help="load the target and measure --entries on the first samples")] = False,
+    disk_rate: Annotated[float, typer.Option(min=0.001, help="GB/s that the disk reads and writes")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """What the recipe's corpus would cost to cache, in every profile: bytes a token, total, time, free disk."""
     from eaglepipe.target.estimate import estimate_recipe
 
-    report = estimate_recipe(_load(recipe, overrides))
+    report = estimate_recipe(
+        _load(recipe, overrides), entries=entries, measure=measure, disk_bytes_per_second=disk_rate * 1e9
+    )
     _print_json(report.to_json(), as_json)
     if not as_json:
         typer.echo(report.table())

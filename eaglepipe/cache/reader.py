@@ -92,7 +92,7 @@ class Cache:
 
     @property
     def supervision_codec(self) -> RowCodec:
-        """Codec of `supervision_payload`, rows of shape (D,) where dense, (Ht,) where hidden."""
+        """Codec of `supervision_payload`, rows of shape (D,) where dense, (Ht,) where hidden, (1,) where sparse."""
         return self.spec.rows
 
     @property

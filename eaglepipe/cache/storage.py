@@ -15,8 +15,8 @@ from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
-# Settings that say where things lie, not what they are.
-_LOCATIONS = {"cache": {"root"}}
+# Settings that say where things lie or how they are called, not what they are.
+_NAMES = {"cache": {"root", "profile"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def default_root() -> Path:
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says of a cache, as JSON: the key under which stage 2 finds it without the target."""
     sections = recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"})
-    for section, fields in _LOCATIONS.items():
+    for section, fields in _NAMES.items():
         for field in fields:
             sections[section].pop(field)
     return sections

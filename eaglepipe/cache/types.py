@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 class CachedSample:
     """One conversation as stored, unshifted; arrays are read-only views of the mapped shard.
 
-    T tokens, S supervised tokens. Row i supervises the distribution after token i.
+    T tokens, S supervised tokens, E entries of sparse supervision. Row i supervises the distribution after token i.
     """
 
     sample_id: str
@@ -22,8 +22,13 @@ class CachedSample:
     target_top1: NDArray[np.int32]  # [T] the target's argmax, -1 where unsupervised
     draft_mass: NDArray[np.float32]  # [T] share of the full softmax inside the draft vocabulary, 0 where unsupervised
     aux_payload: NDArray[np.uint8]  # [T, aux row bytes], encoded
-    aux_scales: NDArray[np.float32] | None  # [T, scales], for codecs that have them
-    supervision_payload: NDArray[np.uint8]  # [S, supervision row bytes], encoded, supervised tokens only
+    aux_scales: NDArray[np.floating] | None  # [T, scales], for codecs that have them, in the codec's dtype
+    supervision_payload: NDArray[
+        np.uint8
+    ]  # [S, supervision row bytes], encoded, supervised tokens only; sparse: [E, 2]
+    sparse_ids: NDArray[np.uint16] | NDArray[np.uint32] | None = None  # [E] index into the draft vocabulary
+    sparse_counts: NDArray[np.int32] | None = None  # [S] entries of each supervised token
+    tail_mass: NDArray[np.float32] | None = None  # [S] mass that no entry holds
 
 
 @dataclass(frozen=True, kw_only=True)
