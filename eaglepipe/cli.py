@@ -288,6 +288,26 @@ def bench_memory(
         typer.echo(report.table())
 
 
+@bench_app.command("step")
+def bench_step(
+    preset: Annotated[str, typer.Option(help="cpu-chat, cpu-full, llama3.1-8b or qwen3-8b")] = "cpu-chat",
+    rounds: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A training step: the compact path against the plain reference and against its matrix products alone."""
+    from eaglepipe.bench.step import measure_step
+    from eaglepipe.bench.step_presets import find_step_preset
+
+    _report_bench(measure_step(find_step_preset(preset), rounds=rounds), as_json)
+
+
+def _report_bench(report: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_json(), as_json)
+    else:
+        typer.echo(report.table())
+
+
 def _load(recipe: str, overrides: list[str] | None) -> Any:
     from eaglepipe.config import load_recipe
 
