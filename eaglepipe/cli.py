@@ -301,6 +301,25 @@ def bench_step(
     _report_bench(measure_step(find_step_preset(preset), rounds=rounds), as_json)
 
 
+@bench_app.command("read")
+def bench_read(
+    folder: Annotated[Path | None, typer.Argument(help="a complete cache; default: one made for this")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reading a cache into training batches, against a plain read of the same bytes."""
+    from eaglepipe.bench.read import measure_read
+
+    _report_bench(measure_read(folder), as_json)
+
+
+@bench_app.command("precompute")
+def bench_precompute(as_json: JsonOption = False) -> None:
+    """Stage 1, against the target's own forward over the same batches."""
+    from eaglepipe.bench.precompute import measure_precompute
+
+    _report_bench(measure_precompute(), as_json)
+
+
 def _report_bench(report: Any, as_json: bool) -> None:
     if as_json:
         _print_json(report.to_json(), as_json)

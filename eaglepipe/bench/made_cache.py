@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_json
-from eaglepipe.cache.manifest import FileEntry, Plan
+from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes
 from eaglepipe.cache.publish import publish_bytes, publish_json
 from eaglepipe.cache.reader import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE, Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
@@ -98,14 +98,16 @@ def write_made_cache(
             shard = ShardWriter(folder, num_shards, spec=spec, identity=identity)
         shard.write(sample)
     shard.finish()
-    seal_cache(folder, _plan(identity, num_shards + 1), spec, max_length=max(lengths))
+    plan = _plan(identity, lengths, assistant_share, num_shards + 1)
+    publish_bytes(folder / PLAN_NAME, document_bytes(plan))
+    seal_cache(folder, plan, spec, max_length=max(lengths))
     return Cache.open(folder)
 
 
 def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec) -> CachedSample:
     generator = torch.Generator().manual_seed(number)
     turns = make_turns(length, assistant_share)
-    supervised = (turns > 0) & np.append(turns[1:] == turns[:-1], False)
+    supervised = _supervised(turns)
     ids = torch.randint(spec.vocab_size, (2, length), generator=generator, dtype=torch.int32)
     aux = torch.randn(length, len(spec.aux_layer_ids), spec.hidden_size, generator=generator)
     hidden = torch.randn(int(supervised.sum()), spec.hidden_size, generator=generator)
@@ -142,8 +144,12 @@ def _publish_fixed_files(folder: Path, shape: TargetShape, max_length: int) -> N
     publish_json(folder / HEAD_FILE, asdict(HeadSpec()))
 
 
-def _plan(identity: str, num_shards: int) -> Plan:
-    """What `seal_cache` asks for; there was no corpus, so nothing was staged."""
+def _supervised(turns: NDArray[np.int32]) -> NDArray[np.bool_]:
+    return (turns > 0) & np.append(turns[1:] == turns[:-1], False)
+
+
+def _plan(identity: str, lengths: Sequence[int], assistant_share: float, num_shards: int) -> Plan:
+    """There was no recipe and no corpus, so nothing is declared and nothing was staged."""
     return Plan(
         schema_version=SCHEMA_VERSION,
         name="made",
@@ -151,9 +157,9 @@ def _plan(identity: str, num_shards: int) -> Plan:
         identity_fields={},
         declared={},
         batch_tokens=0,
-        samples=0,
-        tokens=0,
-        supervised_tokens=0,
+        samples=len(lengths),
+        tokens=sum(lengths),
+        supervised_tokens=sum(int(_supervised(make_turns(n, assistant_share)).sum()) for n in lengths),
         shards=num_shards,
         drops={},
         staging=FileEntry(path="none", bytes=0, xxh3_128=_NO_DIGEST),
