@@ -279,7 +279,7 @@ def bench_memory(
     times: Annotated[int, typer.Option(min=2, help="how many times larger the second corpus is")] = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Peak memory of both stages on a small corpus and on one many times larger."""
+    """Peak memory of both stages, and the cost of a token, on a small corpus and on one many times larger."""
     from eaglepipe.bench.memory import measure_memory
 
     report = measure_memory(times)

@@ -145,7 +145,7 @@ def measure_precompute(
 
 def _prepare(folder: Path, shape: TargetShape, num_samples: int, batch_tokens: int) -> _Stage:
     """Everything up to the first forward: corpus, target, recipe, plan, and the files that are not shards."""
-    lengths = chat_lengths(num_samples, median=180, spread=0.8, longest=1024)
+    lengths = chat_lengths(num_samples, median=120, spread=0.8, longest=1024)
     _write_target(folder / "target", shape, max(lengths))
     _write_rows(folder / "rows.jsonl", lengths, shape.vocab_size)
     recipe_file = folder / "bench.yaml"
