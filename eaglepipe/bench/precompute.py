@@ -111,7 +111,7 @@ class _Stage:
 
 
 def measure_precompute(
-    *, shape: TargetShape = TARGET_SHAPE, num_samples: int = 192, batch_tokens: int = 4096, rounds: int = 3
+    *, shape: TargetShape = TARGET_SHAPE, num_samples: int = 192, batch_tokens: int = 3072, rounds: int = 3
 ) -> PrecomputeReport:
     """Run stage 1 and two bare forwards in turn, on the CPU, on a random target and tokenised conversations."""
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as name:
