@@ -293,12 +293,51 @@ def bench_memory(
     times: Annotated[int, typer.Option(min=2, help="how many times larger the second corpus is")] = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Peak memory of both stages on a small corpus and on one many times larger."""
+    """Peak memory of both stages, and the cost of a token, on a small corpus and on one many times larger."""
     from eaglepipe.bench.memory import measure_memory
 
     report = measure_memory(times)
     _print_json(report.to_json(), as_json)
     if not as_json:
+        typer.echo(report.table())
+
+
+@bench_app.command("step")
+def bench_step(
+    preset: Annotated[str, typer.Option(help="cpu-chat, cpu-full, llama3.1-8b or qwen3-8b")] = "cpu-chat",
+    rounds: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A training step: the compact path against the plain reference and against its matrix products alone."""
+    from eaglepipe.bench.step import measure_step
+    from eaglepipe.bench.step_presets import find_step_preset
+
+    _report_bench(measure_step(find_step_preset(preset), rounds=rounds), as_json)
+
+
+@bench_app.command("read")
+def bench_read(
+    folder: Annotated[Path | None, typer.Argument(help="a complete cache; default: one made for this")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reading a cache into training batches, against a plain read of the same bytes."""
+    from eaglepipe.bench.read import measure_read
+
+    _report_bench(measure_read(folder), as_json)
+
+
+@bench_app.command("precompute")
+def bench_precompute(as_json: JsonOption = False) -> None:
+    """Stage 1, against the target's own forward over the same batches."""
+    from eaglepipe.bench.precompute import measure_precompute
+
+    _report_bench(measure_precompute(), as_json)
+
+
+def _report_bench(report: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_json(), as_json)
+    else:
         typer.echo(report.table())
 
 

@@ -119,7 +119,7 @@ def capture_batch(
     """Run the target over `samples` (one right-padded forward) and encode what the cache keeps."""
     spec = encoding.spec
     device = model.target.device
-    input_ids, attention_mask = _pad(samples)
+    input_ids, attention_mask = pad_samples(samples)
     states = model.capture(input_ids.to(device), attention_mask.to(device))
     real = attention_mask.flatten().nonzero().flatten().to(device)
     supervised = np.concatenate([supervised_tokens(sample.turns) for sample in samples])
@@ -168,7 +168,7 @@ def _sparse_columns(rows: SparseRows, draft_vocab_size: int) -> SparseColumns:
     )
 
 
-def _pad(samples: list[TokenSample]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_samples(samples: list[TokenSample]) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 ids [B, T] padded on the right with 0, and the attention mask [B, T]."""
     longest = max(len(sample.input_ids) for sample in samples)
     input_ids = np.zeros((len(samples), longest), np.int64)
