@@ -101,12 +101,12 @@ def test_another_caches_vocabulary_makes_two_caches_fit(project: TinyProject, fu
 
 
 def test_report_is_what_an_outsider_measures(full: Path, tmp_path: Path) -> None:
-    result = recode_cache(tmp_path / "out", full, Changes(aux_codec="bf16", supervision="dense"))
+    result = recode_cache(tmp_path / "out", full, Changes(aux_codec="fp16", supervision="dense"))
     old, new = aux_of(full), aux_of(tmp_path / "out")
     differences = torch.cat([(new[name].double() - old[name].double()).flatten() for name in old]).abs()
     signal = torch.cat([old[name].double().flatten() for name in old])
     report = result.errors["aux_hidden_states"]
-    assert report["max"] == float(differences.max())
+    assert report["max"] == float(differences.max()) > 0
     assert report["mean"] == pytest.approx(float(differences.mean()), rel=1e-9)
     assert report["relative_rms"] == pytest.approx(float(differences.norm() / signal.norm()), rel=1e-9)
     head = load_file(full / "target.safetensors")["lm_head.weight"].double()
