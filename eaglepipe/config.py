@@ -126,11 +126,27 @@ class DraftConfig(Section):
     lm_head_init: Literal["target", "random"] = "target"
 
 
+class TrainCache(Section):
+    """A cache to train from; a plain path stands for weight 1."""
+
+    path: str = Field(min_length=1)
+    weight: Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)] = Field(
+        1.0, description="times that each of its samples is expected in an epoch"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
+
+
 class TrainConfig(Section):
     """Stage 2."""
 
     output_dir: str | None = Field(None, description="default: runs/<name>")
-    caches: tuple[str, ...] | None = Field(None, description="cache folders; default: the one the recipe names")
+    caches: tuple[TrainCache, ...] | None = Field(
+        None, description="cache folders, each a path or {path, weight}; default: the one the recipe names"
+    )
     objective: Literal["eagle3"] = "eagle3"
     ttt_steps: PositiveInt = 7
     step_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8

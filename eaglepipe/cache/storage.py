@@ -81,9 +81,18 @@ def find_cache(recipe: Recipe) -> Path:
     )
 
 
-def caches_of(recipe: Recipe) -> list[Path]:
-    """The folders that `train.caches` names, else the cache that the recipe itself names."""
-    return [Path(name).expanduser() for name in recipe.train.caches or ()] or [find_cache(recipe)]
+@dataclass(frozen=True, kw_only=True)
+class CacheShare:
+    """A cache to train from, and how often each of its samples is expected in an epoch."""
+
+    folder: Path
+    weight: float = 1.0
+
+
+def caches_of(recipe: Recipe) -> list[CacheShare]:
+    """What `train.caches` names, else the cache that the recipe itself names."""
+    named = [CacheShare(folder=Path(c.path).expanduser(), weight=c.weight) for c in recipe.train.caches or ()]
+    return named or [CacheShare(folder=find_cache(recipe))]
 
 
 def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:

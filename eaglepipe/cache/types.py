@@ -40,3 +40,4 @@ class SampleIndex:
     num_supervised: NDArray[np.int32]  # [N]
     sources: tuple[str, ...]
     source_of: NDArray[np.int16]  # [N] index into sources
+    weights: NDArray[np.float64] | None = None  # [N] times that a sample is expected in an epoch; None: once
