@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 class CachedSample:
     """One conversation as stored, unshifted; arrays are read-only views of the mapped shard.
 
-    T tokens, S supervised tokens. Row i supervises the distribution after token i.
+    T tokens, S supervised tokens, E entries of sparse supervision. Row i supervises the distribution after token i.
     """
 
     sample_id: str
@@ -23,7 +23,12 @@ class CachedSample:
     draft_mass: NDArray[np.float32]  # [T] share of the full softmax inside the draft vocabulary, 0 where unsupervised
     aux_payload: NDArray[np.uint8]  # [T, aux row bytes], encoded
     aux_scales: NDArray[np.float32] | None  # [T, scales], for codecs that have them
-    supervision_payload: NDArray[np.uint8]  # [S, supervision row bytes], encoded, supervised tokens only
+    supervision_payload: NDArray[
+        np.uint8
+    ]  # [S, supervision row bytes], encoded, supervised tokens only; sparse: [E, 2]
+    sparse_ids: NDArray[np.uint16] | NDArray[np.uint32] | None = None  # [E] in the draft vocabulary
+    sparse_counts: NDArray[np.int32] | None = None  # [S] entries of each supervised token
+    tail_mass: NDArray[np.float32] | None = None  # [S] draft-vocabulary mass that has no entry
 
 
 @dataclass(frozen=True, kw_only=True)
