@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from eaglepipe.eagle.row_ops import row_blocks, softmax_in_place
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadLoss:
@@ -22,13 +24,8 @@ class HeadLoss:
 class TargetRows(Protocol):
     """N rows of targets over D draft tokens, dense or sparse."""
 
-    def losses(
-        self, logits: torch.Tensor, draft: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses [r] and greedy tokens int64 [r] against target rows `rows` [r].
-
-        Both matrices are [r, D]; `logits` is used up, `draft` is left with each loss's gradient by the logits.
-        """
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and greedy tokens int64 [r] against target rows `rows` [r]; the gradient replaces `logits` [r, D]."""
         ...
 
 
@@ -38,18 +35,20 @@ class DenseRows:
 
     probs: torch.Tensor  # [N, D]
 
-    def losses(
-        self, logits: torch.Tensor, draft: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `TargetRows`. The log-partition comes from the largest entry and its probability."""
-        probs = self.probs.index_select(0, rows).to(logits.dtype)
-        top, predicted = logits.max(dim=-1)
-        mass = probs.sum(dim=-1)
-        torch.softmax(logits, dim=-1, out=draft)
-        log_partition = top - draft.gather(-1, predicted[:, None])[:, 0].log()
-        losses = log_partition * mass - logits.mul_(probs).sum(dim=-1)
-        draft.mul_(mass[:, None]).sub_(probs)
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `TargetRows`."""
+        losses, predicted = logits.new_empty(len(rows)), torch.empty_like(rows)
+        for block in row_blocks(logits):
+            losses[block], predicted[block] = _dense_losses(logits[block], self.probs.index_select(0, rows[block]))
         return losses, predicted
+
+
+def _dense_losses(logits: torch.Tensor, target_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    probs = target_probs.to(logits.dtype)
+    mass, overlap = probs.sum(dim=-1), torch.linalg.vecdot(logits, probs)
+    log_partition, _, predicted = softmax_in_place(logits)
+    logits.mul_(mass[:, None]).sub_(probs)
+    return log_partition * mass - overlap, predicted
 
 
 def fused_head_loss(
@@ -99,14 +98,14 @@ class _FusedHeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if wants_gradient and ctx.needs_input_grad[1] else None
         cast_weight = weight.to(dtype)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            buffers = _Buffers(min(chunk_rows, num_rows), weight.shape[0], row_weights)
+            buffer = row_weights.new_empty(min(chunk_rows, num_rows), weight.shape[0], dtype=torch.float32)
             for start in range(0, num_rows, chunk_rows):
                 span = slice(start, min(start + chunk_rows, num_rows))
                 hidden = hidden_states[span].to(dtype)
-                logits, draft = buffers.chunk(hidden.shape[0])
+                logits = buffer[: hidden.shape[0]]
                 _matmul_into(logits, hidden, cast_weight)
-                row_losses[span], predicted[span] = targets.losses(logits, draft, target_rows[span])
-                grad_logits = draft.to(dtype)
+                row_losses[span], predicted[span] = targets.losses(logits, target_rows[span])
+                grad_logits = logits.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[span] = (grad_logits @ cast_weight) * row_weights[span, None]
                 if grad_weight is not None:
@@ -122,17 +121,6 @@ class _FusedHeadLoss(torch.autograd.Function):
         scaled = tuple(None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.gradients)
         ctx.gradients = None
         return *scaled, None, None, None, None, None, None
-
-
-class _Buffers:
-    """Two [rows, D] float32 blocks that every chunk reuses: fresh ones cost more than the arithmetic in them."""
-
-    def __init__(self, rows: int, draft_size: int, like: torch.Tensor) -> None:
-        self._blocks = like.new_empty(2, rows, draft_size, dtype=torch.float32)
-
-    def chunk(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, draft = self._blocks[:, :rows].unbind(0)
-        return logits, draft
 
 
 def _matmul_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from eaglepipe.eagle.losses import soft_cross_entropy
+from eaglepipe.eagle.row_ops import row_blocks, softmax_in_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,29 +42,30 @@ class SparseRows:
     targets: SparseTargets
     max_entries: int  # M
 
-    def losses(
-        self, logits: torch.Tensor, draft: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses [r] and greedy tokens int64 [r] of target rows `rows`; leaves the logits' gradient in `draft`.
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses [r] and greedy tokens int64 [r] of target rows `rows`; the gradient replaces `logits` [r, D].
 
-        Both matrices are [r, D], float32 or wider; `logits` is used up. The tail gets a softmax of its own, over logits
-        without the kept ones: no difference of nearly equal numbers, however small the tail's share.
+        The tail gets a softmax of its own, over logits without the kept ones: no difference of nearly equal numbers,
+        however small the tail's share.
         """
         kept = _entries(self.targets, rows, self.max_entries, logits)
         kept_logits = logits.gather(-1, kept.ids)
-        tail_top, tail_token = logits.scatter_(-1, kept.ids, -torch.inf).max(dim=-1)
-        torch.softmax(logits, dim=-1, out=draft)
-        tail_log = tail_top - draft.gather(-1, tail_token[:, None])[:, 0].log()
-        tail_log = torch.where(tail_top == -torch.inf, -torch.inf, tail_log)
+        shares = logits.scatter_(-1, kept.ids, -torch.inf)
+        tail_log, tail_top, tail_token = _softmax_in_blocks(shares)
         present_logits = kept_logits.masked_fill(~kept.present, -torch.inf)
         log_partition = torch.logaddexp(present_logits.logsumexp(-1), tail_log)
         probs = kept.probs * kept.present
         mass = probs.sum(-1) + kept.tail
         losses = (probs * (log_partition[:, None] - kept_logits)).sum(-1)
         losses += torch.where(kept.tail > 0, kept.tail * (log_partition - tail_log), 0.0)
-        draft.mul_((mass * (tail_log - log_partition).exp() - kept.tail)[:, None])
-        draft.scatter_(-1, kept.ids, mass[:, None] * (kept_logits - log_partition[:, None]).exp() - kept.probs)
+        shares.mul_((mass * (tail_log - log_partition).exp() - kept.tail)[:, None])
+        shares.scatter_(-1, kept.ids, mass[:, None] * (kept_logits - log_partition[:, None]).exp() - kept.probs)
         return losses, _greedy(present_logits, kept.ids, tail_top, tail_token)
+
+
+def _softmax_in_blocks(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    parts = zip(*(softmax_in_place(logits[block]) for block in row_blocks(logits)), strict=True)
+    return tuple(torch.cat(part) for part in parts)
 
 
 def _greedy(

@@ -57,10 +57,9 @@ def hand_written(logits: torch.Tensor, probs: list[float], ids: list[int], tail:
 
 def fast(logits: torch.Tensor, targets: SparseTargets, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Losses, greedy tokens and gradient of the path that the head takes."""
-    used_up, gradient = logits.clone(), torch.full_like(logits, torch.nan)
-    losses, predicted = SparseRows(targets=targets, max_entries=int(targets.row_offsets.diff().max())).losses(
-        used_up, gradient, rows
-    )
+    gradient = logits.clone()
+    max_entries = int(targets.row_offsets.diff().max())
+    losses, predicted = SparseRows(targets=targets, max_entries=max_entries).losses(gradient, rows)
     return losses, predicted, gradient
 
 
