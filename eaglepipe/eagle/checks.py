@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from eaglepipe.eagle.attention import check_right_padded
+from eaglepipe.eagle.sparse import SparseTargets
 from eaglepipe.eagle.unroll import HostMasks
 from eaglepipe.errors import DraftError
 
@@ -51,7 +52,7 @@ def check_batch(
     loss_mask: torch.Tensor,
     aux_hidden_states: torch.Tensor,
     target_logits: torch.Tensor | None,
-    target_probs: torch.Tensor | None,
+    target_probs: torch.Tensor | SparseTargets | None,
     position_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
     seq_lens: torch.Tensor | None,
@@ -82,7 +83,9 @@ def check_batch(
         (*rows, aux_size),
         (*rows, config.num_aux_hidden_states, config.target_hidden_size),
     )
-    if target_probs is not None and target_probs.dim() == 2:
+    if isinstance(target_probs, SparseTargets):
+        _check_sparse_shapes(target_probs)
+    elif target_probs is not None and target_probs.dim() == 2:
         _check_shape("target_probs", target_probs, (target_probs.shape[0], config.draft_vocab_size))
     else:
         _check_shape("target_probs", target_probs, (*rows, config.draft_vocab_size))
@@ -91,7 +94,9 @@ def check_batch(
 
 
 def _check_source(
-    target_logits: torch.Tensor | None, target_probs: torch.Tensor | None, position_mask: torch.Tensor | None
+    target_logits: torch.Tensor | None,
+    target_probs: torch.Tensor | SparseTargets | None,
+    position_mask: torch.Tensor | None,
 ) -> None:
     if (target_logits is None) == (target_probs is None):
         given = "neither" if target_logits is None else "both"
@@ -100,18 +105,27 @@ def _check_source(
         raise DraftError("target_probs and position_mask go together: both, or target_logits alone")
 
 
+def _check_sparse_shapes(targets: SparseTargets) -> None:
+    num_rows, num_entries = targets.tail.numel(), targets.probs.numel()
+    _check_shape("target_probs.tail", targets.tail, (num_rows,))
+    _check_shape("target_probs.row_offsets", targets.row_offsets, (num_rows + 1,))
+    _check_shape("target_probs.probs", targets.probs, (num_entries,))
+    _check_shape("target_probs.ids", targets.ids, (num_entries,))
+
+
 def _check_shape(name: str, tensor: torch.Tensor | None, *expected: tuple[int, ...]) -> None:
     if tensor is not None and tuple(tensor.shape) not in expected:
         wanted = " or ".join(str(list(shape)) for shape in expected)
         raise DraftError(f"{name} has shape {list(tensor.shape)}; expected {wanted}")
 
 
-def check_values(masks: HostMasks, target_probs: torch.Tensor) -> None:
+def check_values(masks: HostMasks, target_probs: torch.Tensor | SparseTargets, draft_size: int) -> None:
     """What only the values of a batch tell.
 
     Raises:
         DraftError: for left padding, supervision on padding or outside the loss mask, documents that do not fill their
-            row, or a number of rows of probabilities that is not the number of slots they belong to.
+            row, a number of rows of probabilities that is not the number of slots they belong to, or sparse rows that
+            are empty or name tokens outside the draft vocabulary.
     """
     check_right_padded(masks.attention_mask)
     padded = (masks.position_mask & ~masks.attention_mask).any(dim=1)
@@ -125,8 +139,29 @@ def check_values(masks: HostMasks, target_probs: torch.Tensor) -> None:
     if masks.seq_lens is not None:
         _check_documents(masks.seq_lens, masks.attention_mask.shape[1])
     supervised = int(masks.position_mask.sum())
-    if target_probs.dim() == 2 and target_probs.shape[0] != supervised:
-        raise DraftError(f"target_probs has {target_probs.shape[0]} rows; position_mask has {supervised} slots set")
+    if isinstance(target_probs, SparseTargets):
+        _check_sparse_values(masks, len(target_probs.ids), draft_size)
+        num_rows = len(target_probs.tail)
+    else:
+        num_rows = target_probs.shape[0] if target_probs.dim() == 2 else supervised
+    if num_rows != supervised:
+        raise DraftError(f"target_probs has {num_rows} rows; position_mask has {supervised} slots set")
+
+
+def _check_sparse_values(masks: HostMasks, num_entries: int, draft_size: int) -> None:
+    assert masks.row_offsets is not None and masks.id_bounds is not None
+    counts = masks.row_offsets.diff()
+    if int(masks.row_offsets[0]) != 0 or int(masks.row_offsets[-1]) != num_entries:
+        raise DraftError(f"target_probs.row_offsets must run from 0 to the {num_entries} entries there are")
+    bad = (counts < 1) | (counts > draft_size)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise DraftError(f"target_probs row {row} has {int(counts[row])} entries; expected 1 to {draft_size}")
+    if num_entries and not 0 <= int(masks.id_bounds[0]) <= int(masks.id_bounds[1]) < draft_size:
+        raise DraftError(
+            f"target_probs.ids lie in {int(masks.id_bounds[0])}..{int(masks.id_bounds[1])}; the draft vocabulary has "
+            f"ids 0..{draft_size - 1}"
+        )
 
 
 def _check_documents(seq_lens: torch.Tensor, num_slots: int) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from eaglepipe.eagle.checks import check_batch, check_settings, check_values
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.plan import plan_unroll
+from eaglepipe.eagle.sparse import SparseTargets
 from eaglepipe.eagle.steps import as_slot_mask, count_per_step, count_valid_per_step, prefix_masks, shift_left_with_zero
 from eaglepipe.eagle.unroll import HostMasks, UnrollInputs, UnrollResult, host_masks
 from eaglepipe.eagle.unroll_compact import unroll_compact
@@ -17,6 +18,7 @@ from eaglepipe.eagle.unroll_reference import unroll_reference
 __all__ = [
     "Eagle3StepMetrics",
     "Eagle3TrainerModule",
+    "SparseTargets",
     "_compute_target_distribution",
     "_shift_left_with_zero",
     "count_valid_per_step",
@@ -100,7 +102,7 @@ class Eagle3TrainerModule(nn.Module):
         loss_mask: torch.Tensor,
         aux_hidden_states: torch.Tensor,
         target_logits: torch.Tensor | None = None,
-        target_probs: torch.Tensor | None = None,
+        target_probs: torch.Tensor | SparseTargets | None = None,
         position_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         seq_lens: torch.Tensor | None = None,
@@ -118,7 +120,8 @@ class Eagle3TrainerModule(nn.Module):
             loss_mask: [B, T], 1 where slot t's next token is supervised.
             aux_hidden_states: [B, T, A·Ht] or [B, T, A, Ht].
             target_logits: [B, T, V].
-            target_probs: [B, T, D], or [S, D] with only the rows of the S slots set in `position_mask`, row by row.
+            target_probs: [B, T, D]; or only the S rows of the slots set in `position_mask`, row by row: [S, D] or
+                `SparseTargets`.
             position_mask: [B, T] or [B, T, 1], supervised and the target's top-1 in the draft vocabulary.
             position_ids: int [B, T], restarting at each document; default from `seq_lens`, else 0..T-1.
             seq_lens: int [B, max_docs], lengths of packed documents, zero padded, each row summing to T.
@@ -156,13 +159,13 @@ class Eagle3TrainerModule(nn.Module):
             loss_mask=as_slot_mask(loss_mask),
             position_mask=as_slot_mask(position_mask),
             aux_hidden_states=aux_hidden_states.flatten(2),
-            target_probs=target_probs.detach(),
+            target_probs=target_probs.detach() if isinstance(target_probs, torch.Tensor) else target_probs,
             position_ids=self.draft_model.positions(input_ids, position_ids, seq_lens),
             seq_lens=seq_lens,
             doc_remaining=doc_remaining,
         )
         masks = host_masks(inputs)
-        check_values(masks, target_probs)
+        check_values(masks, target_probs, self.draft_model.config.draft_vocab_size)
         counts = count_valid_per_step(inputs.position_mask, doc_remaining, self.ttt_steps)
         divisors = counts.clamp(min=1) if normalizers is None else normalizers.to(self.step_weights)
         result = self._unroll(inputs, masks, self.step_weights / divisors)
@@ -180,7 +183,7 @@ class Eagle3TrainerModule(nn.Module):
     def _unroll(self, inputs: UnrollInputs, masks: HostMasks, step_weights: torch.Tensor) -> UnrollResult:
         if self.implementation == "reference":
             return unroll_reference(self.draft_model, inputs, step_weights)
-        compact = inputs.target_probs.dim() == 2
+        compact = isinstance(inputs.target_probs, SparseTargets) or inputs.target_probs.dim() == 2
         plan = plan_unroll(masks, self.ttt_steps, probs_are_compact=compact, device=inputs.input_ids.device)
         return unroll_compact(self.draft_model, inputs, step_weights, plan, head_chunk_rows=self.head_chunk_rows)
 

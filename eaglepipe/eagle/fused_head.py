@@ -5,9 +5,11 @@ no step's logits are kept or computed again.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+
+from eaglepipe.eagle.row_ops import row_blocks, softmax_in_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,21 +21,51 @@ class HeadLoss:
     predicted: torch.Tensor  # int64 [R]
 
 
+class TargetRows(Protocol):
+    """N rows of targets over D draft tokens, dense or sparse."""
+
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and greedy tokens int64 [r] against target rows `rows` [r]; the gradient replaces `logits` [r, D]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseRows:
+    """Targets as rows of probabilities over the whole draft vocabulary."""
+
+    probs: torch.Tensor  # [N, D]
+
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `TargetRows`."""
+        losses, predicted = logits.new_empty(len(rows)), torch.empty_like(rows)
+        for block in row_blocks(logits):
+            losses[block], predicted[block] = _dense_losses(logits[block], self.probs.index_select(0, rows[block]))
+        return losses, predicted
+
+
+def _dense_losses(logits: torch.Tensor, target_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    probs = target_probs.to(logits.dtype)
+    mass, overlap = probs.sum(dim=-1), torch.linalg.vecdot(logits, probs)
+    log_partition, _, predicted = softmax_in_place(logits)
+    logits.mul_(mass[:, None]).sub_(probs)
+    return log_partition * mass - overlap, predicted
+
+
 def fused_head_loss(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
-    target_probs: torch.Tensor,
+    targets: TargetRows,
     target_rows: torch.Tensor,
     row_weights: torch.Tensor,
     *,
     chunk_rows: int,
 ) -> HeadLoss:
-    """sum_r row_weights[r] · CE(target_probs[target_rows[r]], hidden_states[r] @ weight.T), float32.
+    """sum_r row_weights[r] · CE(targets[target_rows[r]], hidden_states[r] @ weight.T), float32.
 
     Args:
         hidden_states: [R, H].
         weight: [D, H].
-        target_probs: [N, D], no gradient.
+        targets: no gradient.
         target_rows: int64 [R].
         row_weights: float32 [R], no gradient.
         chunk_rows: rows whose logits are held at once.
@@ -41,7 +73,7 @@ def fused_head_loss(
     device = hidden_states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     loss, row_losses, predicted = _FusedHeadLoss.apply(
-        hidden_states, weight, target_probs, target_rows, row_weights, chunk_rows, dtype, torch.is_grad_enabled()
+        hidden_states, weight, targets, target_rows, row_weights, chunk_rows, dtype, torch.is_grad_enabled()
     )
     return HeadLoss(loss=loss, row_losses=row_losses, predicted=predicted)
 
@@ -52,7 +84,7 @@ class _FusedHeadLoss(torch.autograd.Function):
         ctx: Any,
         hidden_states: torch.Tensor,
         weight: torch.Tensor,
-        target_probs: torch.Tensor,
+        targets: TargetRows,
         target_rows: torch.Tensor,
         row_weights: torch.Tensor,
         chunk_rows: int,
@@ -66,15 +98,14 @@ class _FusedHeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if wants_gradient and ctx.needs_input_grad[1] else None
         cast_weight = weight.to(dtype)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            buffers = _Buffers(min(chunk_rows, num_rows), weight.shape[0], row_weights)
+            buffer = row_weights.new_empty(min(chunk_rows, num_rows), weight.shape[0], dtype=torch.float32)
             for start in range(0, num_rows, chunk_rows):
                 span = slice(start, min(start + chunk_rows, num_rows))
                 hidden = hidden_states[span].to(dtype)
-                logits, probs, draft = buffers.chunk(hidden.shape[0])
+                logits = buffer[: hidden.shape[0]]
                 _matmul_into(logits, hidden, cast_weight)
-                _gather_into(probs, target_probs, target_rows[span])
-                row_losses[span], predicted[span] = _row_losses(logits, probs, draft)
-                grad_logits = draft.to(dtype)
+                row_losses[span], predicted[span] = targets.losses(logits, target_rows[span])
+                grad_logits = logits.to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[span] = (grad_logits @ cast_weight) * row_weights[span, None]
                 if grad_weight is not None:
@@ -92,43 +123,11 @@ class _FusedHeadLoss(torch.autograd.Function):
         return *scaled, None, None, None, None, None, None
 
 
-class _Buffers:
-    """Three [rows, D] float32 blocks that every chunk reuses: fresh ones cost more than the arithmetic in them."""
-
-    def __init__(self, rows: int, draft_size: int, like: torch.Tensor) -> None:
-        self._blocks = like.new_empty(3, rows, draft_size, dtype=torch.float32)
-
-    def chunk(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits, probs, draft = self._blocks[:, :rows].unbind(0)
-        return logits, probs, draft
-
-
 def _matmul_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> None:
     if hidden.dtype == logits.dtype:
         torch.mm(hidden, weight.t(), out=logits)
     else:
         logits.copy_(hidden @ weight.t())
-
-
-def _gather_into(probs: torch.Tensor, source: torch.Tensor, rows: torch.Tensor) -> None:
-    if source.dtype == probs.dtype:
-        torch.index_select(source, 0, rows, out=probs)
-    else:
-        probs.copy_(source.index_select(0, rows))
-
-
-def _row_losses(logits: torch.Tensor, probs: torch.Tensor, draft: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses float32 [r] and greedy tokens int64 [r] of r rows; leaves each loss's gradient by the logits in `draft`.
-
-    All three are [r, D]; `logits` is used up. The log-partition comes from the largest entry and its probability.
-    """
-    top, predicted = logits.max(dim=-1)
-    mass = probs.sum(dim=-1)
-    torch.softmax(logits, dim=-1, out=draft)
-    log_partition = top - draft.gather(-1, predicted[:, None])[:, 0].log()
-    losses = log_partition * mass - logits.mul_(probs).sum(dim=-1)
-    draft.mul_(mass[:, None]).sub_(probs)
-    return losses, predicted
 
 
 def _accumulate(grad_weight: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:

@@ -46,6 +46,7 @@ class UnrollPlan:
     documents: tuple[Run, ...]  # each document, as far as it is cached
     active: torch.Tensor  # int64 [n of step 0], places among the cached slots
     steps: tuple[StepPlan, ...]
+    max_entries: int  # of a row of sparse targets, at least 1
 
 
 def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, device: torch.device) -> UnrollPlan:
@@ -83,7 +84,12 @@ def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, de
         documents=_as_runs(place, starts[is_last], starts[is_last], ends[0][is_last]),
         active=place[_ranges(firsts, ends[0])].to(device),
         steps=tuple(plan_step(step) for step in range(num_steps)),
+        max_entries=_max_entries(masks.row_offsets),
     )
+
+
+def _max_entries(row_offsets: torch.Tensor | None) -> int:
+    return 1 if row_offsets is None or len(row_offsets) < 2 else int(row_offsets.diff().max())
 
 
 def _active(counted: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from eaglepipe.eagle.sparse import SparseTargets
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnrollInputs:
@@ -14,7 +16,7 @@ class UnrollInputs:
     loss_mask: torch.Tensor  # bool [B, T]
     position_mask: torch.Tensor  # bool [B, T]
     aux_hidden_states: torch.Tensor  # [B, T, A·Ht]
-    target_probs: torch.Tensor  # [B, T, D], or [S, D]: the rows of the S slots set in position_mask, row by row
+    target_probs: torch.Tensor | SparseTargets  # [B, T, D]; or S rows, of the slots set in position_mask, row by row
     position_ids: torch.Tensor  # int64 [B, T]
     seq_lens: torch.Tensor | None  # int64 [B, max_docs]
     doc_remaining: torch.Tensor | None  # int64 [B, T]
@@ -39,16 +41,18 @@ class HostMasks:
     position_mask: torch.Tensor  # bool [B, T]
     seq_lens: torch.Tensor | None  # int64 [B, max_docs]
     doc_remaining: torch.Tensor | None  # int64 [B, T]
+    row_offsets: torch.Tensor | None = None  # int64 [S + 1], of sparse targets
+    id_bounds: torch.Tensor | None = None  # int64 [2], their lowest and highest id
 
 
 def host_masks(inputs: UnrollInputs) -> HostMasks:
     """Bring the masks to the host in one copy, the only wait for a device in a forward."""
     masks = (inputs.attention_mask, inputs.loss_mask, inputs.position_mask)
-    given = (*masks, inputs.seq_lens, inputs.doc_remaining)
+    given = (*masks, inputs.seq_lens, inputs.doc_remaining, *_sparse_bounds(inputs.target_probs))
     present = [tensor for tensor in given if tensor is not None]
     flat = torch.cat([tensor.reshape(-1).long() for tensor in present]).cpu()
     parts = iter(flat.split([tensor.numel() for tensor in present]))
-    attention, loss, position, seq_lens, remaining = (
+    attention, loss, position, seq_lens, remaining, row_offsets, id_bounds = (
         None if tensor is None else next(parts).view(tensor.shape) for tensor in given
     )
     assert attention is not None and loss is not None and position is not None
@@ -58,4 +62,12 @@ def host_masks(inputs: UnrollInputs) -> HostMasks:
         position_mask=position.bool(),
         seq_lens=seq_lens,
         doc_remaining=remaining,
+        row_offsets=row_offsets,
+        id_bounds=id_bounds,
     )
+
+
+def _sparse_bounds(targets: torch.Tensor | SparseTargets) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if isinstance(targets, torch.Tensor):
+        return None, None
+    return targets.row_offsets, torch.stack(targets.ids.aminmax()) if len(targets.ids) else targets.ids

@@ -14,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from eaglepipe.eagle.attention_runs import run_attention
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.eagle.fused_head import HeadLoss, fused_head_loss
+from eaglepipe.eagle.fused_head import DenseRows, HeadLoss, fused_head_loss
 from eaglepipe.eagle.fused_ops import rms_norm, swiglu
 from eaglepipe.eagle.layers import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.plan import Run, UnrollPlan
 from eaglepipe.eagle.rope import Rotary, apply_rotary
+from eaglepipe.eagle.sparse import SparseRows, SparseTargets, top_tokens
 from eaglepipe.eagle.unroll import UnrollInputs, UnrollResult
 
 
@@ -77,7 +78,7 @@ def unroll_compact(
     head = fused_head_loss(
         torch.cat(head_inputs),
         draft.lm_head.weight,
-        inputs.target_probs.flatten(0, -2),
+        _target_rows(inputs.target_probs, plan),
         torch.cat([step.row_targets for step in plan.steps]),
         torch.cat([weight.expand(len(step.rows)) for weight, step in zip(step_weights, plan.steps, strict=True)]),
         chunk_rows=head_chunk_rows,
@@ -216,7 +217,7 @@ def _project(
 @torch.no_grad()
 def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss) -> UnrollResult:
     """Sums for each step, from every loss row's own loss and greedy token."""
-    targets = _target_tokens(inputs)
+    targets = _target_tokens(inputs.target_probs, plan)
     rows_per_step = [len(step.rows) for step in plan.steps]
     losses, drafts = head.row_losses.split(rows_per_step), head.predicted.split(rows_per_step)
     unbroken = torch.ones_like(inputs.position_mask).flatten()
@@ -234,6 +235,14 @@ def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss) -> UnrollResu
     )
 
 
-def _target_tokens(inputs: UnrollInputs) -> torch.Tensor:
+def _target_rows(targets: torch.Tensor | SparseTargets, plan: UnrollPlan) -> DenseRows | SparseRows:
+    if isinstance(targets, SparseTargets):
+        return SparseRows(targets=targets, max_entries=plan.max_entries)
+    return DenseRows(probs=targets.flatten(0, -2))
+
+
+def _target_tokens(targets: torch.Tensor | SparseTargets, plan: UnrollPlan) -> torch.Tensor:
     """The target's greedy draft token for each row of its probabilities, int64."""
-    return inputs.target_probs.flatten(0, -2).max(dim=-1).indices
+    if isinstance(targets, SparseTargets):
+        return top_tokens(targets, plan.max_entries)
+    return targets.flatten(0, -2).max(dim=-1).indices

@@ -6,7 +6,7 @@ as `doc_remaining` reaches. The small columns come first, so that a whole step c
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.training.buffers import BufferPool
+from eaglepipe.training.supervision_rows import (
+    EncodedSupervision,
+    allocate_supervision,
+    copy_supervision,
+    counted,
+    usable,
+)
 from eaglepipe.training.types import EncodedBatch
 
 Documents = tuple[tuple[CachedSample, ...], ...]
@@ -65,8 +72,8 @@ def collate_columns(documents: Documents) -> Columns:
     return Columns(
         documents=documents,
         input_ids=_shifted(documents, num_slots, lambda document: document.input_ids, np.int64),
-        loss_mask=_shifted(documents, num_slots, lambda document: _usable(document.supervised), np.bool_),
-        position_mask=_shifted(documents, num_slots, _counted, np.bool_).unsqueeze(-1),
+        loss_mask=_shifted(documents, num_slots, lambda document: usable(document.supervised), np.bool_),
+        position_mask=_shifted(documents, num_slots, counted, np.bool_).unsqueeze(-1),
         attention_mask=torch.from_numpy(real),
         position_ids=torch.from_numpy(positions),
         seq_lens=torch.from_numpy(seq_lens),
@@ -102,32 +109,29 @@ def collate_payload(
 
     Args:
         aux_bytes: bytes of an encoded aux row; aux_scales: its scales, 0 without.
-        row_bytes: bytes of an encoded supervision row.
+        row_bytes: bytes of an encoded supervision row, or of an entry of sparse ones.
         run: called with every copy; all of them must have run before the batch is used.
         pool: where unpinned buffers come from; pinned ones are reused by the allocator that gives them.
     """
     num_rows, num_slots = columns.input_ids.shape
 
-    def buffer(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    def buffer(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         if pool is None or pinned:
             return torch.empty(shape, dtype=dtype, pin_memory=pinned)
         return pool.take(shape, dtype)
 
-    aux = buffer(num_rows * num_slots, aux_bytes)
-    scales = buffer(num_rows * num_slots, aux_scales, dtype=torch.float32) if aux_scales else None
-    rows = buffer(columns.num_rows, row_bytes)
-    done = 0
+    aux = buffer((num_rows * num_slots, aux_bytes), torch.uint8)
+    scales = buffer((num_rows * num_slots, aux_scales), torch.float32) if aux_scales else None
+    supervision, parts = allocate_supervision(chain.from_iterable(columns.documents), row_bytes, buffer)
     for row, of_row in enumerate(columns.documents):
         starts = list(accumulate((len(document.input_ids) for document in of_row), initial=row * num_slots))
         for document, start in zip(of_row, starts[:-1], strict=True):
-            end = done + int(_counted(document).sum())
-            run(_copy(document, start, aux=aux, scales=scales, rows=rows[done:end]))
-            done = end
+            run(_copy(document, start, aux=aux, scales=scales, supervision=next(parts)))
         aux[starts[-1] : (row + 1) * num_slots] = 0
         if scales is not None:
             scales[starts[-1] : (row + 1) * num_slots] = 0
     small = {name: _pin(getattr(columns, name), pinned) for name in _SMALL}
-    return EncodedBatch(aux_payload=aux, aux_scales=scales, supervision_payload=rows, **small)
+    return EncodedBatch(aux_payload=aux, aux_scales=scales, supervision=supervision, **small)
 
 
 _SMALL = (
@@ -146,24 +150,18 @@ def _pin(tensor: torch.Tensor, pinned: bool) -> torch.Tensor:
 
 
 def _copy(
-    document: CachedSample, start: int, *, aux: torch.Tensor, scales: torch.Tensor | None, rows: torch.Tensor
+    document: CachedSample,
+    start: int,
+    *,
+    aux: torch.Tensor,
+    scales: torch.Tensor | None,
+    supervision: EncodedSupervision,
 ) -> Callable[[], None]:
     def copy() -> None:
         end = start + len(document.input_ids)
         aux[start:end].numpy()[:] = document.aux_payload
         if scales is not None and document.aux_scales is not None:
             scales[start:end].numpy()[:] = document.aux_scales
-        wanted = np.flatnonzero(_counted(document)[document.supervised])
-        if len(wanted):
-            np.take(document.supervision_payload, wanted, axis=0, out=rows.numpy(), mode="clip")
+        copy_supervision(document, supervision)
 
     return copy
-
-
-def _counted(document: CachedSample) -> NDArray[np.bool_]:
-    return _usable(document.position_mask)
-
-
-def _usable(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without the first row, which lies before every slot of its document."""
-    return np.concatenate([np.zeros(1, np.bool_), mask[1:]])

@@ -166,7 +166,7 @@ class Loader:
             columns,
             aux_bytes=columns.documents[0][0].aux_payload.shape[1],
             aux_scales=0 if scales is None else scales.shape[1],
-            row_bytes=self._source.supervision_codec.row_bytes,
+            row_bytes=columns.documents[0][0].supervision_payload.shape[1],
             pinned=stream is not None,
             run=lambda copy: copies.append(pool.submit(copy)),
             pool=self._buffers,

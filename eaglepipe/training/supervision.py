@@ -7,9 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from eaglepipe.cache.codecs import EncodedRows, RowCodec
 from eaglepipe.cache.head import HeadSpec
+from eaglepipe.eagle.sparse import SparseTargets
+from eaglepipe.training.supervision_rows import EncodedSupervision
 from eaglepipe.training.types import EncodedBatch, TrainingSource
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
@@ -23,7 +26,7 @@ class TrainerInputs:
     attention_mask: torch.Tensor  # int64 [B, T]
     loss_mask: torch.Tensor  # bool [B, T]
     aux_hidden_states: torch.Tensor  # compute dtype [B, T, Ha]
-    target_probs: torch.Tensor  # float32 [S, D], of the slots set in position_mask, in order
+    target_probs: torch.Tensor | SparseTargets  # S rows, of the slots set in position_mask, in order; float32 [S, D]
     position_mask: torch.Tensor  # bool [B, T, 1]
     position_ids: torch.Tensor  # int64 [B, T]
     seq_lens: torch.Tensor  # int64 [B, max_docs]
@@ -70,21 +73,28 @@ class SupervisionDecoder:
         shape = batch.input_ids.shape
         with torch.no_grad(), torch.autocast(batch.input_ids.device.type, enabled=False):
             aux = self._aux.decode(EncodedRows(payload=batch.aux_payload, scales=batch.aux_scales))
-            probs = self._probabilities(batch)
+            targets = self._targets(batch.supervision)
         return TrainerInputs(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             loss_mask=batch.loss_mask,
             aux_hidden_states=aux.to(self._dtype).reshape(*shape, -1),
-            target_probs=probs,
+            target_probs=targets,
             position_mask=batch.position_mask,
             position_ids=batch.position_ids,
             seq_lens=batch.seq_lens,
             doc_remaining=batch.doc_remaining,
         )
 
-    def _probabilities(self, batch: EncodedBatch) -> torch.Tensor:
-        rows = self._rows.decode(EncodedRows(payload=batch.supervision_payload))
+    def _targets(self, encoded: EncodedSupervision) -> torch.Tensor | SparseTargets:
+        if encoded.ids is not None and encoded.counts is not None and encoded.tail is not None:
+            return SparseTargets(
+                probs=encoded.payload.view(torch.float16)[:, 0],
+                ids=encoded.ids.long(),
+                row_offsets=F.pad(encoded.counts.cumsum(0, dtype=torch.int64), (1, 0)),
+                tail=encoded.tail,
+            )
+        rows = self._rows.decode(EncodedRows(payload=encoded.payload))
         return rows.float() if self._head is None else self._head.probabilities(rows)
 
 

@@ -3,7 +3,7 @@
 B rows · T slots of a row · S slots set in position_mask · K TTT steps. A document is one cached sample in a packed row.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.codecs import RowCodec
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
+from eaglepipe.training.supervision_rows import EncodedSupervision
 
 
 class SampleSource(Protocol):
@@ -112,19 +113,25 @@ class EncodedBatch:
     doc_remaining: torch.Tensor  # int64 [B, T], 0 in the pad
     aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
-    supervision_payload: torch.Tensor  # uint8 [S, supervision row bytes], of the slots set in position_mask, in order
+    supervision: EncodedSupervision  # S rows, of the slots set in position_mask, in order
 
     def to(self, device: torch.device) -> "EncodedBatch":
         """The same batch on a device; copies from pinned memory do not block."""
-        moved: dict[str, Any] = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
-        return EncodedBatch(**moved)
+        return replace(
+            self, **_moved(self, device), supervision=replace(self.supervision, **_moved(self.supervision, device))
+        )
 
     def tensors(self) -> list[torch.Tensor]:
-        return [value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)]
+        return [*_tensors(self).values(), *_tensors(self.supervision).values()]
 
 
-def _moved(value: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if value is None else value.to(device, non_blocking=True)
+def _moved(value: EncodedBatch | EncodedSupervision, device: torch.device) -> dict[str, Any]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in _tensors(value).items()}
+
+
+def _tensors(value: EncodedBatch | EncodedSupervision) -> dict[str, torch.Tensor]:
+    found = {f.name: getattr(value, f.name) for f in fields(value)}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
 
 
 @dataclass(frozen=True, kw_only=True)

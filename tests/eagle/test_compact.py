@@ -9,7 +9,7 @@ from toy_drafts import gradients, make_document, make_draft, make_trainer, packe
 
 from eaglepipe.eagle.attention import ttt_attention
 from eaglepipe.eagle.attention_runs import _plain_backward, _plain_forward, run_attention
-from eaglepipe.eagle.fused_head import fused_head_loss
+from eaglepipe.eagle.fused_head import DenseRows, fused_head_loss
 from eaglepipe.eagle.losses import soft_cross_entropy
 from eaglepipe.eagle.plan import Run, plan_unroll
 from eaglepipe.eagle.unroll import HostMasks
@@ -172,7 +172,7 @@ def test_fused_head_equals_soft_cross_entropy():
     leaves = hidden.requires_grad_(), weight.requires_grad_()
     plain = (soft_cross_entropy(hidden @ weight.T, probs[rows]) * row_weights).sum()
     expected = torch.autograd.grad(2.5 * plain, leaves)
-    fused = fused_head_loss(hidden, weight, probs, rows, row_weights, chunk_rows=8)
+    fused = fused_head_loss(hidden, weight, DenseRows(probs=probs), rows, row_weights, chunk_rows=8)
     torch.testing.assert_close(fused.loss, plain)
     assert torch.equal(fused.predicted, (hidden @ weight.T).argmax(-1))
     for actual, wanted in zip(torch.autograd.grad(2.5 * fused.loss, leaves), expected, strict=True):
@@ -183,7 +183,7 @@ def test_fused_head_holds_huge_logits():
     hidden = torch.tensor([[300.0, -300.0]], requires_grad=True)
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     probs = torch.tensor([[0.0, 1.0, 0.0]])
-    fused = fused_head_loss(hidden, weight, probs, torch.tensor([0]), torch.ones(1), chunk_rows=4)
+    fused = fused_head_loss(hidden, weight, DenseRows(probs=probs), torch.tensor([0]), torch.ones(1), chunk_rows=4)
     assert fused.loss.item() == pytest.approx(600.0)
     fused.loss.backward()
     assert hidden.grad.tolist() == [[1.0, -1.0]]

@@ -31,7 +31,7 @@ def payload(rows: tuple[tuple[CachedSample, ...], ...]) -> tuple[torch.Tensor, t
     batch = collate_payload(columns, aux_bytes=4, aux_scales=0, row_bytes=4, pinned=False, run=lambda copy: copy())
     codec = make_codec("fp32", (1,))
     aux = codec.decode(EncodedRows(payload=batch.aux_payload)).reshape(columns.input_ids.shape)
-    return aux, codec.decode(EncodedRows(payload=batch.supervision_payload)).flatten()
+    return aux, codec.decode(EncodedRows(payload=batch.supervision.payload)).flatten()
 
 
 # question q, answer a, end of turn e; two turns: q q a e q a a e, as ids

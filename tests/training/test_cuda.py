@@ -18,9 +18,11 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
 
 
-def test_float32_on_the_device_follows_the_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("supervision", ["hidden", "sparse"])
+def test_float32_on_the_device_follows_the_cpu(tmp_path: Path, supervision: str) -> None:
     for device in ("cpu", "cuda"):
-        train_from(tiny_recipe(tmp_path / device, device=device, dtype="float32"), tiny_source())
+        recipe = tiny_recipe(tmp_path / device, device=device, dtype="float32")
+        train_from(recipe, tiny_source(supervision=supervision))
     assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-2)
 
 

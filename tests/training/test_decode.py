@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from tiny_source import DRAFT_VOCAB, VOCAB, TinySource, tiny_source
@@ -19,7 +22,7 @@ def inputs_of(source: TinySource, rows: tuple[tuple[int, ...], ...]) -> TrainerI
         columns,
         aux_bytes=source.aux_codec.row_bytes,
         aux_scales=0,
-        row_bytes=source.supervision_codec.row_bytes,
+        row_bytes=source.samples[0].supervision_payload.shape[1],
         pinned=False,
         run=lambda copy: copy(),
     )
@@ -69,7 +72,7 @@ def test_cached_and_live_supervision_agree_bit_for_bit() -> None:
             assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("supervision", ["hidden", "dense"])
+@pytest.mark.parametrize("supervision", ["hidden", "dense", "sparse"])
 def test_packed_documents_learn_what_padded_rows_learn(supervision: str) -> None:
     source = tiny_source(supervision=supervision)
     module = trainer(source)
@@ -87,6 +90,30 @@ def test_dense_and_hidden_caches_give_the_same_distribution() -> None:
     dense, hidden = (inputs_of(tiny_source(supervision=kind), rows) for kind in ("dense", "hidden"))
     assert dense.target_probs.shape == (int(dense.position_mask.sum()), DRAFT_VOCAB)
     torch.testing.assert_close(dense.target_probs, hidden.target_probs)
+
+
+def test_sparse_cache_gives_the_kept_probabilities_of_the_slots_that_count() -> None:
+    rows = ((0, 1), (2,), (3, 4))
+    dense, sparse = (inputs_of(tiny_source(supervision=kind), rows) for kind in ("dense", "sparse"))
+    targets = sparse.target_probs
+    assert torch.equal(sparse.position_mask, dense.position_mask)
+    assert targets.row_offsets[0] == 0 and targets.row_offsets[-1] == len(targets.ids) == len(targets.probs)
+    assert targets.row_offsets.diff().unique().numel() > 1  # rows of different lengths
+    for row, expected in enumerate(dense.target_probs):
+        span = slice(*targets.row_offsets[row : row + 2].tolist())
+        torch.testing.assert_close(targets.probs[span].float(), expected[targets.ids[span]], rtol=1e-3, atol=0)
+        assert float(targets.probs[span].float().sum() + targets.tail[row]) == pytest.approx(1.0, abs=1e-6)
+        assert float(targets.tail[row]) <= 0.101
+
+
+def test_ids_above_the_signed_range_stay_themselves() -> None:
+    """uint16 holds a draft vocabulary of 65,536; 40,000 must not come back negative."""
+    source = tiny_source(supervision="sparse")
+    ids = source.samples[0].sparse_ids
+    for dtype, offset in ((np.uint16, 40_000), (np.uint32, 3_000_000_000)):
+        moved = replace(source.samples[0], sparse_ids=ids.astype(dtype) + dtype(offset))
+        shifted = inputs_of(replace(source, samples=(moved,)), ((0,),)).target_probs.ids
+        assert torch.equal(shifted, inputs_of(source, ((0,),)).target_probs.ids + offset)
 
 
 def test_head_applies_bias_scale_and_soft_cap_in_float32() -> None:

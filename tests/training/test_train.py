@@ -161,6 +161,17 @@ def test_held_out_loss_falls_and_acceptance_rises(tmp_path: Path) -> None:
     assert lengths[0] is not None and lengths[1] is not None and lengths[1] > lengths[0] + 0.3
 
 
+def test_sparse_supervision_is_learned_from_like_the_whole_distribution(tmp_path: Path) -> None:
+    dense, sparse = (
+        train_from(tiny_recipe(tmp_path / kind, epochs=4, eval_every_steps=20), tiny_source(60, supervision=kind))
+        for kind in ("dense", "sparse")
+    )
+    # the target's greedy tokens are the same, so the untrained draft accepts the same
+    assert sparse.simulated_acceptance_length_start == dense.simulated_acceptance_length_start
+    assert sparse.simulated_acceptance_length_end == pytest.approx(dense.simulated_acceptance_length_end, abs=0.2)
+    assert sparse.simulated_acceptance_length_end > sparse.simulated_acceptance_length_start + 0.2
+
+
 def test_no_gain_for_the_patience_ends_the_run_early(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, learning_rate=1e-30, eval_every_steps=1, early_stop_patience=3)
     result = train_from(recipe, tiny_source())

@@ -56,7 +56,8 @@ class TinySource:
 
     @property
     def supervision_codec(self) -> RowCodec:
-        return make_codec("fp32", (DRAFT_VOCAB if self.supervision == "dense" else HIDDEN,))
+        width = {"dense": DRAFT_VOCAB, "hidden": HIDDEN}.get(self.supervision, 1)
+        return make_codec("fp16" if self.supervision == "sparse" else "fp32", (width,))
 
     @property
     def index(self) -> SampleIndex:
@@ -123,7 +124,8 @@ def _sample(
     logits = hidden @ head.T
     top1 = logits.argmax(1).numpy().astype(np.int32)
     probs = (hidden @ head[ids].T).softmax(1)
-    rows = (probs if supervision == "dense" else hidden)[torch.from_numpy(mask)]
+    rows = (hidden if supervision == "hidden" else probs)[torch.from_numpy(mask)]
+    columns = sparse_columns(rows) if supervision == "sparse" else {"supervision_payload": as_bytes(rows)}
     return CachedSample(
         sample_id=f"tiny:{number}",
         source="tiny",
@@ -133,10 +135,27 @@ def _sample(
         position_mask=mask & np.isin(top1, ids.numpy()),
         target_top1=np.where(mask, top1, -1).astype(np.int32),
         draft_mass=np.where(mask, 1.0, 0.0).astype(np.float32),
-        aux_payload=aux[tokens].reshape(length, -1).contiguous().view(torch.uint8).numpy(),
+        aux_payload=as_bytes(aux[tokens].reshape(length, -1)),
         aux_scales=None,
-        supervision_payload=rows.contiguous().view(torch.uint8).numpy(),
+        **columns,
     )
+
+
+def as_bytes(rows: torch.Tensor) -> np.ndarray:
+    return rows.contiguous().view(torch.uint8).numpy()
+
+
+def sparse_columns(probs: torch.Tensor, mass: float = 0.9) -> dict[str, np.ndarray]:
+    """Of each row [S, D] the likeliest tokens up to `mass`, largest first, and what they leave as the tail."""
+    ordered, ids = probs.sort(dim=1, descending=True)
+    kept = ordered.cumsum(1) - ordered < mass
+    stored = torch.where(kept, ordered, 0.0).half()
+    return {
+        "supervision_payload": as_bytes(stored[kept][:, None]),
+        "sparse_ids": ids[kept].numpy().astype(np.uint16),
+        "sparse_counts": kept.sum(1).numpy().astype(np.int32),
+        "tail_mass": (1 - stored.float().sum(1)).clamp(min=0).numpy(),
+    }
 
 
 def tiny_recipe(folder: Path, **train: Any) -> Recipe:

@@ -1,0 +1,36 @@
+"""Passes over logits against torch's own."""
+
+import pytest
+import torch
+
+from eaglepipe.eagle import row_ops
+from eaglepipe.eagle.row_ops import MAX_WIDTH, row_blocks, softmax_in_place
+
+
+@pytest.mark.parametrize("size", [5, 8 * MAX_WIDTH, 8 * MAX_WIDTH + 1, 10 * MAX_WIDTH - 3])
+@pytest.mark.parametrize("distinct", [3, 1000])
+def test_softmax_and_greedy_token_are_torch_s_own_with_the_lowest_of_equals(size, distinct):
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randint(distinct, (20, size), generator=generator).float() / distinct
+    logits[0] = 0.0
+    logits[1, -1] = 2.0
+    expected, first = logits.softmax(-1), (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
+    normaliser = logits.logsumexp(-1)
+    log_partition, top, token = softmax_in_place(logits)
+    assert torch.equal(token, first)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(log_partition, normaliser)
+    torch.testing.assert_close(top - log_partition, expected.amax(-1).log())
+
+
+def test_row_without_any_finite_logit_has_no_partition():
+    log_partition, top, _ = softmax_in_place(torch.full((2, 2000), -torch.inf))
+    assert log_partition.tolist() == top.tolist() == [-torch.inf] * 2
+
+
+@pytest.mark.parametrize("elements", [1, 70, 10_000])
+def test_blocks_cover_every_row_once(elements, monkeypatch):
+    monkeypatch.setattr(row_ops, "CACHED_ELEMENTS", elements)
+    for rows in (0, 1, 23):
+        blocks = list(row_blocks(torch.zeros(rows, 10)))
+        assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(rows))
