@@ -272,13 +272,21 @@ def cache_recode(
     codec: Annotated[str | None, typer.Option(help="of the supervision rows")] = None,
     draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,
     vocab_from: Annotated[Path | None, typer.Option(help="the draft vocabulary of that cache")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="mass left to the tail, with --supervision sparse")] = None,
+    max_entries: Annotated[int | None, typer.Option(help="of a token, with --supervision sparse")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a cache in other encodings, or with another draft vocabulary, without the target; report the error."""
     from eaglepipe.recode import Changes, recode_cache
 
     changes = Changes(
-        aux_codec=aux_codec, supervision=supervision, codec=codec, draft_size=draft_size, vocab_from=vocab_from
+        aux_codec=aux_codec,
+        supervision=supervision,
+        codec=codec,
+        draft_size=draft_size,
+        vocab_from=vocab_from,
+        tolerance=tolerance,
+        max_entries=max_entries,
     )
     result = recode_cache(out, source, changes)
     _print_json(result.to_json(), as_json)

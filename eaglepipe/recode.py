@@ -5,7 +5,7 @@ What is lost on the way is measured sample by sample and kept in the new cache a
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,19 @@ from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.probabilities import full_head
 from eaglepipe.cache.publish import json_bytes, publish_json
 from eaglepipe.cache.reader import REPORT_FILE, START_FILE, VOCAB_FILE, Cache
-from eaglepipe.cache.reencode import Reencoder
+from eaglepipe.cache.reencode import Reencoder, SparseCut
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.sparse import SparseRule
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.chat.template import load_chat_tokenizer, load_tokenizer
+from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.config import CacheConfig, DataConfig
 from eaglepipe.errors import CacheError, ConfigError, VocabError
 from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors
 
 _CODEC_FIELDS = {"dense": "probs_codec", "hidden": "hidden_codec"}
-_CONVERSIONS = {"hidden": ("hidden", "dense"), "dense": ("dense",)}
+_SPARSE_CODEC = "fp16"
+_CONVERSIONS = {"hidden": ("hidden", "dense", "sparse"), "dense": ("dense", "sparse"), "sparse": ("sparse",)}
 """What each kind of stored supervision can be turned into."""
 
 
@@ -55,6 +57,8 @@ class Changes:
     codec: str | None = None  # of the supervision rows
     draft_size: int | None = None
     vocab_from: Path | None = None  # a cache whose draft vocabulary is taken over
+    tolerance: float | None = None  # with supervision that becomes sparse; None: a recipe's default
+    max_entries: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +89,22 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
     """
     check_free_for(folder, [source])
     cache = Cache.open(source)
+    _check_cut(cache, changes)
     vocab = _new_vocab(cache, changes)
     spec = _new_spec(cache, changes, vocab)
     if spec == cache.spec and vocab is None:
         raise ConfigError(f"nothing to change: {source} is encoded like that already")
-    derivation = _plan(folder, cache, spec, vocab)
+    rule = _sparse_rule(cache, changes, spec)
+    derivation = _plan(folder, cache, spec, vocab, rule)
     if (done := existing_manifest(folder, derivation.plan)) is not None:
         return _result(folder, done)
     tensors = cache.start_tensors()
     head = full_head(cache, tensors) if vocab is not None else None
     if vocab is not None:
         derivation = replace(derivation, files={**derivation.files, **_vocab_files(vocab, tensors, cache)})
-    reencoder = Reencoder(cache, spec, tensors, head, None if vocab is None else vocab.selected_token_ids)
+    cut = None if rule is None else SparseCut(rule=rule, end_of_turn=_end_of_turn(cache))
+    ids = None if vocab is None else vocab.selected_token_ids
+    reencoder = Reencoder(cache, spec, tensors, full_head=head, draft_ids=ids, cut=cut)
     del tensors
     manifest = write_derived(
         derivation,
@@ -135,15 +143,14 @@ def _result(folder: Path, manifest: Manifest) -> RecodeResult:
     return RecodeResult(cache=result_json(folder, manifest), errors=errors)
 
 
-def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None) -> Derivation:
+def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None, rule: SparseRule | None) -> Derivation:
     fields, declared = source_fields(cache)
-    encodings = {name: getattr(spec, name) for name in ("supervision", "aux_codec", "supervision_codec")}
+    cut = {} if rule is None else asdict(rule)
+    encodings = {name: getattr(spec, name) for name in ("supervision", "aux_codec", "supervision_codec")} | cut
     size = {"draft_size": spec.draft_vocab_size}
-    declared_cache = {
-        "supervision": spec.supervision,
-        "aux_codec": spec.aux_codec,
-        _CODEC_FIELDS[spec.supervision]: spec.supervision_codec,
-    }
+    declared_cache = {"supervision": spec.supervision, "aux_codec": spec.aux_codec, **cut}
+    if spec.supervision in _CODEC_FIELDS:
+        declared_cache[_CODEC_FIELDS[spec.supervision]] = spec.supervision_codec
     new_ids = {} if vocab is None else {"draft_vocabulary": hash_json(vocab.selected_token_ids.tolist())}
     origins = tuple(shard_origins(cache))
     manifest = cache.manifest
@@ -160,11 +167,6 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None)
         origins=origins,
         drops={reason: count for reason, count in manifest.drops.items() if reason != "refused"},
     )
-    cost = token_cost(
-        spec,
-        supervised_share=manifest.supervised_tokens / max(1, manifest.tokens),
-        tokens_per_sample=manifest.tokens / max(1, manifest.samples),
-    )
     return Derivation(
         folder=folder,
         plan=plan,
@@ -172,8 +174,25 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None)
         max_length=cache.max_length,
         origins=origins,
         files=copied_files(cache, without=[REPORT_FILE, *([VOCAB_FILE, START_FILE] if vocab is not None else [])]),
-        estimated_bytes=int(cost.total * manifest.tokens),
+        estimated_bytes=_estimated_bytes(manifest, spec, rule),
     )
+
+
+def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | None) -> int:
+    """Of the shards; at most that, where supervision becomes sparse."""
+    entries = 0.0 if rule is None else float(rule.max_entries)
+    new, old = (
+        token_cost(
+            one,
+            supervised_share=manifest.supervised_tokens / max(1, manifest.tokens),
+            tokens_per_sample=manifest.tokens / max(1, manifest.samples),
+            entries=entries,
+        ).total
+        for one in (spec, manifest.spec.shard_spec())
+    )
+    if spec.supervision == "sparse" and rule is None:
+        return int(sum(shard.bytes for shard in manifest.shards) + (new - old) * manifest.tokens)
+    return int(new * manifest.tokens)
 
 
 def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> ShardSpec:
@@ -196,7 +215,7 @@ def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> Shard
         old,
         supervision=supervision,
         aux_codec=settings.aux_codec,
-        supervision_codec=getattr(settings, _CODEC_FIELDS[supervision]),
+        supervision_codec=_codec_of(settings),
         draft_vocab_size=old.draft_vocab_size if vocab is None else vocab.size,
     )
 
@@ -204,8 +223,41 @@ def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> Shard
 def _checked_codecs(aux_codec: str, supervision: str, codec: str | None) -> CacheConfig:
     """The codecs as a recipe's `cache` section would name them, which knows the ones that fit."""
     wanted = {"supervision": supervision, "aux_codec": aux_codec}
-    if codec is not None:
+    if codec is not None and supervision in _CODEC_FIELDS:
         wanted[_CODEC_FIELDS[supervision]] = codec
+    elif codec not in (None, _SPARSE_CODEC):
+        raise ConfigError(f"codec {codec!r}: entries of sparse supervision are {_SPARSE_CODEC}")
+    return _checked(wanted)
+
+
+def _codec_of(settings: CacheConfig) -> str:
+    name = _CODEC_FIELDS.get(settings.supervision)
+    return _SPARSE_CODEC if name is None else str(getattr(settings, name))
+
+
+def _check_cut(cache: Cache, changes: Changes) -> None:
+    """Refuse options of sparse supervision where none is made."""
+    if changes.tolerance is None and changes.max_entries is None:
+        return
+    if cache.supervision == "sparse":
+        raise ConfigError(
+            f"{cache.folder}: its supervision is sparse already and is carried over as it is; tolerance and "
+            "max_entries apply where 'hidden' or 'dense' becomes 'sparse'"
+        )
+    if changes.supervision != "sparse":
+        raise ConfigError("tolerance and max_entries need supervision 'sparse'")
+
+
+def _sparse_rule(cache: Cache, changes: Changes, spec: ShardSpec) -> SparseRule | None:
+    """How to cut, where supervision becomes sparse."""
+    if spec.supervision != "sparse" or cache.supervision == "sparse":
+        return None
+    given = {"tolerance": changes.tolerance, "max_entries": changes.max_entries}
+    settings = _checked({name: value for name, value in given.items() if value is not None})
+    return SparseRule(tolerance=settings.tolerance, max_entries=settings.max_entries)
+
+
+def _checked(wanted: dict[str, Any]) -> CacheConfig:
     try:
         return CacheConfig.model_validate(wanted)
     except ValidationError as error:
@@ -240,11 +292,21 @@ def _vocab_of(other: Cache, cache: Cache) -> DraftVocab:
 
 def _forced_ids(cache: Cache) -> set[int]:
     """The special ids that precomputing forces into a draft vocabulary, found with the cache's own tokenizer."""
+    chat = _chat_tokenizer(cache)
+    return set() if chat is None else chat.special_ids()
+
+
+def _end_of_turn(cache: Cache) -> int | None:
+    chat = _chat_tokenizer(cache)
+    return None if chat is None else chat.end_of_turn
+
+
+def _chat_tokenizer(cache: Cache) -> ChatTokenizer | None:
     folder = cache.folder / "tokenizer"
     if not folder.is_dir():
-        return set()
+        return None
     data = DataConfig.model_validate({**source_fields(cache)[1]["data"], "chat_template": None})
-    return load_chat_tokenizer(load_tokenizer(str(folder)), data).special_ids()
+    return load_chat_tokenizer(load_tokenizer(str(folder)), data)
 
 
 def _vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor], cache: Cache) -> dict[str, bytes]:

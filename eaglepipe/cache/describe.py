@@ -45,6 +45,7 @@ def _complete(folder: Path, manifest: Manifest, plan: Plan) -> dict[str, Any]:
         "supervision": spec.supervision,
         "aux_codec": spec.aux_codec,
         "supervision_codec": spec.supervision_codec,
+        **_sparse_rule(plan),
         "drops": dict(manifest.drops),
         "target": plan.declared["target"]["path"],
         "sources": [source["path"] for source in plan.declared["data"]["sources"]],
@@ -74,11 +75,18 @@ def _incomplete(folder: Path, plan: Plan) -> dict[str, Any]:
         "supervision": cache["supervision"],
         "aux_codec": cache["aux_codec"],
         "supervision_codec": cache["supervision_codec"],
+        **_sparse_rule(plan),
         "drops": dict(plan.drops),
         "target": plan.declared["target"]["path"],
         "sources": [source["path"] for source in plan.declared["data"]["sources"]],
         "schema_version": plan.schema_version,
     }
+
+
+def _sparse_rule(plan: Plan) -> dict[str, Any]:
+    """How sparse supervision was cut; nothing with another kind."""
+    cache = plan.identity_fields["cache"]
+    return {name: cache[name] for name in ("tolerance", "max_entries") if name in cache}
 
 
 def describe_root(root: Path) -> list[dict[str, Any]]:

@@ -59,7 +59,10 @@ class Divergence:
 
     @classmethod
     def between(cls, source: torch.Tensor, new: torch.Tensor) -> "Divergence":
-        """Of distributions [n, D]; a probability stored as 0 counts as half of float16's smallest."""
+        """Of distributions [n, D], or [n, D + 1] where the tail of sparse supervision is one more outcome.
+
+        A probability stored as 0 counts as half of float16's smallest.
+        """
         if source.shape[0] == 0:
             return cls()
         p, q = source.double(), new.double().clamp(min=_LEAST_PROBABILITY)

@@ -81,6 +81,18 @@ def _check_parts(caches: Sequence[Cache]) -> None:
                 raise CacheError(f"{before.folder} and {cache.folder} are the same cache ({cache.identity})")
         if number:
             check_same_target(caches[0], cache, advice="they cannot be merged")
+            _check_same_cut(caches[0], cache)
+
+
+def _check_same_cut(first: Cache, other: Cache) -> None:
+    """A cache states one tolerance and one cap for all its sparse supervision."""
+    mine, others = (source_fields(cache)[0]["cache"] for cache in (first, other))
+    for name in ("tolerance", "max_entries"):
+        if mine.get(name) != others.get(name):
+            raise CacheError(
+                f"{first.folder} and {other.folder} differ in {name} ({mine.get(name)!r} and {others.get(name)!r}); "
+                "they cannot be merged, but train.caches takes both"
+            )
 
 
 def _without_duplicates(caches: Sequence[Cache]) -> tuple[list[ShardOrigin], list[CachedSample]]:

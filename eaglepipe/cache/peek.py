@@ -11,6 +11,8 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError, printable
 
+Top = tuple[tuple[int, float], ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PeekedRow:
@@ -24,7 +26,8 @@ class PeekedRow:
     target_top1: int | None
     top1_in_draft_vocab: bool
     draft_mass: float | None  # share of the target's probability that the draft vocabulary holds
-    top: tuple[tuple[int, float], ...]  # target ids and their probability within the draft vocabulary, largest first
+    top: Top  # target ids and their probability within the draft vocabulary, largest first
+    tail_mass: float | None  # with sparse supervision: mass within the draft vocabulary that no entry holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +64,24 @@ def peek_sample(cache: Cache, number: int, rows: slice, *, top: int) -> PeekedSa
     sample = cache.read(number)
     positions = np.arange(len(sample.input_ids))[rows]
     supervised = positions[sample.supervised[positions]]
-    tops = dict(zip(supervised.tolist(), _tops(cache, sample, supervised, top), strict=True))
+    stored = (np.cumsum(sample.supervised) - 1)[supervised]
+    find = _tops if sample.sparse_counts is None else _sparse_tops
+    tops = dict(zip(supervised.tolist(), find(cache, sample, stored, top), strict=True))
+    tails = {} if sample.tail_mass is None else dict(zip(supervised.tolist(), sample.tail_mass[stored], strict=True))
     return PeekedSample(
         number=number,
         sample=sample,
-        rows=tuple(_row(sample, position, tops.get(position, ())) for position in positions.tolist()),
+        rows=tuple(
+            _row(sample, position, tops.get(position, ()), tails.get(position)) for position in positions.tolist()
+        ),
     )
 
 
-def _tops(
-    cache: Cache, sample: CachedSample, positions: NDArray[np.int64], top: int
-) -> list[tuple[tuple[int, float], ...]]:
-    if len(positions) == 0:
+def _tops(cache: Cache, sample: CachedSample, stored: NDArray[np.int64], top: int) -> list[Top]:
+    if len(stored) == 0:
         return []
     distribution, ids = TargetDistribution(cache), cache.selected_token_ids
-    stored = (np.cumsum(sample.supervised) - 1)[positions]
-    found: list[tuple[tuple[int, float], ...]] = []
+    found: list[Top] = []
     for start in range(0, len(stored), ROWS_AT_ONCE):
         best = distribution.of(sample, stored[start : start + ROWS_AT_ONCE]).topk(min(top, len(ids)), dim=-1)
         found += [
@@ -86,7 +91,18 @@ def _tops(
     return found
 
 
-def _row(sample: CachedSample, position: int, top: tuple[tuple[int, float], ...]) -> PeekedRow:
+def _sparse_tops(cache: Cache, sample: CachedSample, stored: NDArray[np.int64], top: int) -> list[Top]:
+    """The largest of the stored entries, which may be fewer than `top`."""
+    ids = cache.selected_token_ids.numpy()
+    found: list[Top] = []
+    for row in stored.tolist():
+        index, probs = sample.sparse_row(row)
+        best = np.argsort(-probs, kind="stable")[:top]
+        found.append(tuple(zip(ids[index[best]].tolist(), probs[best].tolist(), strict=True)))
+    return found
+
+
+def _row(sample: CachedSample, position: int, top: Top, tail: np.float32 | None) -> PeekedRow:
     supervised = bool(sample.supervised[position])
     return PeekedRow(
         position=position,
@@ -98,4 +114,5 @@ def _row(sample: CachedSample, position: int, top: tuple[tuple[int, float], ...]
         top1_in_draft_vocab=bool(sample.position_mask[position]),
         draft_mass=float(sample.draft_mass[position]) if supervised else None,
         top=top,
+        tail_mass=None if tail is None else float(tail),
     )

@@ -69,12 +69,13 @@ def _head_rows(cache: Cache, tensors: Mapping[str, torch.Tensor], name: str) -> 
 
 def stored_rows(cache: Cache, sample: CachedSample, rows: NDArray[np.int64]) -> torch.Tensor:
     """Some of the S rows that a sample stores, decoded: hidden states [n, Ht] or probabilities [n, D]."""
+    assert sample.sparse_counts is None, "sparse rows have no common width; see CachedSample.sparse_row"
     payload = torch.from_numpy(sample.supervision_payload[rows])
     return cache.supervision_codec.decode(EncodedRows(payload=payload))
 
 
 class TargetDistribution:
-    """Distributions of a cache's samples; holds the head rows where the cache stores hidden states."""
+    """Distributions of a cache's samples, dense or hidden; holds the head rows where the cache stores hidden states."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache

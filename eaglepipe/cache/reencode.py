@@ -1,6 +1,6 @@
 """One sample at a time from a cache's encoding to another's, with the error that this makes.
 
-S supervised rows, D draft vocabulary, V target vocabulary, Ht target hidden.
+S supervised rows, n of them at once, D draft vocabulary, V target vocabulary, Ht target hidden.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,27 @@ from eaglepipe.cache.deviation import Deviation, Divergence, RecodeSums
 from eaglepipe.cache.probabilities import ROWS_AT_ONCE, HeadRows, draft_head, stored_rows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.sparse import SparseRows, SparseRule, encode_sparse, forced_targets, id_dtype, to_draft_index
 from eaglepipe.cache.types import CachedSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseCut:
+    """How sparse supervision is made of distributions: the same way as from the target."""
+
+    rule: SparseRule
+    end_of_turn: int | None  # always kept, as the next token is
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunk:
     """Some supervised rows in the new encoding."""
 
-    payload: torch.Tensor  # uint8 [n, bytes]
+    payload: torch.Tensor  # uint8 [n, bytes], sparse: [E, 2]
     draft_mass: torch.Tensor | None  # float32 [n], where the draft vocabulary is another
     sums: RecodeSums
     finite: bool
+    sparse: SparseRows | None = None
 
 
 class Reencoder:
@@ -36,10 +46,16 @@ class Reencoder:
         cache: Cache,
         spec: ShardSpec,
         tensors: dict[str, torch.Tensor],
+        *,
         full_head: HeadRows | None,
         draft_ids: torch.Tensor | None,
+        cut: SparseCut | None = None,
     ) -> None:
-        """`full_head` and `draft_ids` int64 [D] are given together, where the draft vocabulary changes."""
+        """`full_head` and `draft_ids` int64 [D] come together, where the draft vocabulary changes.
+
+        `cut` is for supervision that becomes sparse; what is sparse already is carried over.
+        """
+        self._cut, self._ids = cut, cache.selected_token_ids if draft_ids is None else draft_ids
         self._cache, self._spec = cache, spec
         self._full_head, self._draft_ids = full_head, draft_ids
         old = cache.spec
@@ -79,14 +95,15 @@ class Reencoder:
         return columns, RecodeSums(aux=Deviation.between(old, new)), bool(torch.isfinite(new).all())
 
     def _rows(self, sample: CachedSample) -> tuple[dict[str, Any], RecodeSums, bool]:
-        """Supervision in the new encoding: this is where a kind of supervision with columns of its own adds them."""
+        """Supervision in the new encoding."""
         if self._same_rows and self._full_head is None:
             return {}, RecodeSums(kl=Divergence(rows=int(sample.supervised.sum()))), True
         chunks = list(self._chunks(sample))
         sums = sum((chunk.sums for chunk in chunks), RecodeSums())
-        if not chunks:
-            return {"supervision_payload": np.empty((0, self._spec.rows.row_bytes), np.uint8)}, sums, True
         columns: dict[str, Any] = {"supervision_payload": torch.cat([chunk.payload for chunk in chunks]).numpy()}
+        cuts = [chunk.sparse for chunk in chunks if chunk.sparse is not None]
+        if cuts:
+            columns.update(_sparse_columns(SparseRows.joined(cuts), self._spec.draft_vocab_size))
         masses = [chunk.draft_mass for chunk in chunks if chunk.draft_mass is not None]
         if self._in_draft is not None:
             columns["draft_mass"] = np.zeros(len(sample.supervised), np.float32)
@@ -95,10 +112,16 @@ class Reencoder:
         return columns, sums, all(chunk.finite for chunk in chunks)
 
     def _chunks(self, sample: CachedSample) -> Iterator[_Chunk]:
+        """At least one, since joined columns need their types."""
         num_supervised = int(sample.supervised.sum())
-        for start in range(0, num_supervised, ROWS_AT_ONCE):
+        for start in range(0, max(1, num_supervised), ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, num_supervised))
-            yield self._chunk(stored_rows(self._cache, sample, rows))
+            stored = stored_rows(self._cache, sample, rows)
+            if self._cut is None:
+                yield self._chunk(stored)
+            else:
+                forced = forced_targets(sample.input_ids, sample.supervised, self._cut.end_of_turn)[rows]
+                yield self._sparse_chunk(stored, torch.from_numpy(forced), self._cut.rule)
 
     def _chunk(self, stored: torch.Tensor) -> _Chunk:
         exact = self._distribution(stored)
@@ -113,6 +136,23 @@ class Reencoder:
             finite=bool(torch.isfinite(new).all()),
         )
 
+    def _sparse_chunk(self, stored: torch.Tensor, forced: torch.Tensor, rule: SparseRule) -> _Chunk:
+        exact = self._distribution(stored)
+        rows = encode_sparse(exact, to_draft_index(forced, self._ids), rule)
+        of_row = torch.arange(len(rows.counts)).repeat_interleave(rows.counts)
+        kept, ids = exact[of_row, rows.ids.long()], rows.ids.long()
+        before, after = (torch.zeros(exact.shape[0], exact.shape[1] + 1, dtype=torch.float64) for _ in range(2))
+        before[of_row, ids], after[of_row, ids] = kept.double(), rows.probs.double()
+        before[:, -1], after[:, -1] = (1.0 - before.sum(dim=-1)).clamp(min=0.0), rows.tail.double()
+        kl = Divergence.between(before, after / after.sum(dim=-1, keepdim=True))
+        return _Chunk(
+            payload=self._spec.rows.encode(rows.probs[:, None]).payload,
+            draft_mass=self._draft_mass(stored),
+            sums=RecodeSums(rows=Deviation.between(kept, rows.probs), kl=kl),
+            finite=bool(torch.isfinite(exact).all()),
+            sparse=rows,
+        )
+
     def _distribution(self, stored: torch.Tensor) -> torch.Tensor:
         """Stored rows -> the target's distribution over the new draft vocabulary, float32 [n, D]."""
         return _normalised(stored) if self._head is None else torch.softmax(self._head.logits(stored), dim=-1)
@@ -123,6 +163,14 @@ class Reencoder:
         logits = self._full_head.logits(hidden)
         inside = logits[:, self._draft_ids].logsumexp(dim=-1)
         return (inside - logits.logsumexp(dim=-1)).exp().clamp(max=1.0)
+
+
+def _sparse_columns(rows: SparseRows, draft_vocab_size: int) -> dict[str, Any]:
+    return {
+        "sparse_ids": rows.ids.numpy().astype(id_dtype(draft_vocab_size)),
+        "sparse_counts": rows.counts.numpy(),
+        "tail_mass": rows.tail.numpy(),
+    }
 
 
 def _normalised(probs: torch.Tensor) -> torch.Tensor:

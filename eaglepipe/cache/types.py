@@ -30,6 +30,14 @@ class CachedSample:
     sparse_counts: NDArray[np.int32] | None = None  # [S] entries of each supervised token
     tail_mass: NDArray[np.float32] | None = None  # [S] mass that no entry holds
 
+    def sparse_row(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Indices into the draft vocabulary and probabilities of supervised row `row`, where supervision is sparse."""
+        assert self.sparse_ids is not None and self.sparse_counts is not None
+        first = int(self.sparse_counts[:row].sum(dtype=np.int64))
+        entries = slice(first, first + int(self.sparse_counts[row]))
+        probs = np.ascontiguousarray(self.supervision_payload[entries]).view(np.float16)[:, 0]
+        return self.sparse_ids[entries].astype(np.int64), probs.astype(np.float32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleIndex:

@@ -83,6 +83,7 @@ class Peek:
             return f"{start} {'-':>6} {'assistant, unsupervised' if row.assistant else ''}".rstrip()
         inside = "in" if row.top1_in_draft_vocab else "OUT"
         top = "  ".join(f"{self._quoted(token_id)} {p:.3f}" for token_id, p in row.top)
+        top += "" if row.tail_mass is None else f"  (tail {row.tail_mass:.3f})"
         missed = "" if row.top1_in_draft_vocab else f"  (the target's top 1: {self._quoted(row.target_top1 or 0)})"
         return f"{start} {row.draft_mass:6.3f} {inside:5}  {top}{missed}"
 

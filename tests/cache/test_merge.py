@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from eaglepipe.cache.describe import describe_cache
 from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.manifest import Plan, load_document
 from eaglepipe.cache.merge import merge_caches
@@ -113,6 +114,20 @@ def test_parts_of_another_vocabulary_or_encoding_are_refused_by_name(
         with pytest.raises(CacheError, match=f"differ in {field}"):
             merge_caches(tmp_path / "out", [parts[0], other])
     assert not (tmp_path / "out").exists()
+
+
+def test_sparse_supervision_is_carried_over(project: TinyProject, tmp_path: Path) -> None:
+    sparse = {**WHOLE, "cache.supervision": "sparse", "cache.max_entries": 9}
+    rows = [{"data.sources": json.dumps([{"path": str(path), "max_samples": 3}])} for path in project.sources[:2]]
+    both = [make_cache(project, tmp_path / "caches", **sparse, **source) for source in rows]
+    merge_caches(tmp_path / "both", both)
+    assert verify_cache(tmp_path / "both", full=True).ok
+    assert digests(tmp_path / "both") == {**digests(both[0]), **digests(both[1])}
+    info = describe_cache(tmp_path / "both")
+    assert (info["tolerance"], info["max_entries"]) == (0.01, 9)
+    other = make_cache(project, tmp_path / "caches", **{**sparse, "cache.max_entries": 8}, **rows[1])
+    with pytest.raises(CacheError, match="differ in max_entries"):
+        merge_caches(tmp_path / "out", [both[0], other])
 
 
 def test_one_id_for_two_texts_is_refused_and_nothing_written(project: TinyProject, tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from tests.tiny_project import TinyProject
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@pytest.mark.parametrize("supervision", ["hidden", "dense"])
+@pytest.mark.parametrize("supervision", ["hidden", "dense", "sparse"])
 def test_probabilities_are_the_targets_own(
     project: TinyProject, sealed_cache: Path, tmp_path: Path, supervision: str
 ) -> None:
     rows = json.dumps([{"path": str(project.sources[0]), "max_samples": 2}])
-    dense = {"cache.supervision": "dense", "data.sources": rows}
-    folder = sealed_cache if supervision == "hidden" else make_cache(project, tmp_path, **dense)
+    other = {"cache.supervision": supervision, "data.sources": rows}
+    folder = sealed_cache if supervision == "hidden" else make_cache(project, tmp_path, **other)
     peek = peek_cache(folder, "1", top=4, rows=":").to_json()
     model = AutoModelForCausalLM.from_pretrained(project.target)
     tokenizer = AutoTokenizer.from_pretrained(project.target)
@@ -52,6 +52,19 @@ def test_probabilities_are_the_targets_own(
         assert row["next_token_id"] == ids[0, position + 1]
     word = next(row for row in peek["rows"] if tokenizer.decode([row["token_id"]]).isalpha())
     assert word["text"] == tokenizer.decode([word["token_id"]])
+
+
+def test_sparse_rows_show_what_is_stored_and_the_tail(project: TinyProject, tmp_path: Path) -> None:
+    rows = json.dumps([{"path": str(project.sources[0]), "max_samples": 2}])
+    few = {"cache.supervision": "sparse", "cache.max_entries": 7, "data.sources": rows}
+    peek = peek_cache(make_cache(project, tmp_path, **few), "1", top=20, rows=":")
+    shown = [row for row in peek.to_json()["rows"] if row["supervised"]]
+    assert shown
+    for row in shown:
+        probs = [one["probability"] for one in row["top"]]
+        assert len(probs) == 7 and probs == sorted(probs, reverse=True)
+        assert row["tail_mass"] == pytest.approx(1 - sum(probs), abs=1e-6)
+    assert f"(tail {shown[0]['tail_mass']:.3f})" in peek.text(colour=False)
 
 
 def test_a_sample_is_found_by_number_and_by_id(sealed_cache: Path) -> None:
