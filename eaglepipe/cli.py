@@ -1,6 +1,7 @@
 """The command line: parses and calls, nothing else. Heavy imports happen inside the commands."""
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-cache_app = typer.Typer(help="Look at caches, check them, tidy them up.", no_args_is_help=True)
+cache_app = typer.Typer(help="Look at caches, check them, change and join them, tidy them up.", no_args_is_help=True)
 data_app = typer.Typer(help="Look at the conversations, or let the target answer them itself.", no_args_is_help=True)
 recipe_app = typer.Typer(help="The recipes that ship with eaglepipe.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure against a reference in the same run.", no_args_is_help=True)
@@ -44,12 +45,15 @@ RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 CacheArgument = Annotated[Path, typer.Argument(help="a cache folder")]
+NewCacheArgument = Annotated[Path, typer.Argument(help="folder of the new cache")]
 
 
 def main() -> None:
     """Run a command; expected errors end with their exit code and one message, without a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    # Threads that spin while they wait starve those they wait for on a shared machine (ten times slower, measured).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except EaglepipeError as error:
@@ -118,17 +122,28 @@ def train(
     from eaglepipe.train import preview_training, run_training
 
     loaded = _load(recipe, overrides)
-    folders = caches_of(loaded)
-    result = preview_training(loaded, folders) if dry_run else run_training(loaded, folders)
+    caches = caches_of(loaded)
+    result = preview_training(loaded, caches) if dry_run else run_training(loaded, caches)
     _print_fields(asdict(result), as_json)
 
 
 @app.command()
-def estimate(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonOption = False) -> None:
-    """What the recipe's corpus would cost to cache, in every encoding: bytes a token, total, time, free disk."""
+def estimate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    entries: Annotated[
+        float | None, typer.Option(min=1, help="mean entries of a supervised token, with sparse supervision")
+    ] = None,
+    measure: Annotated[bool, typer.Option(help="load the target and measure --entries on the first samples")] = False,
+    disk_rate: Annotated[float, typer.Option(min=0.001, help="GB/s that the disk reads and writes")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """What the recipe's corpus would cost to cache, in every profile: bytes a token, total, time, free disk."""
     from eaglepipe.target.estimate import estimate_recipe
 
-    report = estimate_recipe(_load(recipe, overrides))
+    report = estimate_recipe(
+        _load(recipe, overrides), entries=entries, measure=measure, disk_bytes_per_second=disk_rate * 1e9
+    )
     _print_json(report.to_json(), as_json)
     if not as_json:
         typer.echo(report.table())
@@ -205,6 +220,72 @@ def cache_verify(
         raise typer.Exit(EXIT_CORRUPT)
 
 
+@cache_app.command("diff")
+def cache_diff(a: CacheArgument, b: CacheArgument, as_json: JsonOption = False) -> None:
+    """What tells two caches apart, field by field; exit code 2 where they differ. Incomplete ones too."""
+    from eaglepipe.cache.compare import diff_caches
+
+    report = diff_caches(a, b)
+    _print_json(report.to_json(), as_json)
+    if not as_json:
+        typer.echo(report.table())
+    if not report.equal:
+        raise typer.Exit(EXIT_USER)
+
+
+@cache_app.command("peek")
+def cache_peek(
+    folder: CacheArgument,
+    sample: Annotated[str, typer.Option(help="its number, or its id")] = "0",
+    top: Annotated[int, typer.Option(min=1, help="tokens to show of each distribution")] = 5,
+    rows: Annotated[str | None, typer.Option(help="a:b; default: some, from the first supervised token on")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One sample as it is stored: text, assistant mask, and what the target says after each supervised token."""
+    from eaglepipe.chat.peek import peek_cache
+
+    peek = peek_cache(folder, sample, top=top, rows=rows)
+    _print_json(peek.to_json() if as_json else None, as_json)
+    if not as_json:
+        typer.echo(peek.text(colour=sys.stdout.isatty()))
+
+
+@cache_app.command("merge")
+def cache_merge(
+    out: NewCacheArgument,
+    parts: Annotated[list[Path], typer.Argument(help="two complete caches or more, of one target")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make one cache of several that share target, tokenizer, layers, vocabulary and encodings. Run again to resume."""
+    from eaglepipe.cache.derive import result_json
+    from eaglepipe.cache.merge import merge_caches
+
+    _print_fields(result_json(out, merge_caches(out, parts)), as_json)
+
+
+@cache_app.command("recode")
+def cache_recode(
+    out: NewCacheArgument,
+    source: CacheArgument,
+    aux_codec: Annotated[str | None, typer.Option(help="of the aux states")] = None,
+    supervision: Annotated[str | None, typer.Option(help="another kind, made from the one that is stored")] = None,
+    codec: Annotated[str | None, typer.Option(help="of the supervision rows")] = None,
+    draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,
+    vocab_from: Annotated[Path | None, typer.Option(help="the draft vocabulary of that cache")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a cache in other encodings, or with another draft vocabulary, without the target; report the error."""
+    from eaglepipe.recode import Changes, recode_cache
+
+    changes = Changes(
+        aux_codec=aux_codec, supervision=supervision, codec=codec, draft_size=draft_size, vocab_from=vocab_from
+    )
+    result = recode_cache(out, source, changes)
+    _print_json(result.to_json(), as_json)
+    if not as_json:
+        typer.echo(result.table())
+
+
 @cache_app.command("clean")
 def cache_clean(
     folder: CacheArgument, dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False
@@ -279,12 +360,51 @@ def bench_memory(
     times: Annotated[int, typer.Option(min=2, help="how many times larger the second corpus is")] = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Peak memory of both stages on a small corpus and on one many times larger."""
+    """Peak memory of both stages, and the cost of a token, on a small corpus and on one many times larger."""
     from eaglepipe.bench.memory import measure_memory
 
     report = measure_memory(times)
     _print_json(report.to_json(), as_json)
     if not as_json:
+        typer.echo(report.table())
+
+
+@bench_app.command("step")
+def bench_step(
+    preset: Annotated[str, typer.Option(help="cpu-chat, cpu-full, llama3.1-8b or qwen3-8b")] = "cpu-chat",
+    rounds: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A training step: the compact path against the plain reference and against its matrix products alone."""
+    from eaglepipe.bench.step import measure_step
+    from eaglepipe.bench.step_presets import find_step_preset
+
+    _report_bench(measure_step(find_step_preset(preset), rounds=rounds), as_json)
+
+
+@bench_app.command("read")
+def bench_read(
+    folder: Annotated[Path | None, typer.Argument(help="a complete cache; default: one made for this")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reading a cache into training batches, against a plain read of the same bytes."""
+    from eaglepipe.bench.read import measure_read
+
+    _report_bench(measure_read(folder), as_json)
+
+
+@bench_app.command("precompute")
+def bench_precompute(as_json: JsonOption = False) -> None:
+    """Stage 1, against the target's own forward over the same batches."""
+    from eaglepipe.bench.precompute import measure_precompute
+
+    _report_bench(measure_precompute(), as_json)
+
+
+def _report_bench(report: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_json(), as_json)
+    else:
         typer.echo(report.table())
 
 

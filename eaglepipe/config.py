@@ -16,7 +16,8 @@ from eaglepipe.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-FloatCodec = Literal["bf16", "fp16", "fp32"]
+StateCodec = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
+Profile = Literal["exact", "compact", "tiny"]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -66,17 +67,39 @@ class VocabConfig(Section):
     draft_size: Annotated[int, Field(strict=True)] | None = Field(None, description="absent or >= V: the target's own")
 
 
+PROFILES: dict[str, dict[str, Any]] = {
+    "exact": {"supervision": "hidden", "aux_codec": "bf16", "hidden_codec": "bf16"},
+    "compact": {"supervision": "sparse", "aux_codec": "fp8", "tolerance": 0.01, "max_entries": 144},
+    "tiny": {"supervision": "sparse", "aux_codec": "int4", "tolerance": 0.01, "max_entries": 256},
+}
+DEFAULT_PROFILE: Profile | None = None
+"""What a recipe that names no profile gets; with None, the defaults of the fields, which are those of `exact`."""
+
+
 class CacheConfig(Section):
-    """What is stored for each token, and where."""
+    """What is stored for each token, and where; a profile presets the fields that are not given."""
 
     root: str | None = Field(None, description="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")
-    supervision: Literal["dense", "hidden"] = "hidden"
-    aux_codec: FloatCodec = "bf16"
-    hidden_codec: FloatCodec = Field("bf16", description="last hidden states, with supervision: hidden")
+    profile: Profile | None = Field(DEFAULT_PROFILE, description="a name for presets of the fields below")
+    supervision: Literal["dense", "sparse", "hidden"] = "hidden"
+    aux_codec: StateCodec = "bf16"
+    hidden_codec: StateCodec = Field("bf16", description="last hidden states, with supervision: hidden")
     probs_codec: Literal["fp16", "fp32"] = Field("fp16", description="probabilities, with supervision: dense")
+    tolerance: Fraction = Field(0.01, description="mass that entries may leave to the tail, with supervision: sparse")
+    max_entries: Annotated[int, Field(ge=2, strict=True)] = Field(
+        256, description="of a token, with supervision: sparse"
+    )
     aux_layer_ids: tuple[int, ...] | None = Field(None, description="boundaries; default [2, n//2, n-3]")
     full_head: bool = Field(False, description="keep all rows of the target's lm_head, as EAGLE-1/2 needs")
     shard_bytes: ByteSize = Field(ByteSize(512 * 2**20), description="upper size of a shard")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_profile(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        name = given.get("profile", DEFAULT_PROFILE)
+        return {**PROFILES.get(name, {}), **given} if isinstance(name, str) else given
 
 
 class PrecomputeConfig(Section):
@@ -103,11 +126,27 @@ class DraftConfig(Section):
     lm_head_init: Literal["target", "random"] = "target"
 
 
+class TrainCache(Section):
+    """A cache to train from; a plain path stands for weight 1."""
+
+    path: str = Field(min_length=1)
+    weight: Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)] = Field(
+        1.0, description="times that each of its samples is expected in an epoch"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
+
+
 class TrainConfig(Section):
     """Stage 2."""
 
     output_dir: str | None = Field(None, description="default: runs/<name>")
-    caches: tuple[str, ...] | None = Field(None, description="cache folders; default: the one the recipe names")
+    caches: tuple[TrainCache, ...] | None = Field(
+        None, description="cache folders, each a path or {path, weight}; default: the one the recipe names"
+    )
     objective: Literal["eagle3"] = "eagle3"
     ttt_steps: PositiveInt = 7
     step_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8

@@ -122,7 +122,8 @@ def _report_plan(inputs: Inputs, work: Work, report: Report) -> None:
     report(f"corpus    {plan.samples:,} samples, {plan.tokens:,} tokens, {plan.supervised_tokens:,} of them supervised")
     report(f"dropped   {drops}")
     report(f"vocab     {vocab.size:,} of {vocab.target_size:,} tokens, which are {vocab.coverage():.2%} of the answers")
-    report(f"a token   {work.cost.total:,.1f} bytes: {columns}")
+    most = "at most " if inputs.spec.supervision == "sparse" else ""
+    report(f"a token   {most}{work.cost.total:,.1f} bytes: {columns}")
     report(
         f"estimate  {work.estimated_bytes / 1e9:,.3g} GB in {plan.shards} shards, {forward} of forward on one device"
     )

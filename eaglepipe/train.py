@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.publish import publish_bytes, publish_json
+from eaglepipe.cache.storage import CacheShare
 from eaglepipe.config import Recipe, dump_recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.training.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
@@ -74,9 +75,9 @@ def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.train.output_dir or f"runs/{recipe.name}")
 
 
-def preview_training(recipe: Recipe, cache_folders: Sequence[Path]) -> TrainPreview:
+def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainPreview:
     """Plan a run and build its draft, without taking a step or writing anything; raises what `run_training` does."""
-    source = open_caches(cache_folders)
+    source = open_caches(caches)
     with join_world(recipe.train.device) as world:
         plan = plan_run(source, recipe.train, world)
     draft = build_draft(source, recipe.draft, seed=recipe.train.seed)
@@ -93,7 +94,7 @@ def preview_training(recipe: Recipe, cache_folders: Sequence[Path]) -> TrainPrev
     )
 
 
-def run_training(recipe: Recipe, cache_folders: Sequence[Path]) -> TrainResult:
+def run_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainResult:
     """Train, or continue to train, the draft of a recipe from complete caches.
 
     Raises:
@@ -101,7 +102,7 @@ def run_training(recipe: Recipe, cache_folders: Sequence[Path]) -> TrainResult:
         CorruptError: a sample or every checkpoint fails its checks.
         StoppedError: SIGTERM or SIGINT came; everything is saved, and the same call continues.
     """
-    return train_from(recipe, open_caches(cache_folders))
+    return train_from(recipe, open_caches(caches))
 
 
 def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:

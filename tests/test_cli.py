@@ -70,6 +70,14 @@ def test_stages_and_reports_work_through_the_command_line(project: TinyProject, 
     assert Path(folder).name in listed.stdout and "complete" in listed.stdout
     assert run("cache", "path", recipe, root).stdout.strip() == folder
 
+    peek = json.loads(run("cache", "peek", folder, "--top", "2", "--json").stdout)
+    assert all(len(row["top"]) == 2 * row["supervised"] for row in peek["rows"])
+    recoded = run("cache", "recode", tmp_path / "fp16", folder, "--aux-codec", "fp16", "--json")
+    assert recoded.returncode == 0, recoded.stderr
+    assert json.loads(recoded.stdout)["errors"]["aux_hidden_states"]["max"] > 0
+    differing = run("cache", "diff", folder, tmp_path / "fp16", "--json")
+    assert differing.returncode == 2 and json.loads(differing.stdout)["equal"] is False
+
     plan = run("train", recipe, root, "--dry-run", "--json")
     assert plan.returncode == 0, plan.stderr
     assert json.loads(plan.stdout)["total_steps"] > 0

@@ -56,7 +56,7 @@ def test_missing_sections_and_values_are_named(tmp_path: Path) -> None:
             lambda r: r.data.chat_template_kwargs == {"enable_thinking": False},
         ),
         ("vocab.draft_size=", lambda r: r.vocab.draft_size is None),
-        ("train.caches=[a, b]", lambda r: r.train.caches == ("a", "b")),
+        ("train.caches=[a, b]", lambda r: [(c.path, c.weight) for c in r.train.caches] == [("a", 1.0), ("b", 1.0)]),
     ],
 )
 def test_overrides_are_yaml_values_at_any_depth(tmp_path: Path, override: str, read: object) -> None:

@@ -1,4 +1,7 @@
-"""`bench memory`: does the peak memory of either stage grow with the corpus? Each run is a process of its own."""
+"""`bench memory`: do peak memory of either stage, or the cost of a token in training, grow with the corpus?
+
+Each run is a process of its own.
+"""
 
 import json
 import os
@@ -41,10 +44,17 @@ class MemoryReport:
     large_cache_bytes: int
     precompute: StageMemory
     train: StageMemory
+    small_tokens_per_s: float  # of training's own steps, evaluations and start-up left out
+    large_tokens_per_s: float
+
+    @property
+    def cost_growth(self) -> float:
+        """How much more time a token takes in training from the larger cache; below 0: less."""
+        return self.small_tokens_per_s / self.large_tokens_per_s - 1.0
 
     def to_json(self) -> dict[str, Any]:
         growth = {"precompute_growth": self.precompute.growth, "train_growth": self.train.growth}
-        return {**asdict(self), **growth}
+        return {**asdict(self), **growth, "train_cost_growth": self.cost_growth}
 
     def table(self) -> str:
         lines = [
@@ -55,6 +65,8 @@ class MemoryReport:
         for name, stage in (("precompute", self.precompute), ("train", self.train)):
             small, large = stage.small_bytes / 1e6, stage.large_bytes / 1e6
             lines.append(f"{name:12} {small:>7,.0f} MB {large:>7,.0f} MB {stage.growth:>8.1%}")
+        small_us, large_us = 1e6 / self.small_tokens_per_s, 1e6 / self.large_tokens_per_s
+        lines.append(f"{'train, time':12} {small_us:>4,.0f} µs/tok {large_us:>4,.0f} µs/tok {self.cost_growth:>8.1%}")
         return "\n".join(lines)
 
 
@@ -66,11 +78,13 @@ def measure_memory(times: int = 16) -> MemoryReport:
         small, large = (_run_both(folder / str(factor), folder / "target", SAMPLES * factor) for factor in (1, times))
     return MemoryReport(
         times=times,
-        small_tokens=small["tokens"],
-        large_tokens=large["tokens"],
-        large_cache_bytes=large["bytes"],
-        precompute=StageMemory(small_bytes=small["precompute"], large_bytes=large["precompute"]),
-        train=StageMemory(small_bytes=small["train"], large_bytes=large["train"]),
+        small_tokens=int(small["tokens"]),
+        large_tokens=int(large["tokens"]),
+        large_cache_bytes=int(large["bytes"]),
+        precompute=StageMemory(small_bytes=int(small["precompute"]), large_bytes=int(large["precompute"])),
+        train=StageMemory(small_bytes=int(small["train"]), large_bytes=int(large["train"])),
+        small_tokens_per_s=small["tokens_per_s"],
+        large_tokens_per_s=large["tokens_per_s"],
     )
 
 
@@ -89,14 +103,20 @@ def _write_target(folder: Path) -> None:
         LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def _run_both(folder: Path, target: Path, num_samples: int) -> dict[str, int]:
+def _run_both(folder: Path, target: Path, num_samples: int) -> dict[str, float]:
     folder.mkdir()
     _write_rows(folder / "rows.jsonl", num_samples)
     recipe = folder / "memory.yaml"
     recipe.write_text(yaml.safe_dump(_recipe(folder, target)))
     precompute, result = _peak_bytes("precompute", recipe)
-    train, _ = _peak_bytes("train", recipe)
-    return {"precompute": precompute, "train": train, "tokens": result["tokens"], "bytes": result["bytes"]}
+    train, trained = _peak_bytes("train", recipe)
+    return {
+        "precompute": precompute,
+        "train": train,
+        "tokens": result["tokens"],
+        "bytes": result["bytes"],
+        "tokens_per_s": trained["tokens_per_s"],
+    }
 
 
 def _write_rows(path: Path, num_samples: int) -> None:

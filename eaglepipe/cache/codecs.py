@@ -4,37 +4,18 @@ Encoders run on the target's device, decoders on the trainer's, so that narrow t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from eaglepipe.cache.codec_fp8 import Fp8Rows
+from eaglepipe.cache.codec_inline import InlineScales
+from eaglepipe.cache.codec_integer import IntegerRows
+from eaglepipe.cache.codec_types import EncodedRows, RowCodec
 from eaglepipe.errors import CacheError
 
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedRows:
-    """N rows as bytes: `payload` uint8 [N, row_bytes], `scales` float32 [N, S] where the codec has them."""
-
-    payload: torch.Tensor
-    scales: torch.Tensor | None = None
-
-
-class RowCodec(Protocol):
-    """One encoding of rows of a fixed shape."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def row_shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def row_bytes(self) -> int: ...
-
-    def encode(self, rows: torch.Tensor) -> EncodedRows: ...
-
-    def decode(self, encoded: EncodedRows) -> torch.Tensor: ...
+__all__ = ["FLOAT_DTYPES", "LOGICAL_DTYPES", "EncodedRows", "FloatRows", "RowCodec", "inline_codec", "make_codec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +24,8 @@ class FloatRows:
 
     name: str
     row_shape: tuple[int, ...]
+    num_scales: int = 0
+    scale_dtype: torch.dtype = torch.float32
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,6 +46,20 @@ class FloatRows:
 
 
 FLOAT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LOGICAL_DTYPES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "fp8": "float8_e4m3fn",
+    "int8": "int8",
+    "int4": "int4",
+}
+_CODECS: dict[str, Callable[[str, tuple[int, ...]], RowCodec]] = {
+    **dict.fromkeys(FLOAT_DTYPES, lambda name, shape: FloatRows(name=name, row_shape=shape)),
+    "fp8": lambda _, shape: Fp8Rows(row_shape=shape),
+    "int8": lambda _, shape: IntegerRows(bits=8, group=256, max_outliers=16, row_shape=shape),
+    "int4": lambda _, shape: IntegerRows(bits=4, group=32, max_outliers=16, row_shape=shape),
+}
 
 
 def make_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
@@ -71,6 +68,12 @@ def make_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
     Raises:
         CacheError: unknown name.
     """
-    if name not in FLOAT_DTYPES:
-        raise CacheError(f"unknown codec {name!r}; this version reads {', '.join(FLOAT_DTYPES)}")
-    return FloatRows(name=name, row_shape=row_shape)
+    if name not in _CODECS:
+        raise CacheError(f"unknown codec {name!r}; this version reads {', '.join(_CODECS)}")
+    return _CODECS[name](name, row_shape)
+
+
+def inline_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
+    """`make_codec`, with scales, if any, at the end of each row's bytes: for columns that have no column of scales."""
+    codec = make_codec(name, row_shape)
+    return InlineScales(inner=codec) if codec.num_scales else codec

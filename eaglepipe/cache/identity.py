@@ -43,9 +43,17 @@ def cache_folder_name(name: str, identity: str) -> str:
 
 def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """One line for each leaf that differs: `data.max_length: 1024 -> 2048`."""
+    for field, before, after in differing_leaves(old, new, prefix):
+        yield f"{field}: {json.dumps(before)} -> {json.dumps(after)}"
+
+
+def differing_leaves(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of each leaf that differs; an absent one counts as None."""
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from diff_fields(before, after, f"{prefix}{key}.")
+            yield from differing_leaves(before, after, f"{prefix}{key}.")
         elif before != after:
-            yield f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}"
+            yield f"{prefix}{key}", before, after

@@ -13,9 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from eaglepipe.errors import EaglepipeError, ResourceError
+import xxhash
+
+from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 
 TEMPORARY_SUFFIX = ".tmp"
+_CHUNK_BYTES = 4 * 2**20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -82,6 +85,27 @@ def publish_bytes(path: Path, data: bytes) -> None:
     try:
         with explained_os_errors(path):
             pending.stream.write(data)
+    except BaseException:
+        pending.abort()
+        raise
+    pending.publish()
+
+
+def publish_copy(source: Path, path: Path, *, digest: str) -> None:
+    """Publish a copy of a file of any size.
+
+    Raises:
+        CorruptError: its bytes do not have that xxh3_128; nothing is published then.
+    """
+    found = xxhash.xxh3_128()
+    pending = PendingFile(path)
+    try:
+        with source.open("rb") as stream, explained_os_errors(path):
+            while chunk := stream.read(_CHUNK_BYTES):
+                pending.stream.write(chunk)
+                found.update(chunk)
+        if found.hexdigest() != digest:
+            raise CorruptError(f"{source}: its bytes do not match the manifest's checksum")
     except BaseException:
         pending.abort()
         raise

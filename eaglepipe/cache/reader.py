@@ -28,7 +28,11 @@ from eaglepipe.errors import CacheError, CorruptError
 VOCAB_FILE = "vocab.safetensors"
 START_FILE = "target.safetensors"
 TARGET_CONFIG_FILE = "target_config.json"
+REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
+DERIVED_KEY = "derived"
+"""In a plan's identity fields: what was done to which caches, where a cache was made from others."""
+_PRECOMPUTE = "`eaglepipe precompute` with its recipe"
 
 
 class Cache:
@@ -92,7 +96,7 @@ class Cache:
 
     @property
     def supervision_codec(self) -> RowCodec:
-        """Codec of `supervision_payload`, rows of shape (D,) where dense, (Ht,) where hidden."""
+        """Codec of `supervision_payload`, rows of shape (D,) where dense, (Ht,) where hidden, (1,) where sparse."""
         return self.spec.rows
 
     @property
@@ -112,6 +116,11 @@ class Cache:
     def selected_token_mask(self) -> torch.Tensor:
         """Membership in the draft vocabulary, bool [V]."""
         return self._vocab["selected_token_mask"]
+
+    @property
+    def token_counts(self) -> torch.Tensor:
+        """Assistant tokens of the corpus by target id, int64 [V]: what a draft vocabulary is chosen by."""
+        return self._vocab["counts"]
 
     @functools.cached_property
     def target_config(self) -> dict[str, Any]:
@@ -198,9 +207,10 @@ def load_manifest(folder: Path) -> Manifest:
         what = (
             f"shards {', '.join(map(str, missing[:8]))}{' …' * (len(missing) > 8)}" if missing else "only its manifest"
         )
+        command = "the command that made it again" if DERIVED_KEY in plan.identity_fields else _PRECOMPUTE
         raise CacheError(
             f"{folder}: incomplete, {plan.shards - len(missing)} of {plan.shards} shards done; missing: {what}. "
-            "Run `eaglepipe precompute` with its recipe to finish it"
+            f"Run {command} to finish it"
         )
     raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
 

@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 import xxhash
 
-from eaglepipe.cache.codecs import RowCodec, make_codec
+from eaglepipe.cache.codecs import LOGICAL_DTYPES, RowCodec, inline_codec, make_codec
+from eaglepipe.cache.sparse import id_dtype
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError
 from eaglepipe.resources import schema_folder
 
 SCHEMA_VERSION = 1
-SUPERVISION_COLUMNS = {"dense": "target_probs", "hidden": "last_hidden_states"}
+SUPERVISION_COLUMNS = {"dense": "target_probs", "sparse": "target_probs", "hidden": "last_hidden_states"}
 _SCALAR_TYPES = {"int32": pa.int32(), "bool": pa.bool_(), "float": pa.float32()}
 _PROB_TYPES = {"fp16": pa.float16(), "fp32": pa.float32()}
+_SCALE_TYPES = {torch.float16: pa.float16(), torch.float32: pa.float32()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class ShardSpec:
         if self.supervision not in SUPERVISION_COLUMNS:
             known = ", ".join(SUPERVISION_COLUMNS)
             raise CacheError(f"unknown supervision {self.supervision!r}; this version reads {known}")
+        if self.supervision != "hidden" and self.supervision_codec not in _PROB_TYPES:
+            raise CacheError(f"probabilities are not stored as {self.supervision_codec!r}, only as {list(_PROB_TYPES)}")
         assert self.aux.row_bytes and self.rows.row_bytes, "codecs are looked up here, where an unknown one is told"
 
     @functools.cached_property
@@ -48,9 +53,9 @@ class ShardSpec:
 
     @functools.cached_property
     def rows(self) -> RowCodec:
-        """Codec of the supervision rows: (D,) probabilities or (Ht,) hidden states."""
-        width = self.draft_vocab_size if self.supervision == "dense" else self.hidden_size
-        return make_codec(self.supervision_codec, (width,))
+        """Codec of the supervision rows: (D,) probabilities, (Ht,) hidden states, or single entries, (1,)."""
+        widths = {"dense": self.draft_vocab_size, "sparse": 1, "hidden": self.hidden_size}
+        return inline_codec(self.supervision_codec, (widths[self.supervision],))
 
 
 @functools.cache
@@ -61,7 +66,7 @@ def shard_columns() -> tuple[dict[str, Any], ...]:
 
 def arrow_schema(spec: ShardSpec, *, identity: str, shard: int) -> pa.Schema:
     """The schema of one shard of a cache."""
-    wanted = [c for c in shard_columns() if c.get("when", {}).get("supervision") in (None, spec.supervision)]
+    wanted = [column for column in shard_columns() if _is_wanted(column, spec)]
     metadata = {
         "eaglepipe.schema_version": str(SCHEMA_VERSION),
         "eaglepipe.identity": identity,
@@ -70,15 +75,26 @@ def arrow_schema(spec: ShardSpec, *, identity: str, shard: int) -> pa.Schema:
     return pa.schema([_field(column, spec) for column in wanted], metadata=metadata)
 
 
+def _is_wanted(column: dict[str, Any], spec: ShardSpec) -> bool:
+    conditions: dict[str, list[str]] = column.get("when", {})
+    return all(getattr(spec, name) in values for name, values in conditions.items())
+
+
 def _field(column: dict[str, Any], spec: ShardSpec) -> pa.Field:
     name = column["name"]
+    if name == "aux_scales":
+        item = pa.field("item", _SCALE_TYPES[spec.aux.scale_dtype], nullable=False)
+        return pa.field(name, pa.list_(item, spec.aux.num_scales), nullable=False)
+    if name == "target_ids":
+        item = pa.field("item", pa.from_numpy_dtype(id_dtype(spec.draft_vocab_size)), nullable=False)
+        return pa.field(name, pa.list_(item), nullable=False)
     if column["arrow_type"] in _SCALAR_TYPES:
         return pa.field(name, _SCALAR_TYPES[column["arrow_type"]], nullable=False)
     codec = spec.aux if name == "aux_hidden_states" else spec.rows
     row_type = _PROB_TYPES[codec.name] if name == "target_probs" else pa.binary(codec.row_bytes)
     arrow_type = row_type if name == "aux_hidden_states" else pa.list_(pa.field("item", row_type, nullable=False))
-    logical = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[codec.name]
-    metadata = {"logical_dtype": logical, "codec": codec.name, "shape": json.dumps(list(codec.row_shape))}
+    shape = ["entries"] if spec.supervision == "sparse" and name == "target_probs" else list(codec.row_shape)
+    metadata = {"logical_dtype": LOGICAL_DTYPES[codec.name], "codec": codec.name, "shape": json.dumps(shape)}
     return pa.field(name, arrow_type, nullable=False, metadata=metadata)
 
 
@@ -94,16 +110,34 @@ def _to_array(field: pa.Field, sample: CachedSample) -> pa.Array:
     num_rows = len(sample.input_ids)
     if field.name == "aux_hidden_states":
         return _flat_array(field.type, num_rows, sample.aux_payload)
+    if field.name == "aux_scales":
+        assert sample.aux_scales is not None
+        child = _flat_array(field.type.value_type, sample.aux_scales.size, sample.aux_scales)
+        return pa.Array.from_buffers(field.type, num_rows, [None], children=[child], null_count=0)
+    if field.name == "target_ids":
+        assert sample.sparse_ids is not None
+        return _list_array(field, sample, sample.sparse_ids)
     if field.name in SUPERVISION_COLUMNS.values():
-        items = np.where(sample.supervised, _items_per_row(field), 0)
-        offsets = np.concatenate([[0], np.cumsum(items, dtype=np.int64)])
-        assert offsets[-1] < 2**31, f"sample {sample.sample_id} is too long for one list column"
-        child = _flat_array(field.type.value_type, int(offsets[-1]), sample.supervision_payload)
-        buffers = [None, pa.py_buffer(offsets.astype(np.int32))]
-        return pa.Array.from_buffers(field.type, num_rows, buffers, children=[child], null_count=0)
+        return _list_array(field, sample, sample.supervision_payload)
+    if field.name == "tail_mass":
+        values = np.zeros(num_rows, np.float32)
+        values[sample.supervised] = sample.tail_mass
+        return _flat_array(field.type, num_rows, values)
     values = getattr(sample, field.name)
     packed = np.packbits(values, bitorder="little") if field.type == pa.bool_() else values
     return _flat_array(field.type, num_rows, packed)
+
+
+def _list_array(field: pa.Field, sample: CachedSample, values: np.ndarray[Any, Any]) -> pa.Array:
+    """Lists over the sample's rows: empty where not supervised."""
+    num_rows = len(sample.input_ids)
+    items = np.zeros(num_rows, np.int64)
+    items[sample.supervised] = _items_per_row(field) if sample.sparse_counts is None else sample.sparse_counts
+    offsets = np.concatenate([[0], np.cumsum(items)])
+    assert offsets[-1] < 2**31, f"sample {sample.sample_id} is too long for one list column"
+    child = _flat_array(field.type.value_type, int(offsets[-1]), values)
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32))]
+    return pa.Array.from_buffers(field.type, num_rows, buffers, children=[child], null_count=0)
 
 
 def _flat_array(arrow_type: pa.DataType, num_rows: int, values: np.ndarray[Any, Any]) -> pa.Array:
@@ -123,11 +157,8 @@ def batch_to_sample(batch: pa.RecordBatch, metadata: dict[str, str]) -> CachedSa
     columns = {field.name: batch.column(i) for i, field in enumerate(batch.schema)}
     num_rows = batch.num_rows
     top1 = _view(columns["target_top1"], np.int32)
-    name = next(name for name in SUPERVISION_COLUMNS.values() if name in columns)
-    field = batch.schema.field(name)
-    payload = _bytes_of(columns[name].values)
-    row_bytes = field.type.value_type.byte_width * _items_per_row(field)
     supervised = top1 >= 0
+    sparse = _sparse_columns(columns, supervised) if "target_ids" in columns else {}
     return CachedSample(
         sample_id=metadata["sample_id"],
         source=metadata["source"],
@@ -138,9 +169,44 @@ def batch_to_sample(batch: pa.RecordBatch, metadata: dict[str, str]) -> CachedSa
         target_top1=top1,
         draft_mass=_view(columns["draft_mass"], np.float32),
         aux_payload=_bytes_of(columns["aux_hidden_states"]).reshape(num_rows, -1),
-        aux_scales=None,
-        supervision_payload=payload.reshape(int(supervised.sum()), row_bytes),
+        aux_scales=_scales(columns["aux_scales"]) if "aux_scales" in columns else None,
+        supervision_payload=_supervision_payload(batch, int(supervised.sum())),
+        **sparse,
     )
+
+
+def _supervision_payload(batch: pa.RecordBatch, num_supervised: int) -> np.ndarray[Any, Any]:
+    name = next(name for name in SUPERVISION_COLUMNS.values() if name in batch.schema.names)
+    field, values = batch.schema.field(name), batch.column(name).values
+    item_bytes = field.type.value_type.byte_width
+    if "target_ids" in batch.schema.names:
+        return _bytes_of(values).reshape(len(values), item_bytes)
+    return _bytes_of(values).reshape(num_supervised, item_bytes * _items_per_row(field))
+
+
+def _sparse_columns(columns: dict[str, pa.Array], supervised: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """The fields of `CachedSample` that only sparse supervision has; both lists must have the same lengths."""
+    offsets = _offsets(columns["target_ids"])
+    if not np.array_equal(offsets, _offsets(columns["target_probs"])):
+        raise ValueError("target_ids and target_probs have different lengths")
+    counts = np.diff(offsets)
+    if counts[~supervised].any():
+        raise ValueError("an unsupervised row has target_ids")
+    ids = columns["target_ids"].values
+    return {
+        "sparse_ids": _bytes_of(ids).view(ids.type.to_pandas_dtype()),
+        "sparse_counts": counts[supervised],
+        "tail_mass": _view(columns["tail_mass"], np.float32)[supervised],
+    }
+
+
+def _scales(column: pa.Array) -> np.ndarray[Any, Any]:
+    numbers = _bytes_of(column.values).view(column.type.value_type.to_pandas_dtype())
+    return numbers.reshape(len(column), column.type.list_size)
+
+
+def _offsets(column: pa.Array) -> np.ndarray[Any, Any]:
+    return np.frombuffer(column.buffers()[1], np.int32, len(column) + 1)
 
 
 def sample_digest(batch: pa.RecordBatch, sample_id: str, source: str) -> str:
@@ -154,7 +220,9 @@ def sample_digest(batch: pa.RecordBatch, sample_id: str, source: str) -> str:
 
 def _logical_buffers(column: pa.Array) -> Iterator[np.ndarray[Any, Any]]:
     if pa.types.is_list(column.type):
-        yield np.frombuffer(column.buffers()[1], np.uint8, 4 * (len(column) + 1))
+        yield _offsets(column).view(np.uint8)
+        yield _bytes_of(column.values)
+    elif pa.types.is_fixed_size_list(column.type):
         yield _bytes_of(column.values)
     else:
         yield _bytes_of(column)

@@ -15,8 +15,8 @@ from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
-# Settings that say where things lie, not what they are.
-_LOCATIONS = {"cache": {"root"}}
+# Settings that say where things lie or how they are called, not what they are.
+_NAMES = {"cache": {"root", "profile"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def default_root() -> Path:
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says of a cache, as JSON: the key under which stage 2 finds it without the target."""
     sections = recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"})
-    for section, fields in _LOCATIONS.items():
+    for section, fields in _NAMES.items():
         for field in fields:
             sections[section].pop(field)
     return sections
@@ -81,9 +81,18 @@ def find_cache(recipe: Recipe) -> Path:
     )
 
 
-def caches_of(recipe: Recipe) -> list[Path]:
-    """The folders that `train.caches` names, else the cache that the recipe itself names."""
-    return [Path(name).expanduser() for name in recipe.train.caches or ()] or [find_cache(recipe)]
+@dataclass(frozen=True, kw_only=True)
+class CacheShare:
+    """A cache to train from, and how often each of its samples is expected in an epoch."""
+
+    folder: Path
+    weight: float = 1.0
+
+
+def caches_of(recipe: Recipe) -> list[CacheShare]:
+    """What `train.caches` names, else the cache that the recipe itself names."""
+    named = [CacheShare(folder=Path(c.path).expanduser(), weight=c.weight) for c in recipe.train.caches or ()]
+    return named or [CacheShare(folder=find_cache(recipe))]
 
 
 def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:

@@ -22,13 +22,13 @@ class CachedSample:
     target_top1: NDArray[np.int32]  # [T] the target's argmax, -1 where unsupervised
     draft_mass: NDArray[np.float32]  # [T] share of the full softmax inside the draft vocabulary, 0 where unsupervised
     aux_payload: NDArray[np.uint8]  # [T, aux row bytes], encoded
-    aux_scales: NDArray[np.float32] | None  # [T, scales], for codecs that have them
+    aux_scales: NDArray[np.floating] | None  # [T, scales], for codecs that have them, in the codec's dtype
     supervision_payload: NDArray[
         np.uint8
     ]  # [S, supervision row bytes], encoded, supervised tokens only; sparse: [E, 2]
-    sparse_ids: NDArray[np.uint16] | NDArray[np.uint32] | None = None  # [E] in the draft vocabulary
+    sparse_ids: NDArray[np.uint16] | NDArray[np.uint32] | None = None  # [E] index into the draft vocabulary
     sparse_counts: NDArray[np.int32] | None = None  # [S] entries of each supervised token
-    tail_mass: NDArray[np.float32] | None = None  # [S] draft-vocabulary mass that has no entry
+    tail_mass: NDArray[np.float32] | None = None  # [S] mass that no entry holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +40,4 @@ class SampleIndex:
     num_supervised: NDArray[np.int32]  # [N]
     sources: tuple[str, ...]
     source_of: NDArray[np.int16]  # [N] index into sources
+    weights: NDArray[np.float64] | None = None  # [N] times that a sample is expected in an epoch; None: once

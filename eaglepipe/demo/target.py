@@ -15,10 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from eaglepipe.demo.corpus import read_rows
 from eaglepipe.demo.muon import Muon
-from eaglepipe.demo.target_data import MicroBatch, copying_drill, encode, steps
+from eaglepipe.demo.target_data import MicroBatch, encode, steps
 
 INITIALIZER_RANGE = 0.05  # about 1 / sqrt(hidden size): attention is sharp enough to learn copying early
-DRILL_GROWTH = 16  # tokens by which the drill's sentences grow while it lasts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +35,12 @@ class TargetShape:
 class TargetTraining:
     """How the target is trained; `micro_rows` is sized so that activations stay in the processor's cache."""
 
-    max_steps: int = 500
+    max_steps: int = 450
     max_seconds: float = 120.0
     rows: int = 8
     micro_rows: int = 4
     learning_rate: float = 4e-3
     warmup_share: float = 0.05
-    drill_share: float = 0.4
-    drill_tokens: int = 512
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     seed: int = 0
@@ -141,12 +138,8 @@ def _train(
     optimizers = _Optimizers(model, training)
     started, progress, num_tokens = time.monotonic(), 0.0, 0
     history: list[TargetStep] = []
-    generator = torch.Generator().manual_seed(training.seed)
     while progress < 1.0:
         batch = next(batches)
-        if progress < training.drill_share:
-            length = 4 + round(DRILL_GROWTH * progress / training.drill_share)
-            batch.append(copying_drill(batch, length=length, num_tokens=training.drill_tokens, generator=generator))
         loss = _accumulate(model, batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
         optimizers.step(training.learning_rate * rate_factor(progress, training.warmup_share))

@@ -68,19 +68,3 @@ def collate(examples: Sequence[Example]) -> MicroBatch:
         input_ids[row, :length] = example.input_ids
         is_answer[row, :length] = example.is_answer
     return MicroBatch(input_ids=input_ids, is_label=is_answer[:, 1:], num_tokens=sum(lengths))
-
-
-def copying_drill(
-    batch: Sequence[MicroBatch], *, length: int, num_tokens: int, generator: torch.Generator
-) -> MicroBatch:
-    """Random words of the batch said twice; what is learned is the second time.
-
-    A small model repeats the name or number it was asked about only once it has learned to copy, and these rows teach
-    that in a fraction of the tokens that conversations alone would take.
-    """
-    words = torch.cat([micro.input_ids.flatten() for micro in batch]).unique()
-    drawn = torch.randint(len(words), (num_tokens // (2 * length), length), generator=generator)
-    input_ids = words[drawn].repeat(1, 2)
-    is_label = torch.zeros(len(input_ids), 2 * length - 1, dtype=torch.bool)
-    is_label[:, length:] = True
-    return MicroBatch(input_ids=input_ids, is_label=is_label, num_tokens=input_ids.numel())

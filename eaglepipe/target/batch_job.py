@@ -12,11 +12,22 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.sparse import SparseRows, SparseRule, forced_targets, id_dtype
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.chat.types import TokenSample, supervised_tokens
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.supervision import supervise
+from eaglepipe.target.supervision import SparseRequest, supervise
 from eaglepipe.vocab import DraftVocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseColumns:
+    """What sparse supervision has beside its probabilities, for S supervised tokens with E entries."""
+
+    ids: NDArray[np.uint16] | NDArray[np.uint32]  # [E]
+    counts: NDArray[np.int32]  # [S]
+    offsets: NDArray[np.int64]  # [S + 1]
+    tail: NDArray[np.float32]  # [S]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +41,9 @@ class CapturedBatch:
     target_top1: NDArray[np.int32]  # [N]
     draft_mass: NDArray[np.float32]  # [N]
     aux_payload: NDArray[np.uint8]  # [N, bytes]
-    supervision_payload: NDArray[np.uint8]  # [S, bytes]
+    aux_scales: NDArray[np.floating] | None  # [N, scales]
+    supervision_payload: NDArray[np.uint8]  # [S, bytes], sparse: [E, 2]
+    sparse: SparseColumns | None
 
     @property
     def num_refused(self) -> int:
@@ -53,9 +66,20 @@ class CapturedBatch:
                 target_top1=self.target_top1[rows],
                 draft_mass=self.draft_mass[rows],
                 aux_payload=self.aux_payload[rows],
-                aux_scales=None,
-                supervision_payload=self.supervision_payload[supervision_rows],
+                aux_scales=None if self.aux_scales is None else self.aux_scales[rows],
+                **self._supervision(supervision_rows),
             )
+
+    def _supervision(self, rows: slice) -> dict[str, Any]:
+        if self.sparse is None:
+            return {"supervision_payload": self.supervision_payload[rows]}
+        entries = slice(int(self.sparse.offsets[rows.start]), int(self.sparse.offsets[rows.stop]))
+        return {
+            "supervision_payload": self.supervision_payload[entries],
+            "sparse_ids": self.sparse.ids[entries],
+            "sparse_counts": self.sparse.counts[rows],
+            "tail_mass": self.sparse.tail[rows],
+        }
 
     def _ranges(self) -> Iterator[tuple[slice, slice]]:
         row = supervision_row = 0
@@ -66,13 +90,36 @@ class CapturedBatch:
             row, supervision_row = rows.stop, supervision_row + num_supervised
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a cache stores what is captured."""
+
+    spec: ShardSpec
+    sparse_rule: SparseRule
+    end_of_turn: int | None  # always kept in sparse supervision
+
+    def sparse_request(self, samples: list[TokenSample]) -> SparseRequest | None:
+        if self.spec.supervision != "sparse":
+            return None
+        forced = [
+            forced_targets(sample.input_ids, supervised_tokens(sample.turns), self.end_of_turn) for sample in samples
+        ]
+        return SparseRequest(rule=self.sparse_rule, forced=torch.from_numpy(np.concatenate(forced)))
+
+
 @torch.no_grad()
 def capture_batch(
-    model: HFEagle3TargetModel, samples: list[TokenSample], vocab: DraftVocab, spec: ShardSpec, *, head_chunk_rows: int
+    model: HFEagle3TargetModel,
+    samples: list[TokenSample],
+    vocab: DraftVocab,
+    encoding: Encoding,
+    *,
+    head_chunk_rows: int,
 ) -> CapturedBatch:
     """Run the target over `samples` (one right-padded forward) and encode what the cache keeps."""
+    spec = encoding.spec
     device = model.target.device
-    input_ids, attention_mask = _pad(samples)
+    input_ids, attention_mask = pad_samples(samples)
     states = model.capture(input_ids.to(device), attention_mask.to(device))
     real = attention_mask.flatten().nonzero().flatten().to(device)
     supervised = np.concatenate([supervised_tokens(sample.turns) for sample in samples])
@@ -80,12 +127,22 @@ def capture_batch(
     aux = states.aux.flatten(0, 1).index_select(0, real)
     last_hidden = states.last_hidden.flatten(0, 1).index_select(0, real)
     supervised_hidden = last_hidden.index_select(0, supervised_rows)
-    dense = spec.supervision == "dense"
-    rows = supervise(model.head_logits, supervised_hidden, vocab, head_chunk_rows, keep_probs=dense)
-    kept = rows.target_probs if rows.target_probs is not None else supervised_hidden
-    encoded_aux, encoded_rows = spec.aux.encode(aux), spec.rows.encode(kept)
+    rows = supervise(
+        model.head_logits,
+        supervised_hidden,
+        vocab,
+        head_chunk_rows,
+        keep_probs=spec.supervision == "dense",
+        sparse=encoding.sparse_request(samples),
+    )
+    encoded_aux = spec.aux.encode(aux)
     finite = _finite(spec.aux.decode(encoded_aux)) & _finite(last_hidden)
-    finite[supervised_rows] &= rows.finite & _finite(spec.rows.decode(encoded_rows))
+    finite[supervised_rows] &= rows.finite
+    if rows.sparse is None:
+        encoded_rows = spec.rows.encode(supervised_hidden if rows.target_probs is None else rows.target_probs)
+        finite[supervised_rows] &= _finite(spec.rows.decode(encoded_rows))
+    else:
+        encoded_rows = spec.rows.encode(rows.sparse.probs[:, None])
     return CapturedBatch(
         tokens=samples,
         supervised=supervised,
@@ -94,11 +151,24 @@ def capture_batch(
         target_top1=_scatter(supervised, rows.target_top1, -1),
         draft_mass=_scatter(supervised, rows.draft_mass, 0.0),
         aux_payload=encoded_aux.payload.cpu().numpy(),
+        aux_scales=None if encoded_aux.scales is None else encoded_aux.scales.cpu().numpy(),
         supervision_payload=encoded_rows.payload.cpu().numpy(),
+        sparse=None if rows.sparse is None else _sparse_columns(rows.sparse, spec.draft_vocab_size),
     )
 
 
-def _pad(samples: list[TokenSample]) -> tuple[torch.Tensor, torch.Tensor]:
+def _sparse_columns(rows: SparseRows, draft_vocab_size: int) -> SparseColumns:
+    counts = rows.counts.cpu().numpy()
+    ids: NDArray[Any] = rows.ids.cpu().numpy().astype(id_dtype(draft_vocab_size))
+    return SparseColumns(
+        ids=ids,
+        counts=counts,
+        offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        tail=rows.tail.cpu().numpy(),
+    )
+
+
+def pad_samples(samples: list[TokenSample]) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 ids [B, T] padded on the right with 0, and the attention mask [B, T]."""
     longest = max(len(sample.input_ids) for sample in samples)
     input_ids = np.zeros((len(samples), longest), np.int64)

@@ -1,34 +1,40 @@
-"""`eaglepipe estimate`: what a recipe's corpus would cost in each encoding, before any forward."""
+"""`eaglepipe estimate`: what a recipe's corpus would cost in each profile, before anything is computed."""
 
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from eaglepipe.cache.codecs import FLOAT_DTYPES
 from eaglepipe.cache.estimate import token_cost
 from eaglepipe.cache.publish import free_bytes
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.sparse import SparseRule
 from eaglepipe.cache.storage import cache_root
-from eaglepipe.chat.sources import iter_conversations
-from eaglepipe.chat.tokens import iter_token_samples
-from eaglepipe.chat.types import DropCounts, supervised_tokens
-from eaglepipe.config import Recipe
-from eaglepipe.errors import DataError
-from eaglepipe.progress import format_seconds
-from eaglepipe.target.inputs import Inputs, read_inputs
+from eaglepipe.config import PROFILES, CacheConfig, Recipe
+from eaglepipe.target.corpus_counts import CorpusCounts, count_corpus
+from eaglepipe.target.estimate_table import cost_table
+from eaglepipe.target.inputs import read_inputs, with_settings
+from eaglepipe.target.measure_entries import measure_entries
 from eaglepipe.target.speed import forward_seconds
+
+DISK_BYTES_PER_SECOND = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingCost:
     """One way to encode the corpus."""
 
+    name: str  # a profile, `recipe` for settings that are none, or `dense` for what profiles save
     supervision: str
     supervision_codec: str
     aux_codec: str
+    entries: float | None  # of a supervised token, with sparse supervision
     chosen: bool  # the recipe's own
     bytes_per_token: float
     by_column: dict[str, float]
     total_bytes: int
+    precompute_seconds: float
+    epochs_to_pay: int | None  # None: reading takes longer than computing again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,76 +47,133 @@ class CostReport:
     drops: dict[str, int]
     forward_seconds: float
     free_bytes: int
+    disk_bytes_per_second: float
+    entries_from: str  # measured | given | limit
     encodings: tuple[EncodingCost, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def table(self) -> str:
-        lines = [
-            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.supervised_tokens:,} of them supervised",
-            f"{format_seconds(self.forward_seconds)} of forward on one device, {self.free_bytes / 1e9:,.1f} GB free",
-            "",
-            f"  {'supervision':12} {'stored as':10} {'aux':6}"
-            + "".join(f" {title:>10}" for title in ("B/token", "aux B", "superv. B", "total GB")),
-        ]
-        for cost in self.encodings:
-            aux = cost.by_column["aux_hidden_states"]
-            rows = next(size for name, size in cost.by_column.items() if name in ("target_probs", "last_hidden_states"))
-            lines.append(
-                f"{'>' if cost.chosen else ' '} {cost.supervision:12} {cost.supervision_codec:10} {cost.aux_codec:6} "
-                f"{cost.bytes_per_token:>10,.1f} {aux:>10,.1f} {rows:>10,.1f} {cost.total_bytes / 1e9:>10,.3f}"
-            )
-        return "\n".join(lines)
+        return cost_table(self.to_json())
 
 
-def estimate_recipe(recipe: Recipe) -> CostReport:
-    """Tokenise the corpus, count, and price every encoding.
+def estimate_recipe(
+    recipe: Recipe,
+    *,
+    entries: float | None = None,
+    measure: bool = False,
+    disk_bytes_per_second: float = DISK_BYTES_PER_SECOND,
+) -> CostReport:
+    """Tokenise the corpus, count, and price every profile.
+
+    Args:
+        entries: mean entries of a supervised token with sparse supervision; default: `cache.max_entries`, the most.
+        measure: load the target and measure `entries` on the first samples.
+        disk_bytes_per_second: what the disk under the cache reads and writes.
 
     Raises:
         EaglepipeError: whatever `precompute` would refuse before its first forward.
     """
     inputs = read_inputs(recipe)
-    drops = DropCounts()
-    samples = tokens = supervised = 0
-    for sample in iter_token_samples(iter_conversations(recipe.data.sources), inputs.chat, recipe.data, drops):
-        samples += 1
-        tokens += len(sample.input_ids)
-        supervised += int(supervised_tokens(sample.turns).sum())
-    if samples == 0:
-        raise DataError(f"no sample is left; dropped: {dict(drops)}")
+    counts = count_corpus(inputs)
+    seconds = forward_seconds(recipe, counts.tokens)
+    settings = _settings(recipe)
+    sparse = [_rule(cache) for cache in settings.values() if cache.supervision == "sparse"]
+    found = measure_entries(inputs, counts, sparse) if measure else {}
+    given = {} if entries is None else dict.fromkeys(sparse, entries)
+    costs = [
+        _price(
+            name,
+            with_settings(inputs.spec, cache),
+            counts,
+            entries=_entries(cache, {**found, **given}, inputs.spec.draft_vocab_size),
+            forward=seconds,
+            disk=disk_bytes_per_second,
+            chosen=cache is recipe.cache or _same(cache, recipe.cache),
+        )
+        for name, cache in settings.items()
+    ]
     return CostReport(
-        samples=samples,
-        tokens=tokens,
-        supervised_tokens=supervised,
-        drops={reason: count for reason, count in drops.items() if count},
-        forward_seconds=forward_seconds(recipe, tokens),
+        samples=counts.samples,
+        tokens=counts.tokens,
+        supervised_tokens=counts.supervised_tokens,
+        drops=counts.drops,
+        forward_seconds=seconds,
         free_bytes=free_bytes(cache_root(recipe)),
-        encodings=tuple(_encodings(inputs, samples, tokens, supervised)),
+        disk_bytes_per_second=disk_bytes_per_second,
+        entries_from="given" if given else "measured" if found else "limit",
+        encodings=tuple(costs),
     )
 
 
-def _encodings(inputs: Inputs, samples: int, tokens: int, supervised: int) -> list[EncodingCost]:
-    variants = [
-        replace(inputs.spec, supervision=supervision, supervision_codec=rows, aux_codec=aux)
-        for supervision, rows_codecs in (("hidden", ("bf16", "fp32")), ("dense", ("fp16", "fp32")))
-        for rows in rows_codecs
-        for aux in FLOAT_DTYPES
-        if (rows == "fp32") == (aux == "fp32")
-    ]
-    if inputs.spec not in variants:
-        variants.insert(0, inputs.spec)
-    return [_price(variant, inputs.spec, samples, tokens, supervised) for variant in variants]
+def _settings(recipe: Recipe) -> dict[str, CacheConfig]:
+    """The profiles, what they are compared with, and the recipe's own settings where those are none of them."""
+    named = {name: CacheConfig.model_validate({"profile": name}) for name in PROFILES}
+    named["dense"] = CacheConfig(profile=None, supervision="dense", aux_codec="bf16")
+    if not any(_same(recipe.cache, cache) for cache in named.values()):
+        named = {"recipe": recipe.cache, **named}
+    return named
 
 
-def _price(variant: ShardSpec, chosen: ShardSpec, samples: int, tokens: int, supervised: int) -> EncodingCost:
-    cost = token_cost(variant, supervised_share=supervised / tokens, tokens_per_sample=tokens / samples)
+def _same(one: CacheConfig, other: CacheConfig) -> bool:
+    """Whether two settings store the same at every token."""
+    return _stored(one) == _stored(other)
+
+
+def _stored(cache: CacheConfig) -> tuple[object, ...]:
+    of_rows: dict[str, object] = {
+        "dense": cache.probs_codec,
+        "sparse": (cache.tolerance, cache.max_entries),
+        "hidden": cache.hidden_codec,
+    }
+    return cache.aux_codec, cache.supervision, of_rows[cache.supervision]
+
+
+def _rule(cache: CacheConfig) -> SparseRule:
+    return SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries)
+
+
+def _entries(cache: CacheConfig, known: Mapping[SparseRule, float], draft_size: int) -> float | None:
+    if cache.supervision != "sparse":
+        return None
+    return float(min(known.get(_rule(cache), cache.max_entries), cache.max_entries, draft_size))
+
+
+def _price(
+    name: str,
+    spec: ShardSpec,
+    counts: CorpusCounts,
+    *,
+    entries: float | None,
+    forward: float,
+    disk: float,
+    chosen: bool,
+) -> EncodingCost:
+    cost = token_cost(
+        spec,
+        supervised_share=counts.supervised_share,
+        tokens_per_sample=counts.tokens_per_sample,
+        entries=entries or 0.0,
+    )
+    transfer = cost.total * counts.tokens / disk
     return EncodingCost(
-        supervision=variant.supervision,
-        supervision_codec=variant.supervision_codec,
-        aux_codec=variant.aux_codec,
-        chosen=variant == chosen,
+        name=name,
+        supervision=spec.supervision,
+        supervision_codec=spec.supervision_codec,
+        aux_codec=spec.aux_codec,
+        entries=entries,
+        chosen=chosen,
         bytes_per_token=cost.total,
         by_column=cost.by_column,
-        total_bytes=int(cost.total * tokens),
+        total_bytes=int(cost.total * counts.tokens),
+        precompute_seconds=max(forward, transfer),
+        epochs_to_pay=epochs_to_pay(forward, transfer),
     )
+
+
+def epochs_to_pay(forward: float, transfer: float) -> int | None:
+    """Fewest epochs n with `max(forward, transfer) + n · transfer < n · forward`, seconds; None where there is none."""
+    if transfer >= forward:
+        return None
+    return math.floor(max(forward, transfer) / (forward - transfer)) + 1

@@ -3,7 +3,7 @@
 No weights are loaded. The identity depends on content alone: the same recipe elsewhere gives the same one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from transformers import PretrainedConfig
 
 from eaglepipe.cache.identity import cache_folder_name, hash_json
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
+from eaglepipe.cache.sparse import SparseRule
 from eaglepipe.cache.storage import cache_root
 from eaglepipe.chat.sources import data_fingerprint, source_name
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
-from eaglepipe.config import Recipe
+from eaglepipe.config import CacheConfig, Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import check_tokenizer_fits, read_target_config, resolve_device, resolve_folder
@@ -34,6 +35,12 @@ class Inputs:
     rope_split: int | None  # see `HFEagle3TargetModel.length_split`
     identity: str
     identity_fields: dict[str, Any]
+
+    @property
+    def sparse_rule(self) -> SparseRule:
+        """How sparse supervision is cut, where the spec asks for it."""
+        cache = self.recipe.cache
+        return SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries)
 
     @property
     def folder(self) -> Path:
@@ -83,16 +90,28 @@ def _read_chat_tokenizer(recipe: Recipe) -> ChatTokenizer | None:
 
 
 def _shard_spec(recipe: Recipe, config: PretrainedConfig, aux_layer_ids: tuple[int, ...]) -> ShardSpec:
-    cache, vocab_size = recipe.cache, int(config.vocab_size)
+    vocab_size = int(config.vocab_size)
     return ShardSpec(
-        supervision=cache.supervision,
-        aux_codec=cache.aux_codec,
-        supervision_codec=cache.probs_codec if cache.supervision == "dense" else cache.hidden_codec,
+        **_codecs(recipe.cache),
         aux_layer_ids=aux_layer_ids,
         hidden_size=int(config.hidden_size),
         vocab_size=vocab_size,
         draft_vocab_size=vocab_size if recipe.vocab.draft_size is None else recipe.vocab.draft_size,
     )
+
+
+def _codecs(cache: CacheConfig) -> dict[str, str]:
+    of_rows = {"dense": cache.probs_codec, "sparse": "fp16", "hidden": cache.hidden_codec}
+    return {
+        "supervision": cache.supervision,
+        "aux_codec": cache.aux_codec,
+        "supervision_codec": of_rows[cache.supervision],
+    }
+
+
+def with_settings(spec: ShardSpec, cache: CacheConfig) -> ShardSpec:
+    """The spec of the same target and vocabulary, stored as other settings say."""
+    return replace(spec, **_codecs(cache))  # type: ignore[arg-type]
 
 
 def _target_fields(recipe: Recipe, config: PretrainedConfig) -> dict[str, Any]:
@@ -123,8 +142,10 @@ def _data_fields(recipe: Recipe, chat: ChatTokenizer | None) -> dict[str, Any]:
 
 
 def _cache_fields(recipe: Recipe, spec: ShardSpec) -> dict[str, Any]:
+    sparse = {"tolerance": recipe.cache.tolerance, "max_entries": recipe.cache.max_entries}
     return {
         "supervision": spec.supervision,
+        **(sparse if spec.supervision == "sparse" else {}),
         "aux_codec": spec.aux_codec,
         "supervision_codec": spec.supervision_codec,
         "aux_layer_ids": list(spec.aux_layer_ids),

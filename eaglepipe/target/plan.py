@@ -178,7 +178,10 @@ def _cost(inputs: Inputs, statistics: StagedStatistics) -> TokenCost:
     num_tokens = int(statistics.num_tokens[kept].sum(dtype=np.int64))
     num_supervised = int(statistics.num_supervised[kept].sum(dtype=np.int64))
     return token_cost(
-        inputs.spec, supervised_share=num_supervised / num_tokens, tokens_per_sample=num_tokens / len(kept)
+        inputs.spec,
+        supervised_share=num_supervised / num_tokens,
+        tokens_per_sample=num_tokens / len(kept),
+        entries=inputs.recipe.cache.max_entries,
     )
 
 

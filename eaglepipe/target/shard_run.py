@@ -24,7 +24,7 @@ from eaglepipe.cache.writer import ShardWriter, sidecar_path
 from eaglepipe.progress import ProgressLine
 from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
-from eaglepipe.target.batch_job import capture_batch
+from eaglepipe.target.batch_job import Encoding, capture_batch
 from eaglepipe.target.batches import Batch
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.inputs import Inputs
@@ -48,6 +48,11 @@ class ShardRun:
 
     def __init__(self, inputs: Inputs, work: Work, model: HFEagle3TargetModel, stop: StopFlag) -> None:
         self._inputs, self._work, self._model, self._stop = inputs, work, model, stop
+        self._encoding = Encoding(
+            spec=inputs.spec,
+            sparse_rule=inputs.sparse_rule,
+            end_of_turn=inputs.chat.end_of_turn if inputs.chat else None,
+        )
         self._tokens = 0
         self._drops = sum(work.plan.drops.values())
         self._started = time.monotonic()
@@ -80,7 +85,7 @@ class ShardRun:
                     self._stop.raise_if_set(f"the shards published so far stay in {work.folder}")
                     samples = [work.tokens.read(int(sample)) for sample in part]
                     captured = capture_batch(
-                        self._model, samples, work.vocab, inputs.spec, head_chunk_rows=settings.head_chunk_rows
+                        self._model, samples, work.vocab, self._encoding, head_chunk_rows=settings.head_chunk_rows
                     )
                     background.submit(captured.samples)
                     self._drops += captured.num_refused

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.types import CachedSample
+from eaglepipe.training.buffers import BufferPool
 from eaglepipe.training.supervision_rows import (
     EncodedSupervision,
     allocate_supervision,
@@ -95,7 +96,14 @@ def _shifted(
 
 
 def collate_payload(
-    columns: Columns, *, aux_bytes: int, aux_scales: int, row_bytes: int, pinned: bool, run: Run
+    columns: Columns,
+    *,
+    aux_bytes: int,
+    aux_scales: int,
+    row_bytes: int,
+    pinned: bool,
+    run: Run,
+    pool: BufferPool | None = None,
 ) -> EncodedBatch:
     """Add the encoded rows: the one copy between the mapped shard and the device.
 
@@ -103,11 +111,14 @@ def collate_payload(
         aux_bytes: bytes of an encoded aux row; aux_scales: its scales, 0 without.
         row_bytes: bytes of an encoded supervision row, or of an entry of sparse ones.
         run: called with every copy; all of them must have run before the batch is used.
+        pool: where unpinned buffers come from; pinned ones are reused by the allocator that gives them.
     """
     num_rows, num_slots = columns.input_ids.shape
 
     def buffer(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        if pool is None or pinned:
+            return torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        return pool.take(shape, dtype)
 
     aux = buffer((num_rows * num_slots, aux_bytes), torch.uint8)
     scales = buffer((num_rows * num_slots, aux_scales), torch.float32) if aux_scales else None

@@ -18,6 +18,7 @@ import torch
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.eagle.core import count_valid_per_step
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
+from eaglepipe.training.buffers import BufferPool
 from eaglepipe.training.collate import Columns, collate_columns, collate_payload
 from eaglepipe.training.types import EncodedBatch, SampleSource, StepHeader, StepPlan
 
@@ -59,6 +60,7 @@ class Loader:
         self.waited_seconds = 0.0
         self._source, self._plans, self._ttt_steps, self._device = source, plans, ttt_steps, device
         self._warn = warn
+        self._buffers = BufferPool()
         self._queue: queue.Queue[Item] = queue.Queue(maxsize=prefetch_batches)
         self._stopping = threading.Event()
         self._doing = "starting"
@@ -167,6 +169,7 @@ class Loader:
             row_bytes=columns.documents[0][0].supervision_payload.shape[1],
             pinned=stream is not None,
             run=lambda copy: copies.append(pool.submit(copy)),
+            pool=self._buffers,
         )
         for copied in copies:
             copied.result()

@@ -85,6 +85,7 @@ def _loader(run: Run, state: RunState) -> Loader:
         batch_tokens=run.config.batch_tokens,
         cut=run.plan.cut,
         start=state.position,
+        weights=run.source.index.weights,
     )
     return Loader(
         run.source,

@@ -42,7 +42,42 @@ def choose_heldout(sample_ids: Sequence[str], split: Split, max_samples: int | N
     return np.sort(split.heldout[np.argsort(hashes, kind="stable")[:max_samples]])
 
 
-def epoch_order(samples: NDArray[np.int64], *, identity: str, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The samples of one epoch in training order."""
-    key = xxhash.xxh3_128_intdigest(f"order/{identity}/{seed}/{epoch}".encode())
-    return np.random.Generator(np.random.PCG64(key)).permutation(samples)
+def epoch_order(
+    samples: NDArray[np.int64],
+    *,
+    identity: str,
+    seed: int,
+    epoch: int,
+    weights: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """The samples of one epoch in training order; weighted caches are interleaved by the one permutation.
+
+    Args:
+        samples: numbers of the samples that train.
+        weights: of every sample of the source; None, or 1 everywhere, gives each sample once.
+    """
+    if weights is not None:
+        samples = weighted_samples(samples, weights[samples], identity=identity, seed=seed, epoch=epoch)
+    return _generator(f"order/{identity}/{seed}/{epoch}").permutation(samples)
+
+
+def weighted_samples(
+    samples: NDArray[np.int64], weights: NDArray[np.float64], *, identity: str, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """What one epoch holds: a sample of weight w floor(w) times, and once more in a share frac(w) of the epochs.
+
+    Each epoch has round(w·n) of the n samples that share a weight. Those drawn for the fraction go round a fixed
+    permutation, so that over the epochs any two samples are drawn equally often, give or take one.
+    """
+    parts = []
+    for weight in np.unique(weights):
+        of_weight = samples[weights == weight]
+        whole, drawn = divmod(max(1, round(weight * len(of_weight))), len(of_weight))
+        circle = _generator(f"draw/{identity}/{seed}/{float(weight)!r}").permutation(of_weight) if drawn else of_weight
+        places = (epoch * drawn + np.arange(drawn)) % len(of_weight)
+        parts += [np.repeat(of_weight, whole), circle[places]]
+    return np.concatenate([samples[:0], *parts])
+
+
+def _generator(purpose: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(xxhash.xxh3_128_intdigest(purpose.encode())))

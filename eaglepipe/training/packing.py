@@ -73,9 +73,10 @@ def count_steps(
     seed: int,
     epochs: int,
     batch_tokens: int,
+    weights: NDArray[np.float64] | None = None,
 ) -> int:
-    """Optimizer steps of a whole run, from lengths alone."""
-    orders = (epoch_order(train, identity=identity, seed=seed, epoch=epoch) for epoch in range(epochs))
+    """Optimizer steps of a whole run, from lengths and weights alone."""
+    orders = (epoch_order(train, identity=identity, seed=seed, epoch=epoch, weights=weights) for epoch in range(epochs))
     return sum(len(step_ends(num_tokens[order], batch_tokens)) for order in orders)
 
 
@@ -89,10 +90,11 @@ def plan_steps(
     batch_tokens: int,
     cut: Cut,
     start: Position,
+    weights: NDArray[np.float64] | None = None,
 ) -> Iterator[StepPlan]:
     """The steps of a run from a position on."""
     for epoch in range(start.epoch, epochs):
-        order = epoch_order(train, identity=identity, seed=seed, epoch=epoch)
+        order = epoch_order(train, identity=identity, seed=seed, epoch=epoch, weights=weights)
         done = start.samples_done if epoch == start.epoch else 0
         for end in done + step_ends(num_tokens[order[done:]], batch_tokens):
             samples = order[done:end]

@@ -10,7 +10,7 @@ from eaglepipe.cache.identity import diff_fields
 from eaglepipe.config import Recipe, TrainConfig
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.training.distributed import World
-from eaglepipe.training.order import choose_heldout, split_samples
+from eaglepipe.training.order import choose_heldout, epoch_order, split_samples
 from eaglepipe.training.packing import count_steps
 from eaglepipe.training.types import Cut, SampleSource, Split, TrainingSource
 
@@ -35,7 +35,7 @@ FREE_ON_RESUME = frozenset(
     }
 )
 """Settings of `train` that may change between two starts of one run: they cut, watch or end it, but do not decide what
-an optimizer step learns. `caches` is among them because the identity is compared, not the path."""
+an optimizer step learns. `caches` is among them because identity and weights are compared, not the paths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class RunPlan:
     split: Split
     evaluated: NDArray[np.int64]  # the held-out samples that evaluations read
     total_steps: int
-    train_tokens: int  # of one epoch
+    train_tokens: int  # of the first epoch
     cut: Cut
     notes: tuple[str, ...] = ()
 
@@ -71,12 +71,14 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
         seed=config.seed,
         epochs=config.epochs,
         batch_tokens=config.batch_tokens,
+        weights=index.weights,
     )
+    first = epoch_order(split.train, identity=source.identity, seed=config.seed, epoch=0, weights=index.weights)
     return RunPlan(
         split=split,
         evaluated=choose_heldout(index.sample_ids, split, config.eval_max_samples),
         total_steps=steps if config.max_steps is None else min(steps, config.max_steps),
-        train_tokens=int(index.num_tokens[split.train].sum()),
+        train_tokens=int(index.num_tokens[first].sum()),
         cut=cut,
         notes=tuple(_notes(split, config)),
     )

@@ -3,6 +3,7 @@
 import functools
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +11,62 @@ import numpy as np
 import torch
 
 from eaglepipe.cache.codecs import RowCodec
+from eaglepipe.cache.compare import check_same_target
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.storage import CacheShare
 from eaglepipe.cache.types import CachedSample, SampleIndex
-from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.errors import ConfigError
 from eaglepipe.training.types import TrainingSource
 
 
-def open_caches(folders: Sequence[Path]) -> "JoinedCaches":
-    """Open complete caches that a draft can be trained from together.
+def open_caches(given: Sequence[Path | CacheShare]) -> "JoinedCaches":
+    """Open complete caches that a draft can be trained from together; a path alone has weight 1.
 
     Raises:
         CacheError: a cache cannot be opened, or two of them are not of the same target, vocabulary and encodings.
         ConfigError: no cache is named, or none holds a sample.
     """
-    if not folders:
+    if not given:
         raise ConfigError("no cache to train from: name one in train.caches, or run `eaglepipe precompute` first")
-    caches = [Cache.open(folder) for folder in folders]
+    shares = [CacheShare(folder=share) if isinstance(share, Path) else share for share in given]
+    caches = [Cache.open(share.folder) for share in shares]
     for cache in caches[1:]:
-        _check_same_target(caches[0], cache)
+        check_same_target(caches[0], cache, advice="train from one of them")
     if sum(cache.num_samples for cache in caches) == 0:
-        raise ConfigError(f"{', '.join(map(str, folders))}: no samples to train from")
-    return JoinedCaches(caches)
-
-
-def _check_same_target(first: Cache, other: Cache) -> None:
-    for name in ("aux_layer_ids", "supervision", "aux_codec", "supervision_codec", "head", "target_config"):
-        if getattr(first, name) != getattr(other, name):
-            raise CacheError(f"{first.folder} and {other.folder} differ in {name}; train from one of them")
-    if not torch.equal(first.selected_token_ids, other.selected_token_ids):
-        raise CacheError(f"{first.folder} and {other.folder} have different draft vocabularies; keep them apart")
-    mine, others = first.start_tensors(), other.start_tensors()
-    if any(not torch.equal(mine[name], others[name]) for name in mine.keys() & others.keys()):
-        raise CacheError(f"{first.folder} and {other.folder} come from different weights of the target")
+        raise ConfigError(f"{', '.join(str(share.folder) for share in shares)}: no samples to train from")
+    return JoinedCaches(caches, [share.weight for share in shares])
 
 
 class JoinedCaches:
     """A `TrainingSource` over caches one after the other; its first cache speaks for the target."""
 
-    def __init__(self, caches: Sequence[TrainingSource]) -> None:
+    def __init__(self, caches: Sequence[TrainingSource], weights: Sequence[float] | None = None) -> None:
         self._caches = tuple(caches)
+        self._weights = tuple(weights or [1.0] * len(caches))
         self._first = np.cumsum([0] + [len(cache.index.sample_ids) for cache in caches])
         self._lock = threading.Lock()
 
     @functools.cached_property
     def identity(self) -> str:
+        """Of the caches, their order, and their weights where they are not all 1."""
         identities = [cache.identity for cache in self._caches]
+        if self._is_weighted:
+            return hash_json([identities, self._weights])
         return identities[0] if len(identities) == 1 else hash_json(identities)
 
     @functools.cached_property
     def index(self) -> SampleIndex:
-        return self._caches[0].index if len(self._caches) == 1 else _joined([cache.index for cache in self._caches])
+        indices = [cache.index for cache in self._caches]
+        index = indices[0] if len(indices) == 1 else _joined(indices)
+        if not self._is_weighted:
+            return index
+        return replace(index, weights=np.repeat(self._weights, [len(part.sample_ids) for part in indices]))
+
+    @property
+    def _is_weighted(self) -> bool:
+        return any(weight != 1.0 for weight in self._weights)
 
     def read(self, i: int, /) -> CachedSample:
         """Sample `i` of all caches; raises what the cache raises."""

@@ -70,6 +70,11 @@ def test_no_field_outside_the_caches_own_sections_changes_it(
         {"vocab.draft_size": 159},
         {"cache.supervision": "dense"},
         {"cache.aux_codec": "fp32"},
+        {"cache.aux_codec": "int8"},
+        {"cache.hidden_codec": "fp8"},
+        {"cache.supervision": "sparse"},
+        {"cache.profile": "compact"},
+        {"cache.profile": "tiny"},
         {"cache.hidden_codec": "fp16"},
         {"cache.aux_layer_ids": [2, 3, 5]},
         {"cache.full_head": True},
@@ -86,6 +91,10 @@ def test_fields_that_alter_bytes_change_it(project: TinyProject, changed: dict[s
     [
         {"cache.root": "elsewhere"},
         {"cache.probs_codec": "fp32"},
+        {"cache.tolerance": 0.5},
+        {"cache.max_entries": 17},
+        {"cache.profile": "exact"},
+        {"cache.profile": "tiny", "cache.supervision": "hidden", "cache.aux_codec": "bf16"},
         {"cache.aux_layer_ids": [2, 4, 5]},
         {"target.dtype": "float32"},
         {"target.trust_remote_code": True},
@@ -96,6 +105,13 @@ def test_fields_that_alter_bytes_change_it(project: TinyProject, changed: dict[s
 def test_fields_that_alter_no_byte_leave_it(project: TinyProject, changed: dict[str, Any]) -> None:
     """A place, a codec that is not in use, a default spelled out."""
     assert identity(project, **changed) == identity(project)
+
+
+def test_tolerance_and_cap_matter_only_to_sparse_supervision(project: TinyProject) -> None:
+    sparse = identity(project, **{"cache.supervision": "sparse"})
+    assert identity(project, **{"cache.supervision": "sparse", "cache.tolerance": 0.5}) != sparse
+    assert identity(project, **{"cache.supervision": "sparse", "cache.max_entries": 17}) != sparse
+    assert identity(project, **{"cache.supervision": "sparse", "cache.hidden_codec": "fp32"}) == sparse
 
 
 def test_moved_target_and_data_give_the_same_identity(project: TinyProject, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 from eaglepipe.cache.codecs import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec, arrow_schema, batch_to_sample, sample_digest, sample_to_batch
+from eaglepipe.cache.sparse import id_dtype
 from eaglepipe.cache.types import CachedSample
 
 
 def random_sample(seed: int, num_tokens: int, spec: ShardSpec, share: float = 0.5) -> CachedSample:
     rng = np.random.default_rng(seed)
     supervised = rng.random(num_tokens) < share
+    scales = torch.empty(0, dtype=spec.aux.scale_dtype).numpy().dtype
     return CachedSample(
         sample_id=f"sample-{seed}",
         source="rng",
@@ -30,20 +33,32 @@ def random_sample(seed: int, num_tokens: int, spec: ShardSpec, share: float = 0.
         target_top1=np.where(supervised, rng.integers(0, spec.vocab_size, num_tokens), -1).astype(np.int32),
         draft_mass=np.where(supervised, rng.random(num_tokens), 0).astype(np.float32),
         aux_payload=rng.integers(0, 256, (num_tokens, spec.aux.row_bytes)).astype(np.uint8),
-        aux_scales=None,
-        supervision_payload=rng.integers(0, 256, (int(supervised.sum()), spec.rows.row_bytes)).astype(np.uint8),
+        aux_scales=rng.random((num_tokens, spec.aux.num_scales)).astype(scales) if spec.aux.num_scales else None,
+        **_supervision(rng, int(supervised.sum()), spec),
     )
 
 
-def spec_of(supervision: str, codec: str) -> ShardSpec:
+def _supervision(rng: np.random.Generator, num_rows: int, spec: ShardSpec) -> dict[str, Any]:
+    if spec.supervision != "sparse":
+        return {"supervision_payload": rng.integers(0, 256, (num_rows, spec.rows.row_bytes)).astype(np.uint8)}
+    counts = rng.integers(1, 9, num_rows).astype(np.int32)
+    return {
+        "supervision_payload": rng.integers(0, 256, (int(counts.sum()), 2)).astype(np.uint8),
+        "sparse_ids": rng.integers(0, spec.draft_vocab_size, int(counts.sum())).astype(id_dtype(spec.draft_vocab_size)),
+        "sparse_counts": counts,
+        "tail_mass": rng.random(num_rows).astype(np.float32),
+    }
+
+
+def spec_of(supervision: str, codec: str, aux_codec: str = "bf16", draft_vocab_size: int = 20) -> ShardSpec:
     return ShardSpec(
         supervision=supervision,
-        aux_codec="bf16",
+        aux_codec=aux_codec,
         supervision_codec=codec,
         aux_layer_ids=(2, 4, 5),
         hidden_size=8,
-        vocab_size=100,
-        draft_vocab_size=20,
+        vocab_size=10**6,
+        draft_vocab_size=draft_vocab_size,
     )
 
 
@@ -52,10 +67,21 @@ def spec_of(supervision: str, codec: str) -> ShardSpec:
     seed=st.integers(0, 2**32 - 1),
     num_tokens=st.integers(1, 70),
     share=st.sampled_from([0.0, 0.3, 1.0]),
-    encoding=st.sampled_from([("hidden", "bf16"), ("hidden", "fp32"), ("dense", "fp16"), ("dense", "fp32")]),
+    encoding=st.sampled_from(
+        [
+            ("hidden", "bf16"),
+            ("hidden", "fp32", "fp8"),
+            ("hidden", "fp8", "int8"),
+            ("hidden", "int4", "int4"),
+            ("dense", "fp16"),
+            ("dense", "fp32"),
+            ("sparse", "fp16", "bf16", 2**16),
+            ("sparse", "fp16", "int8", 2**16 + 1),
+        ]
+    ),
 )
 def test_every_field_survives_the_arrow_file(
-    seed: int, num_tokens: int, share: float, encoding: tuple[str, str]
+    seed: int, num_tokens: int, share: float, encoding: tuple[Any, ...]
 ) -> None:
     spec = spec_of(*encoding)
     sample = random_sample(seed, num_tokens, spec, share)
@@ -70,6 +96,7 @@ def test_every_field_survives_the_arrow_file(
     for name, value in vars(sample).items():
         found = getattr(again, name)
         assert np.array_equal(found, value) if isinstance(value, np.ndarray) else found == value, name
+        assert getattr(found, "dtype", None) == getattr(value, "dtype", None), name
     assert sample_digest(read.batch, sample.sample_id, sample.source) == metadata["xxh3_128"]
 
 

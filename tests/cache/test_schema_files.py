@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from eaglepipe.cache.codec_integer import IntegerRows
+from eaglepipe.cache.codecs import LOGICAL_DTYPES, make_codec
 from eaglepipe.cache.manifest import Document, Manifest, Plan, Sidecar, json_schema, load_document
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, SUPERVISION_COLUMNS, ShardSpec, arrow_schema, shard_columns
@@ -47,11 +49,12 @@ def test_invalid_examples_fail_schema_and_loader(path: Path) -> None:
         load_document(path, KINDS[kind])
 
 
-def test_columns_of_a_shard_are_those_of_the_schema_file() -> None:
+@pytest.mark.parametrize("aux_codec", ["bf16", "fp8", "int8", "int4"])
+def test_columns_of_a_shard_are_those_of_the_schema_file(aux_codec: str) -> None:
     for supervision, column in SUPERVISION_COLUMNS.items():
         spec = ShardSpec(
             supervision=supervision,
-            aux_codec="bf16",
+            aux_codec=aux_codec,
             supervision_codec="fp16",
             aux_layer_ids=(1, 2),
             hidden_size=4,
@@ -59,10 +62,11 @@ def test_columns_of_a_shard_are_those_of_the_schema_file() -> None:
             draft_vocab_size=5,
         )
         schema = arrow_schema(spec, identity="0" * 32, shard=0)
+        chosen = {"supervision": supervision, "aux_codec": aux_codec}
         declared = [
             c["name"]
             for c in shard_columns()
-            if c.get("when", {"supervision": supervision})["supervision"] == supervision
+            if all(chosen[name] in values for name, values in c.get("when", {}).items())
         ]
         assert schema.names == declared
         assert json.loads(schema.field("aux_hidden_states").metadata[b"shape"]) == [2, 4]
@@ -79,6 +83,16 @@ def test_golden_cache_of_every_version_loads_for_ever(folder: Path) -> None:
     assert (cache.num_samples, tokens, checksum) == GOLDEN_FACTS[folder.parent.parent.name]
     aux = cache.read(0).aux_payload.view(np.uint16)
     assert aux.shape[1] == len(cache.aux_layer_ids) * cache.spec.hidden_size
+
+
+def test_schema_file_describes_every_codec_as_the_code_has_it() -> None:
+    described = json.loads((schema_folder(SCHEMA_VERSION) / "shard.json").read_text())["codecs"]
+    assert {name: entry["logical_dtype"] for name, entry in described.items()} == LOGICAL_DTYPES
+    for name in LOGICAL_DTYPES:
+        codec = make_codec(name, (2, 4096))
+        assert codec.name == name
+        if isinstance(codec, IntegerRows):
+            assert (described[name]["group"], described[name]["max_outliers"]) == (codec.group, codec.max_outliers)
 
 
 def test_every_cache_carries_its_own_schema(sealed_cache: Path) -> None:

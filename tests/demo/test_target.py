@@ -1,5 +1,6 @@
 """The demo's tokenizer and target at toy size: exact text, an honest mask, and a folder that loads anywhere."""
 
+import json
 import math
 from pathlib import Path
 
@@ -8,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
-from eaglepipe.demo.muon import orthogonalize
-from eaglepipe.demo.quality import is_loop, quality_report, similarity
+from eaglepipe.demo.quality import is_loop, judge_answers, shared_words
 from eaglepipe.demo.target import TargetShape, TargetTraining, build_model, rate_factor, train_target
 from eaglepipe.demo.target_data import collate, encode, steps
 from eaglepipe.demo.tokenizer import END_OF_TURN, train_tokenizer
@@ -96,8 +96,6 @@ def test_a_target_trains_saves_and_loads_as_a_transformers_folder(
     reloaded = AutoTokenizer.from_pretrained(report.folder)
     assert model.config.vocab_size == len(reloaded) == len(tokenizer)
     assert model.dtype == torch.float32 and model.config.use_cache
-    quality = quality_report(model, reloaded, read_rows(corpus.prompts), max_prompts=6, max_new_tokens=4, batch_size=4)
-    assert quality.num_answers == 6 and all(answer.num_tokens <= 4 for answer in quality.answers)
 
 
 def test_a_slow_machine_stops_by_time(tokenizer: PreTrainedTokenizerFast, corpus: CorpusFiles, tmp_path: Path) -> None:
@@ -114,17 +112,21 @@ def test_a_loop_is_an_eight_token_run_three_times() -> None:
     assert not is_loop([1, 2])
 
 
-def test_similarity_counts_words_in_order() -> None:
-    assert similarity("a b c d", "a b c d") == 1.0
-    assert similarity("a b x d", "a b c d") == 0.75
-    assert similarity("q", "a b") == 0.0
+def test_shared_words_count_each_word_once() -> None:
+    assert shared_words("a b c d", "d c b a") == 1.0
+    assert shared_words("a a x", "a b") == 0.5
+    assert shared_words("q", "a b") == 0.0
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
-def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_levels_its_values(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.5
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    levelled = left.T @ orthogonalize(matrix) @ right.T
-    kept = values / values.norm() > 0.05
-    assert ((levelled.diagonal() > 0.5) & (levelled.diagonal() < 1.3))[kept].all()
-    torch.testing.assert_close(levelled, torch.diag(levelled.diagonal()), rtol=0, atol=1e-3)
+def test_answers_are_judged_against_the_rows_they_answer(corpus: CorpusFiles, tmp_path: Path) -> None:
+    rows = read_rows(corpus.prompts)
+    right, looping = dict(rows[0]), dict(rows[1])
+    looping["messages"] = [
+        {**m, "content": "a b c d e f g h " * 3} if m["role"] == "assistant" else m for m in looping["messages"]
+    ]
+    answers = [{**row, "id": f"source:{row['id']}"} for row in (right, looping)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    report = judge_answers(tmp_path / "answers.jsonl", rows, str.split)
+    num_right = sum(message["role"] == "assistant" for message in right["messages"])
+    assert report.looping_share == 1 - num_right / report.num_answers
+    assert 0.0 < report.shared_words < 1.0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.config import Recipe
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
 from eaglepipe.evaluation.acceptance import bigram_acceptance_length
@@ -76,6 +77,35 @@ def test_two_caches_of_one_target_train_as_one(recipe: Recipe, sealed_cache: Pat
         recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 2})}), [sealed_cache] * 2
     )
     assert len(list(read_metrics(Path(str(recipe.train.output_dir)) / "metrics.jsonl"))) == 4
+
+
+def test_a_weighted_cache_counts_as_often_as_its_weight(recipe: Recipe, sealed_cache: Path, cache_copy: Path) -> None:
+    shares = [CacheShare(folder=sealed_cache), CacheShare(folder=cache_copy, weight=2.5)]
+    plain, weighted = open_caches([sealed_cache, cache_copy]), open_caches(shares)
+    turned = open_caches([CacheShare(folder=sealed_cache, weight=2.5), CacheShare(folder=cache_copy)])
+    assert len({plain.identity, weighted.identity, turned.identity}) == 3
+    assert open_caches([CacheShare(folder=sealed_cache)]).identity == open_caches([sealed_cache]).identity
+    assert plain.index.weights is None and weighted.index.weights is not None
+    assert sorted(set(weighted.index.weights)) == [1.0, 2.5]
+    before, after = preview_training(recipe, [sealed_cache] * 2), preview_training(recipe, shares)
+    assert after.train_tokens / before.train_tokens == pytest.approx(3.5 / 2, rel=0.1)
+    assert run_training(recipe, shares).total_steps == after.total_steps > before.total_steps
+
+
+def test_other_weights_do_not_continue_a_run(recipe: Recipe, sealed_cache: Path) -> None:
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 2})})
+    run_training(short, [CacheShare(folder=sealed_cache, weight=2.0)])
+    with pytest.raises(CacheError, match="was trained from cache"):
+        run_training(short, [sealed_cache])
+
+
+def test_train_caches_takes_paths_and_weights(project: TinyProject, sealed_cache: Path) -> None:
+    named = project.recipe(**{"train.caches": f"[{sealed_cache}, {{path: ~/b, weight: 0.5}}]"})
+    expected = [CacheShare(folder=sealed_cache), CacheShare(folder=Path("~/b").expanduser(), weight=0.5)]
+    assert caches_of(named) == expected
+    for wrong in ("{path: b, wieght: 2}", "{path: b, weight: 0}", "{path: b, weight: .inf}"):
+        with pytest.raises(ConfigError, match=r"train\.caches\.0\.w"):
+            project.recipe(**{"train.caches": f"[{wrong}]"})
 
 
 def test_caches_of_different_vocabularies_are_not_joined(

@@ -1,4 +1,8 @@
+from collections import Counter
+
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eaglepipe.training.order import choose_heldout, epoch_order, heldout_hash, split_samples
 
@@ -50,3 +54,38 @@ def test_order_is_a_permutation_that_depends_on_cache_seed_and_epoch_only() -> N
         epoch_order(samples, identity="a", seed=0, epoch=1),
     ):
         assert list(other) != list(first)
+
+
+def test_weight_one_everywhere_is_the_unweighted_order() -> None:
+    samples, key = np.arange(0, 300, 3), {"identity": "a", "seed": 0, "epoch": 2}
+    assert list(epoch_order(samples, **key, weights=np.ones(300))) == list(epoch_order(samples, **key))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 30), st.floats(0.05, 5.0)), min_size=1, max_size=4), st.integers(1, 12))
+def test_a_weight_is_the_share_of_samples_in_every_epoch_and_of_epochs_for_every_sample(
+    caches: list[tuple[int, float]], epochs: int
+) -> None:
+    weights = np.concatenate([np.full(count, weight) for count, weight in caches])
+    samples = np.arange(len(weights))
+    drawn: Counter[int] = Counter()
+    for epoch in range(epochs):
+        order = epoch_order(samples, identity="a", seed=0, epoch=epoch, weights=weights)
+        assert list(order) == list(epoch_order(samples, identity="a", seed=0, epoch=epoch, weights=weights))
+        once = Counter(order.tolist())
+        for weight in set(weights):
+            of_weight = samples[weights == weight]
+            assert sum(once[i] for i in of_weight) == max(1, round(weight * len(of_weight)))
+            counts = [once[i] for i in of_weight]
+            assert max(counts) - min(counts) <= 1
+        drawn.update(once)
+    for weight in set(weights):
+        counts = [drawn[i] for i in samples[weights == weight]]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_weighted_caches_are_interleaved_and_not_one_after_the_other() -> None:
+    weights = np.repeat([2.0, 0.5], 200)
+    order = epoch_order(np.arange(400), identity="a", seed=0, epoch=0, weights=weights)
+    thirds = [np.mean(part < 200) for part in np.array_split(order, 3)]
+    assert len(order) == 500 and all(0.7 < share < 0.9 for share in thirds)

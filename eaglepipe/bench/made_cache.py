@@ -1,0 +1,166 @@
+"""Complete caches of random numbers in a wanted shape, written by the cache's own writer: what benchmarks read.
+
+Ids, turns and encodings are real; states are noise, on which no time or memory here depends.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.identity import hash_json
+from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes
+from eaglepipe.cache.publish import publish_bytes, publish_json
+from eaglepipe.cache.reader import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE, Cache
+from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
+from eaglepipe.cache.seal import HEAD_FILE, seal_cache
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.cache.writer import ShardWriter
+
+TOKENS_PER_TURN_PAIR = 320
+_HEAD_SCALE = 4.0  # standard deviation of the target's logits
+_NO_DIGEST = "0" * 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetShape:
+    """As much of a target as a cache and a draft depend on."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    draft_vocab_size: int
+    num_aux: int = 3
+    num_hidden_layers: int = 8
+
+    def config(self, max_length: int) -> dict[str, Any]:
+        """A Llama `config.json` of this shape."""
+        shape = asdict(self)
+        del shape["num_aux"], shape["draft_vocab_size"]
+        kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-6}
+        return {**kind, **shape, "max_position_embeddings": max_length}
+
+
+def chat_lengths(count: int, *, median: int, spread: float, longest: int, seed: int = 0) -> tuple[int, ...]:
+    """Log-normal lengths at evenly spaced quantiles, in random order: few samples stand for the whole distribution."""
+    quantiles = (np.arange(count) + 0.5) / count
+    lengths = [median * np.exp(spread * NormalDist().inv_cdf(float(q))) for q in quantiles]
+    clipped = np.clip(np.round(lengths), 16, longest).astype(int)
+    return tuple(int(length) for length in np.random.default_rng(seed).permutation(clipped))
+
+
+def make_turns(length: int, assistant_share: float) -> NDArray[np.int32]:
+    """Assistant turn of each token, 0 for others: pairs of a user's and an assistant's turn, int32 [T]."""
+    if assistant_share == 1.0:
+        return np.ones(length, np.int32)
+    num_pairs = max(1, round(length / TOKENS_PER_TURN_PAIR))
+    place = np.arange(length) * num_pairs / length
+    return np.where(place % 1.0 >= 1.0 - assistant_share, place.astype(np.int32) + 1, 0).astype(np.int32)
+
+
+def write_made_cache(
+    folder: Path,
+    shape: TargetShape,
+    lengths: Sequence[int],
+    *,
+    assistant_share: float,
+    shard_bytes: int = 256 * 2**20,
+    codec: str = "bf16",
+) -> Cache:
+    """Write and open a cache of last hidden states; one sample a length, in the order given."""
+    spec = ShardSpec(
+        supervision="hidden",
+        aux_codec=codec,
+        supervision_codec=codec,
+        aux_layer_ids=tuple(range(2, 2 + shape.num_aux)),
+        hidden_size=shape.hidden_size,
+        vocab_size=shape.vocab_size,
+        draft_vocab_size=shape.draft_vocab_size,
+    )
+    identity = hash_json([asdict(shape), list(lengths), assistant_share])
+    _publish_fixed_files(folder, shape, max(lengths))
+    samples = (_sample(number, length, assistant_share, spec) for number, length in enumerate(lengths))
+    num_shards, shard = 0, ShardWriter(folder, 0, spec=spec, identity=identity)
+    for sample in samples:
+        if shard.num_bytes >= shard_bytes:
+            shard.finish()
+            num_shards += 1
+            shard = ShardWriter(folder, num_shards, spec=spec, identity=identity)
+        shard.write(sample)
+    shard.finish()
+    plan = _plan(identity, lengths, assistant_share, num_shards + 1)
+    publish_bytes(folder / PLAN_NAME, document_bytes(plan))
+    seal_cache(folder, plan, spec, max_length=max(lengths))
+    return Cache.open(folder)
+
+
+def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec) -> CachedSample:
+    generator = torch.Generator().manual_seed(number)
+    turns = make_turns(length, assistant_share)
+    supervised = _supervised(turns)
+    ids = torch.randint(spec.vocab_size, (2, length), generator=generator, dtype=torch.int32)
+    aux = torch.randn(length, len(spec.aux_layer_ids), spec.hidden_size, generator=generator)
+    hidden = torch.randn(int(supervised.sum()), spec.hidden_size, generator=generator)
+    return CachedSample(
+        sample_id=f"made:{number}",
+        source="made",
+        input_ids=ids[0].numpy(),
+        loss_mask=turns > 0,
+        supervised=supervised,
+        position_mask=supervised,
+        target_top1=np.where(supervised, ids[1].numpy() % spec.draft_vocab_size, -1).astype(np.int32),
+        draft_mass=supervised.astype(np.float32),
+        aux_payload=spec.aux.encode(aux).payload.numpy(),
+        aux_scales=None,
+        supervision_payload=spec.rows.encode(hidden).payload.numpy(),
+    )
+
+
+def _publish_fixed_files(folder: Path, shape: TargetShape, max_length: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    width, draft_size = shape.hidden_size, shape.draft_vocab_size
+    ids = torch.arange(draft_size)
+    mask = torch.zeros(shape.vocab_size, dtype=torch.bool).index_fill(0, ids, True)
+    counts = torch.ones(shape.vocab_size, dtype=torch.int64)
+    start = {
+        "embed_tokens.weight": torch.randn(shape.vocab_size, width, generator=generator) * 0.02,
+        "lm_head.weight": torch.randn(draft_size, width, generator=generator) * (_HEAD_SCALE * width**-0.5),
+        "norm.weight": torch.ones(width),
+    }
+    vocab = {"selected_token_ids": ids, "selected_token_mask": mask, "counts": counts}
+    publish_bytes(folder / VOCAB_FILE, save(vocab))
+    publish_bytes(folder / START_FILE, save({name: tensor.bfloat16() for name, tensor in start.items()}))
+    publish_json(folder / TARGET_CONFIG_FILE, shape.config(max_length))
+    publish_json(folder / HEAD_FILE, asdict(HeadSpec()))
+
+
+def _supervised(turns: NDArray[np.int32]) -> NDArray[np.bool_]:
+    return (turns > 0) & np.append(turns[1:] == turns[:-1], False)
+
+
+def _plan(identity: str, lengths: Sequence[int], assistant_share: float, num_shards: int) -> Plan:
+    """There was no recipe and no corpus, so nothing is declared and nothing was staged."""
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        name="made",
+        identity=identity,
+        identity_fields={},
+        declared={},
+        batch_tokens=0,
+        samples=len(lengths),
+        tokens=sum(lengths),
+        supervised_tokens=sum(int(_supervised(make_turns(n, assistant_share)).sum()) for n in lengths),
+        shards=num_shards,
+        drops={},
+        staging=FileEntry(path="none", bytes=0, xxh3_128=_NO_DIGEST),
+    )

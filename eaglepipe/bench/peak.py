@@ -1,0 +1,47 @@
+"""Peak memory of a piece of work above what was held when it began.
+
+On the CPU the work runs in a process started for it, and the peak is Linux's own of resident memory (`VmHWM`), set back
+just before the work: in a process with a past, memory that the allocator kept would hide part of it.
+"""
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function of a module in a new process; its result, or its exception."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Run `work`; bytes that it held at its peak beyond what was held before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    with suppress(OSError):  # where the peak cannot be set back, it still counts as far as this work exceeds it
+        _CLEAR.write_text(_RESET_PEAK)
+    before = _status_bytes("VmRSS")
+    work()
+    return max(_status_bytes("VmHWM") - before, 0)
+
+
+def _status_bytes(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    assert found is not None, f"{_STATUS} has no {field}"
+    return int(found[1]) * 1024

@@ -1,0 +1,151 @@
+"""The matrix products of the compact path, told from its plan: counted as FLOP, and run alone as a lower bound.
+
+Forward and backward of each product are counted and run as often as the path runs them. The buffers stay warm, and
+nothing but products happens, so that the bound errs on the low side.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from eaglepipe.eagle.plan import Run, UnrollPlan
+
+_QUERY_BLOCK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProducts:
+    """y = x @ w.T for x [rows, inner], w [columns, inner], then the gradient of w and, unless x takes none, of x."""
+
+    rows: int
+    inner: int
+    columns: int
+    input_gradient: bool = True
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.rows * self.inner * self.columns * (3 if self.input_gradient else 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionProducts:
+    """Scores and outputs of one run of queries over step 0's keys; the backward computes the scores again.
+
+    Two products forward and five backward, over `before` keys of earlier slots and the run's own triangle.
+    """
+
+    queries: int
+    before: int
+    heads: int
+    head_dim: int
+
+    @property
+    def flops(self) -> int:
+        pairs = self.queries * self.before + self.queries * (self.queries + 1) // 2
+        return 7 * 2 * pairs * self.heads * self.head_dim
+
+
+Products = LinearProducts | AttentionProducts
+
+
+def unroll_products(config: Any, plan: UnrollPlan, *, head_chunk_rows: int) -> list[Products]:
+    """All products of one batch through a draft of one layer, forward and backward.
+
+    Args:
+        config: the draft's; its embeddings are frozen, its aux states take no gradient.
+    """
+    assert config.num_hidden_layers == 1, "the compact path of one layer is what is counted"
+    width, ffn = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys_values = 2 * config.num_key_value_heads * config.head_dim
+    aux_width = config.num_aux_hidden_states * config.target_hidden_size
+    num_cached, num_active = len(plan.cached), len(plan.active)
+    found: list[Products] = [
+        LinearProducts(rows=num_cached, inner=aux_width, columns=width, input_gradient=bool(config.fc_norm)),
+        LinearProducts(rows=num_active, inner=width, columns=queries),
+        LinearProducts(rows=num_cached, inner=width, columns=keys_values),
+    ]
+    for index, step in enumerate(plan.steps):
+        rows = len(step.slots)
+        found.append(LinearProducts(rows=rows if index else num_cached, inner=width, columns=keys_values))
+        found.append(LinearProducts(rows=rows, inner=width, columns=queries))
+        found.extend(_attention(config, run) for run in step.runs)
+        found.append(LinearProducts(rows=rows, inner=queries, columns=width))
+        found += [LinearProducts(rows=rows, inner=width, columns=ffn)] * 2
+        found.append(LinearProducts(rows=rows, inner=ffn, columns=width))
+    num_losses = sum(len(step.rows) for step in plan.steps)
+    head = LinearProducts(rows=head_chunk_rows, inner=width, columns=config.draft_vocab_size)
+    found += [head] * (num_losses // head_chunk_rows)
+    found.append(replace(head, rows=num_losses % head_chunk_rows))
+    return [products for products in found if products.flops]
+
+
+def _attention(config: Any, run: Run) -> AttentionProducts:
+    return AttentionProducts(
+        queries=run.count,
+        before=run.first - run.document,
+        heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+    )
+
+
+class ProductRunner:
+    """Runs products on buffers that are made once; what is in them does not matter, but is finite."""
+
+    def __init__(self, products: Sequence[Products], *, device: torch.device, dtype: torch.dtype) -> None:
+        self._products = products
+        sizes = [max(roles) for roles in zip((0,) * 5, *map(_buffer_sizes, products), strict=True)]
+        self._buffers = [torch.full((size,), 1e-3, device=device, dtype=dtype) for size in sizes]
+
+    def __call__(self) -> None:
+        for products in self._products:
+            if isinstance(products, LinearProducts):
+                self._linear(products)
+            else:
+                for rows, keys in _blocks(products):
+                    self._attend(products.heads, rows, keys, products.head_dim)
+
+    def _linear(self, product: LinearProducts) -> None:
+        rows, inner, columns = product.rows, product.inner, product.columns
+        shapes = ((rows, inner), (columns, inner), (rows, columns), (rows, inner), (columns, inner))
+        x, weight, y, grad_x, grad_weight = self._views(shapes)
+        torch.mm(x, weight.t(), out=y)
+        torch.mm(y.t(), x, out=grad_weight)
+        if product.input_gradient:
+            torch.mm(y, weight, out=grad_x)
+
+    def _attend(self, heads: int, rows: int, keys: int, head_dim: int) -> None:
+        of_rows, of_keys, scores_shape = (heads, rows, head_dim), (heads, keys, head_dim), (heads, rows, keys)
+        query, key, scores, grad_rows, grad_keys = self._views((of_rows, of_keys, scores_shape, of_rows, of_keys))
+        for _ in range(3):  # scores, scores again, gradient of the weights
+            torch.bmm(query, key.transpose(1, 2), out=scores)
+        for _ in range(2):  # output, gradient of the queries
+            torch.bmm(scores, key, out=grad_rows)
+        for _ in range(2):  # gradients of keys and values
+            torch.bmm(scores.transpose(1, 2), query, out=grad_keys)
+
+    def _views(self, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+        return [buffer[: _size(shape)].view(shape) for buffer, shape in zip(self._buffers, shapes, strict=True)]
+
+
+def _buffer_sizes(products: Products) -> tuple[int, int, int, int, int]:
+    if isinstance(products, LinearProducts):
+        of_x, of_weight = products.rows * products.inner, products.columns * products.inner
+        return of_x, of_weight, products.rows * products.columns, of_x, of_weight
+    width = products.heads * products.head_dim
+    rows = min(products.queries, _QUERY_BLOCK)
+    keys = products.before + products.queries
+    return rows * width, keys * width, rows * keys * products.heads, rows * width, keys * width
+
+
+def _blocks(products: AttentionProducts) -> Iterator[tuple[int, int]]:
+    """Queries and keys of each block: what lies beyond a block's last query is left out."""
+    for start in range(0, products.queries, _QUERY_BLOCK):
+        end = min(start + _QUERY_BLOCK, products.queries)
+        yield end - start, products.before + end
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())

@@ -1,0 +1,174 @@
+"""`bench read`: a cache through the loader of training, against a plain read of as many bytes into buffers as large.
+
+Both find the shards in the page cache. The plain read goes through the shards in order, without asking what is in them.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eaglepipe.bench.made_cache import TargetShape, chat_lengths, write_made_cache
+from eaglepipe.bench.timing import median_seconds, timed
+from eaglepipe.cache.reader import Cache
+from eaglepipe.training.loader import Loader
+from eaglepipe.training.packing import plan_steps
+from eaglepipe.training.types import Cut, EncodedBatch, Position
+
+_HOST = torch.device("cpu")
+READ_SHAPE = TargetShape(
+    hidden_size=4096,
+    intermediate_size=64,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=2048,
+    draft_vocab_size=512,
+)
+"""Rows as wide as those of an 8B target; nothing else of it matters here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadReport:
+    """Medians of whole passes over a cache; `num_bytes` is what arrives in the batches of one pass."""
+
+    samples: int
+    tokens: int
+    batches: int
+    num_bytes: int
+    seconds: float
+    first_touch_seconds: float  # with every sample's digest checked, as in a first epoch
+    raw_seconds: float
+    rounds: int
+
+    @property
+    def ratio_to_raw(self) -> float:
+        return self.raw_seconds / self.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "bytes_per_s": self.num_bytes / self.seconds,
+            "first_touch_bytes_per_s": self.num_bytes / self.first_touch_seconds,
+            "raw_bytes_per_s": self.num_bytes / self.raw_seconds,
+            "tokens_per_s": self.tokens / self.seconds,
+            "ratio_to_raw": self.ratio_to_raw,
+            "first_touch_ratio_to_raw": self.raw_seconds / self.first_touch_seconds,
+        }
+
+    def table(self) -> str:
+        lines = [
+            f"bench read: {self.samples:,} samples, {self.tokens:,} tokens, {self.num_bytes / 1e6:,.0f} MB into "
+            f"{self.batches} batches, medians of {self.rounds} rounds",
+            f"  {'':34} {'GB/s':>8} {'of plain':>9} {'tokens/s':>12}",
+        ]
+        for name, seconds in (
+            ("plain read of the same bytes", self.raw_seconds),
+            ("into training batches", self.seconds),
+            ("the same, every digest checked", self.first_touch_seconds),
+        ):
+            speed, share = self.num_bytes / seconds / 1e9, self.raw_seconds / seconds
+            lines.append(f"  {name:34} {speed:>8.2f} {share:>9.2f} {self.tokens / seconds:>12,.0f}")
+        return "\n".join(lines)
+
+
+def measure_read(
+    folder: Path | None = None, *, shape: TargetShape = READ_SHAPE, num_samples: int = 96, rounds: int = 7
+) -> ReadReport:
+    """Read a complete cache, or one made for it in a temporary folder.
+
+    Raises:
+        CacheError, CorruptError: the cache cannot be read.
+    """
+    with _made_or_given(folder, shape, num_samples) as place:
+        checked = Cache.open(place)
+        sizes = [_num_bytes(batch) for batch in _batches(checked)]
+        files = [place / entry.path for entry in checked.manifest.shards]
+        seconds = median_seconds(
+            {
+                "raw": lambda: _raw_seconds(files, sizes),
+                "loader": lambda: timed(lambda: _exhaust(checked), _HOST)[0],
+                "first touch": lambda: _first_touch_seconds(place),
+            },
+            rounds,
+        )
+        return ReadReport(
+            samples=checked.num_samples,
+            tokens=int(checked.index.num_tokens.sum()),
+            batches=len(sizes),
+            num_bytes=sum(sizes),
+            seconds=seconds["loader"],
+            first_touch_seconds=seconds["first touch"],
+            raw_seconds=seconds["raw"],
+            rounds=rounds,
+        )
+
+
+@contextmanager
+def _made_or_given(folder: Path | None, shape: TargetShape, num_samples: int) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+        return
+    lengths = chat_lengths(num_samples, median=180, spread=0.8, longest=1024)
+    with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as name:
+        write_made_cache(Path(name), shape, lengths, assistant_share=0.55)
+        yield Path(name)
+
+
+def _first_touch_seconds(folder: Path) -> float:
+    cache = Cache.open(folder)
+    return timed(lambda: _exhaust(cache), _HOST)[0]
+
+
+def _exhaust(cache: Cache) -> None:
+    for _ in _batches(cache):
+        pass
+
+
+def _batches(cache: Cache) -> Iterator[EncodedBatch]:
+    """One epoch as training reads it; no batch is kept."""
+    longest = int(cache.index.num_tokens.max())
+    plans = plan_steps(
+        np.arange(cache.num_samples),
+        cache.index.num_tokens,
+        identity=cache.identity,
+        seed=0,
+        epochs=1,
+        batch_tokens=max(16_384, longest),
+        cut=Cut(pack_length=longest, micro_batch_tokens=max(4096, longest)),
+        start=Position(),
+    )
+    with Loader(cache, plans, ttt_steps=7, device=_HOST, prefetch_batches=4) as loader:
+        for _, batches in loader:
+            yield from batches
+
+
+def _num_bytes(batch: EncodedBatch) -> int:
+    return sum(tensor.nbytes for tensor in batch.tensors())
+
+
+def _raw_seconds(files: list[Path], sizes: list[int]) -> float:
+    """Fill one buffer as often, and each time as far, as the batches ask for, from the files one after the other."""
+    buffer = memoryview(bytearray(max(sizes)))
+    buffer[:] = bytes(len(buffer))
+    return timed(lambda: _read_into(buffer, files, sizes), _HOST)[0]
+
+
+def _read_into(buffer: memoryview, files: list[Path], sizes: list[int]) -> None:
+    with ExitStack() as opened:
+        streams = itertools.cycle([opened.enter_context(path.open("rb", buffering=0)) for path in files])
+        stream = next(streams)
+        for size in sizes:
+            filled = 0
+            while filled < size:
+                got = stream.readinto(buffer[filled:size])
+                filled += got
+                if not got:
+                    stream = next(streams)
+                    stream.seek(0)

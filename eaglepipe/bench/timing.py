@@ -1,0 +1,48 @@
+"""Times that can be compared: all that is compared runs in turn in one process, several rounds, and medians count.
+
+A machine that slows down slows the reference down with it.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+
+from eaglepipe.errors import ConfigError
+
+Result = TypeVar("Result")
+
+
+def median_seconds(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median over `rounds` of what each entry reports; an entry runs, and says how long what it measures took.
+
+    Every second round goes through the entries backwards, so that none always comes after the same other one.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(rounds):
+        for name in list(work)[:: -1 if number % 2 else 1]:
+            seconds[name].append(work[name]())
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def timed(action: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """Wall seconds of an action, with all that it queued on the device, and what it returns."""
+    synchronise(device)
+    started = time.perf_counter()
+    result = action()
+    synchronise(device)
+    return time.perf_counter() - started, result
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bench_device(kind: str, what: str) -> torch.device:
+    """Raises ConfigError where `what` needs a CUDA device and there is none."""
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{what} needs a CUDA device, and this machine has none; the cpu presets run here")
+    return torch.device(kind)

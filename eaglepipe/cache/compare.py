@@ -1,0 +1,143 @@
+"""How two caches differ, field by field, and whether a draft can learn from both."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.cache.identity import differing_leaves, hash_json
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
+from eaglepipe.cache.reader import (
+    REPORT_FILE,
+    START_FILE,
+    TARGET_CONFIG_FILE,
+    VOCAB_FILE,
+    Cache,
+    load_manifest,
+    missing_shards,
+)
+from eaglepipe.errors import CacheError, printable
+
+# Of an identity's fields, those that two caches of one target and one tokenizer share; where from is no part of it.
+_TARGET_FIELDS = (("target", "weights"), ("target", "config"), ("target", "dtype"), ("data", "tokenizer"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One leaf that two caches do not share."""
+
+    field: str
+    a: Any
+    b: Any
+
+    def line(self) -> str:
+        return printable(f"{self.field}: {self.a!r} -> {self.b!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheDiff:
+    """What tells two caches apart; `contents` may differ with one identity where devices computed other bits."""
+
+    a: str
+    b: str
+    identity: tuple[Difference, ...]
+    contents: tuple[Difference, ...]
+
+    @property
+    def equal(self) -> bool:
+        return not self.identity and not self.contents
+
+    def to_json(self) -> dict[str, Any]:
+        return {"equal": self.equal, **asdict(self)}
+
+    def table(self) -> str:
+        """One line a difference, those of the identity first."""
+        parts = (("identity", self.identity), ("contents", self.contents))
+        lines = [f"{part}  {difference.line()}" for part, differences in parts for difference in differences]
+        return "\n".join(lines) if lines else f"{self.a} and {self.b}: the same identity and the same contents"
+
+
+def diff_caches(a: Path, b: Path) -> CacheDiff:
+    """Compare two caches, complete or not; no shard is read, their digests are.
+
+    Raises:
+        CacheError: one of them is no cache.
+        CorruptError: a plan or a manifest is damaged.
+    """
+    plans = [_load_plan(folder) for folder in (a, b)]
+    return CacheDiff(
+        a=str(a),
+        b=str(b),
+        identity=_differences(*(plan.identity_fields for plan in plans)),
+        contents=_differences(*(_contents(folder, plan) for folder, plan in zip((a, b), plans, strict=True))),
+    )
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> tuple[Difference, ...]:
+    return tuple(Difference(field=field, a=old, b=new) for field, old, new in differing_leaves(a, b))
+
+
+def _load_plan(folder: Path) -> Plan:
+    if not (folder / PLAN_NAME).exists() and not (folder / MANIFEST_NAME).exists():
+        raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
+    return load_document(folder / PLAN_NAME, Plan)
+
+
+def _contents(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Counts, and digests of what is not a count; not the plan, which names paths of the machine it was made on."""
+    if (folder / MANIFEST_NAME).exists():
+        return _of_manifest(load_manifest(folder))
+    return {
+        "complete": False,
+        "missing_shards": missing_shards(folder, plan),
+        "num_shards": plan.shards,
+        **{name: getattr(plan, name) for name in ("samples", "tokens", "supervised_tokens", "drops")},
+    }
+
+
+def _of_manifest(manifest: Manifest) -> dict[str, Any]:
+    files = {entry.path: entry.xxh3_128 for entry in manifest.files if entry.path != PLAN_NAME}
+    return {
+        "complete": True,
+        "num_shards": len(manifest.shards),
+        **{name: getattr(manifest, name) for name in ("samples", "tokens", "supervised_tokens", "bytes", "drops")},
+        "spec": manifest.spec.model_dump(mode="json"),
+        "files": files,
+        "shards": hash_json([shard.xxh3_128 for shard in manifest.shards]),
+    }
+
+
+def check_same_target(first: Cache, other: Cache, *, advice: str) -> None:
+    """Refuse two caches that one draft could not learn from together: target, tokenizer, layers, vocabulary, encodings.
+
+    Raises:
+        CacheError: naming the first field that differs, and ending with `advice`.
+    """
+    if difference := _first_difference(first, other):
+        raise CacheError(f"{first.folder} and {other.folder} differ in {printable(difference)}; {advice}")
+
+
+def _first_difference(first: Cache, other: Cache) -> str | None:
+    mine, others = (_load_plan(cache.folder).identity_fields for cache in (first, other))
+    for section, name in _TARGET_FIELDS:
+        if mine.get(section, {}).get(name) != others.get(section, {}).get(name):
+            return f"{section}.{name}{_config_hint(first, other) if name == 'config' else ''}"
+    ids, other_ids = set(first.selected_token_ids.tolist()), set(other.selected_token_ids.tolist())
+    if ids != other_ids:
+        return f"draft vocabulary ({len(ids)} and {len(other_ids)} tokens, {len(ids & other_ids)} in common)"
+    for field, old, new in differing_leaves(
+        {**asdict(first.spec), **asdict(first.head)}, {**asdict(other.spec), **asdict(other.head)}
+    ):
+        return f"{field} ({old!r} and {new!r})"
+    ours, theirs = _reading_files(first.manifest), _reading_files(other.manifest)
+    return next((name for name, _, _ in differing_leaves(ours, theirs)), None)
+
+
+def _reading_files(manifest: Manifest) -> dict[str, str]:
+    """Digests of the files that say how a cache's bytes are read, beside those compared by their content."""
+    apart = (PLAN_NAME, VOCAB_FILE, START_FILE, TARGET_CONFIG_FILE, REPORT_FILE)
+    return {entry.path: entry.xxh3_128 for entry in manifest.files if "/" not in entry.path and entry.path not in apart}
+
+
+def _config_hint(first: Cache, other: Cache) -> str:
+    names = [field for field, _, _ in differing_leaves(first.target_config, other.target_config)]
+    return f" ({', '.join(names[:4])})" if names else ""

@@ -1,0 +1,121 @@
+"""How far a re-encoded cache is from its source: sums that add up over shards, and the report made of them."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from eaglepipe.cache.schema import SUPERVISION_COLUMNS
+
+# Half of float16's smallest number: what is stored as 0 was below it.
+_LEAST_PROBABILITY = 2.0**-25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """Differences of decoded numbers."""
+
+    largest: float = 0.0
+    absolute: float = 0.0  # sum of |new - old|
+    squares: float = 0.0  # sum of (new - old)²
+    signal: float = 0.0  # sum of old²
+    count: int = 0
+
+    @classmethod
+    def between(cls, old: torch.Tensor, new: torch.Tensor) -> "Deviation":
+        """Of two tensors of one shape, in float64."""
+        if old.numel() == 0:
+            return cls()
+        difference = (new.double() - old.double()).abs()
+        return cls(
+            largest=float(difference.max()),
+            absolute=float(difference.sum()),
+            squares=float(difference.square().sum()),
+            signal=float(old.double().square().sum()),
+            count=old.numel(),
+        )
+
+    def __add__(self, other: "Deviation") -> "Deviation":
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Deviation(**{**sums, "largest": max(self.largest, other.largest)})
+
+    def report(self) -> dict[str, float]:
+        """Largest and mean absolute deviation, and the root mean square relative to that of the old numbers."""
+        return {
+            "max": self.largest,
+            "mean": self.absolute / max(1, self.count),
+            "relative_rms": math.sqrt(self.squares / self.signal) if self.signal else 0.0,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """KL(source ‖ new) of distributions over one draft vocabulary, in nats."""
+
+    largest: float = 0.0
+    total: float = 0.0
+    rows: int = 0
+
+    @classmethod
+    def between(cls, source: torch.Tensor, new: torch.Tensor) -> "Divergence":
+        """Of distributions [n, D]; a probability stored as 0 counts as half of float16's smallest."""
+        if source.shape[0] == 0:
+            return cls()
+        p, q = source.double(), new.double().clamp(min=_LEAST_PROBABILITY)
+        kl = (torch.special.xlogy(p, p) - p * q.log()).sum(dim=-1).clamp(min=0.0)
+        return cls(largest=float(kl.max()), total=float(kl.sum()), rows=source.shape[0])
+
+    def __add__(self, other: "Divergence") -> "Divergence":
+        return Divergence(
+            largest=max(self.largest, other.largest), total=self.total + other.total, rows=self.rows + other.rows
+        )
+
+    def report(self) -> dict[str, float]:
+        return {"kl_max": self.largest, "kl_mean": self.total / max(1, self.rows)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecodeSums:
+    """All that is measured while a shard is re-encoded."""
+
+    aux: Deviation = Deviation()
+    rows: Deviation = Deviation()
+    kl: Divergence = Divergence()
+    mass_before: float = 0.0
+    mass_after: float = 0.0
+    inside_before: int = 0  # supervised tokens whose top-1 is in the draft vocabulary
+    inside_after: int = 0
+    supervised: int = 0
+
+    def __add__(self, other: "RecodeSums") -> "RecodeSums":
+        return RecodeSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RecodeSums":
+        """The inverse of `to_json`."""
+        return cls(
+            **{
+                **values,
+                "aux": Deviation(**values["aux"]),
+                "rows": Deviation(**values["rows"]),
+                "kl": Divergence(**values["kl"]),
+            }
+        )
+
+    def report(self, supervision: str) -> dict[str, dict[str, float]]:
+        """Errors by column, and how much of the target the draft vocabulary holds before and after."""
+        column = SUPERVISION_COLUMNS[supervision]
+        supervised = max(1, self.supervised)
+        return {
+            "aux_hidden_states": self.aux.report(),
+            column: {**self.rows.report(), **self.kl.report()},
+            "draft_mass": {"mean_before": self.mass_before / supervised, "mean_after": self.mass_after / supervised},
+            "position_mask": {
+                "share_before": self.inside_before / supervised,
+                "share_after": self.inside_after / supervised,
+            },
+        }

@@ -1,0 +1,263 @@
+"""A cache in another encoding, or with another draft vocabulary, made from a cache and not from the target.
+
+What is lost on the way is measured sample by sample and kept in the new cache as `recode.json`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save
+
+from eaglepipe.cache.derive import (
+    Derivation,
+    ShardOrigin,
+    check_free_for,
+    copied_files,
+    derived_plan,
+    existing_manifest,
+    result_json,
+    shard_origins,
+    source_fields,
+    write_derived,
+)
+from eaglepipe.cache.deviation import RecodeSums
+from eaglepipe.cache.estimate import token_cost
+from eaglepipe.cache.identity import hash_json
+from eaglepipe.cache.manifest import Manifest
+from eaglepipe.cache.probabilities import full_head
+from eaglepipe.cache.publish import json_bytes, publish_json
+from eaglepipe.cache.reader import REPORT_FILE, START_FILE, VOCAB_FILE, Cache
+from eaglepipe.cache.reencode import Reencoder
+from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.storage import WORK_FOLDER
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.chat.template import load_chat_tokenizer, load_tokenizer
+from eaglepipe.config import CacheConfig, DataConfig
+from eaglepipe.errors import CacheError, ConfigError, VocabError
+from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors
+
+_CODEC_FIELDS = {"dense": "probs_codec", "hidden": "hidden_codec"}
+_CONVERSIONS = {"hidden": ("hidden", "dense"), "dense": ("dense",)}
+"""What each kind of stored supervision can be turned into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What to change; None keeps what the source has."""
+
+    aux_codec: str | None = None
+    supervision: str | None = None
+    codec: str | None = None  # of the supervision rows
+    draft_size: int | None = None
+    vocab_from: Path | None = None  # a cache whose draft vocabulary is taken over
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecodeResult:
+    """The new cache, and what the change did to its numbers."""
+
+    cache: dict[str, Any]
+    errors: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.cache, "errors": self.errors}
+
+    def table(self) -> str:
+        """Two lines a column."""
+        lines = [f"{self.cache['folder']}: complete, {self.cache['bytes_per_token']:,.1f} bytes a token"]
+        for column, figures in self.errors.items():
+            lines.append(f"{column:20} " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        return "\n".join(lines)
+
+
+def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
+    """Make `folder` from `source` with some changes; run again, it goes on where it was stopped.
+
+    Raises:
+        ConfigError: nothing to change, or a codec that does not fit.
+        CacheError: the source does not hold what the change needs, or `folder` is taken.
+        CorruptError: the source is damaged.
+    """
+    check_free_for(folder, [source])
+    cache = Cache.open(source)
+    vocab = _new_vocab(cache, changes)
+    spec = _new_spec(cache, changes, vocab)
+    if spec == cache.spec and vocab is None:
+        raise ConfigError(f"nothing to change: {source} is encoded like that already")
+    derivation = _plan(folder, cache, spec, vocab)
+    if (done := existing_manifest(folder, derivation.plan)) is not None:
+        return _result(folder, done)
+    tensors = cache.start_tensors()
+    head = full_head(cache, tensors) if vocab is not None else None
+    if vocab is not None:
+        derivation = replace(derivation, files={**derivation.files, **_vocab_files(vocab, tensors, cache)})
+    reencoder = Reencoder(cache, spec, tensors, head, None if vocab is None else vocab.selected_token_ids)
+    del tensors
+    manifest = write_derived(
+        derivation,
+        lambda origin, shard: _convert(reencoder, origin, _sums_file(folder, shard)),
+        verb="recode",
+        report=lambda: json_bytes(_report(folder, derivation, spec)),
+    )
+    return _result(folder, manifest)
+
+
+def _convert(reencoder: Reencoder, origin: ShardOrigin, sums_file: Path) -> Iterator[CachedSample | tuple[str, str]]:
+    total = RecodeSums()
+    for number in origin.samples:
+        sample = origin.cache.read(number)
+        converted, sums = reencoder.convert(sample)
+        if converted is None:
+            yield sample.sample_id, "its numbers are not finite in the new encoding"
+        else:
+            total += sums
+            yield converted
+    publish_json(sums_file, total.to_json())
+
+
+def _sums_file(folder: Path, shard: int) -> Path:
+    return folder / WORK_FOLDER / "deviations" / f"{shard:05d}.json"
+
+
+def _report(folder: Path, derivation: Derivation, spec: ShardSpec) -> dict[str, Any]:
+    files = [_sums_file(folder, shard) for shard in range(derivation.plan.shards)]
+    total = sum((RecodeSums.from_json(json.loads(file.read_bytes())) for file in files), RecodeSums())
+    return total.report(spec.supervision)
+
+
+def _result(folder: Path, manifest: Manifest) -> RecodeResult:
+    errors = json.loads((folder / REPORT_FILE).read_bytes())
+    return RecodeResult(cache=result_json(folder, manifest), errors=errors)
+
+
+def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None) -> Derivation:
+    fields, declared = source_fields(cache)
+    encodings = {name: getattr(spec, name) for name in ("supervision", "aux_codec", "supervision_codec")}
+    size = {"draft_size": spec.draft_vocab_size}
+    declared_cache = {
+        "supervision": spec.supervision,
+        "aux_codec": spec.aux_codec,
+        _CODEC_FIELDS[spec.supervision]: spec.supervision_codec,
+    }
+    new_ids = {} if vocab is None else {"draft_vocabulary": hash_json(vocab.selected_token_ids.tolist())}
+    origins = tuple(shard_origins(cache))
+    manifest = cache.manifest
+    plan = derived_plan(
+        folder,
+        cache,
+        fields={**fields, "vocab": {**fields["vocab"], **size}, "cache": {**fields["cache"], **encodings}},
+        declared={
+            **declared,
+            "vocab": {**declared["vocab"], **size},
+            "cache": {**declared["cache"], **declared_cache},
+        },
+        origin={"recoded": cache.identity, "to": {**encodings, **new_ids}},
+        origins=origins,
+        drops={reason: count for reason, count in manifest.drops.items() if reason != "refused"},
+    )
+    cost = token_cost(
+        spec,
+        supervised_share=manifest.supervised_tokens / max(1, manifest.tokens),
+        tokens_per_sample=manifest.tokens / max(1, manifest.samples),
+    )
+    return Derivation(
+        folder=folder,
+        plan=plan,
+        spec=spec,
+        max_length=cache.max_length,
+        origins=origins,
+        files=copied_files(cache, without=[REPORT_FILE, *([VOCAB_FILE, START_FILE] if vocab is not None else [])]),
+        estimated_bytes=int(cost.total * manifest.tokens),
+    )
+
+
+def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> ShardSpec:
+    old = cache.spec
+    supervision = changes.supervision or old.supervision
+    possible = _CONVERSIONS[old.supervision]
+    if supervision not in possible:
+        raise CacheError(
+            f"{cache.folder}: supervision {old.supervision!r} cannot become {supervision!r}, only "
+            f"{' or '.join(map(repr, possible))}; what is not stored has to be computed by the target"
+        )
+    if vocab is not None and old.supervision != "hidden":
+        raise CacheError(
+            f"{cache.folder}: another draft vocabulary can only be computed from supervision 'hidden', and this cache "
+            f"stores {old.supervision!r}; precompute with cache.supervision=hidden and cache.full_head=true"
+        )
+    kept = old.supervision_codec if supervision == old.supervision else None
+    settings = _checked_codecs(changes.aux_codec or old.aux_codec, supervision, changes.codec or kept)
+    return replace(
+        old,
+        supervision=supervision,
+        aux_codec=settings.aux_codec,
+        supervision_codec=getattr(settings, _CODEC_FIELDS[supervision]),
+        draft_vocab_size=old.draft_vocab_size if vocab is None else vocab.size,
+    )
+
+
+def _checked_codecs(aux_codec: str, supervision: str, codec: str | None) -> CacheConfig:
+    """The codecs as a recipe's `cache` section would name them, which knows the ones that fit."""
+    wanted = {"supervision": supervision, "aux_codec": aux_codec}
+    if codec is not None:
+        wanted[_CODEC_FIELDS[supervision]] = codec
+    try:
+        return CacheConfig.model_validate(wanted)
+    except ValidationError as error:
+        lines = [f"{item['loc'][0]} {item['input']!r}: {item['msg']}" for item in error.errors(include_url=False)]
+        raise ConfigError("; ".join(lines)) from None
+
+
+def _new_vocab(cache: Cache, changes: Changes) -> DraftVocab | None:
+    """The draft vocabulary that is asked for, None where it is the one the cache has."""
+    if changes.vocab_from is not None and changes.draft_size is not None:
+        raise ConfigError("the draft vocabulary is either of a size or another cache's, not both")
+    if changes.vocab_from is not None:
+        vocab = _vocab_of(Cache.open(changes.vocab_from), cache)
+    elif changes.draft_size is not None:
+        counts = cache.token_counts.numpy()
+        vocab = build_draft_vocab(counts, changes.draft_size, cache.spec.vocab_size, _forced_ids(cache))
+    else:
+        return None
+    return None if torch.equal(vocab.selected_token_ids, cache.selected_token_ids) else vocab
+
+
+def _vocab_of(other: Cache, cache: Cache) -> DraftVocab:
+    tokenizers = [source_fields(one)[0]["data"].get("tokenizer") for one in (other, cache)]
+    if other.spec.vocab_size != cache.spec.vocab_size or tokenizers[0] != tokenizers[1]:
+        raise VocabError(f"{other.folder} and {cache.folder} do not have the same tokenizer and target vocabulary")
+    return DraftVocab(
+        selected_token_ids=other.selected_token_ids,
+        selected_token_mask=other.selected_token_mask,
+        counts=cache.token_counts,
+    )
+
+
+def _forced_ids(cache: Cache) -> set[int]:
+    """The special ids that precomputing forces into a draft vocabulary, found with the cache's own tokenizer."""
+    folder = cache.folder / "tokenizer"
+    if not folder.is_dir():
+        return set()
+    data = DataConfig.model_validate({**source_fields(cache)[1]["data"], "chat_template": None})
+    return load_chat_tokenizer(load_tokenizer(str(folder)), data).special_ids()
+
+
+def _vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor], cache: Cache) -> dict[str, bytes]:
+    """`vocab.safetensors`, and `target.safetensors` with the head rows of the new draft vocabulary."""
+    full = "lm_head_full" if "lm_head_full.weight" in tensors else "lm_head"
+    ids = vocab.selected_token_ids
+    new = {**tensors, "lm_head.weight": tensors[f"{full}.weight"][ids].contiguous()}
+    if f"{full}.bias" in tensors:
+        new["lm_head.bias"] = tensors[f"{full}.bias"][ids].contiguous()
+    if full == "lm_head":
+        new.update({f"lm_head_full.{name.rpartition('.')[2]}": tensors[name] for name in _head_names(tensors)})
+    return {VOCAB_FILE: save(vocab_tensors(vocab)), START_FILE: save(new)}
+
+
+def _head_names(tensors: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in ("lm_head.weight", "lm_head.bias") if name in tensors]

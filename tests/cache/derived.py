@@ -1,0 +1,57 @@
+"""Caches made from the tiny project for tests of what is made from caches, and a plain reader of their contents."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from eaglepipe.cache.codecs import EncodedRows
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.precompute import run_precompute
+from tests.tiny_project import TinyProject
+
+
+def make_cache(project: TinyProject, root: Path, **overrides: Any) -> Path:
+    recipe = project.recipe(**{"cache.root": str(root), **overrides})
+    return Path(run_precompute(recipe, report=lambda _: None).folder)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Sample id -> digest, as the shards themselves say, read with pyarrow alone."""
+    found = {}
+    for path in sorted((folder / "shards").glob("*.arrow")):
+        reader = pa.ipc.open_file(path.read_bytes())
+        for number in range(reader.num_record_batches):
+            metadata = reader.get_batch_with_custom_metadata(number).custom_metadata
+            found[metadata[b"sample_id"].decode()] = metadata[b"xxh3_128"].decode()
+    return found
+
+
+def samples(folder: Path) -> dict[str, CachedSample]:
+    cache = Cache.open(folder)
+    return {sample.sample_id: sample for sample in (cache.read(number) for number in range(cache.num_samples))}
+
+
+def aux_of(folder: Path) -> dict[str, torch.Tensor]:
+    cache = Cache.open(folder)
+    return {
+        name: cache.aux_codec.decode(
+            EncodedRows(
+                payload=torch.from_numpy(np.copy(sample.aux_payload)),
+                scales=None if sample.aux_scales is None else torch.from_numpy(np.copy(sample.aux_scales)),
+            )
+        )
+        for name, sample in samples(folder).items()
+    }
+
+
+def rows_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Sample id -> the supervision rows that are stored, float32."""
+    codec = Cache.open(folder).supervision_codec
+    return {
+        name: codec.decode(EncodedRows(payload=torch.from_numpy(np.copy(sample.supervision_payload)))).float()
+        for name, sample in samples(folder).items()
+    }

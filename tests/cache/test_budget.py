@@ -1,0 +1,93 @@
+"""Bytes a token of each profile, of a real shard at the size of an 8B target: H = 4096, D = 32,000, 60% supervised."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from eaglepipe.cache.estimate import token_cost
+from eaglepipe.cache.schema import ShardSpec, batch_to_sample
+from eaglepipe.cache.sparse import SparseRule, encode_sparse, id_dtype
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.cache.writer import ShardWriter
+from eaglepipe.config import CacheConfig
+
+WIDTH, DRAFT_VOCAB, TOKENS, SUPERVISED = 4096, 32_000, 750, 450
+BUDGET = {"exact": 4 * WIDTH * 2 + 13, "compact": 12_700, "tiny": 8_500}
+
+
+def activations(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    """Gaussian, four channels at 100 times the bulk."""
+    states = torch.randn(*shape, WIDTH, generator=generator)
+    states[..., [7, 1000, 2047, 4000]] *= 100
+    return states.to(torch.bfloat16)
+
+
+def worst_probs(generator: torch.Generator) -> torch.Tensor:
+    """Rows so flat that every one of them reaches the cap."""
+    return torch.softmax(torch.randn(SUPERVISED, DRAFT_VOCAB, generator=generator), -1)
+
+
+def sample_of(cache: CacheConfig, spec: ShardSpec) -> CachedSample:
+    generator = torch.Generator().manual_seed(0)
+    aux, hidden = activations(generator, TOKENS, 3), activations(generator, SUPERVISED)
+    encoded = spec.aux.encode(aux)
+    supervised = np.arange(TOKENS) >= TOKENS - SUPERVISED
+    if spec.supervision == "sparse":
+        forced = torch.randint(DRAFT_VOCAB, (SUPERVISED, 2), generator=generator)
+        rule = SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries)
+        sparse = encode_sparse(worst_probs(generator), forced, rule)
+        supervision = {
+            "supervision_payload": sparse.probs[:, None].view(torch.uint8).numpy(),
+            "sparse_ids": sparse.ids.numpy().astype(id_dtype(DRAFT_VOCAB)),
+            "sparse_counts": sparse.counts.numpy(),
+            "tail_mass": sparse.tail.numpy(),
+        }
+        assert sparse.counts.min() == cache.max_entries
+    else:
+        supervision = {"supervision_payload": spec.rows.encode(hidden).payload.numpy()}
+    return CachedSample(
+        sample_id="conversations:0123456789abcdef",
+        source="conversations",
+        input_ids=np.arange(TOKENS, dtype=np.int32),
+        loss_mask=supervised,
+        supervised=supervised,
+        position_mask=supervised,
+        target_top1=np.where(supervised, 1, -1).astype(np.int32),
+        draft_mass=supervised.astype(np.float32),
+        aux_payload=encoded.payload.numpy(),
+        aux_scales=None if encoded.scales is None else encoded.scales.numpy(),
+        **supervision,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("profile", BUDGET)
+def test_profile_keeps_its_budget_in_a_real_shard_and_the_estimate_says_so(tmp_path: Path, profile: str) -> None:
+    cache = CacheConfig.model_validate({"profile": profile})
+    spec = ShardSpec(
+        supervision=cache.supervision,
+        aux_codec=cache.aux_codec,
+        supervision_codec="fp16" if cache.supervision == "sparse" else cache.hidden_codec,
+        aux_layer_ids=(2, 16, 29),
+        hidden_size=WIDTH,
+        vocab_size=128_256,
+        draft_vocab_size=DRAFT_VOCAB,
+    )
+    writer = ShardWriter(tmp_path, 0, spec=spec, identity="0" * 32)
+    sample = sample_of(cache, spec)
+    for _ in range(2):
+        writer.write(sample)
+    entry = writer.finish().shard
+    written = (tmp_path / entry.path).stat().st_size / (2 * TOKENS)
+    estimated = token_cost(
+        spec, supervised_share=SUPERVISED / TOKENS, tokens_per_sample=TOKENS, entries=cache.max_entries
+    ).total
+    print(f"{profile}: written {written:,.1f}, estimated {estimated:,.1f}, budget {BUDGET[profile]:,}")
+    assert written <= BUDGET[profile]
+    assert estimated <= BUDGET[profile]
+    assert written == pytest.approx(estimated, rel=0.002)
+    batch = pa.ipc.open_file(pa.memory_map(str(tmp_path / entry.path))).get_batch(0)
+    again = batch_to_sample(batch, {"sample_id": "", "source": ""})
+    assert np.array_equal(again.supervision_payload, sample.supervision_payload)
