@@ -55,14 +55,13 @@ class _RunAttention(torch.autograd.Function):
             _merge(parts, output[span], normaliser[span])
         weights = _add_columns(queries, keys[1:], values[1:], scale, output, normaliser)
         ctx.runs, ctx.scale, ctx.num_columns = runs, scale, num_columns
-        ctx.save_for_backward(queries, output, normaliser, *weights, *states)
+        ctx.save_for_backward(queries, output, normaliser, weights, *states)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        queries, output, normaliser, *saved = ctx.saved_tensors
-        columns = ctx.num_columns
-        weights, keys, values = saved[:columns], saved[columns : 2 * columns + 1], saved[2 * columns + 1 :]
+        queries, output, normaliser, weights, *states = ctx.saved_tensors
+        keys, values = states[: ctx.num_columns + 1], states[ctx.num_columns + 1 :]
         grad_output = grads[0].contiguous()
         grad_queries = torch.zeros_like(queries)
         grad_keys, grad_values = torch.zeros_like(keys[0]), torch.zeros_like(values[0])
@@ -82,13 +81,15 @@ class _RunAttention(torch.autograd.Function):
                 grad_keys[block] += grad_key
                 grad_values[block] += grad_value
         grads_of_keys, grads_of_values = [grad_keys], [grad_values]
-        delta = (grad_output * output).sum(-1) if columns else normaliser
-        for weight, key, value in zip(weights, keys[1:], values[1:], strict=True):
-            grad_weight = (grad_output * value[:, :, None]).sum(-1)
-            grad_score = (weight * (grad_weight - delta) * ctx.scale).to(queries.dtype)[..., None]
-            grad_queries += grad_score * key[:, :, None]
-            grads_of_keys.append((grad_score * queries).sum(2))
-            grads_of_values.append((weight.to(queries.dtype)[..., None] * grad_output).sum(2))
+        if ctx.num_columns:
+            delta = (grad_output * output).sum(-1, keepdim=True)
+            grad_weights = _same_slot_products(grad_output, values[1:])
+            grad_scores = (weights * (grad_weights - delta) * ctx.scale).to(queries.dtype)
+            shares = weights.to(queries.dtype)
+            for column, key in enumerate(keys[1:]):
+                grad_queries.addcmul_(grad_scores[..., column, None], key[:, :, None])
+                grads_of_keys.append(_sum_of_groups(grad_scores[..., column], queries))
+                grads_of_values.append(_sum_of_groups(shares[..., column], grad_output))
         return grad_queries, None, None, None, *grads_of_keys, *grads_of_values
 
 
@@ -123,18 +124,31 @@ def _add_columns(  # noqa: PLR0917
     scale: float,
     output: torch.Tensor,
     normaliser: torch.Tensor,
-) -> list[torch.Tensor]:
-    """Let the same-slot columns join `output` and `normaliser`, in place; returns each column's share [n, kv, G]."""
+) -> torch.Tensor:
+    """Let k same-slot columns join `output` and `normaliser`, in place; returns the columns' shares [n, kv, G, k]."""
     if not keys:
-        return []
-    scores = [((queries * key[:, :, None]).sum(-1) * scale).to(normaliser.dtype) for key in keys]
+        return normaliser.new_empty(*normaliser.shape, 0)
+    scores = _same_slot_products(queries, keys).to(normaliser.dtype) * scale
     block_norm = normaliser.clone()
-    torch.logsumexp(torch.stack((block_norm, *scores)), dim=0, out=normaliser)
-    weights = [(score - normaliser).exp_() for score in scores]
+    torch.logaddexp(block_norm, scores.logsumexp(-1), out=normaliser)
+    weights = (scores - normaliser[..., None]).exp_()
     output.mul_((block_norm - normaliser).exp_()[..., None].to(output.dtype))
-    for weight, value in zip(weights, values, strict=True):
-        output.addcmul_(weight[..., None].to(output.dtype), value[:, :, None])
+    for weight, value in zip(weights.to(output.dtype).unbind(-1), values, strict=True):
+        output.addcmul_(weight[..., None], value[:, :, None])
     return weights
+
+
+def _same_slot_products(states: torch.Tensor, columns: Sequence[torch.Tensor]) -> torch.Tensor:
+    """States [n, kv, G, d] times each of k columns [n, kv, d] of the same slot: [n, kv, G, k]."""
+    return states @ torch.stack(tuple(columns), dim=-2).transpose(-1, -2)
+
+
+def _sum_of_groups(weights: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """sum over G of weights [n, kv, G] · states [n, kv, G, d]: [n, kv, d]."""
+    total = weights[:, :, 0, None] * states[:, :, 0]
+    for group in range(1, states.shape[2]):
+        total.addcmul_(weights[:, :, group, None], states[:, :, group])
+    return total
 
 
 def _heads_first(states: torch.Tensor, groups: int | None = None) -> torch.Tensor:

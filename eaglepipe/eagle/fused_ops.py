@@ -1,4 +1,4 @@
-"""RMSNorm and SwiGLU with backwards of their own: fewer passes over memory, fewer tensors kept."""
+"""RMSNorm, SwiGLU and rotary embedding with backwards of their own: fewer passes over memory, fewer tensors kept."""
 
 from typing import Any
 
@@ -17,6 +17,12 @@ def rms_norm(states: torch.Tensor, norm: Eagle3LlamaRMSNorm) -> torch.Tensor:
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up, keeping nothing but the two."""
     output: torch.Tensor = _SwiGLU.apply(gate, up)
+    return output
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`apply_rotary` for [n, heads, d] and tables [n, 1, R] whose halves are equal, keeping nothing but the tables."""
+    output: torch.Tensor = _Rotate.apply(states, cos.to(states.dtype), sin.to(states.dtype))
     return output
 
 
@@ -53,3 +59,27 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         grad_up = F.silu(gate).mul_(grads[0])
         return torch.ops.aten.silu_backward(grads[0] * up, gate), grad_up
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(states, cos, sin, direction=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grads[0], cos, sin, direction=-1), None, None
+
+
+def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
+    """Turn the first R of d by the tables' angles, or back."""
+    size = cos.shape[-1]
+    half = size // 2
+    output = torch.empty_like(states, memory_format=torch.contiguous_format)
+    torch.mul(states[..., :size], cos, out=output[..., :size])
+    output[..., :half].addcmul_(states[..., half:size], sin[..., :half], value=-direction)
+    output[..., half:size].addcmul_(states[..., :half], sin[..., half:], value=direction)
+    output[..., size:] = states[..., size:]
+    return output

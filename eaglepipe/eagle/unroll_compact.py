@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from eaglepipe.eagle.attention_runs import run_attention
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.fused_head import DenseRows, HeadLoss, fused_head_loss
-from eaglepipe.eagle.fused_ops import rms_norm, swiglu
+from eaglepipe.eagle.fused_ops import rms_norm, rotate, swiglu
 from eaglepipe.eagle.layers import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.plan import Run, UnrollPlan
-from eaglepipe.eagle.rope import Rotary, apply_rotary
+from eaglepipe.eagle.rope import Rotary
 from eaglepipe.eagle.sparse import SparseRows, SparseTargets, top_tokens
 from eaglepipe.eagle.unroll import UnrollInputs, UnrollResult
 
@@ -195,11 +195,11 @@ def _layer_step(
     normed = rms_norm(states, layer.state_norm)
     key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, places.key_value_offsets)
     key, value = key_values.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
-    key = apply_rotary(key, *places.key_rotary)
+    key = rotate(key, *places.key_rotary)
     if places.queries is not None:
         states, normed = states.index_select(0, places.queries), normed.index_select(0, places.queries)
     query = _project(normed, layer.query_weight, layer.query_offsets, places.query_offsets)
-    query = apply_rotary(query.unflatten(-1, (-1, attention.head_dim)), *places.query_rotary)
+    query = rotate(query.unflatten(-1, (-1, attention.head_dim)), *places.query_rotary)
     attended = run_attention(query, (*keys, key), (*values, value), places.runs, attention.scale)
     states = states + attention.o_proj(attended.flatten(1))
     mlp, inner = layer.module.mlp, rms_norm(states, layer.module.post_attention_layernorm)

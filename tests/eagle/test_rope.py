@@ -8,6 +8,7 @@ from transformers.models.phi3.configuration_phi3 import Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding, apply_rotary_pos_emb
 
 from eaglepipe.eagle.draft_config import draft_config_from_target
+from eaglepipe.eagle.fused_ops import rotate
 from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding, apply_rotary
 from eaglepipe.errors import DraftError
 
@@ -102,3 +103,16 @@ def test_unknown_rope_type_is_named():
     config.rope_parameters = {"rope_type": "spiral", "rope_theta": 1.0}
     with pytest.raises(DraftError, match="spiral"):
         Eagle3LlamaRotaryEmbedding(config)
+
+
+@pytest.mark.parametrize("rotated", [4, 10])
+def test_fused_rotation_equals_the_plain_one_and_its_gradient(rotated):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(7, 3, 10, generator=generator, dtype=torch.float64).requires_grad_()
+    angles = torch.randn(7, 1, rotated // 2, generator=generator, dtype=torch.float64).repeat(1, 1, 2)
+    weights = torch.randn(7, 3, 10, generator=generator, dtype=torch.float64)
+    plain = apply_rotary(states, 1.2 * angles.cos(), 1.2 * angles.sin())
+    fused = rotate(states, 1.2 * angles.cos(), 1.2 * angles.sin())
+    torch.testing.assert_close(fused, plain)
+    expected = torch.autograd.grad((plain * weights).sum(), states)[0]
+    torch.testing.assert_close(torch.autograd.grad((fused * weights).sum(), states)[0], expected)
