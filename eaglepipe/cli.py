@@ -1,7 +1,6 @@
 """The command line: parses and calls, nothing else. Heavy imports happen inside the commands."""
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -52,8 +51,6 @@ def main() -> None:
     """Run a command; expected errors end with their exit code and one message, without a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    # Threads that spin while they wait starve those they wait for on a shared machine (ten times slower, measured).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except EaglepipeError as error:

@@ -35,9 +35,9 @@ class TargetShape:
 class TargetTraining:
     """How the target is trained; `micro_rows` is sized so that activations stay in the processor's cache."""
 
-    max_steps: int = 450
-    max_seconds: float = 120.0
-    rows: int = 8
+    max_steps: int = 230
+    max_seconds: float = 125.0
+    rows: int = 16
     micro_rows: int = 4
     learning_rate: float = 4e-3
     warmup_share: float = 0.05
