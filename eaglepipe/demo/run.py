@@ -30,7 +30,7 @@ from eaglepipe.training.order import split_samples
 from eaglepipe.training.source import open_caches
 
 SEED = 0
-PROMPT_ROWS = 3_000
+PROMPT_ROWS = 2_500
 Report = Callable[[str], None]
 
 _FAST_ROWS, _FAST_STEPS = 600, 40
