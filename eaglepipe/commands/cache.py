@@ -1,0 +1,158 @@
+"""`eaglepipe cache`: look at caches, check them, change and join them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eaglepipe.commands.common import (
+    JsonOption,
+    Overrides,
+    RecipeArgument,
+    load,
+    print_fields,
+    print_json,
+)
+from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER
+
+CacheArgument = Annotated[Path, typer.Argument(help="a cache folder")]
+NewCacheArgument = Annotated[Path, typer.Argument(help="folder of the new cache")]
+
+app = typer.Typer(help="Look at caches, check them, change and join them, tidy them up.", no_args_is_help=True)
+
+
+@app.command("ls")
+def ls(
+    root: Annotated[Path | None, typer.Argument(help="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The caches below a root, and what each was made from."""
+    from eaglepipe.cache.describe import describe_root, root_table
+    from eaglepipe.cache.storage import default_root
+
+    described = describe_root(root or default_root())
+    print_json(described, as_json)
+    if not as_json:
+        typer.echo(root_table(described))
+
+
+@app.command("info")
+def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
+    """What a cache holds: counts, bytes a token, layers, codecs, identity."""
+    from eaglepipe.cache.describe import describe_cache
+
+    print_fields(describe_cache(folder), as_json)
+
+
+@app.command("path")
+def path(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """The folder of the complete cache that a recipe names."""
+    from eaglepipe.cache.storage import find_cache
+
+    typer.echo(find_cache(load(recipe, overrides)))
+
+
+@app.command("verify")
+def verify(
+    folder: CacheArgument,
+    full: Annotated[bool, typer.Option(help="hash every byte")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a cache against its manifest; exit code 3 where something is wrong."""
+    from eaglepipe.cache.verify import verify_cache
+
+    report = verify_cache(folder, full=full)
+    print_json(report.to_json(), as_json)
+    if not as_json:
+        for line in (*report.problems, *report.notes):
+            typer.echo(line)
+        typer.echo(report.verdict())
+    if not report.ok:
+        raise typer.Exit(EXIT_CORRUPT)
+
+
+@app.command("diff")
+def diff(a: CacheArgument, b: CacheArgument, as_json: JsonOption = False) -> None:
+    """What tells two caches apart, field by field; exit code 2 where they differ. Incomplete ones too."""
+    from eaglepipe.cache.compare import diff_caches
+
+    report = diff_caches(a, b)
+    print_json(report.to_json(), as_json)
+    if not as_json:
+        typer.echo(report.table())
+    if not report.equal:
+        raise typer.Exit(EXIT_USER)
+
+
+@app.command("peek")
+def peek(
+    folder: CacheArgument,
+    sample: Annotated[str, typer.Option(help="its number, or its id")] = "0",
+    top: Annotated[int, typer.Option(min=1, help="tokens to show of each distribution")] = 5,
+    rows: Annotated[str | None, typer.Option(help="a:b; default: some, from the first supervised token on")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One sample as it is stored: text, assistant mask, and what the target says after each supervised token."""
+    from eaglepipe.chat.peek import peek_cache
+
+    peek = peek_cache(folder, sample, top=top, rows=rows)
+    print_json(peek.to_json() if as_json else None, as_json)
+    if not as_json:
+        typer.echo(peek.text(colour=sys.stdout.isatty()))
+
+
+@app.command("merge")
+def merge(
+    out: NewCacheArgument,
+    parts: Annotated[list[Path], typer.Argument(help="two complete caches or more, of one target")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make one cache of several that share target, tokenizer, layers, vocabulary and encodings. Run again to resume."""
+    from eaglepipe.cache.derive import result_json
+    from eaglepipe.cache.merge import merge_caches
+
+    print_fields(result_json(out, merge_caches(out, parts)), as_json)
+
+
+@app.command("recode")
+def recode(
+    out: NewCacheArgument,
+    source: CacheArgument,
+    aux_codec: Annotated[str | None, typer.Option(help="of the aux states")] = None,
+    supervision: Annotated[str | None, typer.Option(help="another kind, made from the one that is stored")] = None,
+    codec: Annotated[str | None, typer.Option(help="of the supervision rows")] = None,
+    draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,
+    vocab_from: Annotated[Path | None, typer.Option(help="the draft vocabulary of that cache")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="mass left to the tail, with --supervision sparse")] = None,
+    max_entries: Annotated[int | None, typer.Option(help="of a token, with --supervision sparse")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a cache in other encodings, or with another draft vocabulary, without the target; report the error."""
+    from eaglepipe.recode import Changes, recode_cache
+
+    changes = Changes(
+        aux_codec=aux_codec,
+        supervision=supervision,
+        codec=codec,
+        draft_size=draft_size,
+        vocab_from=vocab_from,
+        tolerance=tolerance,
+        max_entries=max_entries,
+    )
+    result = recode_cache(out, source, changes)
+    print_json(result.to_json(), as_json)
+    if not as_json:
+        typer.echo(result.table())
+
+
+@app.command("clean")
+def clean(folder: CacheArgument, dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False) -> None:
+    """Remove what stopped writers left behind in a cache."""
+    from eaglepipe.cache.storage import clean_cache
+
+    removed = clean_cache(folder, dry_run=dry_run)
+    for path in removed:
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+    if not removed:
+        typer.echo("nothing to remove")

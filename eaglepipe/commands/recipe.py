@@ -1,0 +1,57 @@
+"""`eaglepipe recipe`: the recipes that ship."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eaglepipe.commands.common import (
+    JsonOption,
+    Overrides,
+    RecipeArgument,
+    load,
+    print_json,
+    recipe_path,
+)
+from eaglepipe.errors import ConfigError
+
+app = typer.Typer(help="The recipes that ship with eaglepipe.", no_args_is_help=True)
+
+
+@app.command("ls")
+def ls(as_json: JsonOption = False) -> None:
+    """Names and purposes of the recipes that ship."""
+    from eaglepipe.resources import shipped_recipes
+
+    purposes = {name: _purpose(path) for name, path in shipped_recipes().items()}
+    print_json(purposes, as_json)
+    if not as_json:
+        for name, purpose in purposes.items():
+            typer.echo(f"{name:18} {purpose}")
+
+
+@app.command("show")
+def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """The resolved recipe, defaults and overrides included."""
+    from eaglepipe.config import dump_recipe
+
+    typer.echo(dump_recipe(load(recipe, overrides)), nl=False)
+
+
+@app.command("cp")
+def cp(
+    name: Annotated[str, typer.Argument(help="a recipe that ships")],
+    destination: Annotated[Path, typer.Argument(help="file to write")],
+) -> None:
+    """Copy a recipe that ships, to change it."""
+    if destination.exists():
+        raise ConfigError(f"{destination} exists; it is not overwritten")
+    source = recipe_path(name)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, destination)
+    typer.echo(f"{destination}")
+
+
+def _purpose(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
