@@ -150,6 +150,19 @@ def demo(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="the folder that `eaglepipe train` wrote")],
+    cache: Annotated[
+        list[Path] | None, typer.Option(help="where its cache is now; default: as its recipe says")
+    ] = None,
+) -> None:
+    """A run on one page: loss, acceptance, speed and its cache, as HTML and PNG plots."""
+    from eaglepipe.evaluation.report import write_report
+
+    typer.echo(write_report(run, cache))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """What this machine has: versions, devices, free disk, settings from the environment."""
     from eaglepipe.doctor import examine

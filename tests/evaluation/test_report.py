@@ -1,0 +1,89 @@
+"""The report of a run that really ran, and the figures it draws of a cache."""
+
+import base64
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eaglepipe.cache.reader import Cache
+from eaglepipe.errors import EaglepipeError
+from eaglepipe.evaluation.histograms import cache_figures
+from eaglepipe.evaluation.report import best_step, write_report
+from eaglepipe.recode import Changes, recode_cache
+from eaglepipe.train import run_training
+from tests.tiny_project import TinyProject
+
+PLOTS = {"loss", "acceptance", "depth", "speed", "cache"}
+
+
+@pytest.fixture(scope="module")
+def run(project: TinyProject, sealed_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    run_training(project.recipe(**{"train.output_dir": str(folder)}), [sealed_cache])
+    return folder
+
+
+def test_the_page_holds_every_plot_that_lies_beside_it(run: Path, sealed_cache: Path) -> None:
+    page = write_report(run, [sealed_cache])
+    embedded = re.findall(r'alt="(\w+)" src="data:image/png;base64,([^"]+)"', page.read_text())
+    assert {name for name, _ in embedded} == PLOTS
+    for name, data in embedded:
+        png = base64.b64decode(data)
+        assert png.startswith(b"\x89PNG") and png == (page.parent / f"{name}.png").read_bytes()
+
+
+def test_a_second_report_is_the_same_bytes(run: Path, sealed_cache: Path) -> None:
+    first = write_report(run, [sealed_cache]).read_bytes()
+    assert write_report(run, [sealed_cache]).read_bytes() == first
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EaglepipeError, match=re.escape(str(tmp_path))):
+        write_report(tmp_path)
+
+
+def test_without_matplotlib_the_error_says_what_to_install(run: Path, sealed_cache: Path) -> None:
+    script = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from pathlib import Path\nfrom eaglepipe.evaluation.report import write_report\n"
+        f"write_report(Path({str(run)!r}), [Path({str(sealed_cache)!r})])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode != 0 and "eaglepipe[plots]" in ended.stderr
+
+
+def test_entropy_and_coverage_are_those_of_the_stored_rows(sealed_cache: Path) -> None:
+    cache, figures = Cache.open(sealed_cache), cache_figures([sealed_cache], max_rows=10_000)
+    head = cache.start_tensors()["lm_head.weight"].float()
+    entropy, mass, covered = [], [], 0
+    for number in range(cache.num_samples):
+        sample = cache.read(number)
+        rows = torch.from_numpy(sample.supervision_payload.copy()).view(torch.bfloat16).float()
+        probs = (rows @ head.T).double().softmax(-1)
+        entropy += (-(probs * probs.log()).sum(-1)).tolist()
+        mass += sample.draft_mass[sample.supervised].tolist()
+        covered += int(sample.position_mask.sum())
+    np.testing.assert_allclose(np.sort(figures.entropy), np.sort(entropy), rtol=1e-4)
+    np.testing.assert_allclose(np.sort(figures.draft_mass), np.sort(mass), rtol=1e-6)
+    assert figures.covered == covered / len(entropy)
+    assert figures.num_tokens.tolist() == cache.index.num_tokens.tolist()
+
+
+def test_entropy_of_sparse_rows_counts_the_tail_as_one_token(sealed_cache: Path, tmp_path: Path) -> None:
+    recode_cache(tmp_path / "sparse", sealed_cache, Changes(supervision="sparse", tolerance=0.5, max_entries=4))
+    sparse, exact = cache_figures([tmp_path / "sparse"]), cache_figures([sealed_cache])
+    assert len(sparse.entropy) == len(exact.entropy)
+    assert sparse.entropy.max() <= np.log(5) + 1e-6 < exact.entropy.max()
+
+
+def test_the_best_step_accepts_longest_and_never_is_the_first() -> None:
+    def row(step: int, length: float, loss: float) -> dict[str, float]:
+        return {"step": step, "simulated_acceptance_length": length, "loss": loss}
+
+    assert best_step([row(0, 9.0, 0.1), row(10, 2.0, 3.0), row(20, 3.0, 2.0), row(30, 3.0, 1.0)]) == 30
+    assert best_step([row(0, 9.0, 0.1)]) == -1
