@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from eaglepipe.cache.head import HeadSpec
+from eaglepipe.eagle.aux_layers import default_boundaries
 from eaglepipe.errors import TargetError
 
 _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm")
@@ -89,7 +90,7 @@ def default_aux_layer_ids(num_layers: int) -> tuple[int, ...]:
     Raises:
         TargetError: a target too shallow for them to be distinct and ascending.
     """
-    ids = (2, num_layers // 2, num_layers - 3)
+    ids = default_boundaries(num_layers)
     if not 2 < ids[1] < ids[2]:
         raise TargetError(
             f"the target has {num_layers} layers, too shallow for the default aux layers {list(ids)} (n//2 and n-3 "

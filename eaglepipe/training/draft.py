@@ -1,12 +1,14 @@
 """Builds the draft from what the cache kept of its target, and publishes a trained one as a model folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from eaglepipe.cache.publish import publish_json
 from eaglepipe.config import DraftConfig
+from eaglepipe.eagle.aux_layers import default_boundaries
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.registry import resolve_eagle3_draft_spec
 from eaglepipe.errors import ConfigError
@@ -29,6 +31,7 @@ def build_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> Pr
         num_aux_hidden_states=len(source.aux_layer_ids),
         **config.model_dump(exclude={"freeze_embeddings", "lm_head_init"}),
     )
+    _record_aux_layers(draft_config, source.aux_layer_ids, int(text_config["num_hidden_layers"]))
     spec = resolve_eagle3_draft_spec(_architectures(source))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -42,6 +45,13 @@ def build_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> Pr
     if config.freeze_embeddings:
         draft.freeze_embeddings()
     return draft
+
+
+def _record_aux_layers(draft_config: PretrainedConfig, boundaries: Sequence[int], num_layers: int) -> None:
+    """Leave in the draft's config what exporting and evaluating it take, in the names that engines read."""
+    draft_config.eagle_aux_hidden_state_layer_ids = list(boundaries)
+    draft_config.eagle_aux_layers_are_default = tuple(boundaries) == default_boundaries(num_layers)
+    draft_config.target_num_hidden_layers = num_layers
 
 
 def _check_width(config: DraftConfig, target_hidden_size: int) -> None:

@@ -149,6 +149,8 @@ def test_the_published_draft_is_that_of_the_best_evaluation(tmp_path: Path) -> N
     assert published["lm_head.weight"].shape == (DRAFT_VOCAB, HIDDEN) and published["t2d"].shape == (VOCAB,)
     config = json.loads((tmp_path / "draft" / "config.json").read_text())
     assert config["architectures"] == ["LlamaEagle3DraftModel"] and config["draft_vocab_size"] == DRAFT_VOCAB
+    assert config["eagle_aux_hidden_state_layer_ids"] == [2, 4, 5] and config["eagle_aux_layers_are_default"] is True
+    assert config["target_num_hidden_layers"] == 8
     assert json.loads((tmp_path / "train.json").read_text())["best_step"] == result.best_step
 
 
