@@ -12,13 +12,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from eaglepipe.config_objective import check_objective_settings
 from eaglepipe.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 StateCodec = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
 Profile = Literal["exact", "compact", "tiny"]
+Objective = Literal["eagle3", "eagle1", "eagle2", "peagle"]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+TokenId = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -124,6 +127,7 @@ class DraftConfig(Section):
     norm_output: bool = Field(False, description="EAGLE-3.1: carry the normalised state between steps")
     freeze_embeddings: bool = True
     lm_head_init: Literal["target", "random"] = "target"
+    mask_token_id: TokenId | None = Field(None, description="P-EAGLE: target id that stands for tokens not known yet")
 
 
 class TrainCache(Section):
@@ -147,9 +151,16 @@ class TrainConfig(Section):
     caches: tuple[TrainCache, ...] | None = Field(
         None, description="cache folders, each a path or {path, weight}; default: the one the recipe names"
     )
-    objective: Literal["eagle3"] = "eagle3"
-    ttt_steps: PositiveInt = 7
-    step_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    objective: Objective = "eagle3"
+    ttt_steps: PositiveInt = Field(7, description="depths trained; EAGLE-1/2: depths of the chain in evaluations")
+    step_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.8, description="EAGLE-3: weight of a step per depth")
+    feature_noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        0.1, description="EAGLE-1/2: input features get U(-x, x) while training"
+    )
+    peagle_depths: PositiveInt = Field(8, description="P-EAGLE: tokens drafted in one forward")
+    cod_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.7, description="P-EAGLE: share kept at each depth")
+    cod_min_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.2, description="P-EAGLE: share kept at least")
+    sequence_partitions: PositiveInt = Field(1, description="P-EAGLE: forwards that share a sequence, for memory")
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = Field(None, description="optimizer steps; stops earlier than the epochs do")
     batch_tokens: PositiveInt = Field(16384, description="tokens of one optimizer step, over all ranks")
@@ -207,6 +218,11 @@ class Recipe(Section):
     def _rows_fit_their_budget(self) -> "Recipe":
         if self.train.micro_batch_tokens > self.train.batch_tokens:
             raise ValueError("train.micro_batch_tokens is larger than train.batch_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_serve_the_objective(self) -> "Recipe":
+        check_objective_settings(self.train.objective, {"train": self.train, "draft": self.draft})
         return self
 
 

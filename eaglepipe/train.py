@@ -16,10 +16,11 @@ from eaglepipe.config import Recipe, dump_recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.training.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
 from eaglepipe.training.distributed import World, join_world
-from eaglepipe.training.draft import build_draft, publish_draft
+from eaglepipe.training.draft import publish_draft
 from eaglepipe.training.learner import Learner
 from eaglepipe.training.loop import Run, train
 from eaglepipe.training.metrics import MetricsFile
+from eaglepipe.training.objectives import objective_of
 from eaglepipe.training.optim import trainable_parameters
 from eaglepipe.training.run_plan import RunPlan, check_contract, plan_run, resume_contract
 from eaglepipe.training.source import open_caches
@@ -80,7 +81,7 @@ def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> Tra
     source = open_caches(caches)
     with join_world(recipe.train.device) as world:
         plan = plan_run(source, recipe.train, world)
-    draft = build_draft(source, recipe.draft, seed=recipe.train.seed)
+    draft = objective_of(recipe.train).build_draft(source, recipe.draft)
     return TrainPreview(
         run_folder=str(run_folder(recipe)),
         train_samples=len(plan.split.train),
@@ -144,8 +145,7 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
 
 
 def _make_learner(recipe: Recipe, source: TrainingSource, world: World) -> Learner:
-    draft = build_draft(source, recipe.draft, seed=recipe.train.seed)
-    draft.model.gradient_checkpointing = recipe.train.gradient_checkpointing
+    draft = objective_of(recipe.train).build_draft(source, recipe.draft)
     return Learner(source, draft, recipe.train, world)
 
 

@@ -1,5 +1,6 @@
 """A recipe either describes a run or says everything that is wrong with it at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,23 @@ def test_printed_recipe_reads_back_as_the_same_one(tmp_path: Path) -> None:
     again = load_recipe(write(tmp_path, dump_recipe(recipe)))
     assert again == recipe
     assert isinstance(again, Recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.feature_noise=0.2", "train.feature_noise is 0.2, which train.objective eagle3 ignores"),
+        ("draft.mask_token_id=3", "it serves peagle"),
+        ("train.objective=peagle", "needs draft.mask_token_id"),
+    ],
+)
+def test_a_setting_that_the_objective_ignores_or_lacks_is_refused(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_recipe(write(tmp_path, MINIMAL), [override])
+
+
+def test_a_default_spelled_out_is_no_mistake_under_any_objective(tmp_path: Path) -> None:
+    defaults = ["train.ttt_steps=7", "train.step_decay=0.8", "train.feature_noise=0.1", "draft.fc_norm=false"]
+    for objective in ("eagle1", "eagle2", "peagle"):
+        mask = ["draft.mask_token_id=3"] if objective == "peagle" else []
+        load_recipe(write(tmp_path, MINIMAL), [f"train.objective={objective}", *defaults, *mask])

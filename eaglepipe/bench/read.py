@@ -18,6 +18,7 @@ from eaglepipe.bench.made_cache import TargetShape, chat_lengths, write_made_cac
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.training.loader import Loader
+from eaglepipe.training.objective_eagle3 import draw_slots
 from eaglepipe.training.packing import plan_steps
 from eaglepipe.training.types import Cut, EncodedBatch, Position
 
@@ -144,7 +145,7 @@ def _batches(cache: Cache) -> Iterator[EncodedBatch]:
         cut=Cut(pack_length=longest, micro_batch_tokens=max(4096, longest)),
         start=Position(),
     )
-    with Loader(cache, plans, ttt_steps=7, device=_HOST, prefetch_batches=4) as loader:
+    with Loader(cache, plans, draw=draw_slots(7), device=_HOST, prefetch_batches=4) as loader:
         for _, batches in loader:
             yield from batches
 

@@ -24,6 +24,7 @@ from eaglepipe.training.distributed import World
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.learner import COMPUTE_DTYPES, Learner
 from eaglepipe.training.loader import Loader
+from eaglepipe.training.objective_eagle3 import draw_slots
 from eaglepipe.training.packing import plan_steps
 from eaglepipe.training.types import Cut, Position
 
@@ -163,9 +164,8 @@ def _data_wait(bench: _Bench) -> float:
         cut=Cut(pack_length=bench.workload.pack_length, micro_batch_tokens=bench.workload.micro_batch_tokens),
         start=Position(),
     )
-    with Loader(
-        bench.cache, plans, ttt_steps=config.ttt_steps, device=bench.device, prefetch_batches=config.prefetch_batches
-    ) as loader:
+    draw = draw_slots(config.ttt_steps)
+    with Loader(bench.cache, plans, draw=draw, device=bench.device, prefetch_batches=config.prefetch_batches) as loader:
         steps = iter(loader)
         header, batches = next(steps)
         started, waited_before = time.perf_counter(), loader.waited_seconds

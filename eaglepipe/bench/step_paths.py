@@ -24,6 +24,7 @@ from eaglepipe.eagle.unroll import HostMasks
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.learner import COMPUTE_DTYPES
 from eaglepipe.training.loader import Loader
+from eaglepipe.training.objective_eagle3 import draw_slots
 from eaglepipe.training.packing import micro_batches
 from eaglepipe.training.supervision import SupervisionDecoder
 from eaglepipe.training.types import Cut, EncodedBatch, Position, Row, StepPlan
@@ -134,7 +135,7 @@ def load_all(
 ) -> tuple[list[EncodedBatch], PathSizes]:
     """All batches at once, through the loader of training."""
     plan = StepPlan(samples=np.arange(cache.num_samples), micro_batches=rows, after=Position())
-    with Loader(cache, [plan], ttt_steps=ttt_steps, device=device, prefetch_batches=len(rows)) as loader:
+    with Loader(cache, [plan], draw=draw_slots(ttt_steps), device=device, prefetch_batches=len(rows)) as loader:
         ((header, batches),) = ((header, list(batches)) for header, batches in loader)
     sizes = PathSizes(
         tokens=header.num_tokens,

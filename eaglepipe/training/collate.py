@@ -4,7 +4,7 @@ Slot t gets the aux states of token t, the id of token t+1 and the supervision o
 as `doc_remaining` reaches. The small columns come first, so that a whole step can be counted before payloads move.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.training.buffers import BufferPool
 from eaglepipe.training.supervision_rows import (
+    Choose,
     EncodedSupervision,
     allocate_supervision,
     copy_supervision,
     counted,
+    supervised,
     usable,
 )
-from eaglepipe.training.types import EncodedBatch
+from eaglepipe.training.types import EncodedBatch, Reads
 
 Documents = tuple[tuple[CachedSample, ...], ...]
 Run = Callable[[Callable[[], None]], None]
 """Runs a copy now or hands it to a thread."""
+_CHOSEN: dict[str, Choose] = {"covered": counted, "supervised": supervised}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,8 @@ def collate_payload(
     pinned: bool,
     run: Run,
     pool: BufferPool | None = None,
+    reads: Reads = Reads(),  # noqa: B008 - frozen
+    extras: Mapping[str, torch.Tensor] | None = None,
 ) -> EncodedBatch:
     """Add the encoded rows: the one copy between the mapped shard and the device.
 
@@ -112,6 +117,7 @@ def collate_payload(
         row_bytes: bytes of an encoded supervision row, or of an entry of sparse ones.
         run: called with every copy; all of them must have run before the batch is used.
         pool: where unpinned buffers come from; pinned ones are reused by the allocator that gives them.
+        reads: which rows the batch carries; extras: what the objective drew for it.
     """
     num_rows, num_slots = columns.input_ids.shape
 
@@ -122,16 +128,18 @@ def collate_payload(
 
     aux = buffer((num_rows * num_slots, aux_bytes), torch.uint8)
     scales = buffer((num_rows * num_slots, aux_scales), torch.float32) if aux_scales else None
-    supervision, parts = allocate_supervision(chain.from_iterable(columns.documents), row_bytes, buffer)
+    chosen = _CHOSEN[reads.supervision]
+    supervision, parts = allocate_supervision(chain.from_iterable(columns.documents), row_bytes, buffer, chosen)
     for row, of_row in enumerate(columns.documents):
         starts = list(accumulate((len(document.input_ids) for document in of_row), initial=row * num_slots))
         for document, start in zip(of_row, starts[:-1], strict=True):
-            run(_copy(document, start, aux=aux, scales=scales, supervision=next(parts)))
+            run(_copy(document, start, aux=aux, scales=scales, supervision=next(parts), chosen=chosen))
         aux[starts[-1] : (row + 1) * num_slots] = 0
         if scales is not None:
             scales[starts[-1] : (row + 1) * num_slots] = 0
     small = {name: _pin(getattr(columns, name), pinned) for name in _SMALL}
-    return EncodedBatch(aux_payload=aux, aux_scales=scales, supervision=supervision, **small)
+    drawn = {name: _pin(tensor, pinned) for name, tensor in (extras or {}).items()}
+    return EncodedBatch(aux_payload=aux, aux_scales=scales, supervision=supervision, extras=drawn, **small)
 
 
 _SMALL = (
@@ -156,12 +164,13 @@ def _copy(
     aux: torch.Tensor,
     scales: torch.Tensor | None,
     supervision: EncodedSupervision,
+    chosen: Choose,
 ) -> Callable[[], None]:
     def copy() -> None:
         end = start + len(document.input_ids)
         aux[start:end].numpy()[:] = document.aux_payload
         if scales is not None and document.aux_scales is not None:
             scales[start:end].numpy()[:] = document.aux_scales
-        copy_supervision(document, supervision)
+        copy_supervision(document, supervision, chosen)
 
     return copy

@@ -1,5 +1,7 @@
 """The draft on samples it never learns from: loss, accuracy by depth and simulated acceptance length (spec 5)."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from eaglepipe.training.distributed import World
 from eaglepipe.training.learner import Counters, Learner
 from eaglepipe.training.loader import Loader
 from eaglepipe.training.metrics import acceptance_length
+from eaglepipe.training.objective import Objective
 from eaglepipe.training.packing import plan_evaluation
 from eaglepipe.training.state import Evaluation
 from eaglepipe.training.types import Cut, TrainingSource
@@ -26,11 +29,12 @@ def evaluate(
 ) -> Evaluation:
     """Measure the draft on `samples`, spread over the ranks; every rank gets the same answer."""
     plans = plan_evaluation(samples, source.index.num_tokens, batch_tokens=config.batch_tokens, cut=cut)
-    counters = Counters.zeros(config.ttt_steps, world.device)
+    counters = Counters.zeros(learner.num_depths, world.device)
     with Loader(
         source,
         plans,
-        ttt_steps=config.ttt_steps,
+        draw=partial(learner.objective.draw, training=False),
+        reads=learner.objective.reads,
         device=world.device,
         prefetch_batches=config.prefetch_batches,
     ) as loader:
@@ -38,20 +42,19 @@ def evaluate(
             for batch in batches:
                 counters = counters + learner.measure(batch)
     total = Counters.of(world.sum(counters.stacked()))
-    return summarize(total, step=step, num_samples=len(samples), step_decay=config.step_decay)
+    return summarize(total, step=step, num_samples=len(samples), objective=learner.objective)
 
 
-def summarize(counters: Counters, *, step: int, num_samples: int, step_decay: float) -> Evaluation:
+def summarize(counters: Counters, *, step: int, num_samples: int, objective: Objective) -> Evaluation:
     """From counts over everything to rates; nothing is averaged over batches."""
-    weights = [step_decay**k for k in range(len(counters.counts))]
-    losses = _ratios(counters.loss_sums, counters.counts)
+    weights = torch.tensor(objective.loss_weights, dtype=torch.float64, device=counters.counts.device)
     acceptance = _ratios(counters.hits, counters.valid)
     before = (1.0, *acceptance[:-1])
     conditional = tuple(rate / of if of > 0 else 0.0 for rate, of in zip(acceptance, before, strict=True))
     return Evaluation(
         step=step,
         samples=num_samples,
-        loss=sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights),
+        loss=float((weights * counters.loss_sums / objective.normalizers(counters.counts)).sum()),
         accuracy_by_depth=_ratios(counters.correct, counters.counts),
         acceptance_by_depth=acceptance,
         conditional_acceptance_by_depth=conditional,

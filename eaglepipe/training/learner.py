@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from eaglepipe.config import TrainConfig
-from eaglepipe.eagle.core import Eagle3StepMetrics, Eagle3TrainerModule
-from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.distributed import World, sum_gradients
+from eaglepipe.training.objective import StepMetrics
+from eaglepipe.training.objectives import objective_of
 from eaglepipe.training.optim import (
     load_optimizer_tensors,
     make_optimizer,
@@ -20,7 +21,6 @@ from eaglepipe.training.optim import (
     set_learning_rate,
     trainable_parameters,
 )
-from eaglepipe.training.supervision import SupervisionDecoder
 from eaglepipe.training.types import EncodedBatch, TrainingSource
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -28,7 +28,7 @@ COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """What forwards report by TTT step, added over micro-batches and then over ranks: float64 [K] each."""
+    """What forwards report by depth, added over micro-batches and then over ranks: float64 [K] each."""
 
     loss_sums: torch.Tensor
     counts: torch.Tensor
@@ -37,8 +37,8 @@ class Counters:
     valid: torch.Tensor
 
     @staticmethod
-    def zeros(ttt_steps: int, device: torch.device) -> "Counters":
-        rows = torch.zeros(5, ttt_steps, dtype=torch.float64, device=device)
+    def zeros(num_depths: int, device: torch.device) -> "Counters":
+        rows = torch.zeros(5, num_depths, dtype=torch.float64, device=device)
         return Counters.of(rows)
 
     @staticmethod
@@ -66,18 +66,14 @@ class StepOutcome:
 class Learner:
     """A draft in training."""
 
-    def __init__(self, source: TrainingSource, draft: LlamaEagle3DraftModel, config: TrainConfig, world: World) -> None:
+    def __init__(self, source: TrainingSource, draft: PreTrainedModel, config: TrainConfig, world: World) -> None:
         self._config, self._world = config, world
         self._dtype = compute_dtype(config, world.device)
+        self.objective = objective_of(config)
+        self.num_depths = len(self.objective.loss_weights)
         self.draft = draft.to(world.device)
-        self.module = Eagle3TrainerModule(
-            self.draft,
-            source.selected_token_ids.to(world.device),
-            source.selected_token_mask.to(world.device),
-            config.ttt_steps,
-            step_decay=config.step_decay,
-        )
-        self._decoder = SupervisionDecoder(source, device=world.device, dtype=self._dtype)
+        self.module = self.objective.make_module(self.draft, source).to(world.device)
+        self._decode = self.objective.make_decoder(source, device=world.device, dtype=self._dtype)
         self._optimizer = make_optimizer(self.draft, config)
 
     def step(self, batches: Iterable[EncodedBatch], counts: torch.Tensor, learning_rate: float) -> StepOutcome:
@@ -85,12 +81,12 @@ class Learner:
 
         Args:
             batches: this rank's micro-batches, possibly none.
-            counts: int64 [K], slots in the loss at each TTT step over all micro-batches and ranks.
+            counts: int64 [K], elements in the loss at each depth over all micro-batches and ranks.
         """
         self.module.train()
-        normalizers = counts.clamp(min=1).to(self._world.device)
+        normalizers = self.objective.normalizers(counts).to(self._world.device)
         loss = torch.zeros((), device=self._world.device)
-        counters = Counters.zeros(self._config.ttt_steps, self._world.device)
+        counters = Counters.zeros(self.num_depths, self._world.device)
         for batch in batches:
             with self._autocast():
                 metrics = self.module(**self._arguments(batch), normalizers=normalizers)
@@ -130,7 +126,7 @@ class Learner:
             parameter.copy_(tensors[name])
 
     def _arguments(self, batch: EncodedBatch) -> dict[str, Any]:
-        return self._decoder.decode(batch.to(self._world.device)).arguments()
+        return self._decode(batch.to(self._world.device))
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self._world.device.type, self._dtype, enabled=self._dtype != torch.float32)
@@ -149,6 +145,6 @@ def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     return COMPUTE_DTYPES[config.dtype]
 
 
-def _counters(metrics: Eagle3StepMetrics) -> Counters:
+def _counters(metrics: StepMetrics) -> Counters:
     rows = [getattr(metrics, name) for name in ("loss_sums", "counts", "correct", "hits", "valid")]
     return Counters.of(torch.stack([row.detach().double() for row in rows]))

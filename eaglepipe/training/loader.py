@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.eagle.core import count_valid_per_step
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.training.buffers import BufferPool
 from eaglepipe.training.collate import Columns, collate_columns, collate_payload
-from eaglepipe.training.types import EncodedBatch, SampleSource, StepHeader, StepPlan
+from eaglepipe.training.objective import Draw, Drawn
+from eaglepipe.training.types import EncodedBatch, Reads, SampleSource, StepHeader, StepPlan
 
 STALL_SECONDS = 30.0
 MAX_COPY_THREADS = 4
@@ -52,14 +52,15 @@ class Loader:
         source: SampleSource,
         plans: Iterable[StepPlan],
         *,
-        ttt_steps: int,
+        draw: Draw,
         device: torch.device,
         prefetch_batches: int,
+        reads: Reads = Reads(),  # noqa: B008 - frozen
         warn: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
     ) -> None:
         self.waited_seconds = 0.0
-        self._source, self._plans, self._ttt_steps, self._device = source, plans, ttt_steps, device
-        self._warn = warn
+        self._source, self._plans, self._draw, self._device = source, plans, draw, device
+        self._warn, self._reads = warn, reads
         self._buffers = BufferPool()
         self._queue: queue.Queue[Item] = queue.Queue(maxsize=prefetch_batches)
         self._stopping = threading.Event()
@@ -138,18 +139,16 @@ class Loader:
         self, plan: StepPlan, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
     ) -> Iterator[StepHeader | _Loaded]:
         loaded = [self._columns(rows) for rows in plan.micro_batches]
-        counts = torch.zeros(self._ttt_steps, dtype=torch.int64)
-        for columns in loaded:
-            counts += count_valid_per_step(columns.position_mask.squeeze(-1), columns.doc_remaining, self._ttt_steps)
+        drawn = [self._draw(columns, plan.after.epoch) for columns in loaded]
         yield StepHeader(
             plan=plan,
-            counts=counts,
+            counts=sum((one.counts for one in drawn), self._draw(collate_columns(()), plan.after.epoch).counts),
             num_tokens=sum(columns.num_tokens for columns in loaded),
             num_supervised=sum(columns.num_supervised for columns in loaded),
             num_slots=sum(columns.input_ids.numel() for columns in loaded),
         )
         while loaded:
-            yield self._payload(loaded.pop(0), pool, stream)
+            yield self._payload(loaded.pop(0), drawn.pop(0), pool, stream)
 
     def _columns(self, rows: tuple[tuple[int, ...], ...]) -> Columns:
         return collate_columns(tuple(tuple(self._read(sample) for sample in row) for row in rows))
@@ -158,7 +157,9 @@ class Loader:
         self._doing = f"reading sample {self._source.index.sample_ids[sample]!r}"
         return self._source.read(sample)
 
-    def _payload(self, columns: Columns, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None) -> _Loaded:
+    def _payload(
+        self, columns: Columns, drawn: Drawn, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
+    ) -> _Loaded:
         self._doing = f"copying sample {columns.documents[0][0].sample_id!r} and those packed with it"
         copies: list[Future[None]] = []
         scales = columns.documents[0][0].aux_scales
@@ -170,6 +171,8 @@ class Loader:
             pinned=stream is not None,
             run=lambda copy: copies.append(pool.submit(copy)),
             pool=self._buffers,
+            reads=self._reads,
+            extras=drawn.extras,
         )
         for copied in copies:
             copied.result()

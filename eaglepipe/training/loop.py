@@ -6,6 +6,7 @@ the same as never having stopped.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def _loader(run: Run, state: RunState) -> Loader:
     return Loader(
         run.source,
         plans,
-        ttt_steps=run.config.ttt_steps,
+        draw=partial(run.learner.objective.draw, training=True),
+        reads=run.learner.objective.reads,
         device=run.world.device,
         prefetch_batches=run.config.prefetch_batches,
     )

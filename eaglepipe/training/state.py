@@ -9,7 +9,7 @@ from eaglepipe.training.types import Position
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The draft on the held-out samples; lists are by TTT step, counts are added before anything is divided."""
+    """The draft on the held-out samples; lists are by depth, counts are added before anything is divided."""
 
     step: int
     samples: int

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from eaglepipe.cache.types import CachedSample
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+Choose = Callable[[CachedSample], NDArray[np.bool_]]
+"""The tokens of a document, bool [T], whose supervision rows a batch carries; supervised ones only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +37,21 @@ def counted(document: CachedSample) -> NDArray[np.bool_]:
     return usable(document.position_mask)
 
 
+def supervised(document: CachedSample) -> NDArray[np.bool_]:
+    """Tokens whose supervision some slot has, whether the draft vocabulary covers its top-1 or not: bool [T]."""
+    return usable(document.supervised)
+
+
 def allocate_supervision(
-    documents: Iterable[CachedSample], row_bytes: int, allocate: Allocate
+    documents: Iterable[CachedSample], row_bytes: int, allocate: Allocate, chosen: Choose = counted
 ) -> tuple[EncodedSupervision, Iterator[EncodedSupervision]]:
-    """Buffers for all documents, and the part of each in turn."""
+    """Buffers for the chosen rows of all documents, and the part of each in turn."""
     documents = list(documents)
-    rows = [int(counted(document).sum()) for document in documents]
+    rows = [int(chosen(document).sum()) for document in documents]
     if not documents or documents[0].sparse_ids is None:
         whole = EncodedSupervision(payload=allocate((sum(rows), row_bytes), torch.uint8))
         return whole, (EncodedSupervision(payload=part) for part in whole.payload.split(rows))
-    entries = [int(_wanted_counts(document).sum()) for document in documents]
+    entries = [int(_wanted_counts(document, chosen).sum()) for document in documents]
     id_dtype = torch.uint16 if documents[0].sparse_ids.dtype == np.uint16 else torch.uint32
     payload = allocate((sum(entries), row_bytes), torch.uint8)
     ids = allocate((sum(entries),), id_dtype)
@@ -57,9 +64,9 @@ def allocate_supervision(
     )
 
 
-def copy_supervision(document: CachedSample, into: EncodedSupervision) -> None:
+def copy_supervision(document: CachedSample, into: EncodedSupervision, chosen: Choose = counted) -> None:
     """Fill a document's part of the buffers."""
-    wanted = counted(document)[document.supervised]
+    wanted = chosen(document)[document.supervised]
     if not wanted.any():
         return
     if into.ids is None or into.counts is None or into.tail is None:
@@ -73,9 +80,9 @@ def copy_supervision(document: CachedSample, into: EncodedSupervision) -> None:
     _take(document.tail_mass, wanted, into.tail)
 
 
-def _wanted_counts(document: CachedSample) -> NDArray[np.int32]:
+def _wanted_counts(document: CachedSample, chosen: Choose) -> NDArray[np.int32]:
     assert document.sparse_counts is not None
-    return document.sparse_counts[counted(document)[document.supervised]]
+    return document.sparse_counts[chosen(document)[document.supervised]]
 
 
 def _take(column: NDArray[np.generic], wanted: NDArray[np.bool_], into: torch.Tensor) -> None:

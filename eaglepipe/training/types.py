@@ -3,8 +3,9 @@
 B rows · T slots of a row · S slots set in position_mask · K TTT steps. A document is one cached sample in a packed row.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -101,6 +102,15 @@ class StepPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reads:
+    """Which of a sample's rows a batch carries."""
+
+    supervision: Literal["covered", "supervised"] = "covered"
+    """`covered`: slots set in position_mask. `supervised`: slots set in loss_mask, those whose top-1 lies outside the
+    draft vocabulary too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodedBatch:
     """A micro-batch on its way to the device: shifted ids and masks, and rows that are still encoded."""
 
@@ -113,16 +123,20 @@ class EncodedBatch:
     doc_remaining: torch.Tensor  # int64 [B, T], 0 in the pad
     aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
-    supervision: EncodedSupervision  # S rows, of the slots set in position_mask, in order
+    supervision: EncodedSupervision  # rows of the slots that `Reads.supervision` asks for, in order
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what the objective drew for this batch
 
     def to(self, device: torch.device) -> "EncodedBatch":
         """The same batch on a device; copies from pinned memory do not block."""
         return replace(
-            self, **_moved(self, device), supervision=replace(self.supervision, **_moved(self.supervision, device))
+            self,
+            **_moved(self, device),
+            supervision=replace(self.supervision, **_moved(self.supervision, device)),
+            extras={name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()},
         )
 
     def tensors(self) -> list[torch.Tensor]:
-        return [*_tensors(self).values(), *_tensors(self.supervision).values()]
+        return [*_tensors(self).values(), *_tensors(self.supervision).values(), *self.extras.values()]
 
 
 def _moved(value: EncodedBatch | EncodedSupervision, device: torch.device) -> dict[str, Any]:
@@ -139,7 +153,7 @@ class StepHeader:
     """What a rank knows of its part of a step before the first forward."""
 
     plan: StepPlan
-    counts: torch.Tensor  # int64 [K] slots in the loss at each TTT step, this rank
+    counts: torch.Tensor  # int64 [K] elements in the loss at each depth, this rank
     num_tokens: int  # real tokens, this rank
     num_supervised: int  # supervised tokens, this rank
     num_slots: int  # tokens and padding, this rank

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from eaglepipe.cache.identity import diff_fields, hash_json
 from eaglepipe.cache.storage import find_cache, list_caches
 from eaglepipe.config import DraftConfig, PrecomputeConfig, TrainConfig
+from eaglepipe.config_objective import SERVES
 from eaglepipe.errors import CacheError
 from eaglepipe.precompute import run_precompute
 from eaglepipe.target.inputs import read_inputs
@@ -20,7 +21,7 @@ from tests.tiny_project import TinyProject
 OTHER_VALUES: dict[str, Any] = {
     "output_dir": "elsewhere",
     "caches": ["a"],
-    "objective": "eagle3",
+    "objective": "eagle1",
     "device": "cpu",
     "dtype": "float32",
     "betas": [0.8, 0.9],
@@ -28,6 +29,8 @@ OTHER_VALUES: dict[str, Any] = {
     "warmup_ratio": 0.5,
     "heldout_fraction": 0.5,
     "step_decay": 0.5,
+    "cod_ratio": 0.5,
+    "cod_min_ratio": 0.5,
     "min_learning_rate_ratio": 0.5,
 }
 
@@ -42,6 +45,13 @@ def other(name: str, default: Any) -> Any:
     return (not default) if isinstance(default, bool) else 64
 
 
+def objective_of(setting: str) -> dict[str, Any]:
+    """What else a recipe says that has this setting."""
+    objective = SERVES.get(setting, ("eagle3",))[0]
+    mask = {"draft.mask_token_id": 64, "train.ttt_steps": 7} if objective == "peagle" else {}
+    return mask if objective == "eagle3" else {"train.objective": objective, **mask}
+
+
 @pytest.mark.parametrize("section", [("train", TrainConfig), ("draft", DraftConfig), ("precompute", PrecomputeConfig)])
 def test_no_field_outside_the_caches_own_sections_changes_it(
     project: TinyProject, section: tuple[str, type[BaseModel]]
@@ -50,6 +60,7 @@ def test_no_field_outside_the_caches_own_sections_changes_it(
     before = identity(project)
     for field, info in model.model_fields.items():
         changed = {f"{name}.{field}": other(field, info.default)}
+        changed |= objective_of(f"{name}.{field}")
         if field in ("batch_tokens", "micro_batch_tokens") and name == "train":
             changed = {"train.batch_tokens": 512, "train.micro_batch_tokens": 64}
         assert identity(project, **changed) == before, changed

@@ -5,6 +5,7 @@ from eaglepipe.cache.codecs import EncodedRows, make_codec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.eagle.core import count_valid_per_step
 from eaglepipe.training.collate import collate_columns, collate_payload
+from eaglepipe.training.types import Reads
 
 
 def document(name: str, ids: list[int], supervised: list[int], covered: list[int] | None = None) -> CachedSample:
@@ -26,9 +27,11 @@ def document(name: str, ids: list[int], supervised: list[int], covered: list[int
     )
 
 
-def payload(rows: tuple[tuple[CachedSample, ...], ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def payload(rows: tuple[tuple[CachedSample, ...], ...], **reads: str) -> tuple[torch.Tensor, torch.Tensor]:
     columns = collate_columns(rows)
-    batch = collate_payload(columns, aux_bytes=4, aux_scales=0, row_bytes=4, pinned=False, run=lambda copy: copy())
+    batch = collate_payload(
+        columns, aux_bytes=4, aux_scales=0, row_bytes=4, pinned=False, run=lambda copy: copy(), reads=Reads(**reads)
+    )
     codec = make_codec("fp32", (1,))
     aux = codec.decode(EncodedRows(payload=batch.aux_payload)).reshape(columns.input_ids.shape)
     return aux, codec.decode(EncodedRows(payload=batch.supervision.payload)).flatten()
@@ -56,6 +59,7 @@ def test_supervision_travels_for_covered_slots_alone_and_in_slot_order() -> None
     aux, rows = payload(((chat,),))
     assert aux.tolist() == [[10 * token for token in TWO_TURNS]]  # not shifted
     assert rows.tolist() == [3, 6]  # of the rows that predict 9 after 3 and 9 after 6
+    assert payload(((chat,),), supervision="supervised")[1].tolist() == [3, 5, 6]
 
 
 def test_packed_rows_restart_positions_and_fold_padding_into_the_last_document() -> None:

@@ -10,7 +10,10 @@ from tiny_source import TinySource, tiny_source
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError, ResourceError
 from eaglepipe.training import loader as loader_module
+from eaglepipe.training.collate import Columns
 from eaglepipe.training.loader import Loader
+from eaglepipe.training.objective import Drawn
+from eaglepipe.training.objective_eagle3 import draw_slots
 from eaglepipe.training.packing import plan_steps
 from eaglepipe.training.types import Cut, EncodedBatch, Position, StepPlan
 
@@ -31,7 +34,7 @@ def plans(source: TinySource, epochs: int = 1) -> Iterator[StepPlan]:
 
 
 def open_loader(source: TinySource, **changes: object) -> Loader:
-    settings = {"ttt_steps": 3, "device": CPU, "prefetch_batches": 2, **changes}
+    settings = {"draw": draw_slots(3), "device": CPU, "prefetch_batches": 2, **changes}
     return Loader(source, plans(source), **settings)
 
 
@@ -145,3 +148,27 @@ def test_leaving_early_ends_the_thread() -> None:
     with loader:
         next(iter(loader))
     assert not loader._thread.is_alive()
+
+
+def test_what_an_objective_draws_travels_with_its_batch() -> None:
+    """By sample id and epoch, here: the same document gets the same draw however the step is cut."""
+
+    def draw(columns: Columns, epoch: int) -> Drawn:
+        names = [int(document.sample_id.split(":")[1]) + 100 * epoch for row in columns.documents for document in row]
+        return Drawn(counts=torch.tensor([len(names), sum(names)]), extras={"names": torch.tensor(names)})
+
+    source = tiny_source()
+    with open_loader(source, draw=draw) as loader:
+        for header, batches in loader:
+            drawn = torch.cat([batch.extras["names"] for batch in batches]).tolist()
+            assert sorted(drawn) == sorted(int(sample) for sample in header.plan.samples)
+            assert header.counts.tolist() == [len(drawn), sum(drawn)]
+
+
+def test_a_rank_without_documents_counts_nothing() -> None:
+    source = tiny_source()
+    empty = StepPlan(samples=np.arange(0), micro_batches=(), after=Position())
+    settings = {"draw": draw_slots(3), "device": CPU, "prefetch_batches": 2}
+    with Loader(source, [empty], **settings) as loader:
+        ((header, batches),) = ((header, list(batches)) for header, batches in loader)
+    assert header.counts.tolist() == [0, 0, 0] and batches == []

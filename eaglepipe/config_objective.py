@@ -1,0 +1,46 @@
+"""Which settings belong to which objective: one that would be ignored is refused, not passed over."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+
+_EAGLE1 = ("eagle1", "eagle2")
+_EAGLE3_DRAFT = ("eagle3", "peagle")
+SERVES: dict[str, tuple[str, ...]] = {
+    "train.ttt_steps": ("eagle3", *_EAGLE1),
+    "train.step_decay": ("eagle3",),
+    "train.feature_noise": _EAGLE1,
+    "train.peagle_depths": ("peagle",),
+    "train.cod_ratio": ("peagle",),
+    "train.cod_min_ratio": ("peagle",),
+    "train.sequence_partitions": ("peagle",),
+    "draft.mask_token_id": ("peagle",),
+    "draft.fc_norm": _EAGLE3_DRAFT,
+    "draft.norm_output": _EAGLE3_DRAFT,
+    "draft.lm_head_init": _EAGLE3_DRAFT,
+}
+"""The objectives that read a setting; those that are not listed serve all."""
+
+
+def check_objective_settings(objective: str, sections: Mapping[str, BaseModel]) -> None:
+    """Refuse settings, other than defaults, that this objective would ignore, and the lack of one that it needs.
+
+    Raises:
+        ValueError: naming each of them.
+    """
+    mistakes = [
+        f"{name} is {value!r}, which train.objective {objective} ignores (it serves {', '.join(objectives)}); remove it"
+        for name, objectives in SERVES.items()
+        if objective not in objectives and (value := _changed(sections, name)) is not None
+    ]
+    if objective == "peagle" and _changed(sections, "draft.mask_token_id") is None:
+        mistakes.append("train.objective peagle needs draft.mask_token_id: a target id that no text holds")
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+
+
+def _changed(sections: Mapping[str, BaseModel], name: str) -> object | None:
+    """The value of `section.field`, None where it is the default."""
+    section, field = name.split(".")
+    value = getattr(sections[section], field)
+    return None if value == type(sections[section]).model_fields[field].default else value
