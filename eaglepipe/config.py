@@ -123,6 +123,7 @@ class DraftConfig(Section):
     num_attention_heads: PositiveInt | None = None
     num_key_value_heads: PositiveInt | None = None
     head_dim: PositiveInt | None = None
+    attention_bias: bool | None = Field(None, description="biases of q, k, v and o; SGLang's EAGLE-3 loads none")
     fc_norm: bool = Field(False, description="EAGLE-3.1: one RMSNorm for each aux chunk before fc")
     norm_output: bool = Field(False, description="EAGLE-3.1: carry the normalised state between steps")
     freeze_embeddings: bool = True

@@ -9,6 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from eaglepipe.errors import DraftError
 
 _ROPE_KEYS_OF_OTHER_MODALITIES = ("mrope_section", "mrope_interleaved", "type")
+_LATENT_KEY_VALUE_HEADS = 8
 
 
 def draft_config_from_target(
@@ -22,13 +23,15 @@ def draft_config_from_target(
     num_attention_heads: int | None = None,
     num_key_value_heads: int | None = None,
     head_dim: int | None = None,
+    attention_bias: bool | None = None,
     fc_norm: bool = False,
     norm_output: bool = False,
 ) -> PretrainedConfig:
     """Config of a draft for this target; absent values follow the target, whose `text_config` is used where nested.
 
     Position encoding always is the target's. `draft_vocab_size` absent or >= V means the target's vocabulary. Heads
-    follow the target, except that heads of another hidden size keep the target's `head_dim`.
+    follow the target, except that heads of another hidden size keep the target's `head_dim`. The heads of latent
+    attention (MLA) fit no dense draft, which gets H / `v_head_dim` of that size instead, sharing 8 key-value heads.
 
     Raises:
         DraftError: for sizes that are not positive or do not fit together, or that the target's config lacks.
@@ -36,7 +39,7 @@ def draft_config_from_target(
     target = _text_config(target_config)
     vocab_size = _required(target, "vocab_size")
     width = hidden_size or _required(target, "hidden_size")
-    heads = num_attention_heads or _required(target, "num_attention_heads")
+    heads = num_attention_heads or _heads(target, width)
     sizes = {
         "draft_vocab_size": vocab_size if draft_vocab_size is None else min(draft_vocab_size, vocab_size),
         "num_aux_hidden_states": num_aux_hidden_states,
@@ -57,7 +60,7 @@ def draft_config_from_target(
         initializer_range=getattr(target, "initializer_range", None) or 0.02,
         max_position_embeddings=_required(target, "max_position_embeddings"),
         rope_parameters=_rope_parameters(target),
-        attention_bias=bool(getattr(target, "attention_bias", False)),
+        attention_bias=bool(getattr(target, "attention_bias", False) if attention_bias is None else attention_bias),
         mlp_bias=bool(getattr(target, "mlp_bias", False)),
         tie_word_embeddings=False,
         bos_token_id=getattr(target, "bos_token_id", None),
@@ -87,14 +90,25 @@ def _required(target: PretrainedConfig, name: str) -> int:
     return value
 
 
+def _has_latent_attention(target: PretrainedConfig) -> bool:
+    return bool(getattr(target, "kv_lora_rank", None) and getattr(target, "v_head_dim", None))
+
+
+def _heads(target: PretrainedConfig, width: int) -> int:
+    if _has_latent_attention(target) and width % target.v_head_dim == 0:
+        return int(width // target.v_head_dim)
+    return _required(target, "num_attention_heads")
+
+
 def _key_value_heads(target: PretrainedConfig, heads: int) -> int:
     """The target's number, if it divides the draft's heads; else the largest divisor below it."""
-    wanted = getattr(target, "num_key_value_heads", None) or heads
+    latent = _has_latent_attention(target)
+    wanted = _LATENT_KEY_VALUE_HEADS if latent else getattr(target, "num_key_value_heads", None) or heads
     return max(count for count in range(1, min(wanted, heads) + 1) if heads % count == 0)
 
 
 def _head_dim(target: PretrainedConfig, width: int, heads: int) -> int:
-    explicit = getattr(target, "head_dim", None)
+    explicit = getattr(target, "v_head_dim" if _has_latent_attention(target) else "head_dim", None)
     if explicit is not None:
         return int(explicit)
     if width % heads:

@@ -157,6 +157,9 @@ class LlamaEagle3DraftModel(PreTrainedModel):
     def copy_embeddings_from_target(self, target_embeddings: nn.Embedding | torch.Tensor) -> None:
         """Start from the target's input embeddings [V, H]; a sharded (distributed) tensor is gathered first.
 
+        They are copied as stored, without the factor by which some targets scale them (sqrt(H) in Gemma): engines share
+        the stored rows with the draft, and the fused layer's norm takes any factor out again.
+
         Raises:
             DraftError: when the draft is narrower or wider than the target.
         """

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from eaglepipe.eagle.draft_gpt_oss import GptOssEagle3DraftModel
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.errors import DraftError
 
@@ -31,11 +32,15 @@ _DENSE_ARCHITECTURES: tuple[str, ...] = (
     "Olmo3ForCausalLM",
     "GraniteForCausalLM",
     "SmolLM3ForCausalLM",
+    "Llama4ForCausalLM",
+    "Llama4ForConditionalGeneration",
+    "DeepseekV3ForCausalLM",
 )
 
 EAGLE3_DRAFT_REGISTRY: dict[str, DraftSpec] = {
     arch: DraftSpec(draft_cls=LlamaEagle3DraftModel) for arch in _DENSE_ARCHITECTURES
 }
+EAGLE3_DRAFT_REGISTRY["GptOssForCausalLM"] = DraftSpec(draft_cls=GptOssEagle3DraftModel)
 
 
 def _resolve(architectures: list[str], registry: dict[str, DraftSpec], recipe_name: str) -> DraftSpec:

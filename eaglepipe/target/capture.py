@@ -134,10 +134,17 @@ class HFEagle3TargetModel:
     @torch.no_grad()
     def _probe_head_spec(self) -> HeadSpec:
         """The first candidate with which capture and head give the logits of the whole model's own forward."""
-        ids = torch.arange(_PROBE_LENGTH, device=self.target.device)[None] % self.target.vocab_size
-        states = self.capture(ids, torch.ones_like(ids))
-        expected_shape = (1, _PROBE_LENGTH, len(self.aux_layer_ids), self.hidden_size)
         name = type(self.target.model).__name__
+        ids = torch.arange(_PROBE_LENGTH, device=self.target.device)[None] % self.target.vocab_size
+        try:
+            states = self.capture(ids, torch.ones_like(ids))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as failure:
+            raise TargetError(
+                f"{name}: its own forward fails: {str(failure)[:300]}"
+            ) from failure
+        expected_shape = (1, _PROBE_LENGTH, len(self.aux_layer_ids), self.hidden_size)
         if states.aux.shape != expected_shape:
             raise TargetError(f"{name}: aux states have shape {tuple(states.aux.shape)}, expected {expected_shape}")
         expected = self.target.model(input_ids=ids, use_cache=False).logits[0].float()

@@ -18,9 +18,15 @@ _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f",
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:
-    """The module that turns input ids into the lm_head's input."""
+    """The module that turns input ids into the lm_head's input.
+
+    Raises:
+        TargetError: the model is not made of a decoder and a head.
+    """
     decoder = model.get_decoder()
-    if decoder is None or decoder is model:
+    if decoder is model:  # some architectures name their decoder otherwise than `get_decoder` looks for it
+        decoder = next((child for child in model.children() if isinstance(child, PreTrainedModel)), None)
+    if decoder is None:
         raise TargetError(f"{type(model).__name__}: no decoder inside that runs without the lm_head")
     return decoder
 

@@ -16,7 +16,17 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 from transformers.utils import logging as transformers_logging
 
 from eaglepipe.config import TargetConfig
@@ -154,7 +164,7 @@ def _load_weights(
 ) -> PreTrainedModel:
     straight = place.type != "cpu" and importlib.util.find_spec("accelerate") is not None
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = _auto_class(model_config).from_pretrained(
             folder,
             config=model_config,
             dtype=config.dtype,
@@ -171,6 +181,13 @@ def _load_weights(
         raise TargetError(f"target {config.path!r} cannot be loaded: {_first_line(error)}") from error
     _check_all_loaded(info, config.path)
     return model
+
+
+def _auto_class(model_config: PretrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    """Some language models come only inside a model that reads images too; given text alone, they are causal LMs."""
+    kind = type(model_config)
+    inside = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if inside else AutoModelForCausalLM
 
 
 @contextmanager

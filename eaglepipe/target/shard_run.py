@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from eaglepipe.cache.background import BackgroundShard
 from eaglepipe.cache.publish import publish_bytes, publish_json
@@ -128,7 +128,7 @@ def publish_fixed_files(inputs: Inputs, work: Work, model: HFEagle3TargetModel) 
     start = model.draft_start_tensors(work.vocab, full_head=inputs.recipe.cache.full_head)
     for name, tensors in ((VOCAB_FILE, vocab), (START_FILE, start)):
         publish_bytes(folder / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
-    publish_json(folder / TARGET_CONFIG_FILE, _config_json(model.target.model.config))
+    publish_json(folder / TARGET_CONFIG_FILE, _config_json(model.target.model))
     publish_json(folder / HEAD_FILE, asdict(model.head_spec()))
     for name, data in inputs.chat.files().items() if inputs.chat else ():
         publish_bytes(folder / "tokenizer" / name, data)
@@ -137,7 +137,8 @@ def publish_fixed_files(inputs: Inputs, work: Work, model: HFEagle3TargetModel) 
         publish_bytes(folder / "schema" / path.name, path.read_bytes())
 
 
-def _config_json(config: PretrainedConfig) -> dict[str, Any]:
-    fields: dict[str, Any] = config.to_dict()
+def _config_json(model: PreTrainedModel) -> dict[str, Any]:
+    """The config of what was loaded, which may be the language model of a larger one and then names no class."""
+    fields: dict[str, Any] = model.config.to_dict()
     fields.pop("_name_or_path", None)
-    return fields
+    return {**fields, "architectures": fields.get("architectures") or [type(model).__name__]}

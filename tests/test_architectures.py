@@ -1,0 +1,127 @@
+"""Every architecture that a draft is registered for, from a target of that class to a draft that is read back."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from eaglepipe.config import Recipe
+from eaglepipe.eagle.registry import EAGLE3_DRAFT_REGISTRY, resolve_eagle3_draft_spec
+from eaglepipe.errors import DraftError, TargetError
+from eaglepipe.precompute import run_precompute
+from eaglepipe.train import run_training
+from eaglepipe.training.checkpoint import load_latest
+from eaglepipe.training.collate import collate_columns, collate_payload
+from eaglepipe.training.source import open_caches
+from eaglepipe.training.supervision import SupervisionDecoder, TrainerInputs
+from eaglepipe.training.types import TrainingSource
+from tests.tiny_architectures import CONFIGS, VOCAB
+
+BOUNDARIES = (1, 3, 6)
+LENGTHS = (17, 9, 14, 6, 12, 8)
+CPU = torch.device("cpu")
+
+
+def make_target(name: str, folder: Path) -> PreTrainedModel:
+    """A float32 model with weights large enough that every part of it matters, biases and norms included."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = getattr(transformers, name)(CONFIGS[name]).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return model
+
+
+def make_recipe(folder: Path, supervision: str) -> Recipe:
+    """Rows of token ids whose second half is an answer."""
+    generator = np.random.default_rng(0)
+    rows = [(generator.integers(3, VOCAB, length).tolist(), [0] * 3 + [1] * (length - 3)) for length in LENGTHS]
+    lines = [json.dumps({"input_ids": ids, "loss_mask": mask}) for ids, mask in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "target": {"path": str(folder / "target"), "dtype": "float32"},
+            "data": {"sources": [{"path": str(folder / "rows.jsonl"), "format": "tokenized"}], "max_length": 32},
+            "vocab": {"draft_size": 30},
+            "cache": {
+                "root": str(folder / "caches"),
+                "supervision": supervision,
+                "aux_codec": "fp32",
+                "hidden_codec": "fp32",
+                "probs_codec": "fp32",
+                "aux_layer_ids": BOUNDARIES,
+            },
+            "train": {
+                "output_dir": str(folder / "run"),
+                "ttt_steps": 2,
+                "max_steps": 2,
+                "epochs": 9,
+                "batch_tokens": 40,
+                "micro_batch_tokens": 40,
+                "pack_length": 20,
+                "heldout_fraction": 0.0,
+            },
+        }
+    )
+
+
+def decoded(source: TrainingSource, sample: int) -> TrainerInputs:
+    """One sample as the trainer takes it, shifted by one."""
+    row = source.read(sample)
+    batch = collate_payload(
+        collate_columns(((row,),)),
+        aux_bytes=source.aux_codec.row_bytes,
+        aux_scales=0,
+        row_bytes=source.supervision_codec.row_bytes,
+        pinned=False,
+        run=lambda copy: copy(),
+    )
+    return SupervisionDecoder(source, device=CPU, dtype=torch.float32).decode(batch)
+
+
+def assert_rows_are_the_targets_own(model: PreTrainedModel, folder: Path) -> None:
+    source = open_caches([folder])
+    for number in range(len(LENGTHS)):
+        row, found = source.read(number), decoded(source, number)
+        with torch.no_grad():
+            output = model(input_ids=torch.from_numpy(row.input_ids.astype(np.int64))[None], output_hidden_states=True)
+        expected = torch.cat([output.hidden_states[boundary][0] for boundary in BOUNDARIES], dim=-1)
+        torch.testing.assert_close(found.aux_hidden_states[0], expected, rtol=1e-4, atol=1e-5)
+
+        logits = output.logits[0].float()
+        answered = torch.from_numpy(np.flatnonzero(row.position_mask))
+        assert np.array_equal(row.target_top1[row.supervised], logits.argmax(-1).numpy()[row.supervised])
+        wanted = torch.softmax(logits[answered][:, source.selected_token_ids], dim=-1)
+        torch.testing.assert_close(found.target_probs, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_every_registered_architecture_has_a_tiny_target() -> None:
+    assert set(CONFIGS) == set(EAGLE3_DRAFT_REGISTRY)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_from_a_target_to_a_draft_that_is_read_back(name: str, tmp_path: Path) -> None:
+    model = make_target(name, tmp_path / "target")
+    recipe = make_recipe(tmp_path, "hidden")
+    folder = Path(run_precompute(recipe, report=lambda _: None).folder)
+    assert_rows_are_the_targets_own(model, folder)
+
+    assert run_training(recipe, [folder]).steps == 2
+    saved = load_latest(tmp_path / "run" / "checkpoints", pytest.fail)
+    assert saved is not None
+    draft = EAGLE3_DRAFT_REGISTRY[name].draft_cls.from_pretrained(tmp_path / "run" / "draft")
+    state = draft.state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in saved.draft_tensors().items())
+    inputs = decoded(open_caches([folder]), 0)
+    states = draft(inputs.input_ids, draft.project_hidden_states(inputs.aux_hidden_states))
+    assert draft.compute_logits(states).isfinite().all()
+    assert torch.equal(draft.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+    longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 3})})
+    assert run_training(longer, [folder]).steps == 3
