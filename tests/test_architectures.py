@@ -1,7 +1,9 @@
 """Every architecture that a draft is registered for, from a target of that class to a draft that is read back."""
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from eaglepipe.config import Recipe
-from eaglepipe.eagle.registry import EAGLE3_DRAFT_REGISTRY, resolve_eagle3_draft_spec
+from eaglepipe.eagle.registry import EAGLE3_DRAFT_REGISTRY
 from eaglepipe.errors import DraftError, TargetError
 from eaglepipe.precompute import run_precompute
 from eaglepipe.train import run_training
@@ -19,17 +21,19 @@ from eaglepipe.training.collate import collate_columns, collate_payload
 from eaglepipe.training.source import open_caches
 from eaglepipe.training.supervision import SupervisionDecoder, TrainerInputs
 from eaglepipe.training.types import TrainingSource
-from tests.tiny_architectures import CONFIGS, VOCAB
+from tests.tiny_architectures import CONFIGS, SHAPE, VOCAB, YARN
 
 BOUNDARIES = (1, 3, 6)
 LENGTHS = (17, 9, 14, 6, 12, 8)
 CPU = torch.device("cpu")
 
 
-def make_target(name: str, folder: Path) -> PreTrainedModel:
+def make_target(name: str, folder: Path, **changes: Any) -> PreTrainedModel:
     """A float32 model with weights large enough that every part of it matters, biases and norms included."""
     torch.manual_seed(0)
-    model: PreTrainedModel = getattr(transformers, name)(CONFIGS[name]).float().eval()
+    config = copy.deepcopy(CONFIGS[name])
+    config.update(changes)
+    model: PreTrainedModel = getattr(transformers, name)(config).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -125,3 +129,35 @@ def test_from_a_target_to_a_draft_that_is_read_back(name: str, tmp_path: Path) -
 
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 3})})
     assert run_training(longer, [folder]).steps == 3
+
+
+@pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "GraniteForCausalLM"])
+def test_stored_probabilities_have_the_targets_cap_and_scale_too(name: str, tmp_path: Path) -> None:
+    model = make_target(name, tmp_path / "target")
+    assert_rows_are_the_targets_own(
+        model, Path(run_precompute(make_recipe(tmp_path, "dense"), report=lambda _: None).folder)
+    )
+
+
+def test_partial_rotary_on_gpt_oss_is_refused_before_a_step(tmp_path: Path) -> None:
+    """Its model ignores the factor under plain rope and fails under YaRN; the draft cannot follow either."""
+    plain = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    make_target("GptOssForCausalLM", tmp_path / "target", rope_parameters=plain)
+    recipe = make_recipe(tmp_path, "hidden")
+    folder = Path(run_precompute(recipe, report=lambda _: None).folder)
+    with pytest.raises(DraftError, match=r"partial_rotary_factor is 0\.5, but gpt-oss"):
+        run_training(recipe, [folder])
+    assert not (tmp_path / "run").exists()
+
+    make_target("GptOssForCausalLM", tmp_path / "target", rope_parameters={**YARN, "partial_rotary_factor": 0.5})
+    with pytest.raises(TargetError, match="GptOssForCausalLM: its own forward fails"):
+        run_precompute(recipe, report=lambda _: None)
+
+
+def test_an_architecture_without_a_draft_is_refused_before_a_step(tmp_path: Path) -> None:
+    transformers.Cohere2ForCausalLM(transformers.Cohere2Config(**SHAPE)).save_pretrained(tmp_path / "target")
+    recipe = make_recipe(tmp_path, "hidden")
+    folder = Path(run_precompute(recipe, report=lambda _: None).folder)
+    with pytest.raises(DraftError, match=r"Cohere2ForCausalLM.*known:.*GptOssForCausalLM.*LlamaForCausalLM"):
+        run_training(recipe, [folder])
+    assert not (tmp_path / "run").exists()

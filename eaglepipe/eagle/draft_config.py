@@ -51,6 +51,8 @@ def draft_config_from_target(
         "head_dim": head_dim or _head_dim(target, width, heads),
     }
     _check_sizes(sizes)
+    rope = _rope_parameters(target)
+    _check_rope(sizes["head_dim"], rope)
     return LlamaConfig(
         **sizes,
         vocab_size=vocab_size,
@@ -59,7 +61,7 @@ def draft_config_from_target(
         rms_norm_eps=getattr(target, "rms_norm_eps", None) or 1e-6,
         initializer_range=getattr(target, "initializer_range", None) or 0.02,
         max_position_embeddings=_required(target, "max_position_embeddings"),
-        rope_parameters=_rope_parameters(target),
+        rope_parameters=rope,
         attention_bias=bool(getattr(target, "attention_bias", False) if attention_bias is None else attention_bias),
         mlp_bias=bool(getattr(target, "mlp_bias", False)),
         tie_word_embeddings=False,
@@ -127,6 +129,22 @@ def _check_sizes(sizes: dict[str, int]) -> None:
         raise DraftError(
             f"hidden_size {sizes['hidden_size']} is not a multiple of {heads} attention heads, as engines that read a "
             "Llama config ask for; set draft.num_attention_heads"
+        )
+
+
+def _check_rope(head_dim: int, rope: dict[str, Any]) -> None:
+    """Positions turn pairs of dimensions, long rope each pair by a factor of its own."""
+    rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+    if rotated < 2 or rotated % 2:
+        raise DraftError(
+            f"rotary positions turn {rotated} dimensions of a head of {head_dim}; give draft.head_dim a value that "
+            "makes it an even number"
+        )
+    factors = rope.get("short_factor") or ()
+    if factors and len(factors) != rotated // 2:
+        raise DraftError(
+            f"the target's long rope has {len(factors)} factors, for {2 * len(factors)} dimensions of a head; "
+            f"these heads of {head_dim} have {rotated}; set draft.head_dim to the target's"
         )
 
 

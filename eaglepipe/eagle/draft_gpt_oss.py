@@ -14,7 +14,7 @@ class GptOssYarnRotaryEmbedding(Eagle3LlamaRotaryEmbedding):
     """YaRN as gpt-oss turns with it: whole heads, frequencies not rounded to whole dimensions, cos and sin scaled.
 
     Raises:
-        DraftError: for partial rotary, which gpt-oss does not have, or a head that cannot be turned whole.
+        DraftError: for partial rotary, which gpt-oss does not have.
     """
 
     def __init__(self, config: Any) -> None:
@@ -24,8 +24,6 @@ class GptOssYarnRotaryEmbedding(Eagle3LlamaRotaryEmbedding):
                 f"partial_rotary_factor is {part}, but gpt-oss turns whole heads; take it out of the rope parameters "
                 "in the target's config"
             )
-        if not isinstance(config.head_dim, int) or config.head_dim < 2 or config.head_dim % 2:
-            raise DraftError(f"head_dim is {config.head_dim}; rotary positions take an even one, in gpt-oss 64")
         super().__init__(config)
 
 

@@ -141,9 +141,7 @@ class HFEagle3TargetModel:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError) as failure:
-            raise TargetError(
-                f"{name}: its own forward fails: {str(failure)[:300]}"
-            ) from failure
+            raise TargetError(f"{name}: its own forward fails: {str(failure)[:300]}") from failure
         expected_shape = (1, _PROBE_LENGTH, len(self.aux_layer_ids), self.hidden_size)
         if states.aux.shape != expected_shape:
             raise TargetError(f"{name}: aux states have shape {tuple(states.aux.shape)}, expected {expected_shape}")

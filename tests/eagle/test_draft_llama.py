@@ -103,11 +103,32 @@ def test_text_config_of_a_nested_target_is_used():
         ({"num_attention_heads": 5, "head_dim": 8}, "not a multiple of 5"),
         ({"draft_vocab_size": 0}, "draft_vocab_size"),
         ({"num_aux_hidden_states": 0}, "num_aux_hidden_states"),
+        ({"head_dim": 7}, "turn 7 dimensions of a head of 7"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(overrides, message):
     with pytest.raises(DraftError, match=message):
         draft_config_from_target(target_config(), **overrides)
+
+
+def test_heads_that_long_rope_has_no_factors_for_are_refused():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    target = target_config(head_dim=8, rope_parameters={**rope, "original_max_position_embeddings": 32})
+    assert draft_config_from_target(target).head_dim == 8
+    with pytest.raises(DraftError, match=r"4 factors, for 8 dimensions.*heads of 6 have 6"):
+        draft_config_from_target(target, head_dim=6)
+
+
+def test_a_target_with_latent_attention_gets_heads_of_its_values_size():
+    draft = draft_config_from_target(AutoConfig.for_model("deepseek_v3"))
+    assert (draft.hidden_size, draft.head_dim, draft.num_attention_heads, draft.num_key_value_heads) == (
+        7168,
+        128,
+        56,
+        8,
+    )
+    given = draft_config_from_target(AutoConfig.for_model("deepseek_v3"), num_attention_heads=64, num_key_value_heads=4)
+    assert (given.head_dim, given.num_attention_heads, given.num_key_value_heads) == (128, 64, 4)
 
 
 def test_target_without_rotary_positions_is_refused():
