@@ -39,7 +39,8 @@ def forward_seconds(recipe: Recipe, num_tokens: int) -> float:
 
 
 def _active_share(config: object) -> float:
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((count for name in names if (count := getattr(config, name, None))), None)
     active = getattr(config, "num_experts_per_tok", None)
     return min(1.0, active / experts) if experts and active else 1.0
 
