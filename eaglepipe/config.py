@@ -166,7 +166,9 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = Field(None, description="optimizer steps; stops earlier than the epochs do")
     batch_tokens: PositiveInt = Field(16384, description="tokens of one optimizer step, over all ranks")
     micro_batch_tokens: PositiveInt = Field(4096, description="tokens of one forward on one rank: the memory knob")
-    pack_length: PositiveInt | None = Field(None, description="row length; default: the cache's max_length")
+    pack_length: PositiveInt | None = Field(
+        None, description="longest packed row; default: micro_batch_tokens, one row without padding"
+    )
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     warmup_ratio: Fraction = 0.02

@@ -135,14 +135,16 @@ def _exhaust(cache: Cache) -> None:
 def _batches(cache: Cache) -> Iterator[EncodedBatch]:
     """One epoch as training reads it; no batch is kept."""
     longest = int(cache.index.num_tokens.max())
+    micro_batch_tokens = max(4096, longest)
     plans = plan_steps(
         np.arange(cache.num_samples),
         cache.index.num_tokens,
+        cache.index.num_tokens.astype(np.float64),
         identity=cache.identity,
         seed=0,
         epochs=1,
         batch_tokens=max(16_384, longest),
-        cut=Cut(pack_length=longest, micro_batch_tokens=max(4096, longest)),
+        cut=Cut(pack_length=micro_batch_tokens, micro_batch_tokens=micro_batch_tokens),
         start=Position(),
     )
     with Loader(cache, plans, draw=draw_slots(7), device=_HOST, prefetch_batches=4) as loader:

@@ -20,6 +20,7 @@ from eaglepipe.bench.step_report import StepReport, WorkloadReport
 from eaglepipe.bench.timing import bench_device, median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.target.speed import matmul_rate
+from eaglepipe.training.balance import document_costs
 from eaglepipe.training.distributed import World
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.learner import COMPUTE_DTYPES, Learner
@@ -150,13 +151,14 @@ def peaks_of_paths(preset: StepPreset, workload: Workload, folder: Path) -> tupl
 
 def _data_wait(bench: _Bench) -> float:
     """Share of the time of real optimizer steps in which the loop waited for its loader, from the first step on."""
-    tokens = bench.cache.index.num_tokens
-    config = train_settings(bench.preset, bench.workload, int(tokens.sum()))
+    index = bench.cache.index
+    config = train_settings(bench.preset, bench.workload, int(index.num_tokens.sum()))
     draft: Any = build_draft(bench.cache, draft_settings(bench.preset.shape), seed=0)
     learner = Learner(bench.cache, draft, config, World(device=bench.device))
     plans = plan_steps(
         np.arange(bench.cache.num_samples),
-        tokens,
+        index.num_tokens,
+        document_costs(index.num_tokens, index.num_supervised, config.ttt_steps),
         identity=bench.cache.identity,
         seed=0,
         epochs=_WAIT_EPOCHS,

@@ -21,6 +21,7 @@ from eaglepipe.config import DraftConfig, TrainConfig
 from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.plan import UnrollPlan, plan_unroll
 from eaglepipe.eagle.unroll import HostMasks
+from eaglepipe.training.balance import document_costs
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.learner import COMPUTE_DTYPES
 from eaglepipe.training.loader import Loader
@@ -60,7 +61,8 @@ class StepPath:
     ) -> None:
         self.device, self._preset, self._implementation = device, preset, implementation
         self._dtype = COMPUTE_DTYPES[preset.dtype]
-        rows = compact_rows(workload, cache) if implementation == "compact" else padded_rows(workload, cache)
+        compact = implementation == "compact"
+        rows = compact_rows(workload, cache, preset.ttt_steps) if compact else padded_rows(workload, cache)
         self.batches, self.sizes = load_all(cache, rows, ttt_steps=preset.ttt_steps, device=device)
         self.module = make_module(preset.shape, cache, preset.ttt_steps, implementation).to(device).train()
         self._decoder = SupervisionDecoder(cache, device=device, dtype=self._dtype)
@@ -117,10 +119,11 @@ def _masks(batch: EncodedBatch) -> HostMasks:
     )
 
 
-def compact_rows(workload: Workload, cache: Cache) -> tuple[tuple[Row, ...], ...]:
+def compact_rows(workload: Workload, cache: Cache, ttt_steps: int) -> tuple[tuple[Row, ...], ...]:
     """Micro-batches of packed rows, as training cuts them."""
     cut = Cut(pack_length=workload.pack_length, micro_batch_tokens=workload.micro_batch_tokens)
-    return micro_batches(np.arange(cache.num_samples), cache.index.num_tokens, cut)
+    costs = document_costs(cache.index.num_tokens, cache.index.num_supervised, ttt_steps)
+    return micro_batches(np.arange(cache.num_samples), cache.index.num_tokens, costs, cut)
 
 
 def padded_rows(workload: Workload, cache: Cache) -> tuple[tuple[Row, ...], ...]:

@@ -48,7 +48,7 @@ _CPU_SHAPE = TargetShape(
 def cpu_chat() -> StepPreset:
     """Conversations of a median of 180 tokens, up to 1,024, 55% of them the assistant's."""
     lengths = chat_lengths(8, median=180, spread=CHAT_SPREAD, longest=1024)
-    chat = _workload("chat, 55% supervised", lengths, share=0.55, pack_length=1024, micro_batch_tokens=4096, rows=8)
+    chat = _workload("chat, 55% supervised", lengths, share=0.55, pack_length=4096, micro_batch_tokens=4096, rows=8)
     return StepPreset(name="cpu-chat", device="cpu", dtype="float32", shape=_CPU_SHAPE, workloads=(chat,))
 
 

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.config import TrainConfig
+from eaglepipe.training.balance import document_costs
 from eaglepipe.training.distributed import World
 from eaglepipe.training.learner import Counters, Learner
 from eaglepipe.training.loader import Loader
@@ -28,7 +29,9 @@ def evaluate(
     step: int,
 ) -> Evaluation:
     """Measure the draft on `samples`, spread over the ranks; every rank gets the same answer."""
-    plans = plan_evaluation(samples, source.index.num_tokens, batch_tokens=config.batch_tokens, cut=cut)
+    index = source.index
+    costs = document_costs(index.num_tokens, index.num_supervised, config.ttt_steps)
+    plans = plan_evaluation(samples, index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
     counters = Counters.zeros(learner.num_depths, world.device)
     with Loader(
         source,

@@ -16,6 +16,7 @@ from eaglepipe.config import TrainConfig
 from eaglepipe.errors import StoppedError
 from eaglepipe.progress import ProgressLine
 from eaglepipe.signals import StopFlag
+from eaglepipe.training.balance import document_costs
 from eaglepipe.training.checkpoint import prune_checkpoints, save_checkpoint
 from eaglepipe.training.distributed import World
 from eaglepipe.training.heldout import evaluate
@@ -77,16 +78,18 @@ def _progress(run: Run, state: RunState) -> ProgressLine:
 
 
 def _loader(run: Run, state: RunState) -> Loader:
+    index = run.source.index
     plans = plan_steps(
         run.plan.split.train,
-        run.source.index.num_tokens,
+        index.num_tokens,
+        document_costs(index.num_tokens, index.num_supervised, run.config.ttt_steps),
         identity=run.source.identity,
         seed=run.config.seed,
         epochs=run.config.epochs,
         batch_tokens=run.config.batch_tokens,
         cut=run.plan.cut,
         start=state.position,
-        weights=run.source.index.weights,
+        weights=index.weights,
     )
     return Loader(
         run.source,

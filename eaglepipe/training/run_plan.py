@@ -85,9 +85,9 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
 
 
 def row_length(source: TrainingSource, config: TrainConfig) -> int:
-    """Slots of a packed row: as asked for, else the cache's max_length as far as a micro-batch holds it."""
+    """Most slots of a packed row: as asked for, else a whole micro-batch, in which nothing is padded."""
     longest = int(source.index.num_tokens.max())
-    length = min(source.max_length, config.micro_batch_tokens) if config.pack_length is None else config.pack_length
+    length = config.pack_length or config.micro_batch_tokens
     if length > config.micro_batch_tokens:
         raise ConfigError(
             f"train.pack_length is {length}, more than train.micro_batch_tokens ({config.micro_batch_tokens}): "

@@ -24,6 +24,7 @@ def plans(source: TinySource, epochs: int = 1) -> Iterator[StepPlan]:
     return plan_steps(
         np.arange(len(source.samples)),
         source.index.num_tokens,
+        source.index.num_tokens.astype(np.float64),
         identity=source.identity,
         seed=0,
         epochs=epochs,

@@ -1,11 +1,10 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.training.packing import count_steps, group_rows, micro_batches, pack_rows, plan_steps, step_ends
+from eaglepipe.training.balance import document_costs
+from eaglepipe.training.packing import count_steps, micro_batches, plan_steps, step_ends
 from eaglepipe.training.types import Cut, Position, StepPlan
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
@@ -20,27 +19,46 @@ def test_steps_take_all_that_fits_and_at_least_one(lengths: list[int], budget: i
         assert end == len(lengths) or sum(lengths[start : end + 1]) > budget
 
 
+CUTS = st.tuples(st.integers(20, 64), st.integers(20, 64), st.integers(1, 5)).map(
+    lambda cut: {"pack_length": min(cut[:2]), "micro_batch_tokens": max(cut[:2]), "world_size": cut[2]}
+)
+
+
+@given(LENGTHS, CUTS, st.integers(0, 9))
+def test_any_cut_holds_every_sample_once_within_rows_and_micro_batches(
+    lengths: list[int], cut: dict[str, int], seed: int
+) -> None:
+    samples, num_tokens = np.arange(len(lengths)), np.array(lengths)
+    costs = np.random.default_rng(seed).uniform(1, 50, len(lengths))
+    ranks = [micro_batches(samples, num_tokens, costs, Cut(**cut, rank=rank)) for rank in range(cut["world_size"])]
+    batches = [batch for rank in ranks for batch in rank]
+    assert sorted(sample for batch in batches for row in batch for sample in row) == samples.tolist()
+    for batch in batches:
+        rows = [sum(lengths[sample] for sample in row) for row in batch]
+        assert rows and min(rows) > 0
+        assert max(rows) <= cut["pack_length"]
+        assert sum(rows) <= cut["micro_batch_tokens"]
+        assert rows == sorted(rows, reverse=True)
+
+
 @given(LENGTHS, st.integers(20, 64))
-def test_rows_hold_every_document_once_and_never_overflow(lengths: list[int], capacity: int) -> None:
-    rows = pack_rows(lengths, capacity)
-    assert sorted(document for row in rows for document in row) == list(range(len(lengths)))
-    sums = [sum(lengths[document] for document in row) for row in rows]
-    assert max(sums) <= capacity
-    assert sums == sorted(sums, reverse=True)
-    assert all(a + b > capacity for a, b in pairwise(sums))  # no two neighbours fit one row
+def test_rows_as_long_as_a_micro_batch_are_its_only_ones_so_that_nothing_is_padded(
+    lengths: list[int], size: int
+) -> None:
+    costs = np.array(lengths, np.float64)
+    cut = Cut(pack_length=size, micro_batch_tokens=size)
+    assert all(len(batch) == 1 for batch in micro_batches(np.arange(len(lengths)), np.array(lengths), costs, cut))
 
 
-def test_best_fit_decreasing_by_hand() -> None:
-    assert pack_rows([5, 7, 3, 6, 4], 10) == [(1, 2), (3, 4), (0,)]
-
-
-@given(st.lists(st.integers(1, 20), max_size=40).map(lambda rows: sorted(rows, reverse=True)), st.integers(1, 80))
-def test_micro_batches_stay_within_their_padded_budget(row_lengths: list[int], budget: int) -> None:
-    groups = group_rows(row_lengths, budget)
-    assert [row for group in groups for row in row_lengths[group]] == row_lengths
-    for group in groups:
-        rows = row_lengths[group]
-        assert len(rows) == 1 or len(rows) * max(rows) <= budget
+def test_ranks_and_micro_batches_cost_the_same_where_documents_do_not() -> None:
+    num_tokens = np.clip(np.random.default_rng(0).lognormal(5.2, 0.8, 300), 16, 1024).astype(int)
+    supervised = (num_tokens * np.random.default_rng(1).uniform(0.1, 0.9, 300)).astype(int)
+    costs = document_costs(num_tokens, supervised, 7)
+    cuts = [Cut(pack_length=4096, micro_batch_tokens=4096, world_size=4, rank=rank) for rank in range(4)]
+    ranks = [micro_batches(np.arange(300), num_tokens, costs, cut) for cut in cuts]
+    of_batches = np.array([[sum(costs[s] for row in batch for s in row) for batch in rank] for rank in ranks])
+    assert of_batches.max() / of_batches.min() < 1.05
+    assert of_batches.sum(axis=1).max() / of_batches.sum(axis=1).min() < 1.02
 
 
 BEGINNING = Position()
@@ -52,6 +70,7 @@ def plans(rank: int = 0, world_size: int = 1, start: Position = BEGINNING, **cut
     plan = plan_steps(
         np.arange(50),
         num_tokens,
+        num_tokens.astype(np.float64),
         identity="cache",
         seed=3,
         epochs=2,
@@ -67,8 +86,8 @@ def test_ranks_share_each_step_without_loss_or_double(world_size: int) -> None:
     alone = plans()
     together = zip(*(plans(rank, world_size) for rank in range(world_size)), strict=True)
     for single, parts in zip(alone, together, strict=True):
-        rows = [row for part in parts for batch in part.micro_batches for row in batch]
-        assert sorted(rows) == sorted(row for batch in single.micro_batches for row in batch)
+        found = [sample for part in parts for batch in part.micro_batches for row in batch for sample in row]
+        assert sorted(found) == sorted(single.samples)
         assert all(list(part.samples) == list(single.samples) for part in parts)
 
 
@@ -90,7 +109,7 @@ def test_steps_are_counted_without_planning_them(lengths: list[int], epochs: int
     num_tokens, samples = np.array(lengths), np.arange(len(lengths))
     shared = {"identity": "cache", "seed": 0, "epochs": epochs, "batch_tokens": budget}
     cut = Cut(pack_length=20, micro_batch_tokens=20)
-    planned = list(plan_steps(samples, num_tokens, **shared, cut=cut, start=BEGINNING))
+    planned = list(plan_steps(samples, num_tokens, num_tokens * 1.0, **shared, cut=cut, start=BEGINNING))
     assert count_steps(samples, num_tokens, **shared) == len(planned)
 
 
@@ -98,4 +117,5 @@ def test_every_row_of_a_rank_lists_cache_numbers_not_positions() -> None:
     samples = np.array([10, 30, 20])
     num_tokens = np.zeros(31, np.int64)
     num_tokens[[10, 20, 30]] = [4, 5, 6]
-    assert micro_batches(samples, num_tokens, Cut(pack_length=10, micro_batch_tokens=10)) == (((30, 10),), ((20,),))
+    cut = Cut(pack_length=10, micro_batch_tokens=10)
+    assert micro_batches(samples, num_tokens, num_tokens * 1.0, cut) == (((20, 10),), ((30,),))
