@@ -21,6 +21,7 @@ from eaglepipe.commands.common import (
     print_json,
     reporter,
 )
+from eaglepipe.commands.export import export
 from eaglepipe.errors import EXIT_RESOURCES, EXIT_STOPPED, EXIT_USER, EaglepipeError, StoppedError, printable
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
 app.add_typer(bench.app, name="bench")
+app.command("export")(export)
 
 
 def main() -> None:

@@ -1,0 +1,131 @@
+"""What a draft is, apart from any engine: its sizes and flags, and the tensors that follow from them.
+
+Canonical names have no `model.` prefix and call the first layer `layers.0`; layouts rename them for an engine.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Family = Literal["eagle3", "peagle", "eagle1"]
+Shapes = dict[str, tuple[int, ...]]
+
+FUSED_NORMS = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
+SGLANG_FC_NORMS = {"aux_norm_low": "fc_norm.0", "aux_norm_mid": "fc_norm.1", "aux_norm_high": "fc_norm.2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftShape:
+    """Sizes and flags of a draft. V target vocabulary, D draft vocabulary, H draft hidden, Ht target hidden, A aux."""
+
+    family: Family
+    vocab_size: int
+    draft_vocab_size: int
+    hidden_size: int
+    target_hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_aux: int = 3
+    fc_norm: bool = False
+    norm_output: bool = False
+    norm_before_fc: bool = False
+    norm_before_residual: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def fc_inputs(self) -> int:
+        """Width of what `fc` reads: embedding and feature in EAGLE-1, else the aux states."""
+        aux = self.target_hidden_size * self.num_aux
+        return self.hidden_size + self.target_hidden_size if self.family == "eagle1" else aux
+
+    @property
+    def has_vocab_map(self) -> bool:
+        return self.draft_vocab_size < self.vocab_size
+
+
+def tensor_shapes(shape: DraftShape) -> Shapes:
+    """Every tensor that such a draft may have, by canonical name; layouts decide which of them are written."""
+    hidden, states = shape.hidden_size, shape.target_hidden_size
+    shapes: Shapes = {
+        "embed_tokens.weight": (shape.vocab_size, hidden),
+        "fc.weight": (hidden, shape.fc_inputs),
+    }
+    if shape.family == "eagle1":
+        shapes["fc.bias"] = (hidden,)
+    else:
+        shapes |= {"norm.weight": (hidden,), "lm_head.weight": (shape.draft_vocab_size, hidden)}
+        if shape.has_vocab_map:
+            shapes |= {"d2t": (shape.draft_vocab_size,), "t2d": (shape.vocab_size,)}
+        if shape.norm_before_fc:
+            shapes["input_norm.weight"] = (shape.fc_inputs,)
+        if shape.fc_norm:
+            shapes |= {f"fc_norm.{index}.weight": (states,) for index in range(shape.num_aux)}
+    if shape.family == "peagle":
+        shapes["mask_hidden"] = (1, 1, shape.fc_inputs)
+    for layer in range(shape.num_layers):
+        shapes |= {f"layers.{layer}.{name}": size for name, size in _layer_shapes(shape, layer)}
+    return shapes
+
+
+def _layer_shapes(shape: DraftShape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    query, key = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    fused = layer == 0 and shape.family != "eagle1"
+    for norm in _norms(shape, layer):
+        yield f"{norm}.weight", (hidden,)
+    inputs = 2 * hidden if fused else hidden
+    projections = {
+        "q_proj": (query, inputs),
+        "k_proj": (key, inputs),
+        "v_proj": (key, inputs),
+        "o_proj": (hidden, query),
+    }
+    for name, size in projections.items():
+        yield f"self_attn.{name}.weight", size
+        if shape.attention_bias:
+            yield f"self_attn.{name}.bias", size[:1]
+    for name, size in {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}.items():
+        yield f"mlp.{name}.weight", size
+        if shape.mlp_bias:
+            yield f"mlp.{name}.bias", size[:1]
+
+
+def _norms(shape: DraftShape, layer: int) -> tuple[str, ...]:
+    """Deeper EAGLE-3 layers have one input norm under two names: vLLM reads one, SGLang the other."""
+    if shape.family == "eagle1":
+        return FUSED_NORMS[2:] if layer == 0 else FUSED_NORMS[1:]
+    return FUSED_NORMS
+
+
+def canonical_name(name: str) -> str:
+    """The canonical form of a tensor's name in any layout."""
+    bare = name.removeprefix("model.")
+    if bare.startswith("midlayer."):
+        bare = "layers.0." + bare.removeprefix("midlayer.")
+    head, _, tail = bare.partition(".")
+    return f"{SGLANG_FC_NORMS[head]}.{tail}" if head in SGLANG_FC_NORMS else bare
+
+
+def canonical_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors by canonical name, the input norm of deeper layers under both of its names."""
+    named = {canonical_name(name): tensor for name, tensor in tensors.items()}
+    if "layers.0.hidden_norm.weight" not in named:
+        return named
+    for layer in range(1, count_layers(named)):
+        one, other = (f"layers.{layer}.{norm}.weight" for norm in FUSED_NORMS[:2])
+        for present, absent in ((one, other), (other, one)):
+            if present in named:
+                named.setdefault(absent, named[present])
+    return named
+
+
+def count_layers(names: Mapping[str, object]) -> int:
+    """Number of decoder layers that canonical names speak of: the highest index plus one."""
+    indices = [name.split(".")[1] for name in names if name.startswith("layers.")]
+    return max((int(index) + 1 for index in indices if index.isdecimal()), default=0)
