@@ -27,7 +27,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("precompute", "train", "estimate", "demo", "doctor", "cache", "data", "recipe", "bench"):
+    for command in ("precompute", "train", "export", "estimate", "demo", "doctor", "cache", "data", "recipe", "bench"):
         assert command in done.stdout
 
 
@@ -38,6 +38,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["precompute", "nowhere.yaml"], "no recipe at nowhere.yaml"),
         (["train", "demo", "train.ttt_step=3"], "did you mean 'ttt_steps'?"),
         (["precompute", "demo", "--workers", "5/2"], "--workers"),
+        (["export", "x", "--to", "tensorrt"], "one of vllm, sglang, speculators, hf"),
         (["cache", "info", "."], "not a cache"),
         (["cache", "verify", "nowhere"], "not a cache"),
         (["precompute", "demo", "--frobnicate"], "No such option"),

@@ -21,7 +21,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a draft for an engine, or --check a draft folder: exit code 2 where it does not fit, 3 if damaged."""
-    from eaglepipe.export.layouts import ENGINES
+    from eaglepipe.export.engines import ENGINES
 
     engine = next((known for known in ENGINES if known == to), None)
     if engine is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from eaglepipe import __version__
 from eaglepipe.export.engine_config import public_name
-from eaglepipe.export.layouts import Engine
+from eaglepipe.export.engines import Engine
 from eaglepipe.export.trained import TrainedDraft
 
 FAMILIES = {"eagle3": "EAGLE-3", "peagle": "P-EAGLE", "eagle1": "EAGLE-1/2"}

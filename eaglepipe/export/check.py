@@ -12,8 +12,8 @@ from eaglepipe.export.check_aux import check_aux
 from eaglepipe.export.check_config import check_config
 from eaglepipe.export.check_tensors import check_names, check_pairs
 from eaglepipe.export.check_vocab import check_vocab
+from eaglepipe.export.engines import Engine
 from eaglepipe.export.folder import CONFIG_FILE, WEIGHTS_FILE, DraftFolder, read_draft_folder, read_json
-from eaglepipe.export.layouts import Engine
 from eaglepipe.export.reading import layer_config, read_rope, read_shape
 from eaglepipe.export.report import CheckReport, Finding, error, warning
 from eaglepipe.export.shape import DraftShape, canonical_name

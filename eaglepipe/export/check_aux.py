@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from eaglepipe.export.aux_ids import likely_convention, to_boundaries, to_outputs
-from eaglepipe.export.layouts import Engine
+from eaglepipe.export.engines import Engine
 from eaglepipe.export.reading import AUX_IDS, AuxSpelling, Ids, eagle_config, is_speculators, read_aux, read_num_aux
 from eaglepipe.export.report import Finding, error, warning
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from eaglepipe.export.layouts import LAYOUTS, Engine
+from eaglepipe.export.engines import Engine
+from eaglepipe.export.layouts import LAYOUTS
 from eaglepipe.export.reading import (
     AUX_IDS,
     MASK_TOKEN_NAMES,

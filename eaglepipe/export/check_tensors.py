@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from eaglepipe.export.layouts import Engine
+from eaglepipe.export.engines import Engine
 from eaglepipe.export.report import Finding, error, warning
 from eaglepipe.export.shape import DraftShape, canonical_name, tensor_shapes
 

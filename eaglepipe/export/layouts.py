@@ -4,16 +4,14 @@ was read in a loader, and no loader says so when it is broken.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from eaglepipe.errors import DraftError
+from eaglepipe.export.engines import Engine
 from eaglepipe.export.shape import DraftShape, Family
 from eaglepipe.export.trained import TrainedDraft
-
-Engine = Literal["vllm", "sglang", "speculators", "hf"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,13 +98,18 @@ def _check_whole(folder: Path, shape: DraftShape, tensors: dict[str, torch.Tenso
 def _target_facts(config: dict[str, Any], record: RunRecord) -> TargetFacts:
     target = record.target_config
     verifier = (config.get("speculators_config") or {}).get("verifier") or {}
-    architectures = config.get("target_architectures") or target.get("architectures") or verifier.get("architectures")
+    architectures = target.get("architectures") or verifier.get("architectures")
     return TargetFacts(
         name=verifier.get("name_or_path") if record.recipe is None else record.recipe.target.path,
         depth=config.get("target_num_hidden_layers") or target.get("num_hidden_layers"),
-        model_type=config.get("target_model_type") or target.get("model_type"),
+        model_type="gpt_oss" if _is_for_gpt_oss(config) else target.get("model_type"),
         architectures=tuple(architectures or ()),
     )
+
+
+def _is_for_gpt_oss(config: dict[str, Any]) -> bool:
+    """Drafts for gpt-oss are a class of their own here."""
+    return any("GptOss" in str(name) for name in config.get("architectures") or ())
 
 
 def _boundaries(folder: Path, config: dict[str, Any], record: RunRecord, target: TargetFacts) -> Ids | None:

@@ -13,8 +13,9 @@ from eaglepipe.errors import DraftError
 from eaglepipe.export.card import model_card
 from eaglepipe.export.check import TargetSizes, check_folder
 from eaglepipe.export.engine_config import engine_config, public_name
+from eaglepipe.export.engines import Engine
 from eaglepipe.export.folder import CONFIG_FILE, WEIGHTS_FILE, read_draft_folder
-from eaglepipe.export.layouts import LAYOUTS, Engine, layout_tensors, require_servable
+from eaglepipe.export.layouts import LAYOUTS, layout_tensors, require_servable
 from eaglepipe.export.report import Finding
 from eaglepipe.export.trained import TrainedDraft, open_trained
 from eaglepipe.training.tensor_files import publish_tensors

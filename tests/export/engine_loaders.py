@@ -1,0 +1,277 @@
+"""What engines do with a draft folder, in plain torch: the names and fields that they read, and their forward.
+
+Written from the loaders' rules, not from the exporter. Like the real loaders it never complains of a tensor that is
+missing: that one keeps random values, so that only a right export gives right logits.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A draft as an engine holds it."""
+
+    weights: Weights  # layers.0 names, without prefix
+    sizes: dict[str, Any]  # the fields of the transformer
+    rope: dict[str, Any]
+    boundaries: tuple[int, ...]
+    fc_norm: bool
+    norm_output: bool
+    deeper_norm: str  # the input norm of deeper layers
+    target_ids: torch.Tensor  # of the draft ids
+    mask_token: int | None = None
+
+
+def load_as(engine: str, folder: Path, *, depth: int, target_embeddings: torch.Tensor, gpt_oss: bool = False) -> Served:
+    config = json.loads((folder / "config.json").read_text())
+    stored = load_file(folder / "model.safetensors")
+    if engine == "vllm":
+        return _vllm(config, stored, depth, target_embeddings)
+    if engine == "sglang":
+        return _sglang(config, stored, depth, target_embeddings, gpt_oss)
+    return _speculators(config, stored, depth)
+
+
+def _vllm(config: dict[str, Any], stored: Weights, depth: int, target_embeddings: torch.Tensor) -> Served:
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"] and config["model_type"] == "llama"
+    assert config.get("target_hidden_size", 1) is not None
+    given = config.get("eagle_aux_hidden_state_layer_ids")
+    given = given or config.get("eagle_config", {}).get("eagle_aux_hidden_state_layer_ids")
+    ids = tuple(sorted(set(given))) if given else (2, depth // 2, depth - 3)
+    parallel = any(name in config for name in ("mask_token_id", "pard_token"))
+    weights = _initial(config, config, num_aux=config.get("num_aux_hidden_states", 3), parallel=parallel)
+    embedded = False
+    for name, tensor in stored.items():
+        if "t2d" in name:
+            continue
+        inner = name if name.startswith(("lm_head", "d2t", "mask_hidden")) else f"model.{name}"
+        inner = inner.replace("midlayer.", "layers.0.").removeprefix("model.")
+        if inner not in weights:
+            raise ValueError(f"no module or parameter {inner}")
+        embedded |= inner == "embed_tokens.weight"
+        weights[inner] = _same_shape(weights[inner], tensor)
+    if not embedded:
+        weights["embed_tokens.weight"] = target_embeddings
+    assert not parallel or "mask_hidden" in stored
+    rope = config["rope_parameters"]
+    return _served(config, config, weights, rope, ids, "input_layernorm")
+
+
+def _sglang(
+    config: dict[str, Any], stored: Weights, depth: int, target_embeddings: torch.Tensor, gpt_oss: bool
+) -> Served:
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"] and config["model_type"] == "llama"
+    assert "draft_vocab_size" in config and config["tie_word_embeddings"] is False
+    given = config.get("eagle_config", {}).get("eagle_aux_hidden_state_layer_ids")
+    as_they_are = given is not None and gpt_oss and max(given) == depth
+    ids = (2, depth // 2, depth - 3) if given is None else tuple(i if as_they_are else i + 1 for i in given)
+    weights = _initial(config, config, num_aux=config.get("num_aux_hidden_states", 3), parallel=False)
+    for name, tensor in stored.items():
+        inner = name.removeprefix("model.").replace("midlayer.", "layers.0.")
+        if inner in weights:
+            weights[inner] = _same_shape(weights[inner], tensor)
+    if "target_hidden_size" not in config or config["target_hidden_size"] == config["hidden_size"]:
+        weights["embed_tokens.weight"] = target_embeddings
+    rope = {"rope_type": "default", **(config["rope_scaling"] or {}), "rope_theta": config["rope_theta"]}
+    return _served(config, {**config, "norm_before_residual": False}, weights, rope, ids, "hidden_norm")
+
+
+def _speculators(config: dict[str, Any], stored: Weights, depth: int) -> Served:
+    assert "model_type" not in config
+    assert config["speculators_model_type"] == config["speculators_config"]["algorithm"]
+    assert config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] > 0
+    assert config["speculators_config"]["default_proposal_method"] == "greedy"
+    assert {"name_or_path", "architectures"} <= config["speculators_config"]["verifier"].keys()
+    layer = config["transformer_layer_config"]
+    assert layer["model_type"] == "llama"
+    ids = tuple(config.get("eagle_aux_hidden_state_layer_ids") or (2, depth // 2, depth - 3))
+    assert layer.get("num_aux_hidden_states", 3) == len(ids)
+    parallel = config["speculators_model_type"] == "peagle"
+    flags = {**config, "fc_norm": False, "norm_output": False} if parallel else config
+    weights = _initial(layer, flags, num_aux=len(ids), parallel=parallel, draft_size=config["draft_vocab_size"])
+    for name, tensor in stored.items():
+        inner = name.removeprefix("model.")
+        if inner in weights:
+            weights[inner] = _same_shape(weights[inner], tensor)
+    return _served(layer, flags, weights, layer["rope_parameters"], ids, "input_layernorm")
+
+
+def _served(
+    sizes: dict[str, Any],
+    config: dict[str, Any],
+    weights: Weights,
+    rope: dict[str, Any],
+    ids: tuple[int, ...],
+    norm: str,
+) -> Served:
+    assert not config["norm_before_residual"] and not config["norm_before_fc"]
+    draft_ids = torch.arange(len(weights["lm_head.weight"]))
+    return Served(
+        weights=weights,
+        sizes=sizes,
+        rope=rope,
+        boundaries=ids,
+        fc_norm=config["fc_norm"],
+        norm_output=config["norm_output"],
+        deeper_norm=norm,
+        target_ids=draft_ids + weights.get("d2t", torch.zeros_like(draft_ids)),
+        mask_token=config.get("mask_token_id"),
+    )
+
+
+def _initial(
+    sizes: dict[str, Any], flags: dict[str, Any], *, num_aux: int, parallel: bool, draft_size: int | None = None
+) -> Weights:
+    """Random values under every name that the engine's modules have."""
+    hidden, inner, vocab = sizes["hidden_size"], sizes["intermediate_size"], sizes["vocab_size"]
+    heads, groups, dim = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["head_dim"]
+    states = flags.get("target_hidden_size") or hidden
+    rows = draft_size or flags.get("draft_vocab_size") or vocab
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (vocab, hidden),
+        "fc.weight": (hidden, num_aux * states),
+        "norm.weight": (hidden,),
+        "lm_head.weight": (rows, hidden),
+    }
+    shapes |= {f"fc_norm.{i}.weight": (states,) for i in range(num_aux) if flags["fc_norm"]}
+    if parallel:
+        shapes["mask_hidden"] = (1, 1, num_aux * states)
+    for layer in range(sizes["num_hidden_layers"]):
+        inputs = 2 * hidden if layer == 0 else hidden
+        shapes |= {f"layers.{layer}.{norm}.weight": (hidden,) for norm in ("hidden_norm", "input_layernorm")}
+        shapes |= {f"layers.{layer}.post_attention_layernorm.weight": (hidden,)}
+        shapes |= {f"layers.{layer}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        shapes |= {f"layers.{layer}.mlp.down_proj.weight": (hidden, inner)}
+        attention = {"q": (heads * dim, inputs), "k": (groups * dim, inputs), "v": (groups * dim, inputs)}
+        attention["o"] = (hidden, heads * dim)
+        shapes |= {f"layers.{layer}.self_attn.{name}_proj.weight": size for name, size in attention.items()}
+        if sizes.get("attention_bias"):
+            shapes |= {f"layers.{layer}.self_attn.{name}_proj.bias": size[:1] for name, size in attention.items()}
+    weights = {name: torch.randn(shape) for name, shape in shapes.items()}
+    if rows != vocab:
+        weights["d2t"] = torch.zeros(rows, dtype=torch.int64)
+    return weights
+
+
+def _same_shape(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    assert parameter.shape == tensor.shape
+    return tensor
+
+
+def chain(draft: Served, ids: torch.Tensor, hidden_states: list[torch.Tensor], steps: int) -> list[torch.Tensor]:
+    """Logits [T, D] of each step: ids [T] roll left, the state is carried, keys of earlier steps stay (one row)."""
+    state = project(draft, torch.cat([hidden_states[boundary] for boundary in draft.boundaries], dim=-1))
+    seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(draft.sizes["num_hidden_layers"])]
+    logits = []
+    for step in range(steps):
+        positions = torch.arange(len(ids)) + step
+        state = layers(draft, ids, state, positions, seen)
+        normed = _norm(draft, state, "norm")
+        logits.append(normed @ draft.weights["lm_head.weight"].T)
+        state = normed if draft.norm_output else state
+        ids = torch.cat([ids[1:], torch.zeros(1, dtype=ids.dtype)])
+    return logits
+
+
+def project(draft: Served, aux: torch.Tensor) -> torch.Tensor:
+    if draft.fc_norm:
+        chunks = aux.chunk(len(draft.boundaries), dim=-1)
+        aux = torch.cat([_norm(draft, chunk, f"fc_norm.{i}") for i, chunk in enumerate(chunks)], dim=-1)
+    return aux @ draft.weights["fc.weight"].T
+
+
+def layers(
+    draft: Served,
+    ids: torch.Tensor,
+    state: torch.Tensor,
+    positions: torch.Tensor,
+    seen: list[list[tuple[torch.Tensor, torch.Tensor]]],
+) -> torch.Tensor:
+    for layer in range(draft.sizes["num_hidden_layers"]):
+        name = f"layers.{layer}"
+        if layer == 0:
+            embeds = _norm(draft, draft.weights["embed_tokens.weight"][ids], f"{name}.input_layernorm")
+            inputs = torch.cat([embeds, _norm(draft, state, f"{name}.hidden_norm")], dim=-1)
+        else:
+            inputs = _norm(draft, state, f"{name}.{draft.deeper_norm}")
+        state = state + attend(draft, name, inputs, positions, seen[layer])
+        state = state + mlp(draft, name, _norm(draft, state, f"{name}.post_attention_layernorm"))
+    return state
+
+
+def attend(
+    draft: Served,
+    name: str,
+    inputs: torch.Tensor,
+    positions: torch.Tensor,
+    seen: list[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """Slot t reads step 0's slots up to t, and its own slot of every later step."""
+    heads, groups, dim = (draft.sizes[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    query = rotate(_linear(draft, f"{name}.self_attn.q_proj", inputs).view(-1, heads, dim), positions, draft)
+    key = rotate(_linear(draft, f"{name}.self_attn.k_proj", inputs).view(-1, groups, dim), positions, draft)
+    value = _linear(draft, f"{name}.self_attn.v_proj", inputs).view(-1, groups, dim)
+    seen.append((key, value))
+    num_slots = len(inputs)
+    output = torch.empty(num_slots, heads, dim)
+    for slot in range(num_slots):
+        keys = torch.cat([seen[0][0][: slot + 1], *(step[0][slot : slot + 1] for step in seen[1:])])
+        values = torch.cat([seen[0][1][: slot + 1], *(step[1][slot : slot + 1] for step in seen[1:])])
+        for head in range(heads):
+            group = head * groups // heads
+            scores = keys[:, group] @ query[slot, head] / math.sqrt(dim)
+            output[slot, head] = scores.softmax(0) @ values[:, group]
+    return _linear(draft, f"{name}.self_attn.o_proj", output.flatten(1))
+
+
+def mlp(draft: Served, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    gate, up = (_linear(draft, f"{name}.mlp.{part}_proj", inputs) for part in ("gate", "up"))
+    return _linear(draft, f"{name}.mlp.down_proj", F.silu(gate) * up)
+
+
+def _linear(draft: Served, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    output = inputs @ draft.weights[f"{name}.weight"].T
+    return output + draft.weights[f"{name}.bias"] if f"{name}.bias" in draft.weights else output
+
+
+def _norm(draft: Served, states: torch.Tensor, name: str) -> torch.Tensor:
+    scale = (states.square().mean(-1, keepdim=True) + draft.sizes["rms_norm_eps"]).rsqrt()
+    return states * scale * draft.weights[f"{name}.weight"]
+
+
+def rotate(states: torch.Tensor, positions: torch.Tensor, draft: Served) -> torch.Tensor:
+    """[T, heads, dim]: default and YaRN positions, by their papers."""
+    dim, rope = states.shape[-1], draft.rope
+    frequencies = rope["rope_theta"] ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    scale = 1.0
+    if rope["rope_type"] == "yarn":
+        frequencies = _yarn(frequencies, dim, rope)
+        scale = 0.1 * math.log(rope["factor"]) + 1.0
+    else:
+        assert rope["rope_type"] == "default"
+    angles = positions[:, None].double() * frequencies
+    cos, sin = ((scale * table).float()[:, None] for table in (angles.cos(), angles.sin()))
+    first, second = states[..., : dim // 2], states[..., dim // 2 :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _yarn(frequencies: torch.Tensor, dim: int, rope: dict[str, Any]) -> torch.Tensor:
+    def dimension(turns: float) -> float:
+        length = rope["original_max_position_embeddings"]
+        return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
+
+    low, high = dimension(rope["beta_fast"]), dimension(rope["beta_slow"])
+    assert rope["truncate"] is False
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
+    return frequencies / rope["factor"] * ramp + frequencies * (1 - ramp)
