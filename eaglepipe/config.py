@@ -117,6 +117,9 @@ class PrecomputeConfig(Section):
 class DraftConfig(Section):
     """The draft's shape; absent values follow the target."""
 
+    aux_layer_ids: tuple[int, ...] | None = Field(
+        None, description="boundaries that the draft reads, among the cache's; default: all of them"
+    )
     num_hidden_layers: PositiveInt = 1
     hidden_size: PositiveInt | None = None
     intermediate_size: PositiveInt | None = None

@@ -14,6 +14,7 @@ from eaglepipe.cache.publish import publish_bytes, publish_json
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.config import Recipe, dump_recipe
 from eaglepipe.signals import stop_on_signals
+from eaglepipe.training.aux_layers import choose_aux_layers
 from eaglepipe.training.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
 from eaglepipe.training.distributed import World, join_world
 from eaglepipe.training.draft import publish_draft
@@ -78,7 +79,7 @@ def run_folder(recipe: Recipe) -> Path:
 
 def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainPreview:
     """Plan a run and build its draft, without taking a step or writing anything; raises what `run_training` does."""
-    source = open_caches(caches)
+    source = choose_aux_layers(open_caches(caches), recipe.draft.aux_layer_ids)
     with join_world(recipe.train.device) as world:
         plan = plan_run(source, recipe.train, world)
     draft = objective_of(recipe.train).build_draft(source, recipe.draft)
@@ -108,6 +109,7 @@ def run_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainRe
 
 def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
     """`run_training` on samples that are open already."""
+    source = choose_aux_layers(source, recipe.draft.aux_layer_ids)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         world = stack.enter_context(join_world(recipe.train.device))

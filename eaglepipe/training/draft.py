@@ -29,7 +29,7 @@ def build_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> Pr
         source.target_config,
         draft_vocab_size=len(source.selected_token_ids),
         num_aux_hidden_states=len(source.aux_layer_ids),
-        **config.model_dump(exclude={"freeze_embeddings", "lm_head_init", "mask_token_id"}),
+        **config.model_dump(exclude={"aux_layer_ids", "freeze_embeddings", "lm_head_init", "mask_token_id"}),
     )
     _record_aux_layers(draft_config, source.aux_layer_ids, int(text_config["num_hidden_layers"]))
     spec = resolve_eagle3_draft_spec(_architectures(source))
