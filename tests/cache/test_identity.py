@@ -32,6 +32,8 @@ OTHER_VALUES: dict[str, Any] = {
     "cod_ratio": 0.5,
     "cod_min_ratio": 0.5,
     "min_learning_rate_ratio": 0.5,
+    "aux_layer_ids": [2],
+    "attention_bias": False,
 }
 
 
