@@ -131,6 +131,7 @@ class DraftConfig(Section):
     norm_output: bool = Field(False, description="EAGLE-3.1: carry the normalised state between steps")
     freeze_embeddings: bool = True
     lm_head_init: Literal["target", "random"] = "target"
+    init: str | None = Field(None, description="folder of a published draft to start from")
     mask_token_id: TokenId | None = Field(None, description="P-EAGLE: target id that stands for tokens not known yet")
 
 

@@ -40,6 +40,8 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.config import CacheConfig, DataConfig
 from eaglepipe.errors import CacheError, ConfigError, VocabError
+from eaglepipe.export.folder import CONFIG_FILE
+from eaglepipe.export.start import published_vocab
 from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors
 
 _CODEC_FIELDS = {"dense": "probs_codec", "hidden": "hidden_codec"}
@@ -56,7 +58,7 @@ class Changes:
     supervision: str | None = None
     codec: str | None = None  # of the supervision rows
     draft_size: int | None = None
-    vocab_from: Path | None = None  # a cache whose draft vocabulary is taken over
+    vocab_from: Path | None = None  # a cache or published draft whose vocabulary is taken over
     tolerance: float | None = None  # with supervision that becomes sparse; None: a recipe's default
     max_entries: int | None = None
 
@@ -270,13 +272,19 @@ def _new_vocab(cache: Cache, changes: Changes) -> DraftVocab | None:
     if changes.vocab_from is not None and changes.draft_size is not None:
         raise ConfigError("the draft vocabulary is either of a size or another cache's, not both")
     if changes.vocab_from is not None:
-        vocab = _vocab_of(Cache.open(changes.vocab_from), cache)
+        vocab = _vocab_from(changes.vocab_from, cache)
     elif changes.draft_size is not None:
         counts = cache.token_counts.numpy()
         vocab = build_draft_vocab(counts, changes.draft_size, cache.spec.vocab_size, _forced_ids(cache))
     else:
         return None
     return None if torch.equal(vocab.selected_token_ids, cache.selected_token_ids) else vocab
+
+
+def _vocab_from(folder: Path, cache: Cache) -> DraftVocab:
+    if (folder / CONFIG_FILE).is_file():
+        return published_vocab(folder, cache.token_counts)
+    return _vocab_of(Cache.open(folder), cache)
 
 
 def _vocab_of(other: Cache, cache: Cache) -> DraftVocab:

@@ -10,9 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from eaglepipe.cache.publish import publish_bytes, publish_json
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.config import Recipe, dump_recipe
+from eaglepipe.export.start import start_digest, start_from
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.training.aux_layers import choose_aux_layers
 from eaglepipe.training.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
@@ -82,7 +85,7 @@ def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> Tra
     source = choose_aux_layers(open_caches(caches), recipe.draft.aux_layer_ids)
     with join_world(recipe.train.device) as world:
         plan = plan_run(source, recipe.train, world)
-    draft = objective_of(recipe.train).build_draft(source, recipe.draft)
+    draft, notes = _build_draft(recipe, source)
     return TrainPreview(
         run_folder=str(run_folder(recipe)),
         train_samples=len(plan.split.train),
@@ -92,7 +95,7 @@ def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> Tra
         pack_length=plan.cut.pack_length,
         draft_parameters=sum(parameter.numel() for parameter in draft.parameters()),
         trainable_parameters=sum(parameter.numel() for parameter in trainable_parameters(draft).values()),
-        notes=plan.notes,
+        notes=(*plan.notes, *notes),
     )
 
 
@@ -121,8 +124,8 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         for note in plan.notes:
             say(note)
 
-        learner = _make_learner(recipe, source, world)
-        folder, contract = run_folder(recipe), resume_contract(recipe, source)
+        learner = _make_learner(recipe, source, world, say)
+        folder, contract = run_folder(recipe), _contract(recipe, source)
         state = _resume(folder, contract, learner, say)
         if world.is_main:
             publish_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
@@ -146,9 +149,22 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         return result
 
 
-def _make_learner(recipe: Recipe, source: TrainingSource, world: World) -> Learner:
-    draft = objective_of(recipe.train).build_draft(source, recipe.draft)
+def _make_learner(recipe: Recipe, source: TrainingSource, world: World, say: Callable[[str], None]) -> Learner:
+    draft, notes = _build_draft(recipe, source)
+    for note in notes:
+        say(note)
     return Learner(source, draft, recipe.train, world)
+
+
+def _build_draft(recipe: Recipe, source: TrainingSource) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    draft = objective_of(recipe.train).build_draft(source, recipe.draft)
+    init = recipe.draft.init
+    return draft, () if init is None else start_from(draft, Path(init).expanduser())
+
+
+def _contract(recipe: Recipe, source: TrainingSource) -> dict[str, Any]:
+    contract, init = resume_contract(recipe, source), recipe.draft.init
+    return contract if init is None else {**contract, "init": start_digest(Path(init).expanduser())}
 
 
 def _resume(folder: Path, contract: dict[str, Any], learner: Learner, say: Callable[[str], None]) -> RunState:

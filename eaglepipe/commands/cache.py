@@ -123,7 +123,7 @@ def recode(
     supervision: Annotated[str | None, typer.Option(help="another kind, made from the one that is stored")] = None,
     codec: Annotated[str | None, typer.Option(help="of the supervision rows")] = None,
     draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,
-    vocab_from: Annotated[Path | None, typer.Option(help="the draft vocabulary of that cache")] = None,
+    vocab_from: Annotated[Path | None, typer.Option(help="that of a cache or of a published draft")] = None,
     tolerance: Annotated[float | None, typer.Option(help="mass left to the tail, with --supervision sparse")] = None,
     max_entries: Annotated[int | None, typer.Option(help="of a token, with --supervision sparse")] = None,
     as_json: JsonOption = False,

@@ -37,7 +37,7 @@ def read_draft_folder(folder: Path) -> DraftFolder:
     config_file = folder / CONFIG_FILE
     if not config_file.is_file():
         raise DraftError(f"{folder}: not a draft folder, it has no {CONFIG_FILE}")
-    weights = _weight_files(folder)
+    weights = weight_files(folder)
     tensors: dict[str, torch.Tensor] = {}
     for path in weights:
         tensors |= _load_pickle(path) if path.suffix == ".bin" else load_tensors(path)
@@ -59,7 +59,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files with a draft's tensors; raises what `read_draft_folder` does."""
     if (folder / WEIGHTS_FILE).is_file():
         return (folder / WEIGHTS_FILE,)
     if (folder / INDEX_FILE).is_file():

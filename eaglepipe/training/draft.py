@@ -15,6 +15,9 @@ from eaglepipe.errors import ConfigError
 from eaglepipe.training.tensor_files import publish_tensors
 from eaglepipe.training.types import TrainingSource
 
+_NO_SHAPE = {"aux_layer_ids", "freeze_embeddings", "init", "lm_head_init", "mask_token_id"}
+"""Settings of a draft that are no part of its config, or get there another way."""
+
 
 def build_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> PreTrainedModel:
     """A float32 draft on the CPU: seeded weights, the target's embeddings and, if asked for, its head rows.
@@ -29,7 +32,7 @@ def build_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> Pr
         source.target_config,
         draft_vocab_size=len(source.selected_token_ids),
         num_aux_hidden_states=len(source.aux_layer_ids),
-        **config.model_dump(exclude={"aux_layer_ids", "freeze_embeddings", "lm_head_init", "mask_token_id"}),
+        **config.model_dump(exclude=_NO_SHAPE),
     )
     _record_aux_layers(draft_config, source.aux_layer_ids, int(text_config["num_hidden_layers"]))
     spec = resolve_eagle3_draft_spec(_architectures(source))

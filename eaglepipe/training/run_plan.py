@@ -109,9 +109,13 @@ def _notes(split: Split, config: TrainConfig) -> list[str]:
 
 
 def resume_contract(recipe: Recipe, source: SampleSource) -> dict[str, Any]:
-    """What must be the same for a run to continue: the cache, the draft's shape and what a step learns."""
+    """What must be the same for a run to continue: the cache, the draft's shape and what a step learns.
+
+    The draft that a run started from is compared by its bytes, which `train` adds, not by its path.
+    """
     train = recipe.train.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
-    return {"cache": source.identity, "draft": recipe.draft.model_dump(mode="json"), "train": train}
+    draft = recipe.draft.model_dump(mode="json", exclude={"init"})
+    return {"cache": source.identity, "draft": draft, "train": train}
 
 
 def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) -> None:

@@ -30,7 +30,7 @@ LLAMA: dict[str, Any] = {
 # The proportions of gpt-oss: heads of 64 at H = 2,880, eight query heads to a key head, YaRN that is not truncated.
 GPT_OSS: dict[str, Any] = {
     **LLAMA,
-    "architectures": ["LlamaForCausalLM"],
+    "architectures": ["GptOssForCausalLM"],
     "model_type": "gpt_oss",
     "hidden_size": 48,
     "head_dim": 4,
@@ -58,17 +58,25 @@ class MadeTarget:
     draft_size: int = 40
 
     @property
+    def vocab_size(self) -> int:
+        return int(self.target_config["vocab_size"])
+
+    @property
     def selected_token_ids(self) -> torch.Tensor:
-        chosen = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(3))[: self.draft_size]
+        chosen = torch.randperm(self.vocab_size, generator=torch.Generator().manual_seed(3))[: self.draft_size]
         return chosen.sort().values
 
     @property
     def embeddings(self) -> torch.Tensor:
-        return torch.randn(VOCAB, self.target_config["hidden_size"], generator=torch.Generator().manual_seed(4))
+        return torch.randn(
+            self.vocab_size, self.target_config["hidden_size"], generator=torch.Generator().manual_seed(4)
+        )
 
     @property
     def head(self) -> torch.Tensor:
-        return torch.randn(VOCAB, self.target_config["hidden_size"], generator=torch.Generator().manual_seed(5))
+        return torch.randn(
+            self.vocab_size, self.target_config["hidden_size"], generator=torch.Generator().manual_seed(5)
+        )
 
     def start_tensors(self) -> dict[str, torch.Tensor]:
         return {"embed_tokens.weight": self.embeddings, "lm_head.weight": self.head[self.selected_token_ids]}

@@ -90,10 +90,8 @@ def test_logits_in_the_engine_are_those_of_the_trained_module(
 
 def test_final_boundary_of_gpt_oss_is_written_once_for_both_engines(tmp_path: Path) -> None:
     target = MadeTarget(target_config=GPT_OSS, aux_layer_ids=(6, 8, 10))
-    config = {**make_draft(target).config.to_dict(), "architectures": ["GptOssEagle3DraftModel"]}
     draft = make_draft(target)
     folder = save_draft(draft, tmp_path / "draft")
-    (folder / "config.json").write_text(json.dumps(config))
     out = export_draft(folder, "hf", dtype="float32", out=tmp_path / "out").folder
     for reader in ("vllm", "sglang"):
         served = load_as(reader, out, depth=DEPTH, target_embeddings=target.embeddings, gpt_oss=True)
