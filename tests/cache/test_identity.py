@@ -34,6 +34,7 @@ OTHER_VALUES: dict[str, Any] = {
     "min_learning_rate_ratio": 0.5,
     "aux_layer_ids": [2],
     "attention_bias": False,
+    "init": "a",
 }
 
 
