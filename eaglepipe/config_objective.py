@@ -15,6 +15,7 @@ SERVES: dict[str, tuple[str, ...]] = {
     "train.cod_min_ratio": ("peagle",),
     "train.sequence_partitions": ("peagle",),
     "draft.mask_token_id": ("peagle",),
+    "draft.aux_layer_ids": _EAGLE3_DRAFT,
     "draft.fc_norm": _EAGLE3_DRAFT,
     "draft.norm_output": _EAGLE3_DRAFT,
     "draft.lm_head_init": _EAGLE3_DRAFT,

@@ -15,7 +15,8 @@ from eaglepipe.cache.reader import load_manifest, missing_shards
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import find_cache
 from eaglepipe.config import Recipe
-from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.eagle.registry import resolve_eagle3_draft_spec
+from eaglepipe.errors import CacheError, ConfigError, DraftError
 from eaglepipe.progress import format_seconds
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.capture import HFEagle3TargetModel
@@ -91,7 +92,7 @@ def run_precompute(
     _report_plan(inputs, work, report)
     if dry_run:
         return _incomplete(work, started)
-    written = 0 if seal_only else _write_missing(inputs, work, worker or parse_worker(None))
+    written = 0 if seal_only else _write_missing(inputs, work, worker or parse_worker(None), report)
     left = missing_shards(work.folder, work.plan)
     if left and seal_only:
         raise CacheError(f"{work.folder}: cannot be sealed, {len(left)} of its shards are missing: {left[:8]}")
@@ -129,14 +130,23 @@ def _report_plan(inputs: Inputs, work: Work, report: Report) -> None:
     )
 
 
-def _write_missing(inputs: Inputs, work: Work, worker: Worker) -> int:
+def _write_missing(inputs: Inputs, work: Work, worker: Worker, report: Report) -> int:
     if not any(worker.takes(shard) for shard in missing_shards(work.folder, work.plan)):
         return 0
     with stop_on_signals() as stop:
         target = load_target(inputs.recipe.target, _device(inputs.recipe.precompute.device))
+        _report_missing_draft(target.architectures, report)
         model = HFEagle3TargetModel(target, inputs.spec.aux_layer_ids)
         publish_fixed_files(inputs, work, model)
         return ShardRun(inputs, work, model, stop).write_missing(worker)
+
+
+def _report_missing_draft(architectures: list[str], report: Report) -> None:
+    """Say before the forward, not after it, that stage 2 will have no draft; the cache may serve others."""
+    try:
+        resolve_eagle3_draft_spec(architectures)
+    except DraftError as error:
+        report(f"training   will refuse this cache: {error}")
 
 
 def _device(wanted: str) -> str:

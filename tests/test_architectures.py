@@ -21,9 +21,9 @@ from eaglepipe.training.collate import collate_columns, collate_payload
 from eaglepipe.training.source import open_caches
 from eaglepipe.training.supervision import SupervisionDecoder, TrainerInputs
 from eaglepipe.training.types import TrainingSource
-from tests.tiny_architectures import CONFIGS, SHAPE, VOCAB, YARN
+from tests.tiny_architectures import CONFIGS, HIDDEN, LAYERS, SHAPE, VOCAB, YARN
 
-BOUNDARIES = (1, 3, 6)
+BOUNDARIES = (1, 4, LAYERS)
 LENGTHS = (17, 9, 14, 6, 12, 8)
 CPU = torch.device("cpu")
 
@@ -90,13 +90,18 @@ def decoded(source: TrainingSource, sample: int) -> TrainerInputs:
 
 
 def assert_rows_are_the_targets_own(model: PreTrainedModel, folder: Path) -> None:
+    """Transformers gives the last boundary after the final norm, the cache before it, and the norm's scale apart."""
     source = open_caches([folder])
+    scale = source.start_tensors()["norm.weight"]
     for number in range(len(LENGTHS)):
         row, found = source.read(number), decoded(source, number)
         with torch.no_grad():
             output = model(input_ids=torch.from_numpy(row.input_ids.astype(np.int64))[None], output_hidden_states=True)
-        expected = torch.cat([output.hidden_states[boundary][0] for boundary in BOUNDARIES], dim=-1)
-        torch.testing.assert_close(found.aux_hidden_states[0], expected, rtol=1e-4, atol=1e-5)
+        *aux, before_norm = found.aux_hidden_states[0].split(HIDDEN, dim=-1)
+        for boundary, states in zip(BOUNDARIES[:-1], aux, strict=True):
+            torch.testing.assert_close(states, output.hidden_states[boundary][0], rtol=1e-4, atol=1e-5)
+        normed = before_norm * (before_norm.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * scale
+        torch.testing.assert_close(normed, output.hidden_states[LAYERS][0], rtol=1e-3, atol=1e-4)
 
         logits = output.logits[0].float()
         answered = torch.from_numpy(np.flatnonzero(row.position_mask))
@@ -156,8 +161,9 @@ def test_partial_rotary_on_gpt_oss_is_refused_before_a_step(tmp_path: Path) -> N
 
 def test_an_architecture_without_a_draft_is_refused_before_a_step(tmp_path: Path) -> None:
     transformers.Cohere2ForCausalLM(transformers.Cohere2Config(**SHAPE)).save_pretrained(tmp_path / "target")
-    recipe = make_recipe(tmp_path, "hidden")
-    folder = Path(run_precompute(recipe, report=lambda _: None).folder)
+    recipe, said = make_recipe(tmp_path, "hidden"), list[str]()
+    folder = Path(run_precompute(recipe, report=said.append).folder)
+    assert any("will refuse this cache: no EAGLE-3 draft for target architectures (Cohere2" in line for line in said)
     with pytest.raises(DraftError, match=r"Cohere2ForCausalLM.*known:.*GptOssForCausalLM.*LlamaForCausalLM"):
         run_training(recipe, [folder])
     assert not (tmp_path / "run").exists()

@@ -59,6 +59,11 @@ class TargetModel:
     def num_layers(self) -> int:
         return int(self.text_config.num_hidden_layers)
 
+    @property
+    def architectures(self) -> list[str]:
+        """What a draft is chosen by; a language model taken out of a larger one has no name in its config."""
+        return list(self.model.config.architectures or [type(self.model).__name__])
+
 
 def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
     """The local folder of a target; a Hub id is downloaded, without its weights where those are not asked for.

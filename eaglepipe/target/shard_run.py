@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from transformers import PreTrainedModel
 
 from eaglepipe.cache.background import BackgroundShard
 from eaglepipe.cache.publish import publish_bytes, publish_json
@@ -28,6 +27,7 @@ from eaglepipe.target.batch_job import Encoding, capture_batch
 from eaglepipe.target.batches import Batch
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.inputs import Inputs
+from eaglepipe.target.load import TargetModel
 from eaglepipe.target.plan import Work
 from eaglepipe.vocab import vocab_tensors
 
@@ -128,7 +128,7 @@ def publish_fixed_files(inputs: Inputs, work: Work, model: HFEagle3TargetModel) 
     start = model.draft_start_tensors(work.vocab, full_head=inputs.recipe.cache.full_head)
     for name, tensors in ((VOCAB_FILE, vocab), (START_FILE, start)):
         publish_bytes(folder / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
-    publish_json(folder / TARGET_CONFIG_FILE, _config_json(model.target.model))
+    publish_json(folder / TARGET_CONFIG_FILE, _config_json(model.target))
     publish_json(folder / HEAD_FILE, asdict(model.head_spec()))
     for name, data in inputs.chat.files().items() if inputs.chat else ():
         publish_bytes(folder / "tokenizer" / name, data)
@@ -137,8 +137,7 @@ def publish_fixed_files(inputs: Inputs, work: Work, model: HFEagle3TargetModel) 
         publish_bytes(folder / "schema" / path.name, path.read_bytes())
 
 
-def _config_json(model: PreTrainedModel) -> dict[str, Any]:
-    """The config of what was loaded, which may be the language model of a larger one and then names no class."""
-    fields: dict[str, Any] = model.config.to_dict()
+def _config_json(target: TargetModel) -> dict[str, Any]:
+    fields: dict[str, Any] = target.model.config.to_dict()
     fields.pop("_name_or_path", None)
-    return {**fields, "architectures": fields.get("architectures") or [type(model).__name__]}
+    return {**fields, "architectures": target.architectures}

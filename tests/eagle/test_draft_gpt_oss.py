@@ -74,6 +74,35 @@ def test_heads_keep_their_size_whatever_the_hidden_size():
     assert layer.q_proj.weight.shape == (6 * 64, 2 * 48) and layer.o_proj.weight.shape == (48, 6 * 64)
 
 
+def test_tensors_of_a_draft_for_the_real_target_have_the_shapes_that_engines_load():
+    target = target_config()
+    target.vocab_size = 201_088
+    config = draft_config_from_target(target, draft_vocab_size=32_000, intermediate_size=17_280, attention_bias=False)
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in GptOssEagle3DraftModel(config).state_dict().items()}
+    layer = "model.layers.0."
+    assert {name.removeprefix(layer): shape for name, shape in shapes.items() if name.startswith(layer)} == {
+        "hidden_norm.weight": (2880,),
+        "input_layernorm.weight": (2880,),
+        "post_attention_layernorm.weight": (2880,),
+        "self_attn.q_proj.weight": (4096, 5760),
+        "self_attn.k_proj.weight": (512, 5760),
+        "self_attn.v_proj.weight": (512, 5760),
+        "self_attn.o_proj.weight": (2880, 4096),
+        "mlp.gate_proj.weight": (17_280, 2880),
+        "mlp.up_proj.weight": (17_280, 2880),
+        "mlp.down_proj.weight": (2880, 17_280),
+    }
+    assert {name: shape for name, shape in shapes.items() if not name.startswith(layer)} == {
+        "d2t": (32_000,),
+        "t2d": (201_088,),
+        "model.embed_tokens.weight": (201_088, 2880),
+        "model.fc.weight": (2880, 8640),
+        "model.norm.weight": (2880,),
+        "lm_head.weight": (32_000, 2880),
+    }
+
+
 def test_biases_can_be_left_out_for_engines_that_load_none():
     config = draft_config_from_target(target_config(), attention_bias=False)
     assert config.attention_bias is False
