@@ -44,7 +44,8 @@ Item = StepHeader | _Loaded | _End | BaseException
 class Loader:
     """Steps in the order of a plan, loaded in the background; use as a context manager.
 
-    `waited_seconds` grows by the time in which the consumer had nothing to do.
+    `buffers` are those of a loader before this one, whose pages are there already. `waited_seconds` grows by the time
+    in which the consumer had nothing to do.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class Loader:
         device: torch.device,
         prefetch_batches: int,
         reads: Reads = Reads(),  # noqa: B008 - frozen
+        buffers: BufferPool | None = None,
         warn: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
     ) -> None:
         self.waited_seconds = 0.0
         self._source, self._plans, self._draw, self._device = source, plans, draw, device
         self._warn, self._reads = warn, reads
-        self._buffers = BufferPool()
+        self._buffers = BufferPool() if buffers is None else buffers
         self._queue: queue.Queue[Item] = queue.Queue(maxsize=prefetch_batches)
         self._stopping = threading.Event()
         self._doing = "starting"
