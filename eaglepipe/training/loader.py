@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.training.buffers import BufferPool
 from eaglepipe.training.collate import Columns, collate_columns, collate_payload
+from eaglepipe.training.masks import masks_on_host
 from eaglepipe.training.objective import Draw, Drawn
 from eaglepipe.training.types import EncodedBatch, Reads, SampleSource, StepHeader, StepPlan
 
@@ -178,6 +179,7 @@ class Loader:
         )
         for copied in copies:
             copied.result()
+        batch = replace(batch, masks=masks_on_host(columns, batch.supervision))
         if stream is None:
             return _Loaded(batch=batch, ready=None)
         with torch.cuda.stream(stream):
