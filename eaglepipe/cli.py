@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from eaglepipe import __version__
-from eaglepipe.commands import bench, cache, data
+from eaglepipe.commands import bench, cache, data, evaluate
 from eaglepipe.commands import recipe as recipes
 from eaglepipe.commands.common import (
     JsonOption,
@@ -37,6 +37,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
 app.add_typer(bench.app, name="bench")
 app.command("export")(export)
+app.command("eval")(evaluate.evaluate)
 
 
 def main() -> None:

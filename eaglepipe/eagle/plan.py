@@ -10,7 +10,6 @@ import torch
 
 from eaglepipe.eagle.attention import document_ids
 from eaglepipe.eagle.steps import step_masks
-from eaglepipe.eagle.transfer import to_device
 from eaglepipe.eagle.unroll import HostMasks
 
 MERGED_GAP = 16
@@ -72,18 +71,18 @@ def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, de
         row_slots = counted[step].nonzero()[:, 0]
         return StepPlan(
             runs=_as_runs(place, starts, firsts, ends[step]),
-            slots=to_device(slots, device),
+            slots=slots.to(device),
             kept=_kept(firsts, ends[step - 1], ends[step], device) if step else None,
-            sources=to_device(place_in_first[(slots + step).clamp(max=num_slots - 1)], device),
-            rows=to_device(_places(slots, num_slots)[row_slots], device),
-            row_slots=to_device(row_slots, device),
-            row_targets=to_device(target_row[row_slots + step], device),
+            sources=place_in_first[(slots + step).clamp(max=num_slots - 1)].to(device),
+            rows=_places(slots, num_slots)[row_slots].to(device),
+            row_slots=row_slots.to(device),
+            row_targets=target_row[row_slots + step].to(device),
         )
 
     return UnrollPlan(
-        cached=to_device(cached, device),
+        cached=cached.to(device),
         documents=_as_runs(place, starts[is_last], starts[is_last], ends[0][is_last]),
-        active=to_device(place[_ranges(firsts, ends[0])], device),
+        active=place[_ranges(firsts, ends[0])].to(device),
         steps=tuple(plan_step(step) for step in range(num_steps)),
         max_entries=_max_entries(masks.row_offsets),
     )
@@ -151,7 +150,7 @@ def _kept(
         return None
     counts_before = ends_before - firsts
     offsets = counts_before.cumsum(0) - counts_before
-    return to_device(_ranges(offsets, offsets + ends - firsts), device)
+    return _ranges(offsets, offsets + ends - firsts).to(device)
 
 
 def _as_runs(place: torch.Tensor, starts: torch.Tensor, firsts: torch.Tensor, ends: torch.Tensor) -> tuple[Run, ...]:

@@ -79,13 +79,18 @@ class HFEagle3TargetModel:
         assert input_ids.shape == attention_mask.shape
         assert bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()), "rows are padded on the right"
         self._check_length(input_ids.shape[1])
+        return self.run(input_ids, use_cache=False)
+
+    @torch.no_grad()
+    def run(self, input_ids: torch.Tensor, **inputs: Any) -> CapturedStates:
+        """The decoder over `input_ids` [B, T] with whatever else its forward takes (a cache, a mask, positions)."""
         taken: dict[int, torch.Tensor] = {}
         handles = [
             self._layers[boundary - 1].register_forward_hook(partial(_keep_output, taken, boundary))
             for boundary in self.aux_layer_ids
         ]
         try:
-            output = self._decoder(input_ids=input_ids.to(self.target.device), use_cache=False)
+            output = self._decoder(input_ids=input_ids.to(self.target.device), **inputs)
         finally:
             for handle in handles:
                 handle.remove()

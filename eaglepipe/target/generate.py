@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eaglepipe.target.kv_cache import make_cache
 from eaglepipe.target.load import TargetModel
+from eaglepipe.target.sampling import distribution, draw
 
 _COMPACT_BELOW = 0.75  # share of rows still running at which the ended ones are taken out
 
@@ -117,12 +118,4 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
     """[B, V] -> [B] token ids; rows with NaN get an id without meaning."""
     if sampling.temperature == 0.0:
         return logits.argmax(dim=-1)
-    probs = (logits / sampling.temperature).softmax(dim=-1).nan_to_num(nan=1.0)
-    if sampling.top_p < 1.0:
-        ordered, ids = probs.sort(dim=-1, descending=True)
-        outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
-        probs = torch.zeros_like(probs).scatter(-1, ids, ordered.masked_fill(outside, 0.0))
-    heights = probs.double().cumsum(dim=-1)
-    drawn = torch.rand(len(probs), 1, generator=generator, device=probs.device, dtype=torch.float64)
-    picked = torch.searchsorted(heights, drawn * heights[:, -1:], right=True)
-    return picked.squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return draw(distribution(logits, sampling.temperature, sampling.top_p), generator)

@@ -59,7 +59,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     given = recipe.cache.aux_layer_ids
     aux_layer_ids = default_aux_layer_ids(num_layers) if given is None else validate_aux_layer_ids(given, num_layers)
     check_sizes(recipe.vocab.draft_size, int(config.vocab_size))
-    chat = _read_chat_tokenizer(recipe)
+    chat = read_chat_tokenizer(recipe)
     if chat is not None:
         check_tokenizer_fits(chat.vocab_size, int(config.vocab_size))
     spec = _shard_spec(recipe, config, aux_layer_ids)
@@ -80,7 +80,8 @@ def read_inputs(recipe: Recipe) -> Inputs:
     )
 
 
-def _read_chat_tokenizer(recipe: Recipe) -> ChatTokenizer | None:
+def read_chat_tokenizer(recipe: Recipe) -> ChatTokenizer | None:
+    """The target's tokenizer and template; None where it has none and the corpus is tokenised already."""
     folder = resolve_folder(recipe.target, weights=False)
     only_tokens = all(source.format == "tokenized" for source in recipe.data.sources)
     if only_tokens and not any(folder.glob("tokenizer*")):

@@ -7,6 +7,8 @@ import torch
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from eaglepipe.errors import TargetError
+
 _GROWTH = 1.5
 _SPARE_TOKENS = 32
 
@@ -40,12 +42,46 @@ class RoomyLayer(DynamicLayer):
         if self.is_initialized:
             self._key_room, self._value_room = self.keys, self.values
 
+    def move(self, sources: torch.Tensor, destinations: torch.Tensor, num_tokens: int) -> None:
+        """Copy tokens within each row, from places [B, m] to places [B, m], and forget those from `num_tokens` on."""
+        rows = torch.arange(len(sources), device=sources.device)[:, None]
+        for room in (self._key_room, self._value_room):
+            room[rows, :, destinations] = room[rows, :, sources]
+        self.shorten(num_tokens)
+
+    def shorten(self, num_tokens: int) -> None:
+        """Forget the tokens from `num_tokens` on."""
+        self.keys, self.values = self._key_room[:, :, :num_tokens], self._value_room[:, :, :num_tokens]
+
 
 def make_cache(config: PretrainedConfig) -> DynamicCache:
     """The cache that the architecture needs, its plain layers made roomy."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def make_rewindable_cache(config: PretrainedConfig) -> DynamicCache:
+    """A cache whose every layer keeps all tokens and can forget some: `cache.layers` are `RoomyLayer`.
+
+    Raises:
+        TargetError: a layer with a state that cannot be taken back (recurrent, linear attention).
+    """
+    cache = DynamicCache(config=config)
+    strange = {type(layer).__name__ for layer in cache.layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    if strange:
+        raise TargetError(
+            f"speculative decoding takes rejected tokens back, which this target's {', '.join(sorted(strange))} "
+            f"({config.model_type}) cannot do here"
+        )
+    cache.layers = [RoomyLayer() for _ in cache.layers]
+    return cache
+
+
+def attention_window(config: PretrainedConfig) -> int | None:
+    """The shortest window that a layer attends over; None where all attend over everything."""
+    windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
+    return min((int(window) for window in windows if window is not None), default=None)
 
 
 def _room_for(states: torch.Tensor, num_tokens: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.errors import TemplateError
 from eaglepipe.target.generate import Answer, Sampling, generate
 from eaglepipe.target.load import TargetModel
+from eaglepipe.target.stops import stop_ids
 
 Status = Literal["written", "skipped", "error"]
 
@@ -61,11 +62,8 @@ class Rewriter:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ends of turns by the template, the tokenizer and the model's own generation config."""
-        generation_config = getattr(self.target.model, "generation_config", None)
-        own: Any = getattr(generation_config, "eos_token_id", None)
-        ends = {self.chat.eos, *self.chat.ends_of_turn, *(own if isinstance(own, list) else [own])}
-        return frozenset(end for end in ends if end is not None)
+        """What ends a turn."""
+        return stop_ids(self.target, self.chat)
 
     def _prompt(self, draft: "_Draft") -> bool:
         """Give the draft the prompt of its next turn, or its outcome."""

@@ -1,0 +1,46 @@
+"""Confidence intervals of ratios of sums: samples are drawn with replacement, added up, and divided once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1_000
+COVERAGE = 0.95
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 3) -> str:
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def bootstrap(
+    counts: Floats, figure: Callable[[Floats], Floats], *, seed: int, resamples: int = RESAMPLES
+) -> list[Estimate]:
+    """Estimates of figures of summed counts.
+
+    Args:
+        counts: [N, C], one row of counters a sample.
+        figure: sums [..., C] -> figures [..., F].
+
+    Returns: one estimate for each of the F figures.
+    """
+    generator = np.random.default_rng([seed, len(counts)])
+    drawn = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
+    values = figure(counts.sum(axis=0))
+    tail = 50 * (1 - COVERAGE)
+    low, high = np.percentile(figure(drawn @ counts), [tail, 100 - tail], axis=0)
+    return [
+        Estimate(value=float(v), low=float(bottom), high=float(top))
+        for v, bottom, top in zip(np.atleast_1d(values), np.atleast_1d(low), np.atleast_1d(high), strict=True)
+    ]

@@ -1,0 +1,156 @@
+"""`eaglepipe eval`: how good a run's draft is, simulated from its cache and, where the target is at hand, for real."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eaglepipe.cache.publish import publish_json
+from eaglepipe.errors import EaglepipeError
+from eaglepipe.evaluation.acceptance import Ints, bigram_acceptance_length, bigram_table
+from eaglepipe.evaluation.drafters import BigramDrafter, Drafter, LookupDrafter
+from eaglepipe.evaluation.drafting import TreeShape, chain_drafter, tree_drafter
+from eaglepipe.evaluation.figures import Conditions, Figure, make_figure
+from eaglepipe.evaluation.heldout import HeldoutFigures, count_heldout, heldout_figures
+from eaglepipe.evaluation.prompts import Turn, cached_turns, file_turns
+from eaglepipe.evaluation.real import DecodeSettings, OpenTarget, measure_real, open_target
+from eaglepipe.evaluation.replay import own_text_share, replay
+from eaglepipe.evaluation.table import eval_table
+from eaglepipe.evaluation.trained import TrainedRun, open_run
+from eaglepipe.evaluation.verify import SamplingRule
+from eaglepipe.training.distributed import join_world
+
+Report = Callable[[str], None]
+GREEDY = SamplingRule()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What to measure, and on what."""
+
+    caches: tuple[Path, ...] = ()  # default: as the run's recipe says
+    target: Path | None = None
+    real: bool = False
+    prompts: Path | None = None  # conversations; default: the held-out samples
+    depths: tuple[int, ...] = (5,)
+    trees: tuple[TreeShape, ...] = ()
+    rule: SamplingRule = GREEDY
+    max_new_tokens: int = 128
+    num_prompts: int = 64
+    num_samples: int | None = None  # held out, of the cache; default: as the run's recipe says
+    batch_size: int = 1
+    ignore_end: bool = False
+    baselines: bool = True
+    device: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """All figures of an evaluation; also `eval.json` in the run's folder."""
+
+    run: str
+    ttt_steps: int
+    heldout: tuple[HeldoutFigures, ...]
+    bigram_acceptance_length: float  # as the held-out figures are counted: chain, every position
+    own_text_share: float  # of the replayed text that is the target's greedy choice
+    figures: tuple[Figure, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "ttt_steps": self.ttt_steps,
+            "heldout": [asdict(figures) for figures in self.heldout],
+            "bigram_acceptance_length": self.bigram_acceptance_length,
+            "own_text_share": self.own_text_share,
+            "figures": [figure.to_json() for figure in self.figures],
+            "table": self.table(),
+        }
+
+    def table(self) -> str:
+        return eval_table(
+            self.heldout, self.figures, self.bigram_acceptance_length, self.own_text_share, self.ttt_steps
+        )
+
+
+def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: None) -> EvalReport:
+    """Measure a run's draft and leave `eval.json` in its folder.
+
+    Raises:
+        EaglepipeError: run, caches or target are missing or do not fit together.
+    """
+    run = open_run(folder, options.caches, max_samples=options.num_samples)
+    with join_world(options.device) as world:
+        report(f"{len(run.heldout)} held-out samples, from the cache alone")
+        counts = count_heldout(run, world)
+        heldout = heldout_figures(counts, run, seed=options.seed)
+        run.draft.to(world.device)
+        table = bigram_table(run.source.read(int(sample)) for sample in run.split.train)
+        turns = cached_turns(run, options.num_prompts, max_new_tokens=options.max_new_tokens)
+        job = _Job(run=run, turns=turns, successor=table, options=options, device=world.device, report=report)
+        figures = _replayed(job)
+        if options.real:
+            figures += _real(job, open_target(run, options.target, str(world.device)))
+    result = EvalReport(
+        run=str(folder),
+        ttt_steps=run.recipe.train.ttt_steps,
+        heldout=tuple(heldout),
+        bigram_acceptance_length=bigram_acceptance_length(run.source, run.split, run.recipe.train.ttt_steps),
+        own_text_share=own_text_share(run.source, turns),
+        figures=tuple(figures),
+    )
+    publish_json(folder / "eval.json", result.to_json())
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the measurements share."""
+
+    run: TrainedRun
+    turns: Sequence[Turn]
+    successor: Ints
+    options: EvalOptions
+    device: torch.device
+    report: Report
+
+
+def _replayed(job: _Job) -> list[Figure]:
+    conditions = Conditions(kind="simulated", data="held-out answers", rule=GREEDY, batch_size=1)
+    ids = [turn.sample_id for turn in job.turns]
+    figures = []
+    for drafter in _chains(job, GREEDY):
+        job.report(f"replaying {len(job.turns)} held-out answers: {drafter.method.label}")
+        replayed = replay(job.run.source, drafter, job.turns, device=job.device, dtype=torch.float32)
+        figures.append(make_figure(replayed, drafter.method, conditions, ids, seed=job.options.seed))
+    return figures
+
+
+def _real(job: _Job, target: OpenTarget) -> list[Figure]:
+    options, turns = job.options, job.turns
+    if options.prompts is not None:
+        if target.chat is None:
+            raise EaglepipeError(f"{options.prompts}: the target has no tokenizer to read prompts with")
+        turns = file_turns(options.prompts, target.chat, options.num_prompts)
+    settings = DecodeSettings(
+        data="held-out prompts" if options.prompts is None else options.prompts.name,
+        rule=options.rule,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        ignore_end=options.ignore_end,
+    )
+    trees = [tree_drafter(job.run.draft, shape) for shape in options.trees]
+    return measure_real(target, [*_chains(job, options.rule), *trees], turns, settings, job.report)
+
+
+def _chains(job: _Job, rule: SamplingRule) -> list[Drafter]:
+    """The baselines at the greatest depth, and the draft at each."""
+    deepest = max(job.options.depths)
+    baselines: list[Drafter] = [BigramDrafter(job.successor, deepest, job.device), LookupDrafter(deepest, job.device)]
+    return [
+        *(baselines if job.options.baselines else ()),
+        *(chain_drafter(job.run.draft, depth, rule) for depth in job.options.depths),
+    ]

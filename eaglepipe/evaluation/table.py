@@ -1,0 +1,86 @@
+"""The figures of an evaluation as a person reads them, each with what it was measured under."""
+
+from collections.abc import Sequence
+
+from eaglepipe.evaluation.bootstrap import Estimate
+from eaglepipe.evaluation.figures import Figure
+from eaglepipe.evaluation.heldout import HeldoutFigures
+
+_COLUMNS = ("drafter", "shape", "K", "T", "top-p", "batch", "data", "kind", "prompts", "acceptance length [95%]",
+            "tokens/forward", "speed", "identical", "rounds accepting more than 0, 1, ... guesses")  # fmt: skip
+
+
+def eval_table(
+    heldout: Sequence[HeldoutFigures],
+    figures: Sequence[Figure],
+    bigram: float,
+    own_text: float,
+    ttt_steps: int,
+) -> str:
+    """All figures, in two tables and their notes."""
+    return "\n".join([*_heldout_lines(heldout, bigram, ttt_steps), "", *_figure_lines(figures, own_text)])
+
+
+def _heldout_lines(heldout: Sequence[HeldoutFigures], bigram: float, ttt_steps: int) -> list[str]:
+    lines = [f"every held-out position alike: simulated, chain, K = {ttt_steps}, greedy, teacher-forced"]
+    rows = [("data", "samples", "slots", "loss", "acceptance length [95%]", "outside draft vocabulary")]
+    rows += [
+        (
+            part.source,
+            f"{part.samples:,}",
+            f"{part.slots:,}",
+            f"{part.loss:.3f}",
+            part.acceptance_length.text(),
+            f"{part.outside_vocabulary.value:.2%} of tokens, {part.mass_outside.value:.2%} of mass",
+        )
+        for part in heldout
+    ]
+    lines += _aligned(rows)
+    lines.append(f"  bigram table, all: acceptance length {bigram:.3f}")
+    for part in heldout[:1]:
+        lines.append(f"  accuracy by depth       {_shares(part.accuracy_by_depth)}")
+        lines.append(f"  accepted if all before  {_shares(part.conditional_acceptance_by_depth)}")
+    return lines
+
+
+def _figure_lines(figures: Sequence[Figure], own_text: float) -> list[str]:
+    lines = ["rounds as an engine makes them: tokens a round adds"]
+    lines += _aligned([_COLUMNS, *(_cells(figure) for figure in figures)])
+    if any(figure.conditions.kind == "simulated" for figure in figures):
+        lines.append(f"  simulated: rounds replayed on cached text, {own_text:.1%} of it the target's greedy choice")
+    for figure in figures:
+        if figure.first_difference is not None:
+            lines.append(f"  {figure.method.label}: differs from the target alone on {figure.first_difference}")
+    return lines
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    method, under = figure.method, figure.conditions
+    shape = f"tree of {method.size}" if method.shape == "tree" else method.shape
+    return (
+        method.drafter,
+        "" if method.shape == "none" else shape,
+        str(method.depth or ""),
+        f"{under.rule.temperature:g}",
+        f"{under.rule.top_p:g}",
+        str(under.batch_size),
+        under.data,
+        under.kind,
+        str(figure.prompts),
+        figure.acceptance_length.text(2),
+        f"{figure.tokens_per_forward:.2f}",
+        "" if figure.speedup is None else f"{figure.speedup:.2f}x",
+        "" if figure.identical is None else ("yes" if figure.identical else "NO"),
+        " ".join(f"{share:.0%}" for share in figure.acceptance_by_depth),
+    )
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _shares(estimates: Sequence[Estimate]) -> str:
+    return " ".join(f"{estimate.value:.1%}" for estimate in estimates)

@@ -1,0 +1,66 @@
+"""A finished run, opened to judge its draft: recipe, caches, draft, and the samples it never learned from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from eaglepipe.cache.storage import CacheShare, caches_of
+from eaglepipe.config import Recipe, load_recipe
+from eaglepipe.errors import CorruptError, EaglepipeError
+from eaglepipe.training.aux_layers import choose_aux_layers
+from eaglepipe.training.objectives import objective_of
+from eaglepipe.training.order import choose_heldout, split_samples
+from eaglepipe.training.source import open_caches
+from eaglepipe.training.tensor_files import load_tensors
+from eaglepipe.training.types import Split, TrainingSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """What `eaglepipe train` left, opened."""
+
+    folder: Path
+    recipe: Recipe
+    source: TrainingSource
+    draft: PreTrainedModel  # float32, on the CPU
+    split: Split
+    heldout: NDArray[np.int64]  # the held-out samples that are read, by ascending number
+
+
+def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples: int | None = None) -> TrainedRun:
+    """Open the folder of a finished run.
+
+    Args:
+        caches: where its caches are now; default: as its recipe says.
+        max_samples: held-out samples to read at most; default: as its recipe says.
+
+    Raises:
+        EaglepipeError: no finished run there.
+        CacheError, CorruptError: a cache or the draft is missing, damaged, or not what the run was trained with.
+    """
+    if not (folder / "recipe.yaml").is_file() or not (folder / "draft" / "model.safetensors").is_file():
+        raise EaglepipeError(f"{folder}: no finished run; give the folder that `eaglepipe train` wrote its draft to")
+    recipe = load_recipe(folder / "recipe.yaml")
+    shares = [CacheShare(folder=cache) for cache in caches] if caches else caches_of(recipe)
+    source = choose_aux_layers(open_caches(shares), recipe.draft.aux_layer_ids)
+    ids = source.index.sample_ids
+    split = split_samples(ids, recipe.train.heldout_fraction)
+    heldout = choose_heldout(ids, split, max_samples or recipe.train.eval_max_samples)
+    if len(heldout) == 0:
+        raise EaglepipeError(f"{folder}: the run holds no sample out; train it with a positive train.heldout_fraction")
+    draft = _load_draft(folder / "draft" / "model.safetensors", recipe, source)
+    return TrainedRun(folder=folder, recipe=recipe, source=source, draft=draft, split=split, heldout=heldout)
+
+
+def _load_draft(file: Path, recipe: Recipe, source: TrainingSource) -> PreTrainedModel:
+    draft = objective_of(recipe.train).build_draft(source, recipe.draft)
+    try:
+        draft.load_state_dict(load_tensors(file))
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise CorruptError(f"{file}: not the draft that the run's recipe and caches describe: {detail}") from None
+    return draft.eval()

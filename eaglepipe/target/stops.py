@@ -1,0 +1,16 @@
+"""The tokens that end an answer."""
+
+from typing import Any
+
+from eaglepipe.chat.template import ChatTokenizer
+from eaglepipe.target.load import TargetModel
+
+
+def stop_ids(target: TargetModel, chat: ChatTokenizer | None) -> frozenset[int]:
+    """Ends of turns by the template, the tokenizer and the model's own generation config."""
+    generation_config = getattr(target.model, "generation_config", None)
+    own: Any = getattr(generation_config, "eos_token_id", None)
+    ends = {*(own if isinstance(own, list) else [own])}
+    if chat is not None:
+        ends |= {chat.eos, *chat.ends_of_turn}
+    return frozenset(end for end in ends if end is not None)

@@ -1,0 +1,178 @@
+"""`eaglepipe eval` on a run trained from the tiny target's own greedy text."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eaglepipe.config import TargetConfig
+from eaglepipe.errors import EaglepipeError
+from eaglepipe.evaluation.decode import Limits, speculate
+from eaglepipe.evaluation.drafters import LookupDrafter, NoDraft
+from eaglepipe.evaluation.drafting import TreeShape, chain_drafter
+from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
+from eaglepipe.evaluation.prompts import cached_turns, file_turns
+from eaglepipe.evaluation.replay import replay
+from eaglepipe.evaluation.trained import open_run
+from eaglepipe.evaluation.verify import SamplingRule
+from eaglepipe.precompute import run_precompute
+from eaglepipe.target.capture import HFEagle3TargetModel
+from eaglepipe.target.load import load_target
+from eaglepipe.target.stepping import SteppingTarget
+from eaglepipe.train import run_training
+from tests.tiny_project import VOCAB_SIZE, TinyProject
+
+CPU, GREEDY = torch.device("cpu"), SamplingRule()
+ANSWER = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnText:
+    """A run on own text, its cache, its target."""
+
+    run: Path
+    cache: Path
+    target: Path
+    stepping: SteppingTarget
+
+
+@pytest.fixture(scope="module")
+def own_text(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> OwnText:
+    """Prompts of random tokens, each answered twice by the target, every number kept in float32."""
+    folder = tmp_path_factory.mktemp("own-text")
+    target = SteppingTarget(HFEagle3TargetModel(load_target(TargetConfig(path=str(project.target)), "cpu"), [2, 4, 5]))
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(5, VOCAB_SIZE, size).astype(np.int32) for size in generator.integers(3, 9, 40)]
+    first = answers(target, prompts)
+    follow_ups = [np.concatenate([p, a, p[:2]]).astype(np.int32) for p, a in zip(prompts, first, strict=True)]
+    second = answers(target, follow_ups)
+    rows = zip(prompts, first, follow_ups, second, strict=True)
+    with (folder / "own.jsonl").open("w") as stream:
+        for number, (prompt, a, follow_up, b) in enumerate(rows):
+            mask = [0] * len(prompt) + [1] * len(a) + [0] * 2 + [1] * len(b)
+            row = {"id": str(number), "input_ids": [*follow_up.tolist(), *b], "loss_mask": mask}
+            stream.write(json.dumps(row) + "\n")
+    recipe = project.recipe(
+        **{
+            "data.sources": f"[{{path: {folder / 'own.jsonl'}, format: tokenized}}]",
+            "cache.root": str(folder / "caches"),
+            "cache.aux_codec": "fp32",
+            "train.output_dir": str(folder / "run"),
+            "train.learning_rate": 0.01,
+            "train.epochs": 3,
+        }
+    )
+    cache = Path(run_precompute(recipe, report=lambda _: None).folder)
+    run_training(recipe, [cache])
+    return OwnText(run=folder / "run", cache=cache, target=project.target, stepping=target)
+
+
+def answers(target: SteppingTarget, prompts: list[np.ndarray]) -> list[list[int]]:
+    limits, generator = Limits(max_new_tokens=ANSWER), torch.Generator()
+    run = speculate(target, NoDraft(CPU), prompts, rule=GREEDY, limits=limits, batch_size=40, generator=generator)
+    return [list(answer.token_ids) for answer in run.answers]
+
+
+@pytest.fixture(scope="module")
+def report(own_text: OwnText) -> EvalReport:
+    options = EvalOptions(
+        caches=(own_text.cache,),
+        target=own_text.target,
+        real=True,
+        depths=(3,),
+        trees=(TreeShape(size=8, depth=3, width=3),),
+        max_new_tokens=ANSWER,
+        batch_size=4,
+    )
+    return evaluate_run(own_text.run, options)
+
+
+def test_replayed_rounds_are_those_of_real_decoding_one_for_one(own_text: OwnText) -> None:
+    run = open_run(own_text.run, [own_text.cache])
+    turns = cached_turns(run, max_new_tokens=ANSWER)
+    assert len(turns) == 2 * len(run.heldout)
+    for drafter in (chain_drafter(run.draft, 3, GREEDY), LookupDrafter(3, CPU)):
+        replayed = replay(run.source, drafter, turns, device=CPU, dtype=torch.float32)
+        real = speculate(
+            own_text.stepping,
+            drafter,
+            [turn.prompt for turn in turns],
+            rule=GREEDY,
+            limits=Limits(max_new_tokens=ANSWER),
+            batch_size=4,
+            generator=torch.Generator(),
+        )
+        assert replayed.answers == real.answers
+        assert max(max(answer.rounds) for answer in real.answers) == 4
+
+
+def test_heldout_figures_are_those_that_training_ended_with(own_text: OwnText, report: EvalReport) -> None:
+    trained = json.loads((own_text.run / "train.json").read_text())
+    whole = report.heldout[0]
+    assert whole.loss == pytest.approx(trained["heldout_loss_end"], rel=1e-4)
+    length = whole.acceptance_length
+    assert length.value == pytest.approx(trained["simulated_acceptance_length_end"], rel=1e-6)
+    assert length.low <= length.value <= length.high and length.low < length.high
+    accuracy = [estimate.value for estimate in whole.accuracy_by_depth]
+    assert accuracy == pytest.approx(trained["accuracy_by_depth"], rel=1e-6)
+
+
+def test_every_method_is_labelled_and_identical_to_the_target_alone(report: EvalReport) -> None:
+    figures = [figure.to_json() for figure in report.figures]
+    real = [figure for figure in figures if figure["kind"] == "real"]
+    assert [(f["drafter"], f["shape"], f["depth"]) for f in real] == [
+        ("none", "none", 0),
+        ("bigram table", "chain", 3),
+        ("prompt lookup", "chain", 3),
+        ("EAGLE-3", "chain", 3),
+        ("EAGLE-3", "tree", 3),
+    ]
+    assert all(figure["identical"] is True for figure in real)
+    assert real[0]["acceptance_length"] == real[0]["tokens_per_forward"] == 1.0
+    assert all(f["acceptance_length"] == pytest.approx(1 + sum(f["acceptance_by_depth"])) for f in figures)
+    assert all(figure["temperature"] == 0.0 and figure["data"] for figure in figures)
+
+
+def test_simulated_and_real_acceptance_lengths_agree(report: EvalReport) -> None:
+    by_kind = {f.conditions.kind: f for f in report.figures if f.method.label == "EAGLE-3, chain of 3"}
+    assert by_kind["real"].acceptance_length == by_kind["simulated"].acceptance_length
+    assert report.own_text_share == 1.0
+
+
+def test_the_report_is_left_in_the_runs_folder(own_text: OwnText, report: EvalReport) -> None:
+    assert json.loads((own_text.run / "eval.json").read_text()) == json.loads(json.dumps(report.to_json()))
+
+
+def test_prompts_of_a_file_are_the_tokens_before_each_answer(project: TinyProject, tmp_path: Path) -> None:
+    from eaglepipe.target.inputs import read_chat_tokenizer
+
+    chat = read_chat_tokenizer(project.recipe())
+    assert chat is not None
+    messages = [
+        {"role": "user", "content": "What is 7?"},
+        {"role": "assistant", "content": "A number."},
+        {"role": "user", "content": "And 8?"},
+    ]
+    later = {"role": "assistant", "content": "Another."}
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"messages": [*messages, later]}) + "\n" + json.dumps({"messages": messages[:1]}) + "\n")
+    texts = [chat.tokenizer.decode(turn.prompt) for turn in file_turns(file, chat)]
+    expected = [chat.template.render(part, None, prompt=True) for part in (messages[:1], messages, messages[:1])]
+    assert texts == expected
+
+
+def test_a_folder_without_a_finished_draft_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EaglepipeError, match="no finished run"):
+        evaluate_run(tmp_path, EvalOptions())
+
+
+def test_another_target_is_refused(own_text: OwnText, tmp_path: Path) -> None:
+    from tests.target.tiny_targets import CONFIGS, save_target
+
+    other = save_target(CONFIGS["llama"], tmp_path / "other")
+    options = EvalOptions(caches=(own_text.cache,), target=other, real=True, num_samples=2, baselines=False)
+    with pytest.raises(EaglepipeError, match="vocab_size 67"):
+        evaluate_run(own_text.run, options)
