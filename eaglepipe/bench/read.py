@@ -1,6 +1,7 @@
 """`bench read`: a cache through the loader of training, against a plain read of as many bytes into buffers as large.
 
-Both find the shards in the page cache. The plain read goes through the shards in order, without asking what is in them.
+Both find the shards in the page cache and their buffers in memory, as every epoch but the first steps of a run does.
+The plain read goes through the shards in order, without asking what is in them.
 """
 
 import itertools
@@ -17,6 +18,7 @@ import torch
 from eaglepipe.bench.made_cache import TargetShape, chat_lengths, write_made_cache
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.reader import Cache
+from eaglepipe.training.buffers import BufferPool
 from eaglepipe.training.loader import Loader
 from eaglepipe.training.objective_eagle3 import draw_slots
 from eaglepipe.training.packing import plan_steps
@@ -89,13 +91,14 @@ def measure_read(
     """
     with _made_or_given(folder, shape, num_samples) as place:
         checked = Cache.open(place)
-        sizes = [_num_bytes(batch) for batch in _batches(checked)]
+        buffers = BufferPool()
+        sizes = [_num_bytes(batch) for batch in _batches(checked, buffers)]
         files = [place / entry.path for entry in checked.manifest.shards]
         seconds = median_seconds(
             {
                 "raw": lambda: _raw_seconds(files, sizes),
-                "loader": lambda: timed(lambda: _exhaust(checked), _HOST)[0],
-                "first touch": lambda: _first_touch_seconds(place),
+                "loader": lambda: timed(lambda: _exhaust(checked, buffers), _HOST)[0],
+                "first touch": lambda: _first_touch_seconds(place, buffers),
             },
             rounds,
         )
@@ -122,18 +125,18 @@ def _made_or_given(folder: Path | None, shape: TargetShape, num_samples: int) ->
         yield Path(name)
 
 
-def _first_touch_seconds(folder: Path) -> float:
+def _first_touch_seconds(folder: Path, buffers: BufferPool) -> float:
     cache = Cache.open(folder)
-    return timed(lambda: _exhaust(cache), _HOST)[0]
+    return timed(lambda: _exhaust(cache, buffers), _HOST)[0]
 
 
-def _exhaust(cache: Cache) -> None:
-    for _ in _batches(cache):
+def _exhaust(cache: Cache, buffers: BufferPool) -> None:
+    for _ in _batches(cache, buffers):
         pass
 
 
-def _batches(cache: Cache) -> Iterator[EncodedBatch]:
-    """One epoch as training reads it; no batch is kept."""
+def _batches(cache: Cache, buffers: BufferPool) -> Iterator[EncodedBatch]:
+    """One epoch as training reads it, into buffers that epochs share; no batch is kept."""
     longest = int(cache.index.num_tokens.max())
     micro_batch_tokens = max(4096, longest)
     plans = plan_steps(
@@ -147,7 +150,7 @@ def _batches(cache: Cache) -> Iterator[EncodedBatch]:
         cut=Cut(pack_length=micro_batch_tokens, micro_batch_tokens=micro_batch_tokens),
         start=Position(),
     )
-    with Loader(cache, plans, draw=draw_slots(7), device=_HOST, prefetch_batches=4) as loader:
+    with Loader(cache, plans, draw=draw_slots(7), device=_HOST, prefetch_batches=4, buffers=buffers) as loader:
         for _, batches in loader:
             yield from batches
 

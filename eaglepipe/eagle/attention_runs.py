@@ -151,21 +151,25 @@ def _sum_of_groups(weights: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _heads_first(states: torch.Tensor, groups: int | None = None) -> torch.Tensor:
-    """[m, kv, G, d] -> [kv, G, m, d]; keys [m, kv, d] are shared by `groups` heads without a copy."""
-    if groups is None:
-        return states.permute(1, 2, 0, 3)
-    return states.transpose(0, 1)[:, None].expand(-1, groups, -1, -1)
+def _heads_first(states: torch.Tensor) -> torch.Tensor:
+    """[m, kv, G, d] -> [kv, G, m, d]."""
+    return states.permute(1, 2, 0, 3)
+
+
+def _block_heads(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [m, kv, G, d] -> [kv, G, m, d]; keys and values [s, kv, d] -> [kv, G, s, d], shared without a copy."""
+    key, value = (states[:, :, None].expand(-1, -1, queries.shape[2], -1) for states in (keys, values))
+    return _heads_first(queries), _heads_first(key), _heads_first(value)
 
 
 def _block_forward(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries [m, kv, G, d] over keys [s, kv, d] -> output [m, kv, G, d], log-sum-exp [m, kv, G]."""
-    groups = queries.shape[2]
-    heads = (_heads_first(queries), _heads_first(keys, groups), _heads_first(values, groups))
     forward = _flash_forward_cpu if queries.device.type == "cpu" else _plain_forward
-    output, normaliser = forward(*heads, causal, scale)
+    output, normaliser = forward(*_block_heads(queries, keys, values), causal, scale)
     return output.permute(2, 0, 1, 3), normaliser.permute(2, 0, 1)
 
 
@@ -180,8 +184,7 @@ def _block_backward(  # noqa: PLR0917 - what a flash backward takes, in its orde
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of one block inside a softmax that `output` and `normaliser` are the whole of."""
-    groups = queries.shape[2]
-    heads = (_heads_first(queries), _heads_first(keys, groups), _heads_first(values, groups))
+    heads = _block_heads(queries, keys, values)
     whole = (_heads_first(output), normaliser.permute(1, 2, 0))
     backward = _flash_backward_cpu if queries.device.type == "cpu" else _plain_backward
     grad_query, grad_key, grad_value = backward(_heads_first(grad_output), *heads, *whole, causal, scale)

@@ -109,6 +109,7 @@ class Eagle3TrainerModule(nn.Module):
         doc_remaining: torch.Tensor | None = None,
         *,
         normalizers: torch.Tensor | None = None,
+        masks: HostMasks | None = None,
     ) -> Eagle3StepMetrics:
         """Loss and metrics of one batch whose ids, masks and supervision are shifted left once already.
 
@@ -129,6 +130,8 @@ class Eagle3TrainerModule(nn.Module):
                 k < doc_remaining[t].
             normalizers: [K], what each step's loss sum is divided by; default its own count, at least 1. Larger
                 numbers give one batch its share of a loss that is reduced over several.
+            masks: the same masks and lengths on the host, where the caller still has them; otherwise they are fetched
+                from the device, and the host waits for it.
 
         Raises:
             DraftError: for no or two supervision sources, and for shapes or masks that do not fit.
@@ -164,7 +167,7 @@ class Eagle3TrainerModule(nn.Module):
             seq_lens=seq_lens,
             doc_remaining=doc_remaining,
         )
-        masks = host_masks(inputs)
+        masks = host_masks(inputs) if masks is None else masks
         check_values(masks, target_probs, self.draft_model.config.draft_vocab_size)
         counts = count_valid_per_step(inputs.position_mask, doc_remaining, self.ttt_steps)
         divisors = counts.clamp(min=1) if normalizers is None else normalizers.to(self.step_weights)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from eaglepipe.eagle.row_ops import row_blocks, softmax_in_place
+from eaglepipe.eagle.row_ops import row_blocks, row_dots, softmax_in_place, take_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class DenseRows:
         """As `TargetRows`."""
         losses, predicted = logits.new_empty(len(rows)), torch.empty_like(rows)
         for block in row_blocks(logits):
-            losses[block], predicted[block] = _dense_losses(logits[block], self.probs.index_select(0, rows[block]))
+            losses[block], predicted[block] = _dense_losses(logits[block], take_rows(self.probs, rows[block]))
         return losses, predicted
 
 
 def _dense_losses(logits: torch.Tensor, target_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     probs = target_probs.to(logits.dtype)
-    mass, overlap = probs.sum(dim=-1), torch.linalg.vecdot(logits, probs)
+    mass, overlap = probs.sum(dim=-1), row_dots(logits, probs)
     log_partition, _, predicted = softmax_in_place(logits)
     logits.mul_(mass[:, None]).sub_(probs)
     return log_partition * mass - overlap, predicted

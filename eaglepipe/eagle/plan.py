@@ -10,6 +10,7 @@ import torch
 
 from eaglepipe.eagle.attention import document_ids
 from eaglepipe.eagle.steps import step_masks
+from eaglepipe.eagle.transfer import to_device
 from eaglepipe.eagle.unroll import HostMasks
 
 MERGED_GAP = 16
@@ -71,18 +72,18 @@ def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, de
         row_slots = counted[step].nonzero()[:, 0]
         return StepPlan(
             runs=_as_runs(place, starts, firsts, ends[step]),
-            slots=slots.to(device),
+            slots=to_device(slots, device),
             kept=_kept(firsts, ends[step - 1], ends[step], device) if step else None,
-            sources=place_in_first[(slots + step).clamp(max=num_slots - 1)].to(device),
-            rows=_places(slots, num_slots)[row_slots].to(device),
-            row_slots=row_slots.to(device),
-            row_targets=target_row[row_slots + step].to(device),
+            sources=to_device(place_in_first[(slots + step).clamp(max=num_slots - 1)], device),
+            rows=to_device(_places(slots, num_slots)[row_slots], device),
+            row_slots=to_device(row_slots, device),
+            row_targets=to_device(target_row[row_slots + step], device),
         )
 
     return UnrollPlan(
-        cached=cached.to(device),
+        cached=to_device(cached, device),
         documents=_as_runs(place, starts[is_last], starts[is_last], ends[0][is_last]),
-        active=place[_ranges(firsts, ends[0])].to(device),
+        active=to_device(place[_ranges(firsts, ends[0])], device),
         steps=tuple(plan_step(step) for step in range(num_steps)),
         max_entries=_max_entries(masks.row_offsets),
     )
@@ -150,7 +151,7 @@ def _kept(
         return None
     counts_before = ends_before - firsts
     offsets = counts_before.cumsum(0) - counts_before
-    return _ranges(offsets, offsets + ends - firsts).to(device)
+    return to_device(_ranges(offsets, offsets + ends - firsts), device)
 
 
 def _as_runs(place: torch.Tensor, starts: torch.Tensor, firsts: torch.Tensor, ends: torch.Tensor) -> tuple[Run, ...]:

@@ -46,7 +46,7 @@ class HostMasks:
 
 
 def host_masks(inputs: UnrollInputs) -> HostMasks:
-    """Bring the masks to the host in one copy, the only wait for a device in a forward."""
+    """Bring the masks to the host in one copy: the only wait for a device in a forward that is not given them."""
     masks = (inputs.attention_mask, inputs.loss_mask, inputs.position_mask)
     given = (*masks, inputs.seq_lens, inputs.doc_remaining, *_sparse_bounds(inputs.target_probs))
     present = [tensor for tensor in given if tensor is not None]

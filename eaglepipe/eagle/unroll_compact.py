@@ -62,7 +62,7 @@ def unroll_compact(
 ) -> UnrollResult:
     """Unroll K = len(step_weights) steps as planned; `step_weights` float32 [K] scale the steps' loss sums."""
     aux = inputs.aux_hidden_states.flatten(0, 1)
-    states = draft.project_hidden_states(aux if len(plan.cached) == len(aux) else aux.index_select(0, plan.cached))
+    states = draft.project_hidden_states(_pick(aux, plan.cached))
     layers = _split_layers(draft, inputs.input_ids.flatten()[plan.cached], plan.active, states.dtype)
     head_inputs = []
     for index, step in enumerate(plan.steps):
@@ -73,7 +73,7 @@ def unroll_compact(
         for layer, places in zip(layers, _layer_places(draft, inputs, plan, index), strict=True):
             states = _run_layer(draft, layer, states, places)
         states = rms_norm(states, draft.model.norm) if draft.config.norm_output else states
-        loss_states = states.index_select(0, step.rows)
+        loss_states = _pick(states, step.rows)
         head_inputs.append(loss_states if draft.config.norm_output else rms_norm(loss_states, draft.model.norm))
     head = fused_head_loss(
         torch.cat(head_inputs),
@@ -93,7 +93,7 @@ def _split_layers(
     deeper = list(draft.model.layers)[1:]
     width = draft.config.hidden_size
     embeds = rms_norm(draft.model.embed_tokens(token_ids).to(dtype), fused.input_layernorm)
-    query_embeds = embeds if deeper else embeds.index_select(0, active)
+    query_embeds = embeds if deeper else _pick(embeds, active)
     query_weight, key_value_weight, query_bias, key_value_bias = _projections(fused.self_attn)
     first = _Layer(
         module=fused,
@@ -197,13 +197,18 @@ def _layer_step(
     key, value = key_values.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
     key = rotate(key, *places.key_rotary)
     if places.queries is not None:
-        states, normed = states.index_select(0, places.queries), normed.index_select(0, places.queries)
+        states, normed = _pick(states, places.queries), _pick(normed, places.queries)
     query = _project(normed, layer.query_weight, layer.query_offsets, places.query_offsets)
     query = rotate(query.unflatten(-1, (-1, attention.head_dim)), *places.query_rotary)
     attended = run_attention(query, (*keys, key), (*values, value), places.runs, attention.scale)
     states = states + attention.o_proj(attended.flatten(1))
     mlp, inner = layer.module.mlp, rms_norm(states, layer.module.post_attention_layernorm)
     return states + mlp.down_proj(swiglu(mlp.gate_proj(inner), mlp.up_proj(inner))), key, value
+
+
+def _pick(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`states[rows]` for ascending rows, none twice: as many as there are means all, without a copy."""
+    return states if len(rows) == len(states) else states.index_select(0, rows)
 
 
 def _project(

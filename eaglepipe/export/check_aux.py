@@ -7,7 +7,7 @@ from typing import Any
 from eaglepipe.export.aux_ids import likely_convention, to_boundaries, to_outputs
 from eaglepipe.export.engines import Engine
 from eaglepipe.export.reading import AUX_IDS, AuxSpelling, Ids, eagle_config, is_speculators, read_aux, read_num_aux
-from eaglepipe.export.report import Finding, error, warning
+from eaglepipe.export.report import Finding, error, suspicion, warning
 
 NESTED = f"eagle_config.{AUX_IDS}"
 READS_TOP: tuple[Engine, ...] = ("vllm", "speculators", "hf")
@@ -94,9 +94,9 @@ def _suspected(name: str, ids: Ids, reading: str, depth: int | None, *, reader: 
     meant = likely_convention(ids, depth)
     if meant is not None and meant != reading:
         what = "boundaries" if meant == "boundaries" else "layer outputs (NVIDIA ModelOpt and SpecForge write those)"
-        yield error("field", name, f"{list(ids)} look like {what}, but {reader}")
+        yield suspicion("error", name, f"{list(ids)} look like {what}, but {reader}")
     elif meant is None and ids[0] == 1 and reading == "boundaries":
-        yield warning("field", name, f"{reader}; a first id of 1 often means layer outputs")
+        yield suspicion("warning", name, f"{reader}; a first id of 1 often means layer outputs")
 
 
 def _range_and_order(

@@ -94,7 +94,7 @@ def _check_stored(engine: Engine, shape: DraftShape, raw: str, tensor: torch.Ten
         yield error("values", raw, "it holds NaN or infinite values")
     if name == "embed_tokens.weight" and engine == "sglang" and shape.hidden_size == shape.target_hidden_size:
         yield warning("unexpected", raw, "SGLang always uses the target's embeddings in its place")
-    if name == "fc.bias" and engine == "vllm":
+    if name == "fc.bias" and (engine == "vllm" or (engine == "hf" and bool(tensor.any()))):
         yield _unexpected(engine, raw, tensor)
     if shape.family == "eagle1" and name == "lm_head.weight" and engine == "sglang":
         yield warning("unexpected", raw, "SGLang uses the target's lm_head")

@@ -60,7 +60,6 @@ LAYOUTS: dict[Engine, Layout] = {
         architectures=_NATIVE,
         embeddings="always",
         zero_fc_bias=True,
-        trained_fc_bias=True,
         norm_before_residual=False,
     ),
 }
@@ -110,7 +109,7 @@ def _eagle1_reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
         yield "EAGLE-1/2 drafts have the target's hidden size"
     bias = draft.tensors.get("fc.bias")
     if bias is not None and bool(bias.any()) and not layout.trained_fc_bias:
-        yield "it drops the trained fc.bias without a word; use --to sglang"
+        yield "vLLM drops the trained fc.bias without a word; use --to sglang"
 
 
 def _same_width(shape: DraftShape) -> bool:

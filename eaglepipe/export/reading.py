@@ -103,8 +103,8 @@ def read_family(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
         return "peagle"
     query = tensors.get("layers.0.self_attn.q_proj.weight")
     hidden = _size(layer_config(config), "hidden_size", 0)
-    if query is not None and query.dim() == 2 and hidden in query.shape and 2 * hidden not in query.shape:
-        return "eagle1" if "layers.0.hidden_norm.weight" not in tensors else "eagle3"
+    if query is not None and query.dim() == 2 and "layers.0.hidden_norm.weight" not in tensors:
+        return "eagle1" if query.shape[1] == hidden else "eagle3"
     return "eagle1" if config.get("architectures") == ["LlamaForCausalLMEagle"] else "eagle3"
 
 

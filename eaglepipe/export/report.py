@@ -16,6 +16,7 @@ class Finding:
     kind: Kind
     name: str  # of the tensor, the config field or the file
     message: str
+    is_suspicion: bool = False  # of what only the draft's makers know
 
     def line(self) -> str:
         return f"{self.severity:7}  {self.kind:10}  {self.name}: {self.message}"
@@ -54,6 +55,10 @@ class CheckReport:
 
 def error(kind: Kind, name: str, message: str) -> Finding:
     return Finding(severity="error", kind=kind, name=name, message=message)
+
+
+def suspicion(severity: Severity, name: str, message: str) -> Finding:
+    return Finding(severity=severity, kind="field", name=name, message=message, is_suspicion=True)
 
 
 def warning(kind: Kind, name: str, message: str) -> Finding:

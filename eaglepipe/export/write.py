@@ -112,14 +112,15 @@ def _draft_tokens(draft: TrainedDraft) -> int:
 def _own_check(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Finding, ...]:
     """What is published passes the check that strangers' folders must pass; a failure is our mistake or a bad weight.
 
-    Custom layers may happen to equal another convention's default, which only a check without the run has to suspect.
+    Custom layers may look like another convention's, which a check without the run has to suspect.
     """
     target = TargetSizes(depth=draft.target.depth, model_type=draft.target.model_type)
     report = check_folder(read_draft_folder(folder), engine, target)
-    faults = [finding for finding in report.errors if "look like" not in finding.message]
+    known = [finding for finding in report.findings if not finding.is_suspicion]
+    faults = [finding for finding in known if finding.severity == "error"]
     if faults:
         raise DraftError(f"{draft.folder}: nothing is exported\n  " + "\n  ".join(fault.line() for fault in faults))
-    return tuple(finding for finding in report.findings if finding.severity == "warning")
+    return tuple(known)
 
 
 def _require_replaceable(out: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 _SMALL_BYTES = 2**16  # the allocator reuses its own memory for such blocks
+_SLACK = 8  # a new block is larger by this part, since batches differ a little; pages never touched cost nothing
 
 
 class BufferPool:
@@ -38,4 +39,4 @@ class BufferPool:
         if block is None and free:
             free.pop()
         self._free.extend(free)
-        return np.empty(num_bytes, np.uint8) if block is None else block
+        return np.empty(num_bytes + num_bytes // _SLACK, np.uint8) if block is None else block

@@ -7,6 +7,7 @@ as `doc_remaining` reaches. The small columns come first, so that a whole step c
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def collate_payload(
         aux[starts[-1] : (row + 1) * num_slots] = 0
         if scales is not None:
             scales[starts[-1] : (row + 1) * num_slots] = 0
-    small = {name: _pin(getattr(columns, name), pinned) for name in _SMALL}
+    small: dict[str, Any] = {name: _pin(getattr(columns, name), pinned) for name in _SMALL}
     drawn = {name: _pin(tensor, pinned) for name, tensor in (extras or {}).items()}
     return EncodedBatch(aux_payload=aux, aux_scales=scales, supervision=supervision, extras=drawn, **small)
 

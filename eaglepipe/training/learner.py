@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.config import TrainConfig
+from eaglepipe.eagle.transfer import to_device
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.distributed import World, sum_gradients
 from eaglepipe.training.objective import StepMetrics
@@ -84,7 +85,7 @@ class Learner:
             counts: int64 [K], elements in the loss at each depth over all micro-batches and ranks.
         """
         self.module.train()
-        normalizers = self.objective.normalizers(counts).to(self._world.device)
+        normalizers = to_device(self.objective.normalizers(counts), self._world.device)
         loss = torch.zeros((), device=self._world.device)
         counters = Counters.zeros(self.num_depths, self._world.device)
         for batch in batches:

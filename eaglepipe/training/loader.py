@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.training.buffers import BufferPool
 from eaglepipe.training.collate import Columns, collate_columns, collate_payload
+from eaglepipe.training.masks import masks_on_host
 from eaglepipe.training.objective import Draw, Drawn
 from eaglepipe.training.types import EncodedBatch, Reads, SampleSource, StepHeader, StepPlan
 
@@ -44,7 +45,8 @@ Item = StepHeader | _Loaded | _End | BaseException
 class Loader:
     """Steps in the order of a plan, loaded in the background; use as a context manager.
 
-    `waited_seconds` grows by the time in which the consumer had nothing to do.
+    `buffers` are those of a loader before this one, whose pages are there already. `waited_seconds` grows by the time
+    in which the consumer had nothing to do.
     """
 
     def __init__(
@@ -56,12 +58,13 @@ class Loader:
         device: torch.device,
         prefetch_batches: int,
         reads: Reads = Reads(),  # noqa: B008 - frozen
+        buffers: BufferPool | None = None,
         warn: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
     ) -> None:
         self.waited_seconds = 0.0
         self._source, self._plans, self._draw, self._device = source, plans, draw, device
         self._warn, self._reads = warn, reads
-        self._buffers = BufferPool()
+        self._buffers = BufferPool() if buffers is None else buffers
         self._queue: queue.Queue[Item] = queue.Queue(maxsize=prefetch_batches)
         self._stopping = threading.Event()
         self._doing = "starting"
@@ -176,6 +179,7 @@ class Loader:
         )
         for copied in copies:
             copied.result()
+        batch = replace(batch, masks=masks_on_host(columns, batch.supervision))
         if stream is None:
             return _Loaded(batch=batch, ready=None)
         with torch.cuda.stream(stream):

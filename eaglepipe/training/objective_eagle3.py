@@ -46,7 +46,7 @@ class Eagle3Objective:
 
     def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
         decoder = SupervisionDecoder(source, device=device, dtype=dtype)
-        return lambda batch: decoder.decode(batch).arguments()
+        return lambda batch: {**decoder.decode(batch).arguments(), "masks": batch.masks}
 
     def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
         return draw_slots(self.config.ttt_steps)(columns, epoch)

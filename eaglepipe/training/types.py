@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.codecs import RowCodec
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
+from eaglepipe.eagle.unroll import HostMasks
 from eaglepipe.training.supervision_rows import EncodedSupervision
 
 
@@ -125,6 +126,7 @@ class EncodedBatch:
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
     supervision: EncodedSupervision  # rows of the slots that `Reads.supervision` asks for, in order
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what the objective drew for this batch
+    masks: HostMasks | None = None  # what is above, on the host whatever the device
 
     def to(self, device: torch.device) -> "EncodedBatch":
         """The same batch on a device; copies from pinned memory do not block."""

@@ -12,6 +12,7 @@ from eaglepipe.eagle.attention_runs import _plain_backward, _plain_forward, run_
 from eaglepipe.eagle.fused_head import DenseRows, fused_head_loss
 from eaglepipe.eagle.losses import soft_cross_entropy
 from eaglepipe.eagle.plan import Run, plan_unroll
+from eaglepipe.eagle.steps import as_slot_mask
 from eaglepipe.eagle.unroll import HostMasks
 
 
@@ -84,6 +85,23 @@ def test_chain_that_crosses_a_turn_end_counts_the_next_turn():
     assert metrics.counts.tolist() == [9, 8, 7, 6]
     assert metrics.valid.tolist() == [9, 7, 5, 3]
     assert_equal_unrolls(make_draft(), batch, ttt_steps=4)
+
+
+def test_masks_that_the_caller_has_are_not_fetched_from_the_device(monkeypatch):
+    batch = packed([[make_document(30, 0), make_document(25, 1)]], 60)
+    trainer = make_trainer(make_draft(), 4)
+    expected = trainer(**batch)
+    masks = HostMasks(
+        attention_mask=batch["attention_mask"].bool(),
+        loss_mask=as_slot_mask(batch["loss_mask"]),
+        position_mask=as_slot_mask(batch["position_mask"]),
+        seq_lens=batch["seq_lens"],
+        doc_remaining=batch["doc_remaining"],
+    )
+    monkeypatch.setattr("eaglepipe.eagle.core.host_masks", lambda _: pytest.fail("fetched"))
+    found = trainer(**batch, masks=masks)
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(found.hits, expected.hits)
 
 
 def test_gradients_are_the_same_bits_every_time():

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from eaglepipe.eagle import row_ops
-from eaglepipe.eagle.row_ops import MAX_WIDTH, row_blocks, softmax_in_place
+from eaglepipe.eagle.row_ops import row_blocks, row_dots, softmax_in_place, take_rows
 
 
-@pytest.mark.parametrize("size", [5, 8 * MAX_WIDTH, 8 * MAX_WIDTH + 1, 10 * MAX_WIDTH - 3])
+@pytest.mark.parametrize("size", [1, 5, 1025])
 @pytest.mark.parametrize("distinct", [3, 1000])
 def test_softmax_and_greedy_token_are_torch_s_own_with_the_lowest_of_equals(size, distinct):
     generator = torch.Generator().manual_seed(size)
@@ -34,3 +34,15 @@ def test_blocks_cover_every_row_once(elements, monkeypatch):
     for rows in (0, 1, 23):
         blocks = list(row_blocks(torch.zeros(rows, 10)))
         assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(rows))
+
+
+def test_dots_of_rows_are_those_in_float64():
+    first, second = torch.randn(2, 7, 5001, generator=torch.Generator().manual_seed(0))
+    expected = (first.double() * second.double()).sum(-1).float()
+    torch.testing.assert_close(row_dots(first, second), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [[], [3], [2, 3, 4], [2, 4, 5], [4, 3], [1, 1], [0, 1, 2, 3, 4, 5]])
+def test_rows_are_those_asked_for_whether_or_not_they_are_consecutive(rows):
+    matrix = torch.randn(6, 4)
+    assert torch.equal(take_rows(matrix, torch.tensor(rows, dtype=torch.int64)), matrix[rows])

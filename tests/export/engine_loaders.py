@@ -176,7 +176,7 @@ def chain(draft: Served, ids: torch.Tensor, hidden_states: list[torch.Tensor], s
     for step in range(steps):
         positions = torch.arange(len(ids)) + step
         state = layers(draft, ids, state, positions, seen)
-        normed = _norm(draft, state, "norm")
+        normed = rms_norm(draft, state, "norm")
         logits.append(normed @ draft.weights["lm_head.weight"].T)
         state = normed if draft.norm_output else state
         ids = torch.cat([ids[1:], torch.zeros(1, dtype=ids.dtype)])
@@ -186,7 +186,7 @@ def chain(draft: Served, ids: torch.Tensor, hidden_states: list[torch.Tensor], s
 def project(draft: Served, aux: torch.Tensor) -> torch.Tensor:
     if draft.fc_norm:
         chunks = aux.chunk(len(draft.boundaries), dim=-1)
-        aux = torch.cat([_norm(draft, chunk, f"fc_norm.{i}") for i, chunk in enumerate(chunks)], dim=-1)
+        aux = torch.cat([rms_norm(draft, chunk, f"fc_norm.{i}") for i, chunk in enumerate(chunks)], dim=-1)
     return aux @ draft.weights["fc.weight"].T
 
 
@@ -200,12 +200,12 @@ def layers(
     for layer in range(draft.sizes["num_hidden_layers"]):
         name = f"layers.{layer}"
         if layer == 0:
-            embeds = _norm(draft, draft.weights["embed_tokens.weight"][ids], f"{name}.input_layernorm")
-            inputs = torch.cat([embeds, _norm(draft, state, f"{name}.hidden_norm")], dim=-1)
+            embeds = rms_norm(draft, draft.weights["embed_tokens.weight"][ids], f"{name}.input_layernorm")
+            inputs = torch.cat([embeds, rms_norm(draft, state, f"{name}.hidden_norm")], dim=-1)
         else:
-            inputs = _norm(draft, state, f"{name}.{draft.deeper_norm}")
+            inputs = rms_norm(draft, state, f"{name}.{draft.deeper_norm}")
         state = state + attend(draft, name, inputs, positions, seen[layer])
-        state = state + mlp(draft, name, _norm(draft, state, f"{name}.post_attention_layernorm"))
+        state = state + mlp(draft, name, rms_norm(draft, state, f"{name}.post_attention_layernorm"))
     return state
 
 
@@ -244,7 +244,7 @@ def _linear(draft: Served, name: str, inputs: torch.Tensor) -> torch.Tensor:
     return output + draft.weights[f"{name}.bias"] if f"{name}.bias" in draft.weights else output
 
 
-def _norm(draft: Served, states: torch.Tensor, name: str) -> torch.Tensor:
+def rms_norm(draft: Served, states: torch.Tensor, name: str) -> torch.Tensor:
     scale = (states.square().mean(-1, keepdim=True) + draft.sizes["rms_norm_eps"]).rsqrt()
     return states * scale * draft.weights[f"{name}.weight"]
 
@@ -275,3 +275,59 @@ def _yarn(frequencies: torch.Tensor, dim: int, rope: dict[str, Any]) -> torch.Te
     low, high = max(low, 0), min(high, dim - 1)
     ramp = ((torch.arange(dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
     return frequencies / rope["factor"] * ramp + frequencies * (1 - ramp)
+
+
+def load_features_draft(engine: str, folder: Path, *, target_embeddings: torch.Tensor) -> Served:
+    """EAGLE-1/2: vLLM has no bias of fc and ignores a stored one, SGLang always has one."""
+    config = json.loads((folder / "config.json").read_text())
+    stored = load_file(folder / "model.safetensors")
+    assert config["architectures"] in (["LlamaForCausalLM"], ["LlamaForCausalLMEagle"])
+    flags = {"fc_norm": False, "draft_vocab_size": config["vocab_size"], "target_hidden_size": config["hidden_size"]}
+    weights = _initial(config, flags, num_aux=2, parallel=False)
+    absent = ("lm_head", "norm.weight", "layers.0.input_layernorm")
+    weights = {n: t for n, t in weights.items() if not n.startswith(absent) and "hidden_norm" not in n}
+    for layer in range(config["num_hidden_layers"]):
+        inputs = config["hidden_size"]
+        for name in ("q", "k", "v"):
+            full = f"layers.{layer}.self_attn.{name}_proj.weight"
+            weights[full] = torch.randn(len(weights[full]), inputs)
+    if engine == "sglang":
+        weights["fc.bias"] = torch.randn(config["hidden_size"])
+    embedded = False
+    for name, tensor in stored.items():
+        if engine == "vllm" and name not in weights and not name.endswith(".bias"):
+            raise ValueError(f"no module or parameter {name}")
+        if name in weights:
+            weights[name] = _same_shape(weights[name], tensor)
+            embedded |= name == "embed_tokens.weight"
+    if engine == "sglang" or not embedded:
+        weights["embed_tokens.weight"] = target_embeddings
+    return Served(
+        weights=weights,
+        sizes=config,
+        rope=config["rope_parameters"],
+        boundaries=(),
+        fc_norm=False,
+        norm_output=False,
+        deeper_norm="input_layernorm",
+        target_ids=torch.arange(config["vocab_size"]),
+    )
+
+
+def chain_of_features(
+    draft: Served, ids: torch.Tensor, features: torch.Tensor, head: torch.Tensor, steps: int
+) -> list[torch.Tensor]:
+    """Logits [T, V] of each step through the target's lm_head; the feature that comes out goes in next."""
+    seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(draft.sizes["num_hidden_layers"])]
+    logits = []
+    for step in range(steps):
+        positions = torch.arange(len(ids)) + step
+        features = _linear(draft, "fc", torch.cat([draft.weights["embed_tokens.weight"][ids], features], dim=-1))
+        for layer, keys in enumerate(seen):
+            name = f"layers.{layer}"
+            inputs = features if layer == 0 else rms_norm(draft, features, f"{name}.{draft.deeper_norm}")
+            features = features + attend(draft, name, inputs, positions, keys)
+            features = features + mlp(draft, name, rms_norm(draft, features, f"{name}.post_attention_layernorm"))
+        logits.append(features @ head.T)
+        ids = torch.cat([ids[1:], torch.zeros(1, dtype=ids.dtype)])
+    return logits

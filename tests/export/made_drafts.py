@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from eaglepipe.config import DraftConfig
-from eaglepipe.training.draft import build_draft, publish_draft
+from eaglepipe.config import DraftConfig, TrainConfig
+from eaglepipe.training.draft import publish_draft
+from eaglepipe.training.objectives import objective_of
 
 DEPTH, VOCAB, HIDDEN = 10, 64, 16
 LLAMA: dict[str, Any] = {
@@ -56,6 +57,8 @@ class MadeTarget:
     target_config: dict[str, Any] = field(default_factory=lambda: dict(LLAMA))
     aux_layer_ids: tuple[int, ...] = (2, DEPTH // 2, DEPTH - 3)
     draft_size: int = 40
+    supervision: str = "hidden"
+    last_hidden: str = "all"  # as EAGLE-1/2 asks of a cache
 
     @property
     def vocab_size(self) -> int:
@@ -65,6 +68,10 @@ class MadeTarget:
     def selected_token_ids(self) -> torch.Tensor:
         chosen = torch.randperm(self.vocab_size, generator=torch.Generator().manual_seed(3))[: self.draft_size]
         return chosen.sort().values
+
+    @property
+    def selected_token_mask(self) -> torch.Tensor:
+        return torch.zeros(self.vocab_size, dtype=torch.bool).index_fill(0, self.selected_token_ids, True)
 
     @property
     def embeddings(self) -> torch.Tensor:
@@ -79,18 +86,22 @@ class MadeTarget:
         )
 
     def start_tensors(self) -> dict[str, torch.Tensor]:
-        return {"embed_tokens.weight": self.embeddings, "lm_head.weight": self.head[self.selected_token_ids]}
+        rows = {"lm_head.weight": self.head[self.selected_token_ids], "lm_head_full.weight": self.head}
+        return {"embed_tokens.weight": self.embeddings, **rows}
 
 
-def make_draft(target: MadeTarget, **settings: Any) -> PreTrainedModel:
+def make_draft(
+    target: MadeTarget, objective: str = "eagle3", *, scale: float = 0.3, **settings: Any
+) -> PreTrainedModel:
     """A draft whose every trained weight is random, norms and biases too."""
-    draft = build_draft(target, DraftConfig(**settings), seed=0)  # type: ignore[arg-type]
+    train = TrainConfig.model_validate({"objective": objective})
+    draft = objective_of(train).build_draft(target, DraftConfig(**settings))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.3 * noise)
+                parameter.copy_(1 + 0.3 * noise if "norm" in name else scale * noise)
     return draft.eval()
 
 

@@ -50,3 +50,11 @@ def test_smaller_and_larger_needs_share_the_blocks_that_there_are() -> None:
         places.add(address(tensor))
         del tensor
     assert len(places) == 1
+
+
+def test_need_a_little_larger_than_the_ones_before_is_met_by_the_same_block() -> None:
+    pool = BufferPool()
+    first = pool.take((64, 2**12), torch.uint8)
+    place = address(first)
+    del first
+    assert address(pool.take((70, 2**12), torch.uint8)) == place

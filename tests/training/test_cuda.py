@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_source import tiny_recipe, tiny_source
 
 from eaglepipe.cache.head import HeadSpec
+from eaglepipe.config import DraftConfig
 from eaglepipe.train import train_from
+from eaglepipe.training.loader import Loader
 from eaglepipe.training.metrics import read_metrics
+from eaglepipe.training.objective_eagle3 import Eagle3Objective, draw_slots
 from eaglepipe.training.supervision import TargetHead
+from eaglepipe.training.types import Position, StepPlan
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -43,3 +48,28 @@ def test_half_precision_head_returns_float32_sums() -> None:
     head = TargetHead(weight=weight.cuda(), bias=None, spec=HeadSpec())
     expected = (hidden.double() @ weight.double().T).softmax(1)
     torch.testing.assert_close(head.probabilities(hidden.cuda()).cpu().double(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_forward_and_its_backward_never_wait_for_the_device() -> None:
+    source, device = tiny_source(), torch.device("cuda")
+    objective = Eagle3Objective(tiny_recipe(Path(), device="cuda").train)
+    draft = objective.build_draft(source, DraftConfig()).to(device)
+    module, decode = (
+        objective.make_module(draft, source).to(device),
+        objective.make_decoder(source, device=device, dtype=torch.bfloat16),
+    )
+    numbers = np.arange(4)
+    plan = StepPlan(samples=numbers, micro_batches=((tuple(numbers.tolist()),),), after=Position())
+    draw = draw_slots(objective.config.ttt_steps)
+    with Loader(source, [plan], draw=draw, device=device, prefetch_batches=1) as loader:
+        ((_, batches),) = ((header, list(batches)) for header, batches in loader)
+    for guard in ("default", "error"):  # the first pass sets libraries up
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode(guard)
+        try:
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = module(**decode(batches[0])).loss
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()

@@ -8,6 +8,7 @@ import torch
 from tiny_source import TinySource, tiny_source
 
 from eaglepipe.cache.types import CachedSample
+from eaglepipe.eagle.unroll import UnrollInputs, host_masks
 from eaglepipe.errors import CorruptError, ResourceError
 from eaglepipe.training import loader as loader_module
 from eaglepipe.training.collate import Columns
@@ -15,6 +16,7 @@ from eaglepipe.training.loader import Loader
 from eaglepipe.training.objective import Drawn
 from eaglepipe.training.objective_eagle3 import draw_slots
 from eaglepipe.training.packing import plan_steps
+from eaglepipe.training.supervision import SupervisionDecoder
 from eaglepipe.training.types import Cut, EncodedBatch, Position, StepPlan
 
 CPU = torch.device("cpu")
@@ -173,3 +175,30 @@ def test_a_rank_without_documents_counts_nothing() -> None:
     with Loader(source, [empty], **settings) as loader:
         ((header, batches),) = ((header, list(batches)) for header, batches in loader)
     assert header.counts.tolist() == [0, 0, 0] and batches == []
+
+
+@pytest.mark.parametrize("supervision", ["hidden", "sparse"])
+def test_masks_kept_on_the_host_are_those_that_the_trainer_would_fetch(supervision: str) -> None:
+    source = tiny_source(supervision=supervision)
+    decoder = SupervisionDecoder(source, device=CPU, dtype=torch.float32)
+    with open_loader(source) as loader:
+        for _, batches in loader:
+            for batch in batches:
+                inputs = decoder.decode(batch)
+                assert batch.masks is not None
+                fetched = host_masks(
+                    UnrollInputs(
+                        input_ids=inputs.input_ids,
+                        attention_mask=inputs.attention_mask.bool(),
+                        loss_mask=inputs.loss_mask,
+                        position_mask=inputs.position_mask.squeeze(-1),
+                        aux_hidden_states=inputs.aux_hidden_states,
+                        target_probs=inputs.target_probs,
+                        position_ids=inputs.position_ids,
+                        seq_lens=inputs.seq_lens,
+                        doc_remaining=inputs.doc_remaining,
+                    )
+                )
+                for name, expected in vars(fetched).items():
+                    kept = getattr(batch.masks, name)
+                    assert (kept is None and expected is None) or torch.equal(kept, expected), name
