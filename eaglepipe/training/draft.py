@@ -28,7 +28,7 @@ def build_draft(
 
     Raises:
         ConfigError: the shape asked for cannot take over the target's embeddings or head.
-        DraftError: no draft for this architecture, sizes that do not fit together, or no mask token where one is needed.
+        DraftError: no draft for this architecture, sizes that do not fit together, or no mask token for P-EAGLE.
     """
     text_config = {**source.target_config, **source.target_config.get("text_config", {})}
     _check_width(config, int(text_config["hidden_size"]))
