@@ -34,7 +34,7 @@ def draft_config_from_target(
     Position encoding always is the target's. `draft_vocab_size` absent or >= V means the target's vocabulary. Heads
     follow the target, except that heads of another hidden size keep the target's `head_dim`. The heads of latent
     attention (MLA) fit no dense draft, which gets H / `v_head_dim` of that size instead, sharing 8 key-value heads.
-    `parallel_drafting` makes a P-EAGLE draft, whose masked slots hold `mask_token_id`, by default the target's pad token.
+    `parallel_drafting` makes a P-EAGLE draft, whose masked slots hold `mask_token_id`, else the target's pad token.
 
     Raises:
         DraftError: for sizes that are not positive or do not fit together, or that the target's config lacks; for
