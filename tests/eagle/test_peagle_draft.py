@@ -5,8 +5,10 @@ import torch
 from peagle_oracle import MASK_TOKEN, make_peagle_draft
 from safetensors.torch import load_file, save_file
 from toy_drafts import VOCAB_SIZE, make_draft, target_config
+from transformers import GptOssConfig
 
 from eaglepipe.eagle.draft_config import draft_config_from_target
+from eaglepipe.eagle.draft_gpt_oss import GptOssEagle3DraftModel
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.errors import DraftError
 
@@ -52,6 +54,17 @@ def test_depth_0_alone_is_an_eagle3_step():
     torch.testing.assert_close(parallel, draft(ids, hidden, seq_lens=torch.tensor([[5, 7]])))
     rows = torch.tensor([1, 8])
     torch.testing.assert_close(draft.forward_peagle(ids, hidden, positions, mask, rows=rows), parallel[:, rows])
+
+
+def test_gpt_oss_turns_its_elements_as_its_steps():
+    target = GptOssConfig(vocab_size=50, num_hidden_layers=8, hidden_size=48, pad_token_id=0)
+    sizes = {"intermediate_size": 32, "num_attention_heads": 6, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    draft = GptOssEagle3DraftModel(draft_config_from_target(target, parallel_drafting=True, **sizes))
+    ids, slots = torch.arange(20)[None], torch.arange(20)
+    hidden = draft.project_hidden_states(torch.randn(1, 20, 3 * 48))
+    mask = draft.build_peagle_block_mask(slots, torch.zeros_like(slots), torch.tensor([20]), 20)
+    torch.testing.assert_close(draft.forward_peagle(ids, hidden, slots[None], mask), draft(ids, hidden))
 
 
 def test_mask_token_is_the_given_one_else_the_pad_token_else_an_error():

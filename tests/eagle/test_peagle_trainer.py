@@ -272,3 +272,17 @@ def test_a_draft_that_does_not_draft_in_parallel_is_refused():
 def test_batches_that_do_not_fit_are_refused(change, message):
     with pytest.raises(DraftError, match=message):
         make_peagle(make_peagle_draft())(**{**pack(), "cod_seeds": SEEDS, **change})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA; the dense attention is tested on the CPU")
+@pytest.mark.parametrize("head_dim", [6, 16])
+def test_flex_attention_on_cuda_gives_the_dense_attentions_loss_and_gradients(head_dim):
+    """Heads of 6 run eagerly, heads of 16 compiled."""
+    draft = make_peagle_draft(num_hidden_layers=2, head_dim=head_dim)
+    dense = make_peagle(draft)(**pack(), cod_seeds=SEEDS)
+    expected = gradients(draft, dense.loss)
+    batch = {name: tensor.cuda() for name, tensor in pack().items()}
+    flexed = make_peagle(draft.cuda(), sequence_partitions=2).cuda()(**batch, cod_seeds=SEEDS.cuda())
+    assert flexed.loss.item() == pytest.approx(dense.loss.item(), rel=1e-4)
+    actual = {name: gradient.cpu() for name, gradient in gradients(draft, flexed.loss).items()}
+    assert_same_gradients(actual, expected, 1e-3)
