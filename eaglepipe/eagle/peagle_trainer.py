@@ -3,9 +3,8 @@
 Symbols: B rows, T slots, D draft vocabulary, K depths, N elements of a partition, R of them in the loss.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,22 +24,12 @@ from eaglepipe.eagle.peagle_data import (
     plan_parts,
     supervised_slots,
 )
-from eaglepipe.eagle.peagle_loss import target_entropies, target_rows, target_tokens
+from eaglepipe.eagle.peagle_loss import Targets, look_up_targets
 from eaglepipe.eagle.peagle_parts import PartResult, gradients_in_forward
 from eaglepipe.eagle.sparse import SparseTargets
 from eaglepipe.eagle.steps import as_slot_mask
 from eaglepipe.eagle.unroll import HostMasks, UnrollInputs, host_masks
 from eaglepipe.errors import DraftError
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Targets:
-    """What all partitions look up; S rows of the target's distribution."""
-
-    rows: Any  # as the fused head reads them
-    row_of_slot: torch.Tensor  # int64 [B·T]
-    tokens: torch.Tensor  # int64 [S], the target's greedy draft tokens
-    entropies: torch.Tensor  # float32 [S]
 
 
 class PeagleTrainerModule(nn.Module):
@@ -163,7 +152,7 @@ class PeagleTrainerModule(nn.Module):
             total = sum(int(elements.in_loss.sum()) for elements in drawn)
             normalizers = torch.full((self.settings.depths,), max(1, total))
         depth_weights = 1.0 / normalizers.to(input_ids.device, torch.float32)
-        targets = _look_up(inputs, masks, self.draft_model.config.draft_vocab_size)
+        targets = look_up_targets(inputs, masks, self.draft_model.config.draft_vocab_size)
         loss, results = self._run_parts(inputs, targets, plan_parts(drawn, self._num_parts(drawn)), depth_weights)
         return _measure(inputs, loss, results, self.settings.depths)
 
@@ -184,7 +173,7 @@ class PeagleTrainerModule(nn.Module):
         return max(1, -(-sum(len(elements.anchors) for elements in drawn) // self.eval_elements))
 
     def _run_parts(
-        self, inputs: UnrollInputs, targets: _Targets, parts: list[PeaglePart], depth_weights: torch.Tensor
+        self, inputs: UnrollInputs, targets: Targets, parts: list[PeaglePart], depth_weights: torch.Tensor
     ) -> tuple[torch.Tensor, list[PartResult]]:
         run = partial(self._run, inputs, targets, depth_weights=depth_weights)
         if not torch.is_grad_enabled() or len(parts) < 2:
@@ -195,7 +184,7 @@ class PeagleTrainerModule(nn.Module):
         return gradients_in_forward(run, parts, parameters)
 
     def _run(
-        self, inputs: UnrollInputs, targets: _Targets, part: PeaglePart, *, depth_weights: torch.Tensor
+        self, inputs: UnrollInputs, targets: Targets, part: PeaglePart, *, depth_weights: torch.Tensor
     ) -> PartResult:
         draft, device = self.draft_model, inputs.input_ids.device
         anchors, depths, rows = (table.to(device) for table in (part.anchors, part.depths, part.rows))
@@ -244,20 +233,6 @@ class PeagleTrainerModule(nn.Module):
         lengths = torch.full((batch,), num_slots) if inputs.seq_lens is None else inputs.seq_lens.flatten()
         mask = self.draft_model.build_peagle_block_mask(anchors, depths, lengths.to(anchors.device), batch * num_slots)
         return replace(mask, longest=inputs.position_ids.max() + 1)
-
-
-def _look_up(inputs: UnrollInputs, masks: HostMasks, draft_size: int) -> _Targets:
-    probs, num_slots = inputs.target_probs, inputs.input_ids.numel()
-    max_entries = 1 if masks.row_offsets is None or len(masks.row_offsets) < 2 else int(masks.row_offsets.diff().max())
-    row_of_slot = torch.arange(num_slots)
-    if isinstance(probs, SparseTargets) or probs.dim() == 2:
-        row_of_slot = masks.loss_mask.flatten().long().cumsum(0) - 1
-    return _Targets(
-        rows=target_rows(probs, max_entries),
-        row_of_slot=row_of_slot.to(inputs.input_ids.device),
-        tokens=target_tokens(probs, max_entries),
-        entropies=target_entropies(probs, draft_size),
-    )
 
 
 @torch.no_grad()
