@@ -1,5 +1,6 @@
 # The batch interface. `make help` lists the targets; settings are NAME=value on the command line.
 #   RECIPE   a file, or the name of a recipe that ships        SET    overrides, as in SET="train.seed=1 train.epochs=2"
+#   OBJECTIVE  eagle3 or peagle, for `make demo`
 #   RECIPES  several of them, for `make batch`                 GPUS   processes to start with torchrun (default: one, plain)
 
 PYTHON    ?= python3
@@ -18,7 +19,7 @@ help: ## This list
 	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Everything on a machine without GPU or network: corpus, target, cache, draft, summary
-	$(EAGLEPIPE) demo
+	$(EAGLEPIPE) demo $(if $(OBJECTIVE),--objective $(OBJECTIVE))
 
 precompute: $(VENV)/.installed need-recipe ## Stage 1 for RECIPE: run the target once, leave a cache (resumes)
 	$(LAUNCH) precompute $(RECIPE) $(SET)

@@ -143,12 +143,13 @@ def estimate(
 def demo(
     folder: Annotated[Path, typer.Option(help="everything is written here")] = Path("runs/demo"),
     fast: Annotated[bool, typer.Option(help="a minute in place of five, and a draft that shows it")] = False,
+    objective: Annotated[str, typer.Option(help="what the draft is trained with")] = "eagle3",
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline on data and a target made here: corpus, target, cache, draft, summary."""
     from eaglepipe.demo.run import run_demo
 
-    summary = run_demo(folder, fast=fast, report=reporter(as_json))
+    summary = run_demo(folder, fast=fast, objective=objective, report=reporter(as_json))
     print_json(summary, as_json)
 
 

@@ -132,7 +132,9 @@ class DraftConfig(Section):
     freeze_embeddings: bool = True
     lm_head_init: Literal["target", "random"] = "target"
     init: str | None = Field(None, description="folder of a published draft to start from")
-    mask_token_id: TokenId | None = Field(None, description="P-EAGLE: target id that stands for tokens not known yet")
+    mask_token_id: TokenId | None = Field(
+        None, description="P-EAGLE: target id that stands for tokens not known yet; default: pad"
+    )
 
 
 class TrainCache(Section):

@@ -19,13 +19,14 @@ from eaglepipe.demo.quality import QualityReport, judge_answers
 from eaglepipe.demo.summary import summary_text
 from eaglepipe.demo.target import TargetReport, TargetStep, TargetTraining, train_target
 from eaglepipe.demo.tokenizer import train_tokenizer
-from eaglepipe.errors import CorruptError
+from eaglepipe.errors import ConfigError, CorruptError
 from eaglepipe.evaluation.acceptance import bigram_acceptance_length
 from eaglepipe.precompute import PrecomputeResult, run_precompute
 from eaglepipe.progress import ProgressLine
 from eaglepipe.regenerate import RegenerateResult, run_regenerate
 from eaglepipe.resources import shipped_recipes
 from eaglepipe.train import TrainResult, run_training
+from eaglepipe.training.objectives import objective_of
 from eaglepipe.training.order import split_samples
 from eaglepipe.training.source import open_caches
 
@@ -34,7 +35,12 @@ PROMPT_ROWS = 2_500
 Report = Callable[[str], None]
 
 _FAST_ROWS, _FAST_STEPS = 600, 40
-_FAST = ["train.epochs=1", "train.ttt_steps=3", "train.eval_every_steps=20", "regenerate.max_new_tokens=64"]
+_FAST = ["train.epochs=1", "train.eval_every_steps=20", "regenerate.max_new_tokens=64"]
+_OBJECTIVES: dict[str, Callable[[int], list[str]]] = {
+    "eagle3": lambda depths: [f"train.ttt_steps={depths}"],
+    "peagle": lambda depths: [f"train.peagle_depths={depths}"],
+}
+"""Overrides for so many depths, by objective."""
 
 
 class _Stages:
@@ -52,16 +58,17 @@ class _Stages:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-def run_demo(folder: Path, *, fast: bool = False, report: Report = print) -> dict[str, Any]:
-    """Run every stage that is not done yet below `folder`; returns what is in `folder/summary.json`.
+def run_demo(folder: Path, *, fast: bool = False, objective: str = "eagle3", report: Report = print) -> dict[str, Any]:
+    """Run every stage that is not done yet below `folder`; returns what is in its summary.
 
     Args:
         folder: everything is written here, the caches too.
         fast: a small corpus and a few steps; the draft is then no measure of anything.
+        objective: what the draft is trained with; each has a run and a summary of its own beside those of the others.
         report: takes the lines of the log and the summary.
     """
     stages = _Stages(report)
-    recipe = demo_recipe(folder, fast=fast)
+    recipe = demo_recipe(folder, fast=fast, objective=objective)
     target, away = folder / "target", folder / "target.moved-away"
     regenerated = folder / "data" / "regenerated.jsonl"
     if not away.exists():
@@ -88,20 +95,32 @@ def run_demo(folder: Path, *, fast: bool = False, report: Report = print) -> dic
     with stages.stage("compare", "what a bigram table would reach on the same held-out samples"):
         bigram = _bigram(recipe, Path(cache.folder))
     summary = _summary(cache, trained, bigram, stages.seconds)
-    publish_json(folder / "summary.json", summary)
-    report(summary_text(summary, folder))
+    file = folder / f"summary{_suffix(objective)}.json"
+    publish_json(file, summary)
+    report(summary_text(summary, file))
     return summary
 
 
-def demo_recipe(folder: Path, *, fast: bool = False) -> Recipe:
-    """The recipe that ships, with its paths below `folder`."""
+def demo_recipe(folder: Path, *, fast: bool = False, objective: str = "eagle3") -> Recipe:
+    """The recipe that ships, with its paths below `folder` and another objective if asked for.
+
+    Raises:
+        ConfigError: the demo does not know the objective.
+    """
+    if objective not in _OBJECTIVES:
+        raise ConfigError(f"the demo has no objective {objective!r}; it knows {', '.join(_OBJECTIVES)}")
     raw = load_recipe(shipped_recipes()["demo"])
     moved = raw.model_dump_json().replace("runs/demo", folder.as_posix())
     recipe = Recipe.model_validate_json(moved)
-    file = folder / "demo.yaml"
+    file = folder / f"demo{_suffix(objective)}.yaml"
     publish_json(file, recipe.model_dump(mode="json"))
-    overrides = [f"cache.root={(folder / 'caches').as_posix()}", *(_FAST if fast else ())]
-    return load_recipe(file, overrides)
+    overrides = [f"cache.root={(folder / 'caches').as_posix()}", f"train.objective={objective}"]
+    overrides += [f"train.output_dir={(folder / f'train{_suffix(objective)}').as_posix()}", *(_FAST if fast else ())]
+    return load_recipe(file, [*overrides, *_OBJECTIVES[objective](3 if fast else raw.train.ttt_steps)])
+
+
+def _suffix(objective: str) -> str:
+    return "" if objective == "eagle3" else f"-{objective}"
 
 
 def _corpus_size(*, fast: bool) -> dict[str, int]:
@@ -143,7 +162,7 @@ def _answers_line(result: RegenerateResult, quality: QualityReport) -> str:
 def _bigram(recipe: Recipe, cache: Path) -> float:
     source = open_caches([cache])
     split = split_samples(source.index.sample_ids, recipe.train.heldout_fraction)
-    return bigram_acceptance_length(source, split, recipe.train.ttt_steps)
+    return bigram_acceptance_length(source, split, len(objective_of(recipe.train).loss_weights))
 
 
 def _summary(

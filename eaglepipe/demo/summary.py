@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 
-def summary_text(summary: dict[str, Any], folder: Path) -> str:
-    """The summary as a person reads it."""
+def summary_text(summary: dict[str, Any], file: Path) -> str:
+    """The summary, as a person reads it; `file` holds it as JSON."""
     depth = summary["ttt_steps"]
     accuracy = " ".join(f"{share:5.1%}" for share in summary["accuracy_by_depth"] or ())
     conditional = " ".join(f"{share:5.1%}" for share in summary["conditional_acceptance_by_depth"] or ())
@@ -30,7 +30,7 @@ def summary_text(summary: dict[str, Any], folder: Path) -> str:
         "",
         f"time         {sum(seconds.values()):.0f} s: {stages}",
         f"draft        {summary['draft']}",
-        f"summary      {folder / 'summary.json'}",
+        f"summary      {file}",
     ]
     return "\n".join(lines)
 

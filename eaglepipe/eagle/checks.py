@@ -1,6 +1,6 @@
 """Refusals of what cannot be trained on: settings, shapes, and masks, each named with what it should be."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +32,15 @@ def check_settings(
         raise DraftError(f"step_decay must be above 0 and at most 1, not {step_decay!r}")
     if implementation not in IMPLEMENTATIONS:
         raise DraftError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
+    check_vocabulary(config, selected_token_ids, selected_token_mask)
+
+
+def check_vocabulary(config: Any, selected_token_ids: torch.Tensor, selected_token_mask: torch.Tensor) -> None:
+    """The draft vocabulary against the draft.
+
+    Raises:
+        DraftError: when sizes differ.
+    """
     if selected_token_ids.shape != (config.draft_vocab_size,):
         raise DraftError(
             f"selected_token_ids has shape {tuple(selected_token_ids.shape)}; the draft's lm_head has "
@@ -119,8 +128,14 @@ def _check_shape(name: str, tensor: torch.Tensor | None, *expected: tuple[int, .
         raise DraftError(f"{name} has shape {list(tensor.shape)}; expected {wanted}")
 
 
-def check_values(masks: HostMasks, target_probs: torch.Tensor | SparseTargets, draft_size: int) -> None:
-    """What only the values of a batch tell.
+def check_values(
+    masks: HostMasks,
+    target_probs: torch.Tensor | SparseTargets,
+    draft_size: int,
+    *,
+    compact_rows: Literal["position_mask", "loss_mask"] = "position_mask",
+) -> None:
+    """What only the values of a batch tell; `compact_rows` names the mask whose slots compact targets belong to.
 
     Raises:
         DraftError: for left padding, supervision on padding or outside the loss mask, documents that do not fill their
@@ -138,14 +153,14 @@ def check_values(masks: HostMasks, target_probs: torch.Tensor | SparseTargets, d
         )
     if masks.seq_lens is not None:
         _check_documents(masks.seq_lens, masks.attention_mask.shape[1])
-    supervised = int(masks.position_mask.sum())
+    supervised = int((masks.position_mask if compact_rows == "position_mask" else masks.loss_mask).sum())
     if isinstance(target_probs, SparseTargets):
         _check_sparse_values(masks, len(target_probs.ids), draft_size)
         num_rows = len(target_probs.tail)
     else:
         num_rows = target_probs.shape[0] if target_probs.dim() == 2 else supervised
     if num_rows != supervised:
-        raise DraftError(f"target_probs has {num_rows} rows; position_mask has {supervised} slots set")
+        raise DraftError(f"target_probs has {num_rows} rows; {compact_rows} has {supervised} slots set")
 
 
 def _check_sparse_values(masks: HostMasks, num_entries: int, draft_size: int) -> None:

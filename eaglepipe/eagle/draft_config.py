@@ -26,15 +26,19 @@ def draft_config_from_target(
     attention_bias: bool | None = None,
     fc_norm: bool = False,
     norm_output: bool = False,
+    parallel_drafting: bool = False,
+    mask_token_id: int | None = None,
 ) -> PretrainedConfig:
     """Config of a draft for this target; absent values follow the target, whose `text_config` is used where nested.
 
     Position encoding always is the target's. `draft_vocab_size` absent or >= V means the target's vocabulary. Heads
     follow the target, except that heads of another hidden size keep the target's `head_dim`. The heads of latent
     attention (MLA) fit no dense draft, which gets H / `v_head_dim` of that size instead, sharing 8 key-value heads.
+    `parallel_drafting` makes a P-EAGLE draft, whose masked slots hold `mask_token_id`, else the target's pad token.
 
     Raises:
-        DraftError: for sizes that are not positive or do not fit together, or that the target's config lacks.
+        DraftError: for sizes that are not positive or do not fit together, or that the target's config lacks; for
+            parallel drafting without a mask token.
     """
     target = _text_config(target_config)
     vocab_size = _required(target, "vocab_size")
@@ -72,7 +76,20 @@ def draft_config_from_target(
         norm_output=norm_output,
         norm_before_fc=False,
         norm_before_residual=False,
+        **(_parallel_drafting(target, vocab_size, mask_token_id) if parallel_drafting else {}),
     )
+
+
+def _parallel_drafting(target: PretrainedConfig, vocab_size: int, mask_token_id: int | None) -> dict[str, Any]:
+    token = getattr(target, "pad_token_id", None) if mask_token_id is None else mask_token_id
+    if token is None:
+        raise DraftError(
+            "P-EAGLE without mask token: the target's config has no pad_token_id; set draft.mask_token_id to an id "
+            "that no conversation holds, such as a reserved one"
+        )
+    if not 0 <= int(token) < vocab_size:
+        raise DraftError(f"mask token {token} is outside the target's vocabulary of {vocab_size} ids")
+    return {"parallel_drafting": True, "mask_token_id": int(token)}
 
 
 def _text_config(target_config: PretrainedConfig | dict[str, Any]) -> PretrainedConfig:

@@ -18,6 +18,7 @@ from eaglepipe.eagle.layers import (
     Eagle3LlamaPeagleLayer,
     Eagle3LlamaRMSNorm,
 )
+from eaglepipe.eagle.peagle_draft import _PeagleDraftMixin
 from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding
 from eaglepipe.errors import DraftError
 
@@ -49,11 +50,12 @@ class Eagle3LlamaModel(nn.Module):
         self.gradient_checkpointing = False
 
 
-class LlamaEagle3DraftModel(PreTrainedModel):
+class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
     """Llama-style EAGLE-3 draft; `config` as `draft_config_from_target` makes it.
 
     Symbols: V target vocabulary, D draft vocabulary, H draft hidden, A aux layers, Ht target hidden.
     Buffers, only when D < V: `d2t` int64 [D], target id minus draft id; `t2d` bool [V], True for draft tokens.
+    `mask_hidden` [1, 1, A·Ht] only when `config.parallel_drafting`.
     """
 
     config_class = LlamaConfig
@@ -68,6 +70,8 @@ class LlamaEagle3DraftModel(PreTrainedModel):
         if config.draft_vocab_size < config.vocab_size:
             self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
             self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
+        if getattr(config, "parallel_drafting", False):
+            self._init_peagle_parameters(config)
         self.post_init()
 
     def forward(  # noqa: PLR0917 - the established signature

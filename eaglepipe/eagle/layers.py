@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from eaglepipe.eagle.attention import ttt_attention
-from eaglepipe.eagle.rope import Rotary, apply_rotary
+from eaglepipe.eagle.peagle_draft import _PeagleAttentionMixin, _PeagleDecoderLayerMixin, _PeagleVanillaLayerMixin
+from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding, Rotary, apply_rotary
 
 
 class Eagle3LlamaRMSNorm(nn.Module):
@@ -40,7 +41,7 @@ class Eagle3LlamaMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
-class Eagle3LlamaAttention(nn.Module):
+class Eagle3LlamaAttention(_PeagleAttentionMixin, nn.Module):
     """Grouped-query attention of one TTT step; `input_size` is 2H in the fused layer and H in deeper ones."""
 
     def __init__(self, config: Any, input_size: int) -> None:
@@ -54,6 +55,7 @@ class Eagle3LlamaAttention(nn.Module):
         self.k_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        self.rotary_emb = Eagle3LlamaRotaryEmbedding(config)
 
     def forward(
         self,
@@ -83,7 +85,7 @@ class Eagle3LlamaAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-class Eagle3LlamaDecoderLayer(nn.Module):
+class Eagle3LlamaDecoderLayer(_PeagleDecoderLayerMixin, nn.Module):
     """The fused first layer: attends over [norm(embedding) ; norm(carried state)], residual from the carried state."""
 
     def __init__(self, config: Any) -> None:
@@ -111,7 +113,7 @@ class Eagle3LlamaDecoderLayer(nn.Module):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), key, value
 
 
-class Eagle3LlamaPeagleLayer(nn.Module):
+class Eagle3LlamaPeagleLayer(_PeagleVanillaLayerMixin, nn.Module):
     """A plain pre-norm Llama layer over H, for the layers after the fused one."""
 
     def __init__(self, config: Any) -> None:

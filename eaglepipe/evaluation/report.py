@@ -11,7 +11,7 @@ from typing import Any
 
 from eaglepipe.cache.publish import publish_bytes
 from eaglepipe.cache.storage import caches_of
-from eaglepipe.config import load_recipe
+from eaglepipe.config import TrainConfig, load_recipe
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.histograms import cache_figures
 from eaglepipe.training.metrics import read_metrics
@@ -118,7 +118,7 @@ def _facts(run: Path, steps: list[dict[str, Any]], evaluations: list[dict[str, A
     facts = [
         ("recipe", recipe.name),
         ("target", recipe.target.path),
-        ("objective", f"{recipe.train.objective}, K = {recipe.train.ttt_steps}"),
+        ("objective", f"{recipe.train.objective}, K = {_num_depths(recipe.train)}"),
         ("steps", f"{last['step']:,}, of {sum(row['tokens'] for row in steps) / len(steps):,.0f} tokens each"),
     ]
     if best is not None:
@@ -128,6 +128,10 @@ def _facts(run: Path, steps: list[dict[str, Any]], evaluations: list[dict[str, A
              f"loss {best['loss']:.3f}, {best['samples']:,} samples"),
         ]  # fmt: skip
     return facts
+
+
+def _num_depths(config: TrainConfig) -> int:
+    return config.peagle_depths if config.objective == "peagle" else config.ttt_steps
 
 
 def _page(run: Path, facts: list[tuple[str, str]], sections: list[Section], evaluated: dict[str, Any]) -> str:

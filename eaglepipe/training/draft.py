@@ -15,16 +15,20 @@ from eaglepipe.errors import ConfigError
 from eaglepipe.training.tensor_files import publish_tensors
 from eaglepipe.training.types import TrainingSource
 
-_NO_SHAPE = {"aux_layer_ids", "freeze_embeddings", "init", "lm_head_init", "mask_token_id"}
+_NO_SHAPE = {"aux_layer_ids", "freeze_embeddings", "init", "lm_head_init"}
 """Settings of a draft that are no part of its config, or get there another way."""
 
 
-def build_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> PreTrainedModel:
+def build_draft(
+    source: TrainingSource, config: DraftConfig, *, seed: int, parallel_drafting: bool = False
+) -> PreTrainedModel:
     """A float32 draft on the CPU: seeded weights, the target's embeddings and, if asked for, its head rows.
+
+    With `parallel_drafting` a P-EAGLE draft, whose mask token is the recipe's, else the target's pad token.
 
     Raises:
         ConfigError: the shape asked for cannot take over the target's embeddings or head.
-        DraftError: no draft for this architecture, or sizes that do not fit together.
+        DraftError: no draft for this architecture, sizes that do not fit together, or no mask token for P-EAGLE.
     """
     text_config = {**source.target_config, **source.target_config.get("text_config", {})}
     _check_width(config, int(text_config["hidden_size"]))
@@ -32,6 +36,7 @@ def build_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> Pr
         source.target_config,
         draft_vocab_size=len(source.selected_token_ids),
         num_aux_hidden_states=len(source.aux_layer_ids),
+        parallel_drafting=parallel_drafting,
         **config.model_dump(exclude=_NO_SHAPE),
     )
     _record_aux_layers(draft_config, source.aux_layer_ids, int(text_config["num_hidden_layers"]))

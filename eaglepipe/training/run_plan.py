@@ -25,6 +25,7 @@ FREE_ON_RESUME = frozenset(
         "device",
         "dtype",
         "gradient_checkpointing",
+        "sequence_partitions",
         "eval_every_steps",
         "early_stop_patience",
         "checkpoint_every_steps",

@@ -26,7 +26,7 @@ class TrainerInputs:
     attention_mask: torch.Tensor  # int64 [B, T]
     loss_mask: torch.Tensor  # bool [B, T]
     aux_hidden_states: torch.Tensor  # compute dtype [B, T, Ha]
-    target_probs: torch.Tensor | SparseTargets  # S rows, of the slots set in position_mask, in order; float32 [S, D]
+    target_probs: torch.Tensor | SparseTargets  # S rows, of the slots that were read, in order; float32 [S, D]
     position_mask: torch.Tensor  # bool [B, T, 1]
     position_ids: torch.Tensor  # int64 [B, T]
     seq_lens: torch.Tensor  # int64 [B, max_docs]

@@ -51,8 +51,8 @@ def other(name: str, default: Any) -> Any:
 def objective_of(setting: str) -> dict[str, Any]:
     """What else a recipe says that has this setting."""
     objective = SERVES.get(setting, ("eagle3",))[0]
-    mask = {"draft.mask_token_id": 64, "train.ttt_steps": 7} if objective == "peagle" else {}
-    return mask if objective == "eagle3" else {"train.objective": objective, **mask}
+    steps = {"train.ttt_steps": 7} if objective == "peagle" else {}
+    return {} if objective == "eagle3" else {"train.objective": objective, **steps}
 
 
 @pytest.mark.parametrize("section", [("train", TrainConfig), ("draft", DraftConfig), ("precompute", PrecomputeConfig)])

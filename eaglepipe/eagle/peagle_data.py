@@ -1,0 +1,168 @@
+"""Which elements P-EAGLE learns from: COD (conditional-on-depth) sampling, segments; host tables, made from masks.
+
+An element is an anchor and a depth; its reference slot, anchor + depth, gives it position and label. Slots are flat,
+row by row. T slots of a row, N elements, R of them in the loss, K depths.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodSettings:
+    """How many depths, and how many elements of each."""
+
+    depths: int = 8
+    ratio: float = 0.7
+    min_ratio: float = 0.2
+
+    def wanted(self, num_valid: int, depth: int) -> int:
+        """Elements to draw at a depth of 1 or more in a document with `num_valid` supervised slots."""
+        return int(max(0, num_valid - depth) * max(self.ratio**depth, self.min_ratio))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Where a document lies in a batch, without padding."""
+
+    start: int  # flat slot
+    length: int
+
+
+def sample_cod(
+    valid: torch.Tensor, settings: CodSettings, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the elements below depth 0 of one document.
+
+    At each depth some of a pool of reference slots are drawn; the pool of the next depth are the slots after them that
+    are supervised. So every chain has all its depths, and all its references are supervised.
+
+    Args:
+        valid: bool [T], the supervised slots.
+        generator: on the CPU; None draws whole pools.
+
+    Returns: anchors and depths, int64 [n], by depth and then by anchor.
+    """
+    num_valid = int(valid.sum())
+    pool = valid[1:].nonzero()[:, 0] + 1
+    anchors, depths = [pool[:0]], [pool[:0]]
+    for depth in range(1, settings.depths):
+        if generator is not None:
+            drawn = torch.randperm(len(pool), generator=generator)[: settings.wanted(num_valid, depth)]
+            pool = pool[drawn].sort().values
+        anchors.append(pool - depth)
+        depths.append(torch.full_like(pool, depth))
+        following = pool[pool + 1 < len(valid)] + 1
+        pool = following[valid[following]]
+    return torch.cat(anchors), torch.cat(depths)
+
+
+def segment_of(anchors: torch.Tensor, depths: torch.Tensor, length: int, num_segments: int) -> torch.Tensor:
+    """The sequence partition of each element, int64 [n]: by anchor at depth 0, by the slot after it below.
+
+    So whatever an element reads lies in its own segment, or at depth 0 of an earlier one.
+    """
+    return ((anchors + (depths > 0)) * num_segments // length).clamp(0, num_segments - 1)
+
+
+def find_documents(attention_mask: torch.Tensor, seq_lens: torch.Tensor | None) -> list[Document]:
+    """Documents of bool [B, T], right padded, row by row; a row is one document without `seq_lens` [B, max_docs]."""
+    num_slots = attention_mask.shape[1]
+    documents = []
+    real = attention_mask.sum(1).tolist()
+    lengths = [[num_slots]] * len(real) if seq_lens is None else seq_lens.tolist()
+    for row, (used, of_row) in enumerate(zip(real, lengths, strict=True)):
+        begin = 0
+        for length in of_row:
+            if min(begin + length, used) > begin:
+                documents.append(Document(start=row * num_slots + begin, length=min(begin + length, used) - begin))
+            begin += length
+    return documents
+
+
+def supervised_slots(loss_mask: torch.Tensor, doc_remaining: torch.Tensor | None) -> torch.Tensor:
+    """Slots whose label is of their own document: bool [B, T]."""
+    return loss_mask if doc_remaining is None else loss_mask & (doc_remaining > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentElements:
+    """All elements of a document, anchors counted from its start; depth 0 first, then chain by chain."""
+
+    document: Document
+    anchors: torch.Tensor  # int64 [N]
+    depths: torch.Tensor  # int64 [N]
+    in_loss: torch.Tensor  # bool [N]
+
+
+def draw_elements(
+    valid: torch.Tensor, documents: Sequence[Document], settings: CodSettings, seeds: Sequence[int] | None
+) -> Iterator[DocumentElements]:
+    """Elements of each document; `valid` bool [B·T], one seed a document, None for every chain there is."""
+    for index, document in enumerate(documents):
+        of_document = valid[document.start : document.start + document.length]
+        generator = None if seeds is None else torch.Generator().manual_seed(seeds[index])
+        anchors, depths = sample_cod(of_document, settings, generator)
+        order = (anchors * settings.depths + depths).argsort()
+        slots = torch.arange(document.length)
+        yield DocumentElements(
+            document=document,
+            anchors=torch.cat((slots, anchors[order])),
+            depths=torch.cat((torch.zeros_like(slots), depths[order])),
+            in_loss=torch.cat((of_document, torch.ones(len(order), dtype=torch.bool))),
+        )
+
+
+def count_elements(
+    loss_mask: torch.Tensor,
+    attention_mask: torch.Tensor,
+    seq_lens: torch.Tensor | None,
+    doc_remaining: torch.Tensor | None,
+    *,
+    settings: CodSettings,
+    seeds: Sequence[int] | None,
+) -> torch.Tensor:
+    """Elements in the loss at each depth, int64 [K]: what `PeagleTrainerModule.forward` will count for this batch."""
+    valid = supervised_slots(loss_mask.bool(), doc_remaining).flatten()
+    documents = find_documents(attention_mask.bool(), seq_lens)
+    counts = torch.zeros(settings.depths, dtype=torch.int64)
+    for elements in draw_elements(valid, documents, settings, seeds):
+        counts += elements.depths[elements.in_loss].bincount(minlength=settings.depths)
+    return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeaglePart:
+    """One sequence partition of a batch: the elements that its part of the loss depends on."""
+
+    anchors: torch.Tensor  # int64 [N], flat slots
+    depths: torch.Tensor  # int64 [N]
+    rows: torch.Tensor  # int64 [R], places among the elements of those in the loss
+
+
+def plan_parts(drawn: Sequence[DocumentElements], num_parts: int) -> list[PeaglePart]:
+    """Cut every document into `num_parts` segments; parts without a loss are left out.
+
+    A part holds its segment's elements and, as keys, all earlier slots at depth 0; later slots, which none of its loss
+    elements reads, are left out.
+    """
+    parts = []
+    for part in range(num_parts):
+        anchors, depths, in_loss = [], [], []
+        for elements in drawn:
+            segments = segment_of(elements.anchors, elements.depths, elements.document.length, num_parts)
+            counted = elements.in_loss & (segments == part)
+            if not bool(counted.any()):
+                continue
+            last = elements.anchors[counted].max()
+            context = (elements.depths == 0) & (elements.anchors <= last)
+            kept = counted | context
+            anchors.append(elements.anchors[kept] + elements.document.start)
+            depths.append(elements.depths[kept])
+            in_loss.append(counted[kept])
+        if anchors:
+            rows = torch.cat(in_loss).nonzero()[:, 0]
+            parts.append(PeaglePart(anchors=torch.cat(anchors), depths=torch.cat(depths), rows=rows))
+    return parts

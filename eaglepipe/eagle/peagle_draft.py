@@ -1,0 +1,265 @@
+"""Parallel drafting (P-EAGLE) for the EAGLE-3 draft, as mixins that its classes opt into by inheritance.
+
+All depths lie in one flattened sequence and attend in one pass under a visibility mask; nothing here imports the hosts.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
+
+from eaglepipe.eagle.peagle_attention import (
+    DenseChunk,
+    PeagleMask,
+    dense_attention,
+    make_elements,
+)
+from eaglepipe.eagle.rope import apply_rotary
+from eaglepipe.errors import DraftError
+
+logger = logging.getLogger(__name__)
+
+_peagle_flex_attention_compiled = torch.compile(flex_attention, mode="max-autotune-no-cudagraphs", dynamic=True)
+"""Compiled when it is first called, not here."""
+
+_peagle_flex_attention_compile_failed = False
+"""Set when a compilation failed once in this process; the eager kernel is used from then on."""
+
+_COMPILED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_MIN_COMPILED_HEAD_DIM = 16
+
+
+def _peagle_compile_supported(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Return whether Inductor's flex-attention lowering supports these tensors: CUDA, one dtype, heads of 16 up."""
+    tensors = (q, k, v)
+    on_cuda = all(tensor.is_cuda for tensor in tensors)
+    one_dtype = q.dtype in _COMPILED_DTYPES and q.dtype == k.dtype == v.dtype
+    return on_cuda and one_dtype and all(tensor.shape[-1] >= _MIN_COMPILED_HEAD_DIM for tensor in tensors)
+
+
+def _peagle_flex_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block_mask: PeagleMask | BlockMask, scale: float
+) -> torch.Tensor:
+    """Run the P-EAGLE flex attention, compiling only when Inductor supports it; on a CPU, the dense attention.
+
+    Args:
+        q: [1, h, Q, d]; k, v: [1, kv, N, d].
+
+    Returns: [1, h, Q, d].
+    """
+    global _peagle_flex_attention_compile_failed  # noqa: PLW0603 - one warning and one fallback a process
+    if q.device.type == "cpu":
+        return dense_attention(q, k, v, _dense_chunks(block_mask, q.shape[2], k.shape[2]), scale)
+    mask = block_mask.block_mask if isinstance(block_mask, PeagleMask) else block_mask
+    grouped = q.shape[1] != k.shape[1]
+    if not _peagle_flex_attention_compile_failed and _peagle_compile_supported(q, k, v):
+        try:
+            return _peagle_flex_attention_compiled(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
+        except TorchDynamoException as error:
+            _peagle_flex_attention_compile_failed = True
+            logger.warning("flex_attention does not compile here (%s); running it eagerly from now on", error)
+    return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def _dense_chunks(block_mask: PeagleMask | BlockMask, num_queries: int, num_keys: int) -> tuple[DenseChunk, ...]:
+    if isinstance(block_mask, PeagleMask):
+        return block_mask.chunks
+    visible = create_mask(block_mask.mask_mod, None, None, num_queries, num_keys, device="cpu")[0, 0]
+    blind = ~visible.any(1, keepdim=True)
+    whole = slice(0, num_queries)
+    return (DenseChunk(queries=whole, keys=torch.arange(num_keys), visible=visible | blind, blind=blind),)
+
+
+class _PeagleAttentionMixin:
+    """P-EAGLE single parallel-group attention for `Eagle3LlamaAttention`."""
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    rotary_emb: Any
+    scale: float
+    _heads: Callable[[torch.Tensor], torch.Tensor]
+
+    def forward_peagle(
+        self,
+        combined_states: torch.Tensor,
+        position_ids: torch.Tensor,
+        block_mask: PeagleMask | BlockMask,
+        *,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """P-EAGLE single parallel-group attention: one pass over all depths, no step offset and no cache.
+
+        Args:
+            combined_states: [1, N, input_size].
+            position_ids: int64 [1, N], anchor + depth in the document.
+            block_mask: which element reads which; its queries are those of `rows`.
+            rows: int64 [Q], elements whose output is wanted; None: all N.
+
+        Returns: [1, Q, H].
+        """
+        longest = block_mask.longest if isinstance(block_mask, PeagleMask) else None
+        cos, sin = (table[:, None] for table in self.rotary_emb(position_ids, longest=longest))
+        key = apply_rotary(self._heads(self.k_proj(combined_states)), cos, sin)
+        value = self._heads(self.v_proj(combined_states))
+        if rows is not None:
+            combined_states, cos, sin = combined_states[:, rows], cos[:, :, rows], sin[:, :, rows]
+        query = apply_rotary(self._heads(self.q_proj(combined_states)), cos, sin)
+        attended = _peagle_flex_attention(query, key, value, block_mask, self.scale)
+        output: torch.Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
+        return output
+
+
+class _PeagleDecoderLayerMixin:
+    """P-EAGLE forward for the fused first layer `Eagle3LlamaDecoderLayer`."""
+
+    input_layernorm: nn.Module
+    hidden_norm: nn.Module
+    post_attention_layernorm: nn.Module
+    self_attn: Any
+    mlp: nn.Module
+
+    def forward_peagle(
+        self,
+        input_embeds: torch.Tensor,
+        hidden_states: torch.Tensor,
+        position_ids: torch.Tensor,
+        block_mask: PeagleMask | BlockMask,
+        *,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`forward` with `self_attn.forward_peagle`: embeddings and states [1, N, H] -> [1, Q, H]."""
+        embeds, states = self.input_layernorm(input_embeds), self.hidden_norm(hidden_states)
+        combined = torch.cat((embeds.to(states.dtype), states), dim=-1)
+        attended = self.self_attn.forward_peagle(combined, position_ids, block_mask, rows=rows)
+        return _after_attention(self, hidden_states, attended, rows)
+
+
+class _PeagleVanillaLayerMixin:
+    """P-EAGLE forward for the vanilla deep layer `Eagle3LlamaPeagleLayer`."""
+
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+    self_attn: Any
+    mlp: nn.Module
+
+    def forward_peagle(
+        self,
+        hidden_states: torch.Tensor,
+        position_ids: torch.Tensor,
+        block_mask: PeagleMask | BlockMask,
+        *,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """A pre-norm Llama layer under the mask: states [1, N, H] -> [1, Q, H]."""
+        normed = self.input_layernorm(hidden_states)
+        attended = self.self_attn.forward_peagle(normed, position_ids, block_mask, rows=rows)
+        return _after_attention(self, hidden_states, attended, rows)
+
+
+def _after_attention(
+    layer: _PeagleDecoderLayerMixin | _PeagleVanillaLayerMixin,
+    hidden_states: torch.Tensor,
+    attended: torch.Tensor,
+    rows: torch.Tensor | None,
+) -> torch.Tensor:
+    states = attended + (hidden_states if rows is None else hidden_states[:, rows])
+    output: torch.Tensor = states + layer.mlp(layer.post_attention_layernorm(states))
+    return output
+
+
+class _PeagleDraftMixin:
+    """P-EAGLE draft-model methods for `LlamaEagle3DraftModel`."""
+
+    config: Any
+    model: Any
+    training: bool
+    mask_hidden: nn.Parameter
+    project_hidden_states: Callable[[torch.Tensor], torch.Tensor]
+
+    def _init_peagle_parameters(self, config: Any) -> None:
+        """Register `mask_hidden` [1, 1, A·Ht]: what stands in for the aux states at depths of 1 and more.
+
+        It lies before `fc` (and `fc_norm`), so that it is projected like aux states; vLLM's parallel drafting loads it
+        under this name and shape.
+        """
+        width = config.num_aux_hidden_states * config.target_hidden_size
+        self.mask_hidden = nn.Parameter(torch.empty(1, 1, width).normal_(std=config.initializer_range))
+
+    def masked_projected_hidden(self) -> torch.Tensor:
+        """`mask_hidden` through `project_hidden_states`: [1, H].
+
+        Raises:
+            DraftError: the draft was built without `parallel_drafting`.
+        """
+        if not getattr(self.config, "parallel_drafting", False):
+            raise DraftError("this draft has no mask_hidden; build it with parallel_drafting")
+        return self.project_hidden_states(self.mask_hidden).flatten(0, 1)
+
+    def build_peagle_block_mask(
+        self, anchor_pos: torch.Tensor, depth: torch.Tensor, lengths: torch.Tensor, total_seq_len: int
+    ) -> PeagleMask:
+        """Construct the visibility mask of one sequence's elements, for flex_attention and the dense attention alike.
+
+        Args: those of `create_peagle_mask_mod`. Keep each document's elements together, in ascending order of
+            documents, chains together: blocks and chunks are then sparse.
+        """
+        elements = make_elements(anchor_pos, depth, lengths, total_seq_len)
+        return PeagleMask(queries=elements, keys=elements)
+
+    def _run_draft_layer(
+        self,
+        layer_fn: Callable[..., torch.Tensor],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+    ) -> torch.Tensor:
+        """Run one layer; in training with `gradient_checkpointing`, its activations are computed again in the backward.
+
+        Non-reentrant, since the mask is no tensor.
+        """
+        if self.model.gradient_checkpointing and self.training:
+            output: torch.Tensor = checkpoint(layer_fn, *args, use_reentrant=False, **kwargs)
+            return output
+        return layer_fn(*args, **kwargs)
+
+    def forward_peagle(
+        self,
+        sampled_input_ids: torch.Tensor,
+        sampled_projected_hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        block_mask: PeagleMask | BlockMask,
+        *,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run all depths in one pass.
+
+        Args:
+            sampled_input_ids: int64 [1, N], the tokens at depth 0 and `mask_token_id` below.
+            sampled_projected_hidden: [1, N, H], projected aux states at depth 0 and `masked_projected_hidden` below.
+            position_ids: int64 [1, N], anchor + depth.
+            block_mask: from `build_peagle_block_mask`.
+            rows: int64 [Q], elements whose states are wanted, which spares the others the last layer's queries and MLP;
+                needs a `PeagleMask`.
+
+        Returns: [1, N, H] or [1, Q, H], what `compute_logits` takes; after the final norm if `config.norm_output`.
+        """
+        states = sampled_projected_hidden
+        inputs: tuple[torch.Tensor, ...] = (self.model.embed_tokens(sampled_input_ids).to(states.dtype),)
+        last = len(self.model.layers) - 1
+        for index, layer in enumerate(self.model.layers):
+            wanted = {}
+            if rows is not None and index == last:
+                assert isinstance(block_mask, PeagleMask), (
+                    "rows are chosen from a mask that build_peagle_block_mask made"
+                )
+                block_mask, wanted = block_mask.of_queries(rows), {"rows": rows}
+            states = self._run_draft_layer(layer.forward_peagle, (*inputs, states, position_ids, block_mask), wanted)
+            inputs = ()
+        output: torch.Tensor = self.model.norm(states) if self.config.norm_output else states
+        return output

@@ -1,0 +1,61 @@
+"""Partitions one after the other, each finished with its gradients before the next begins: one part's activations live.
+
+What a custom backward then returns are sums made in the forward, as for the fused head; nothing is computed twice.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from eaglepipe.eagle.peagle_data import PeaglePart
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResult:
+    """One partition: its share of the loss, which alone carries a gradient, and its R rows on the device."""
+
+    loss: torch.Tensor  # float32 []
+    slots: torch.Tensor  # int64 [R], flat anchors
+    depths: torch.Tensor  # int64 [R]
+    losses: torch.Tensor  # float32 [R], KL
+    matched: torch.Tensor  # bool [R], greedy draft token equal to the target's
+
+
+def gradients_in_forward(
+    run: Callable[[PeaglePart], PartResult], parts: Sequence[PeaglePart], parameters: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, list[PartResult]]:
+    """Run the parts; returns their summed loss, which has its gradient by `parameters` already, and their results."""
+    results: list[PartResult] = []
+    sums: list[torch.Tensor | None] = [None] * len(parameters)
+    for part in parts:
+        result = run(part)
+        gradients = torch.autograd.grad(result.loss, parameters, allow_unused=True)
+        for index, gradient in enumerate(gradients):
+            sums[index] = _added(sums[index], gradient)
+        results.append(replace(result, loss=result.loss.detach()))
+    total = torch.stack([result.loss for result in results]).sum()
+    return _FinishedLoss.apply(total, sums, *parameters), results
+
+
+def _added(total: torch.Tensor | None, gradient: torch.Tensor | None) -> torch.Tensor | None:
+    if total is None or gradient is None:
+        return gradient if total is None else total
+    return total.add_(gradient)
+
+
+class _FinishedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, loss: torch.Tensor, gradients: list[torch.Tensor | None], *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        assert ctx.gradients is not None, "the partitions' gradients are gone after one backward"
+        scaled = [None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.gradients]
+        ctx.gradients = None
+        return None, None, *scaled

@@ -1,0 +1,258 @@
+"""P-EAGLE training: all depths in one parallel pass over sampled elements, against the target's distribution (spec 9).
+
+Symbols: B rows, T slots, D draft vocabulary, K depths, N elements of a partition, R of them in the loss.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from eaglepipe.eagle.checks import check_batch, check_values
+from eaglepipe.eagle.core import Eagle3StepMetrics, _compute_target_distribution
+from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.fused_head import fused_head_loss
+from eaglepipe.eagle.peagle_attention import PeagleMask
+from eaglepipe.eagle.peagle_checks import check_peagle_settings
+from eaglepipe.eagle.peagle_data import (
+    CodSettings,
+    DocumentElements,
+    PeaglePart,
+    draw_elements,
+    find_documents,
+    plan_parts,
+    supervised_slots,
+)
+from eaglepipe.eagle.peagle_loss import Targets, look_up_targets
+from eaglepipe.eagle.peagle_parts import PartResult, gradients_in_forward
+from eaglepipe.eagle.sparse import SparseTargets
+from eaglepipe.eagle.steps import as_slot_mask
+from eaglepipe.eagle.unroll import HostMasks, UnrollInputs, host_masks
+from eaglepipe.errors import DraftError
+
+
+class PeagleTrainerModule(nn.Module):
+    """Draft-side P-EAGLE trainer module.
+
+    In training, elements are drawn by COD sampling; in evaluation every chain counts at every depth, so that `hits` and
+    `valid` mean what they mean for EAGLE-3.
+
+    Args:
+        draft_model: a draft built with `parallel_drafting`.
+        selected_token_ids: int64 [D], ascending target ids of the draft vocabulary.
+        selected_token_mask: bool [V], True for those ids.
+        depths: K, tokens drafted in one pass.
+        cod_ratio, cod_min_ratio: share of the supervised slots that is drawn at depth d: max(ratio^d, min_ratio).
+        sequence_partitions: parts that a training batch goes through one after the other; gradients add up to those of
+            a single pass, activations are one part's.
+        head_chunk_rows: rows whose logits are held at once.
+        eval_elements: about how many elements an evaluation runs at once.
+
+    Raises:
+        DraftError: for settings that do not fit together, or a draft without mask token.
+    """
+
+    selected_token_ids: torch.Tensor
+    selected_token_mask: torch.Tensor
+
+    def __init__(
+        self,
+        draft_model: LlamaEagle3DraftModel,
+        selected_token_ids: torch.Tensor,
+        selected_token_mask: torch.Tensor,
+        depths: int = 8,
+        *,
+        cod_ratio: float = 0.7,
+        cod_min_ratio: float = 0.2,
+        sequence_partitions: int = 1,
+        head_chunk_rows: int = 512,
+        eval_elements: int = 16384,
+    ) -> None:
+        super().__init__()
+        self.settings = CodSettings(depths=depths, ratio=cod_ratio, min_ratio=cod_min_ratio)
+        check_peagle_settings(
+            draft_model.config,
+            selected_token_ids,
+            selected_token_mask,
+            settings=self.settings,
+            sequence_partitions=sequence_partitions,
+        )
+        self.draft_model = draft_model
+        self.sequence_partitions = sequence_partitions
+        self.head_chunk_rows = head_chunk_rows
+        self.eval_elements = eval_elements
+        self.register_buffer("selected_token_ids", selected_token_ids.long(), persistent=False)
+        self.register_buffer("selected_token_mask", selected_token_mask.bool(), persistent=False)
+
+    def forward(  # noqa: PLR0917 - the established signature
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        loss_mask: torch.Tensor,
+        aux_hidden_states: torch.Tensor,
+        target_logits: torch.Tensor | None = None,
+        target_probs: torch.Tensor | SparseTargets | None = None,
+        position_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        seq_lens: torch.Tensor | None = None,
+        doc_remaining: torch.Tensor | None = None,
+        *,
+        normalizers: torch.Tensor | None = None,
+        cod_seeds: torch.Tensor | None = None,
+    ) -> Eagle3StepMetrics:
+        """Loss and metrics of one batch; arguments as for `Eagle3TrainerModule.forward`, but for these.
+
+        Args:
+            target_probs: compact rows are those of the slots set in `loss_mask`: the loss is not filtered by what the
+                draft vocabulary covers. `position_mask` only says where a greedy draft can be right.
+            normalizers: [K], what each depth's loss sum is divided by; default, for all, the number of elements in the
+                loss. Larger numbers give one batch its share of a loss that is reduced over several.
+            cod_seeds: int64 [B, max_docs], a seed for each document that is not all padding, -1 elsewhere; None draws
+                seeds from torch's global generator.
+
+        Raises:
+            DraftError: for no or two supervision sources, and for shapes or masks that do not fit.
+        """
+        check_batch(
+            self.draft_model.config,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            loss_mask=loss_mask,
+            aux_hidden_states=aux_hidden_states,
+            target_logits=target_logits,
+            target_probs=target_probs,
+            position_mask=position_mask,
+            position_ids=position_ids,
+            seq_lens=seq_lens,
+            doc_remaining=doc_remaining,
+            normalizers=normalizers,
+            ttt_steps=self.settings.depths,
+        )
+        if target_logits is not None:
+            target_probs, position_mask = _compute_target_distribution(
+                target_logits, self.selected_token_ids, self.selected_token_mask, loss_mask
+            )
+        assert target_probs is not None and position_mask is not None
+        inputs = UnrollInputs(
+            input_ids=input_ids.long(),
+            attention_mask=attention_mask.bool(),
+            loss_mask=as_slot_mask(loss_mask),
+            position_mask=as_slot_mask(position_mask),
+            aux_hidden_states=aux_hidden_states.flatten(2),
+            target_probs=target_probs.detach() if isinstance(target_probs, torch.Tensor) else target_probs,
+            position_ids=self.draft_model.positions(input_ids, position_ids, seq_lens),
+            seq_lens=seq_lens,
+            doc_remaining=doc_remaining,
+        )
+        masks = host_masks(inputs)
+        check_values(masks, target_probs, self.draft_model.config.draft_vocab_size, compact_rows="loss_mask")
+        drawn = self._draw(masks, cod_seeds)
+        if normalizers is None:
+            total = sum(int(elements.in_loss.sum()) for elements in drawn)
+            normalizers = torch.full((self.settings.depths,), max(1, total))
+        depth_weights = 1.0 / normalizers.to(input_ids.device, torch.float32)
+        targets = look_up_targets(inputs, masks, self.draft_model.config.draft_vocab_size)
+        loss, results = self._run_parts(inputs, targets, plan_parts(drawn, self._num_parts(drawn)), depth_weights)
+        return _measure(inputs, loss, results, self.settings.depths)
+
+    def _draw(self, masks: HostMasks, cod_seeds: torch.Tensor | None) -> list[DocumentElements]:
+        valid = supervised_slots(masks.loss_mask, masks.doc_remaining).flatten()
+        documents = find_documents(masks.attention_mask, masks.seq_lens)
+        seeds = None
+        if self.training:
+            given = torch.randint(2**62, (len(documents),)) if cod_seeds is None else cod_seeds[cod_seeds >= 0]
+            seeds = given.tolist()
+            if len(seeds) != len(documents):
+                raise DraftError(f"cod_seeds has {len(seeds)} seeds for {len(documents)} documents")
+        return list(draw_elements(valid, documents, self.settings, seeds))
+
+    def _num_parts(self, drawn: list[DocumentElements]) -> int:
+        if self.training:
+            return self.sequence_partitions
+        return max(1, -(-sum(len(elements.anchors) for elements in drawn) // self.eval_elements))
+
+    def _run_parts(
+        self, inputs: UnrollInputs, targets: Targets, parts: list[PeaglePart], depth_weights: torch.Tensor
+    ) -> tuple[torch.Tensor, list[PartResult]]:
+        run = partial(self._run, inputs, targets, depth_weights=depth_weights)
+        if not torch.is_grad_enabled() or len(parts) < 2:
+            results = [run(part) for part in parts]
+            losses = [result.loss for result in results]
+            return sum(losses[1:], losses[0]) if losses else depth_weights.new_zeros(()), results
+        parameters = [parameter for parameter in self.draft_model.parameters() if parameter.requires_grad]
+        return gradients_in_forward(run, parts, parameters)
+
+    def _run(
+        self, inputs: UnrollInputs, targets: Targets, part: PeaglePart, *, depth_weights: torch.Tensor
+    ) -> PartResult:
+        draft, device = self.draft_model, inputs.input_ids.device
+        anchors, depths, rows = (table.to(device) for table in (part.anchors, part.depths, part.rows))
+        ids = torch.where(depths > 0, draft.config.mask_token_id, inputs.input_ids.flatten()[anchors])
+        states = draft.forward_peagle(
+            ids[None],
+            self._hidden(inputs.aux_hidden_states.flatten(0, 1), part)[None],
+            inputs.position_ids.flatten()[anchors + depths][None],
+            self._mask(inputs, anchors, depths),
+            rows=rows,
+        )[0]
+        anchors, depths = anchors[rows], depths[rows]
+        references = anchors + depths
+        target_rows, weights = targets.row_of_slot[references], depth_weights[depths]
+        head = fused_head_loss(
+            draft.head_input(states),
+            draft.lm_head.weight,
+            targets.rows,
+            target_rows,
+            weights,
+            chunk_rows=self.head_chunk_rows,
+        )
+        entropies = targets.entropies[target_rows]
+        covered = inputs.position_mask.flatten()[references]
+        return PartResult(
+            loss=head.loss - (weights * entropies).sum(),
+            slots=anchors,
+            depths=depths,
+            losses=head.row_losses - entropies,
+            matched=(head.predicted == targets.tokens[target_rows]) & covered,
+        )
+
+    def _hidden(self, aux: torch.Tensor, part: PeaglePart) -> torch.Tensor:
+        """Projected aux states [N, H] at depth 0, the projected placeholder below."""
+        deep = part.depths > 0
+        slots = part.anchors[~deep].to(aux.device)
+        order = deep.int().argsort(stable=True).argsort().to(aux.device)
+        projected = self.draft_model.project_hidden_states(
+            aux if len(slots) == len(aux) else aux.index_select(0, slots)
+        )
+        masked = self.draft_model.masked_projected_hidden().expand(int(deep.sum()), -1)
+        return torch.cat((projected, masked)).index_select(0, order)
+
+    def _mask(self, inputs: UnrollInputs, anchors: torch.Tensor, depths: torch.Tensor) -> PeagleMask:
+        batch, num_slots = inputs.input_ids.shape
+        lengths = torch.full((batch,), num_slots) if inputs.seq_lens is None else inputs.seq_lens.flatten()
+        mask = self.draft_model.build_peagle_block_mask(anchors, depths, lengths.to(anchors.device), batch * num_slots)
+        return replace(mask, longest=inputs.position_ids.max() + 1)
+
+
+@torch.no_grad()
+def _measure(inputs: UnrollInputs, loss: torch.Tensor, results: list[PartResult], num_depths: int) -> Eagle3StepMetrics:
+    """Sums for each depth; a chain's depths may lie in two partitions."""
+    device, num_slots = inputs.input_ids.device, inputs.input_ids.numel()
+    present, matched = torch.zeros(2, num_depths, num_slots, dtype=torch.bool, device=device)
+    loss_sums = torch.zeros(num_depths, device=device)
+    for result in results:
+        present[result.depths, result.slots] = True
+        matched[result.depths, result.slots] = result.matched
+        loss_sums.index_add_(0, result.depths, result.losses)
+    counts, correct = present.sum(1), matched.sum(1)
+    return Eagle3StepMetrics(
+        loss=loss,
+        accuracy=correct.sum().float() / counts.sum().clamp(min=1),
+        valid_tokens=counts.sum(),
+        loss_sums=loss_sums,
+        counts=counts,
+        correct=correct,
+        hits=matched.cumprod(0).sum(1),
+        valid=present.cumprod(0).sum(1),
+    )

@@ -1,0 +1,23 @@
+"""The demo's recipe under each objective: one cache for all, a run of its own for each."""
+
+from pathlib import Path
+
+import pytest
+
+from eaglepipe.demo.run import demo_recipe
+from eaglepipe.errors import ConfigError
+from eaglepipe.training.objectives import objective_of
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_objectives_share_the_cache_and_nothing_else(tmp_path: Path, fast: bool) -> None:
+    recipes = [demo_recipe(tmp_path, fast=fast, objective=name) for name in ("eagle3", "peagle")]
+    for section in ("target", "data", "vocab", "cache", "regenerate"):
+        assert getattr(recipes[0], section) == getattr(recipes[1], section)
+    assert [recipe.train.output_dir for recipe in recipes] == [f"{tmp_path}/train", f"{tmp_path}/train-peagle"]
+    assert [len(objective_of(recipe.train).loss_weights) for recipe in recipes] == [3 if fast else 7] * 2
+
+
+def test_an_objective_that_the_demo_does_not_know_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no objective 'eagle9'; it knows eagle3, peagle"):
+        demo_recipe(tmp_path, objective="eagle9")
