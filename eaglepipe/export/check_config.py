@@ -105,7 +105,8 @@ def _family(engine: Engine, config: Mapping[str, Any], shape: DraftShape) -> Ite
     if engine == "vllm" and shape.family != "eagle1":
         accepted = set(ALSO_VLLM)
     if not isinstance(given, list) or len(given) != 1 or given[0] not in {wanted, *accepted}:
-        yield error("field", "architectures", f"{given!r}; {engine} goes by it and wants [{wanted!r}]")
+        hint = "; this is a run's own draft, to be exported" if str(given).endswith("DraftModel']") else ""
+        yield error("field", "architectures", f"{given!r}; {engine} goes by it and wants [{wanted!r}]{hint}")
 
 
 def _sizes(engine: Engine, config: Mapping[str, Any], shape: DraftShape) -> Iterator[Finding]:

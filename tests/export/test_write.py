@@ -58,6 +58,8 @@ def test_trained_run_is_exported_checked_and_reported(trained_run: Path, tmp_pat
     assert folder == trained_run / "export" / "sglang"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert result["tensors"] == 15 and result["pushed_to"] is None
+    inside = run("--check", trained_run / "draft", "--to", "sglang")
+    assert inside.code == 2 and "to be exported" in inside.out
     checked = run("--check", folder, "--to", "sglang")
     assert checked.code == 0 and "fits" in checked.out
 
