@@ -124,7 +124,8 @@ def _figures(draft: TrainedDraft) -> Iterator[tuple[str, str]]:
 def _how(draft: TrainedDraft) -> str:
     train = draft.record.train or {}
     depth = len(train.get("accuracy_by_depth") or ())
-    return f"simulated, chain, K = {depth}, greedy, {train.get('heldout_samples', 0):,} held-out samples"
+    kind = "parallel chain" if draft.shape.family == "peagle" else "chain"
+    return f"simulated, {kind}, K = {depth}, greedy, {train.get('heldout_samples', 0):,} held-out samples"
 
 
 def _plain_figures(values: dict[str, Any]) -> dict[str, str]:

@@ -106,7 +106,9 @@ def default_folder(source: Path, draft: TrainedDraft, engine: Engine) -> Path:
 def _draft_tokens(draft: TrainedDraft) -> int:
     """What a server drafts at once by default: the training's depth, at most 5."""
     recipe = draft.record.recipe
-    return 5 if recipe is None else min(5, recipe.train.ttt_steps)
+    if recipe is None:
+        return 5
+    return min(5, recipe.train.peagle_depths if draft.shape.family == "peagle" else recipe.train.ttt_steps)
 
 
 def _own_check(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Finding, ...]:
