@@ -7,6 +7,7 @@ The target is moved away before the draft is trained, to show that training does
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,18 @@ from eaglepipe.cache.verify import verify_cache
 from eaglepipe.chat.tokenizer import load_tokenizer
 from eaglepipe.config import Recipe, load_recipe
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
+from eaglepipe.demo.judge import Verdict, judge_draft
 from eaglepipe.demo.quality import QualityReport, judge_answers
 from eaglepipe.demo.summary import summary_text
 from eaglepipe.demo.target import TargetReport, TargetStep, TargetTraining, train_target
 from eaglepipe.demo.tokenizer import train_tokenizer
 from eaglepipe.errors import ConfigError, CorruptError
-from eaglepipe.evaluation.acceptance import bigram_acceptance_length
+from eaglepipe.evaluation.report import write_report
 from eaglepipe.precompute import PrecomputeResult, run_precompute
 from eaglepipe.progress import ProgressLine
 from eaglepipe.regenerate import RegenerateResult, run_regenerate
 from eaglepipe.resources import shipped_recipes
 from eaglepipe.train import TrainResult, run_training
-from eaglepipe.training.objectives import objective_of
-from eaglepipe.training.order import split_samples
-from eaglepipe.training.source import open_caches
 
 SEED = 0
 PROMPT_ROWS = 2_500
@@ -92,12 +91,17 @@ def run_demo(folder: Path, *, fast: bool = False, objective: str = "eagle3", rep
         report(f"{target} is now {away.name}: nothing below can read it")
     with stages.stage("train", "a draft, from the cache alone"):
         trained = run_training(recipe, [Path(cache.folder)])
-    with stages.stage("compare", "what a bigram table would reach on the same held-out samples"):
-        bigram = _bigram(recipe, Path(cache.folder))
-    summary = _summary(cache, trained, bigram, stages.seconds)
+    run = Path(trained.run_folder)
+    with stages.stage(
+        "eval", "the draft and its target decode held-out prompts together; simpler drafters try the same"
+    ):
+        verdict = judge_draft(run, Path(cache.folder), away)
+    with stages.stage("report", "plots of the run and its cache"):
+        page = _write_report(run, Path(cache.folder), report)
+    summary = _summary(cache, trained, verdict, stages.seconds)
     file = folder / f"summary{_suffix(objective)}.json"
     publish_json(file, summary)
-    report(summary_text(summary, file))
+    report(summary_text(summary, file, page))
     return summary
 
 
@@ -159,14 +163,16 @@ def _answers_line(result: RegenerateResult, quality: QualityReport) -> str:
     )
 
 
-def _bigram(recipe: Recipe, cache: Path) -> float:
-    source = open_caches([cache])
-    split = split_samples(source.index.sample_ids, recipe.train.heldout_fraction)
-    return bigram_acceptance_length(source, split, len(objective_of(recipe.train).loss_weights))
+def _write_report(run: Path, cache: Path, report: Report) -> Path | None:
+    """The page, or None where plots cannot be drawn, which is no reason to lose a finished demo."""
+    if find_spec("matplotlib") is None:
+        report("matplotlib is not installed, so no plots: pip install 'eaglepipe[plots]'")
+        return None
+    return write_report(run, [cache])
 
 
 def _summary(
-    cache: PrecomputeResult, trained: TrainResult, bigram: float, seconds_by_stage: dict[str, float]
+    cache: PrecomputeResult, trained: TrainResult, verdict: Verdict, seconds_by_stage: dict[str, float]
 ) -> dict[str, Any]:
     return {
         "samples": cache.samples,
@@ -184,7 +190,7 @@ def _summary(
         "conditional_acceptance_by_depth": trained.conditional_acceptance_by_depth,
         "simulated_acceptance_length_start": trained.simulated_acceptance_length_start,
         "simulated_acceptance_length_end": trained.simulated_acceptance_length_end,
-        "bigram_acceptance_length": bigram,
+        **verdict.to_json(),
         "ttt_steps": len(trained.accuracy_by_depth or ()),
         "train_tokens_per_s": round(trained.tokens_per_s, 1),
         "data_wait_share": round(trained.data_wait_share, 4),

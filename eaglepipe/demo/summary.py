@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 
-def summary_text(summary: dict[str, Any], file: Path) -> str:
+def summary_text(summary: dict[str, Any], file: Path, page: Path | None) -> str:
     """The summary, as a person reads it; `file` holds it as JSON."""
     depth = summary["ttt_steps"]
     accuracy = " ".join(f"{share:5.1%}" for share in summary["accuracy_by_depth"] or ())
@@ -28,11 +28,29 @@ def summary_text(summary: dict[str, Any], file: Path) -> str:
         f"  accuracy by depth       {accuracy}",
         f"  accepted if all before  {conditional}",
         "",
+        *_real_lines(summary),
+        "",
         f"time         {sum(seconds.values()):.0f} s: {stages}",
         f"draft        {summary['draft']}",
         f"summary      {file}",
+        *([] if page is None else [f"plots        {page}"]),
     ]
     return "\n".join(lines)
+
+
+def _real_lines(summary: dict[str, Any]) -> list[str]:
+    identical = summary["greedy_identical"]
+    speedup = summary["real_speedup"]
+    return [
+        f"decoded with the target, {summary['real_prompts']} held-out prompts, chain, K = {summary['real_depth']}, "
+        "greedy, one at a time",
+        f"  acceptance length       {_number(summary['real_acceptance_length'])} tokens a target forward "
+        f"(replayed from the cache: {summary['replayed_acceptance_length']:.3f})",
+        f"  the same, bigram table  {_number(summary['bigram_real_acceptance_length'])}",
+        f"  the same, prompt lookup {_number(summary['prompt_lookup_acceptance_length'])}",
+        f"  speed                   {_number(speedup)} times the target alone",
+        f"  its text                {'the same as the target alone' if identical is True else identical}",
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaglepipe.cache.identity import diff_fields
-from eaglepipe.config import Recipe, TrainConfig
+from eaglepipe.config import DraftConfig, Recipe, TrainConfig
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.training.distributed import World
 from eaglepipe.training.order import choose_heldout, epoch_order, split_samples
@@ -131,9 +131,16 @@ def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) 
             f"{folder} was trained from cache {saved['cache']}, this is {current['cache']}; "
             "give train.output_dir another value to start a new run"
         )
-    differences = list(diff_fields(saved, current))
+    differences = list(diff_fields(_with_defaults(saved), current))
     if differences:
         lines = "\n  ".join(differences)
         raise ConfigError(
             f"{folder} cannot be continued with these changes; undo them or change train.output_dir\n  {lines}"
         )
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A contract written before some settings existed: such a run had their defaults."""
+    train = TrainConfig().model_dump(mode="json", exclude=set(FREE_ON_RESUME))
+    draft = DraftConfig().model_dump(mode="json", exclude={"init"})
+    return {**saved, "train": {**train, **saved["train"]}, "draft": {**draft, **saved["draft"]}}

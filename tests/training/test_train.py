@@ -16,6 +16,7 @@ from eaglepipe.errors import CacheError, ConfigError, CorruptError, DraftError, 
 from eaglepipe.train import train_from
 from eaglepipe.training import trackers
 from eaglepipe.training.metrics import MetricsFile, StepRecord, read_metrics
+from eaglepipe.training.run_plan import check_contract, resume_contract
 from eaglepipe.training.state import Evaluation
 
 EXACT = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "simulated_acceptance_length")
@@ -262,3 +263,11 @@ def test_tensorboard_absent_names_the_extra(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"eaglepipe\[trackers\]"):
         train_from(tiny_recipe(tmp_path, tensorboard=True), tiny_source())
+
+
+def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path: Path) -> None:
+    older = resume_contract(tiny_recipe(tmp_path), tiny_source())
+    del older["train"]["step_decay"], older["draft"]["fc_norm"]
+    check_contract(older, resume_contract(tiny_recipe(tmp_path), tiny_source()), "run")
+    with pytest.raises(ConfigError, match=r"train\.step_decay: 0\.8 -> 0\.5"):
+        check_contract(older, resume_contract(tiny_recipe(tmp_path, step_decay=0.5), tiny_source()), "run")
