@@ -1,14 +1,15 @@
-"""Which way to draft a trained draft has: one line a class of draft and a shape."""
+"""Which way a trained draft drafts: by its class, and by whether it was trained to guess all depths at once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from transformers import PreTrainedModel
+from typing import Any
 
 from eaglepipe.errors import EaglepipeError
-from eaglepipe.evaluation.draft_steps import DraftSteps, Eagle3Steps
+from eaglepipe.evaluation.draft_steps import DraftSteps
 from eaglepipe.evaluation.drafters import Drafter
-from eaglepipe.evaluation.strategies import ChainDrafter, TreeDrafter
+from eaglepipe.evaluation.steps_eagle1 import Eagle1Steps
+from eaglepipe.evaluation.steps_eagle3 import Eagle3Steps, PeagleSteps
+from eaglepipe.evaluation.strategies import ChainDrafter, ParallelDrafter, TreeDrafter
+from eaglepipe.evaluation.trained import TrainedRun
 from eaglepipe.evaluation.verify import SamplingRule
 
 
@@ -21,21 +22,34 @@ class TreeShape:
     width: int
 
 
-_STEPS: dict[str, Callable[[PreTrainedModel], DraftSteps]] = {"LlamaEagle3DraftModel": Eagle3Steps}
-
-
-def chain_drafter(draft: PreTrainedModel, depth: int, rule: SamplingRule) -> Drafter:
+def chain_drafter(run: TrainedRun, depth: int, rule: SamplingRule) -> Drafter:
     """A chain of `depth` guesses."""
-    return ChainDrafter(_steps(draft), depth, rule)
+    steps = draft_steps(run)
+    return ParallelDrafter(steps, depth, rule) if isinstance(steps, PeagleSteps) else ChainDrafter(steps, depth, rule)
 
 
-def tree_drafter(draft: PreTrainedModel, shape: TreeShape) -> Drafter:
-    """A dynamic tree."""
-    return TreeDrafter(_steps(draft), depth=shape.depth, width=shape.width, size=shape.size)
+def tree_drafter(run: TrainedRun, shape: TreeShape) -> Drafter:
+    """A dynamic tree.
+
+    Raises:
+        EaglepipeError: a P-EAGLE draft, which has no state to grow one from.
+    """
+    steps = draft_steps(run)
+    if isinstance(steps, PeagleSteps):
+        raise EaglepipeError("a P-EAGLE draft guesses all depths at once, so no tree grows from it; leave out --tree")
+    return TreeDrafter(steps, depth=shape.depth, width=shape.width, size=shape.size)
 
 
-def _steps(draft: PreTrainedModel) -> DraftSteps:
-    name = type(draft).__name__
-    if name not in _STEPS:
-        raise EaglepipeError(f"{name}: eval knows how to step {', '.join(_STEPS)}")
-    return _STEPS[name](draft)
+def draft_steps(run: TrainedRun) -> DraftSteps:
+    """The draft of a run, ready to be stepped.
+
+    Raises:
+        EaglepipeError: a class of draft that is not known here, or a cache that lacks what the draft needs.
+    """
+    draft: Any = run.draft
+    classes = {cls.__name__ for cls in type(draft).__mro__}
+    if "LlamaEagleDraftModel" in classes:
+        return Eagle1Steps(draft, run.source.start_tensors(), run.source.head)
+    if "LlamaEagle3DraftModel" not in classes:
+        raise EaglepipeError(f"{type(draft).__name__}: eval does not know how this class of draft is stepped")
+    return PeagleSteps(draft) if getattr(draft.config, "parallel_drafting", False) else Eagle3Steps(draft)

@@ -69,6 +69,25 @@ class EvalReport:
             "table": self.table(),
         }
 
+    def headline(self, depth: int) -> dict[str, Any]:
+        """The draft's real chain of `depth` in four figures, as a summary shows them.
+
+        `greedy_identical` is True, or says where the output first differs from the target's own.
+        """
+        real = {
+            figure.method.drafter: figure
+            for figure in self.figures
+            if figure.conditions.kind == "real" and figure.method.shape == "chain" and figure.method.depth == depth
+        }
+        lookup = real.pop("prompt lookup")
+        (draft,) = (figure for name, figure in real.items() if name != "bigram table")
+        return {
+            "real_acceptance_length": draft.acceptance_length.value,
+            "real_speedup": draft.speedup,
+            "greedy_identical": draft.first_difference or draft.identical,
+            "prompt_lookup_acceptance_length": lookup.acceptance_length.value,
+        }
+
     def table(self) -> str:
         return eval_table(
             self.heldout, self.figures, self.bigram_acceptance_length, self.own_text_share, self.ttt_steps
@@ -142,7 +161,7 @@ def _real(job: _Job, target: OpenTarget) -> list[Figure]:
         seed=options.seed,
         ignore_end=options.ignore_end,
     )
-    trees = [tree_drafter(job.run.draft, shape) for shape in options.trees]
+    trees = [tree_drafter(job.run, shape) for shape in options.trees]
     return measure_real(target, [*_chains(job, options.rule), *trees], turns, settings, job.report)
 
 
@@ -152,5 +171,5 @@ def _chains(job: _Job, rule: SamplingRule) -> list[Drafter]:
     baselines: list[Drafter] = [BigramDrafter(job.successor, deepest, job.device), LookupDrafter(deepest, job.device)]
     return [
         *(baselines if job.options.baselines else ()),
-        *(chain_drafter(job.run.draft, depth, rule) for depth in job.options.depths),
+        *(chain_drafter(job.run, depth, rule) for depth in job.options.depths),
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.codecs import EncodedRows
+from eaglepipe.cache.codecs import EncodedRows, RowCodec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.evaluation.decode import Decoded, DecodeRun
 from eaglepipe.evaluation.drafters import Drafter, Verified
@@ -27,6 +27,7 @@ class _Replayed:
     tokens: list[int]
     choices: list[int]  # the target's next token after each, -1 where it is not known
     aux: torch.Tensor  # [T, A, Ht]
+    last_hidden: torch.Tensor | None  # [T, Ht], where the cache holds every token's
     start: int
     stop: int
     position: int
@@ -86,14 +87,14 @@ def _rows(source: TrainingSource, turn: Turn) -> tuple[CachedSample, NDArray[np.
 def _open(source: TrainingSource, turn: Turn, device: torch.device, dtype: torch.dtype) -> _Replayed:
     assert turn.sample is not None and turn.stop is not None
     sample, start = source.read(turn.sample), len(turn.prompt)
-    payload = torch.from_numpy(np.array(sample.aux_payload[: turn.stop])).to(device)
-    scales = (
-        None if sample.aux_scales is None else torch.from_numpy(np.array(sample.aux_scales[: turn.stop])).to(device)
-    )
+    hidden = getattr(sample, "last_hidden_payload", None)
     return _Replayed(
         tokens=sample.input_ids[: turn.stop].tolist(),
         choices=sample.target_top1[: turn.stop].tolist(),
-        aux=source.aux_codec.decode(EncodedRows(payload=payload, scales=scales)).to(dtype),
+        aux=_decoded(source.aux_codec, sample.aux_payload, sample.aux_scales, turn.stop, device).to(dtype),
+        last_hidden=None
+        if hidden is None
+        else _decoded(source.supervision_codec, hidden, None, turn.stop, device).to(dtype),
         start=start,
         stop=turn.stop,
         position=start,
@@ -101,12 +102,25 @@ def _open(source: TrainingSource, turn: Turn, device: torch.device, dtype: torch
     )
 
 
+def _decoded(
+    codec: RowCodec,
+    payload: NDArray[np.uint8],
+    scales: NDArray[np.floating] | None,
+    stop: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """The first `stop` rows of a column, decoded on the device."""
+    moved = [None if part is None else torch.from_numpy(np.array(part[:stop])).to(device) for part in (payload, scales)]
+    assert moved[0] is not None
+    return codec.decode(EncodedRows(payload=moved[0], scales=moved[1]))
+
+
 def _verified(row: _Replayed, known: int) -> Verified:
     """The slots from `known` up to the newest token, which is the last slot's next token."""
     device = row.aux.device
     return Verified(
         aux=row.aux[None, known : row.position],
-        last_hidden=None,
+        last_hidden=None if row.last_hidden is None else row.last_hidden[None, known : row.position],
         next_tokens=torch.tensor([row.tokens[known + 1 : row.position + 1]], device=device),
         counts=torch.tensor([row.position - known], device=device),
         sequences=[row.tokens[: row.position + 1]],

@@ -7,6 +7,7 @@ import torch
 
 from eaglepipe.evaluation.draft_steps import DraftSteps
 from eaglepipe.evaluation.drafters import Method, Proposal, Verified, chain_proposal
+from eaglepipe.evaluation.steps_eagle3 import PeagleSteps
 from eaglepipe.evaluation.verify import SamplingRule
 from eaglepipe.target.sampling import distribution, draw
 
@@ -47,6 +48,27 @@ class ChainDrafter(_Stepping):
                 visible = torch.ones(len(token), 1, step, dtype=torch.bool, device=token.device)
                 state, logits = self._steps.step(token, state, visible, step)
         return chain_proposal(torch.cat(tokens, dim=1), _joined(probs))
+
+
+class ParallelDrafter:
+    """P-EAGLE: a chain of K tokens from one pass; each depth's distribution is the same whatever the others draw."""
+
+    def __init__(self, steps: PeagleSteps, depth: int, rule: SamplingRule) -> None:
+        self._steps, self._choose = steps, _Choice(steps, rule)
+        self.method = Method(drafter=steps.name, shape="chain", depth=depth, size=depth)
+
+    def begin(self, num_rows: int) -> None:
+        self._steps.begin(num_rows)
+
+    def extend(self, verified: Verified) -> None:
+        self._logits = self._steps.guess_all(verified, self.method.depth)
+
+    def propose(self, generator: torch.Generator) -> Proposal:
+        return chain_proposal(*self._choose(self._logits, generator))
+
+    def select(self, rows: torch.Tensor) -> None:
+        self._logits = self._logits[rows]
+        self._steps.select(rows)
 
 
 class TreeDrafter(_Stepping):

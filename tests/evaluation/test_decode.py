@@ -4,8 +4,8 @@ import torch
 
 from eaglepipe.errors import TargetError
 from eaglepipe.evaluation.decode import DecodeRun, Limits, speculate
-from eaglepipe.evaluation.draft_steps import Eagle3Steps
 from eaglepipe.evaluation.drafters import BigramDrafter, Drafter, LookupDrafter, NoDraft
+from eaglepipe.evaluation.steps_eagle3 import Eagle3Steps
 from eaglepipe.evaluation.strategies import ChainDrafter, TreeDrafter
 from eaglepipe.evaluation.verify import SamplingRule
 from eaglepipe.target.stepping import SteppingTarget

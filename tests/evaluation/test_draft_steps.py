@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.evaluation.draft_steps import Eagle3Steps
 from eaglepipe.evaluation.drafters import Verified
+from eaglepipe.evaluation.steps_eagle3 import Eagle3Steps
 from tests.evaluation.tiny_decoding import tiny_draft, tiny_stepping
 
 DEPTH, LENGTH = 4, 12

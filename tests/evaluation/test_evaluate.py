@@ -94,7 +94,7 @@ def test_replayed_rounds_are_those_of_real_decoding_one_for_one(own_text: OwnTex
     run = open_run(own_text.run, [own_text.cache])
     turns = cached_turns(run, max_new_tokens=ANSWER)
     assert len(turns) == 2 * len(run.heldout)
-    for drafter in (chain_drafter(run.draft, 3, GREEDY), LookupDrafter(3, CPU)):
+    for drafter in (chain_drafter(run, 3, GREEDY), LookupDrafter(3, CPU)):
         replayed = replay(run.source, drafter, turns, device=CPU, dtype=torch.float32)
         real = speculate(
             own_text.stepping,
@@ -140,6 +140,16 @@ def test_simulated_and_real_acceptance_lengths_agree(report: EvalReport) -> None
     by_kind = {f.conditions.kind: f for f in report.figures if f.method.label == "EAGLE-3, chain of 3"}
     assert by_kind["real"].acceptance_length == by_kind["simulated"].acceptance_length
     assert report.own_text_share == 1.0
+
+
+def test_the_headline_is_the_drafts_chain_and_the_lookup_beside_it(report: EvalReport) -> None:
+    real = {f.method.label: f for f in report.figures if f.conditions.kind == "real"}
+    assert report.headline(3) == {
+        "real_acceptance_length": real["EAGLE-3, chain of 3"].acceptance_length.value,
+        "real_speedup": real["EAGLE-3, chain of 3"].speedup,
+        "greedy_identical": True,
+        "prompt_lookup_acceptance_length": real["prompt lookup, chain of 3"].acceptance_length.value,
+    }
 
 
 def test_the_report_is_left_in_the_runs_folder(own_text: OwnText, report: EvalReport) -> None:

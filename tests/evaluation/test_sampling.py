@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from eaglepipe.evaluation.decode import Limits, speculate
-from eaglepipe.evaluation.draft_steps import Eagle3Steps
 from eaglepipe.evaluation.drafters import Drafter
+from eaglepipe.evaluation.steps_eagle3 import Eagle3Steps
 from eaglepipe.evaluation.strategies import ChainDrafter, TreeDrafter
 from eaglepipe.evaluation.verify import SamplingRule
 from eaglepipe.target.sampling import distribution
