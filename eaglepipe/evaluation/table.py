@@ -1,6 +1,8 @@
 """The figures of an evaluation as a person reads them, each with what it was measured under."""
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 from eaglepipe.evaluation.bootstrap import Estimate
 from eaglepipe.evaluation.figures import Figure
@@ -40,6 +42,7 @@ def _heldout_lines(heldout: Sequence[HeldoutFigures], bigram: float, ttt_steps: 
     for part in heldout[:1]:
         lines.append(f"  accuracy by depth       {_shares(part.accuracy_by_depth)}")
         lines.append(f"  accepted if all before  {_shares(part.conditional_acceptance_by_depth)}")
+        lines.append(f"  acceptance length       {_lengths(part)}, for K = 1, 2, ...")
     return lines
 
 
@@ -80,6 +83,13 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [
         "  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+def _lengths(part: HeldoutFigures) -> str:
+    """The acceptance length of a chain of 1, 2, ... guesses."""
+    conditional = [estimate.value for estimate in part.conditional_acceptance_by_depth]
+    lengths = list(accumulate(accumulate(conditional, mul), initial=1.0))
+    return " ".join(f"{length:.2f}" for length in lengths[1:])
 
 
 def _shares(estimates: Sequence[Estimate]) -> str:

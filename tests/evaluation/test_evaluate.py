@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from eaglepipe.commands.evaluate import _tree_shape
 from eaglepipe.config import TargetConfig
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.decode import Limits, speculate
@@ -186,3 +187,14 @@ def test_another_target_is_refused(own_text: OwnText, tmp_path: Path) -> None:
     options = EvalOptions(caches=(own_text.cache,), target=other, real=True, num_samples=2, baselines=False)
     with pytest.raises(EaglepipeError, match="vocab_size 67"):
         evaluate_run(own_text.run, options)
+
+
+@pytest.mark.parametrize(("text", "shape"), [("24x5", (24, 5, 8)), ("6x3", (6, 3, 6)), ("60x7x10", (60, 7, 10))])
+def test_a_tree_is_named_by_its_size_and_depth(text: str, shape: tuple[int, int, int]) -> None:
+    assert _tree_shape(text) == TreeShape(size=shape[0], depth=shape[1], width=shape[2])
+
+
+@pytest.mark.parametrize("text", ["24", "0x5", "24x0", "ax5", "24x5x", "-1x5"])
+def test_another_spelling_of_a_tree_is_refused(text: str) -> None:
+    with pytest.raises(EaglepipeError, match="24x5x8"):
+        _tree_shape(text)
