@@ -21,6 +21,7 @@ from eaglepipe.evaluation.table import eval_table
 from eaglepipe.evaluation.trained import TrainedRun, open_run
 from eaglepipe.evaluation.verify import SamplingRule
 from eaglepipe.training.distributed import join_world
+from eaglepipe.training.objectives import objective_of
 
 Report = Callable[[str], None]
 GREEDY = SamplingRule()
@@ -52,7 +53,7 @@ class EvalReport:
     """All figures of an evaluation; also `eval.json` in the run's folder."""
 
     run: str
-    ttt_steps: int
+    heldout_depths: int  # K of the held-out figures: what the draft was trained for
     heldout: tuple[HeldoutFigures, ...]
     bigram_acceptance_length: float  # as the held-out figures are counted: chain, every position
     own_text_share: float  # of the replayed text that is the target's greedy choice
@@ -61,7 +62,7 @@ class EvalReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "run": self.run,
-            "ttt_steps": self.ttt_steps,
+            "heldout_depths": self.heldout_depths,
             "heldout": [asdict(figures) for figures in self.heldout],
             "bigram_acceptance_length": self.bigram_acceptance_length,
             "own_text_share": self.own_text_share,
@@ -69,28 +70,9 @@ class EvalReport:
             "table": self.table(),
         }
 
-    def headline(self, depth: int) -> dict[str, Any]:
-        """The draft's real chain of `depth` in four figures, as a summary shows them.
-
-        `greedy_identical` is True, or says where the output first differs from the target's own.
-        """
-        real = {
-            figure.method.drafter: figure
-            for figure in self.figures
-            if figure.conditions.kind == "real" and figure.method.shape == "chain" and figure.method.depth == depth
-        }
-        lookup = real.pop("prompt lookup")
-        (draft,) = (figure for name, figure in real.items() if name != "bigram table")
-        return {
-            "real_acceptance_length": draft.acceptance_length.value,
-            "real_speedup": draft.speedup,
-            "greedy_identical": draft.first_difference or draft.identical,
-            "prompt_lookup_acceptance_length": lookup.acceptance_length.value,
-        }
-
     def table(self) -> str:
         return eval_table(
-            self.heldout, self.figures, self.bigram_acceptance_length, self.own_text_share, self.ttt_steps
+            self.heldout, self.figures, self.bigram_acceptance_length, self.own_text_share, self.heldout_depths
         )
 
 
@@ -101,6 +83,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         EaglepipeError: run, caches or target are missing or do not fit together.
     """
     run = open_run(folder, options.caches, max_samples=options.num_samples)
+    num_depths = len(objective_of(run.recipe.train).loss_weights)
     with join_world(options.device) as world:
         report(f"{len(run.heldout)} held-out samples, from the cache alone")
         counts = count_heldout(run, world)
@@ -114,9 +97,9 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
             figures += _real(job, open_target(run, options.target, str(world.device)))
     result = EvalReport(
         run=str(folder),
-        ttt_steps=run.recipe.train.ttt_steps,
+        heldout_depths=num_depths,
         heldout=tuple(heldout),
-        bigram_acceptance_length=bigram_acceptance_length(run.source, run.split, run.recipe.train.ttt_steps),
+        bigram_acceptance_length=bigram_acceptance_length(run.source, run.split, num_depths),
         own_text_share=own_text_share(run.source, turns),
         figures=tuple(figures),
     )

@@ -17,14 +17,14 @@ def eval_table(
     figures: Sequence[Figure],
     bigram: float,
     own_text: float,
-    ttt_steps: int,
+    num_depths: int,
 ) -> str:
     """All figures, in two tables and their notes."""
-    return "\n".join([*_heldout_lines(heldout, bigram, ttt_steps), "", *_figure_lines(figures, own_text)])
+    return "\n".join([*_heldout_lines(heldout, bigram, num_depths), "", *_figure_lines(figures, own_text)])
 
 
-def _heldout_lines(heldout: Sequence[HeldoutFigures], bigram: float, ttt_steps: int) -> list[str]:
-    lines = [f"every held-out position alike: simulated, chain, K = {ttt_steps}, greedy, teacher-forced"]
+def _heldout_lines(heldout: Sequence[HeldoutFigures], bigram: float, num_depths: int) -> list[str]:
+    lines = [f"every held-out position alike: simulated, chain, K = {num_depths}, greedy, teacher-forced"]
     rows = [("data", "samples", "slots", "loss", "acceptance length [95%]", "outside draft vocabulary")]
     rows += [
         (

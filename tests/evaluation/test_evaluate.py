@@ -143,16 +143,6 @@ def test_simulated_and_real_acceptance_lengths_agree(report: EvalReport) -> None
     assert report.own_text_share == 1.0
 
 
-def test_the_headline_is_the_drafts_chain_and_the_lookup_beside_it(report: EvalReport) -> None:
-    real = {f.method.label: f for f in report.figures if f.conditions.kind == "real"}
-    assert report.headline(3) == {
-        "real_acceptance_length": real["EAGLE-3, chain of 3"].acceptance_length.value,
-        "real_speedup": real["EAGLE-3, chain of 3"].speedup,
-        "greedy_identical": True,
-        "prompt_lookup_acceptance_length": real["prompt lookup, chain of 3"].acceptance_length.value,
-    }
-
-
 def test_the_report_is_left_in_the_runs_folder(own_text: OwnText, report: EvalReport) -> None:
     assert json.loads((own_text.run / "eval.json").read_text()) == json.loads(json.dumps(report.to_json()))
 
