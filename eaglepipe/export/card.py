@@ -1,7 +1,6 @@
 """The model card: what the draft is, what it was made from, what was measured, and how to serve it."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from eaglepipe import __version__
 from eaglepipe.config import TrainConfig
@@ -26,6 +25,7 @@ def model_card(draft: TrainedDraft, engine: Engine, *, dtype: str, target_name: 
             *_section("The run", _run_rows(draft)),
             *_section("Measured", _figures(draft)),
             *_acceptance(draft),
+            *_evaluation(draft),
             "## Serving",
             "",
             *_serving(draft, engine, target_name),
@@ -117,8 +117,6 @@ def _figures(draft: TrainedDraft) -> Iterator[tuple[str, str]]:
         yield f"acceptance length ({_how(draft)})", f"{length:.3f}"
     if train.get("heldout_loss_end") is not None:
         yield "held-out loss", f"{train['heldout_loss_end']:.4f}"
-    for name, value in sorted(_plain_figures(draft.record.evaluation or {}).items()):
-        yield f"eval: {name.replace('_', ' ')}", value
 
 
 def _how(draft: TrainedDraft) -> str:
@@ -128,15 +126,10 @@ def _how(draft: TrainedDraft) -> str:
     return f"simulated, {kind}, K = {depth}, greedy, {train.get('heldout_samples', 0):,} held-out samples"
 
 
-def _plain_figures(values: dict[str, Any]) -> dict[str, str]:
-    """The numbers and truths at the top level of an evaluation's summary."""
-    shown = {}
-    for name, value in values.items():
-        if isinstance(value, bool):
-            shown[name] = "yes" if value else "no"
-        elif isinstance(value, int | float):
-            shown[name] = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    return shown
+def _evaluation(draft: TrainedDraft) -> list[str]:
+    """The table that `eaglepipe eval` left, which labels every figure of its own."""
+    table = (draft.record.evaluation or {}).get("table")
+    return ["```", *table.splitlines(), "```", ""] if isinstance(table, str) else []
 
 
 def _acceptance(draft: TrainedDraft) -> list[str]:

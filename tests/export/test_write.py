@@ -74,12 +74,11 @@ def test_trained_run_is_exported_checked_and_reported(trained_run: Path, tmp_pat
 
 
 def test_card_tells_cache_run_and_figures_and_no_local_path(trained_run: Path, tmp_path: Path) -> None:
-    figures = {"real_acceptance_length": 2.75, "greedy_identical": True, "table": [1, 2]}
-    (trained_run / "eval.json").write_text(json.dumps(figures))
+    (trained_run / "eval.json").write_text(json.dumps({"table": "real, chain, K = 5\n  2.75 identical"}))
     card = (export_draft(trained_run, "vllm", out=tmp_path / "out").folder / "README.md").read_text()
     train = json.loads((trained_run / "train.json").read_text())
     assert f"{train['simulated_acceptance_length_end']:.3f}" in card and "simulated, chain, K = 3, greedy" in card
-    assert "2.75" in card and "eval: greedy identical | yes" in card
+    assert "```\nreal, chain, K = 5\n  2.75 identical\n```" in card
     assert "bfloat16, from float32 masters" in card and "--speculative-config" in card
     assert str(trained_run.parent) not in card and "/tmp" not in card
 
