@@ -94,6 +94,10 @@ class CacheConfig(Section):
     )
     aux_layer_ids: tuple[int, ...] | None = Field(None, description="boundaries; default [2, n//2, n-3]")
     full_head: bool = Field(False, description="keep all rows of the target's lm_head, as EAGLE-1/2 needs")
+    last_hidden: Literal["supervised", "all"] = Field(
+        "supervised",
+        description="tokens whose last hidden state is kept, with supervision: hidden; EAGLE-1/2: all",
+    )
     shard_bytes: ByteSize = Field(ByteSize(512 * 2**20), description="upper size of a shard")
 
     @model_validator(mode="before")
@@ -103,6 +107,12 @@ class CacheConfig(Section):
             return given
         name = given.get("profile", DEFAULT_PROFILE)
         return {**PROFILES.get(name, {}), **given} if isinstance(name, str) else given
+
+    @model_validator(mode="after")
+    def _all_states_are_hidden_supervision(self) -> "CacheConfig":
+        if self.last_hidden == "all" and self.supervision != "hidden":
+            raise ValueError(f"last_hidden: all needs supervision: hidden, not {self.supervision}")
+        return self
 
 
 class PrecomputeConfig(Section):

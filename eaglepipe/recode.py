@@ -159,11 +159,11 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None,
     plan = derived_plan(
         folder,
         cache,
-        fields={**fields, "vocab": {**fields["vocab"], **size}, "cache": {**fields["cache"], **encodings}},
+        fields={**fields, "vocab": {**fields["vocab"], **size}, "cache": {**_kept(fields["cache"], spec), **encodings}},
         declared={
             **declared,
             "vocab": {**declared["vocab"], **size},
-            "cache": {**declared["cache"], **declared_cache},
+            "cache": {**_kept(declared["cache"], spec), **declared_cache},
         },
         origin={"recoded": cache.identity, "to": {**encodings, **new_ids}},
         origins=origins,
@@ -180,6 +180,11 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None,
     )
 
 
+def _kept(cache: dict[str, Any], spec: ShardSpec) -> dict[str, Any]:
+    """Without what does not outlive hidden supervision."""
+    return cache if spec.last_hidden == "all" else {name: cache[name] for name in cache if name != "last_hidden"}
+
+
 def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | None) -> int:
     """Of the shards; at most that, where supervision becomes sparse."""
     entries = 0.0 if rule is None else float(rule.max_entries)
@@ -190,7 +195,7 @@ def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | Non
             tokens_per_sample=manifest.tokens / max(1, manifest.samples),
             entries=entries,
         ).total
-        for one in (spec, manifest.spec.shard_spec())
+        for one in (spec, manifest.shard_spec())
     )
     if spec.supervision == "sparse" and rule is None:
         return int(sum(shard.bytes for shard in manifest.shards) + (new - old) * manifest.tokens)
@@ -219,6 +224,7 @@ def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> Shard
         aux_codec=settings.aux_codec,
         supervision_codec=_codec_of(settings),
         draft_vocab_size=old.draft_vocab_size if vocab is None else vocab.size,
+        last_hidden=old.last_hidden if supervision == "hidden" else "supervised",
     )
 
 

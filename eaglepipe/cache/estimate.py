@@ -50,9 +50,8 @@ def token_cost(
 
 
 def _supervision_cost(spec: ShardSpec, supervised_share: float, entries: float) -> dict[str, float]:
-    probs = _LIST_OFFSET_BYTES + supervised_share * spec.rows.row_bytes * (
-        entries if spec.supervision == "sparse" else 1
-    )
+    share = 1.0 if spec.last_hidden == "all" else supervised_share
+    probs = _LIST_OFFSET_BYTES + share * spec.rows.row_bytes * (entries if spec.supervision == "sparse" else 1)
     if spec.supervision != "sparse":
         return {SUPERVISION_COLUMNS[spec.supervision]: probs}
     id_bytes = np.dtype(id_dtype(spec.draft_vocab_size)).itemsize

@@ -21,6 +21,9 @@ PLAN_NAME = "plan.json"
 SHARDS_FOLDER = "shards"
 CHECKSUM_KEY = "xxh3_128"
 MAX_DOCUMENT_BYTES = 256 * 2**20
+ALL_LAST_HIDDEN = "all_last_hidden"
+"""The feature of a cache whose `last_hidden_states` have an entry at every token, supervised or not."""
+KNOWN_FEATURES = frozenset({ALL_LAST_HIDDEN})
 
 Count = Annotated[int, Field(ge=0, strict=True)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -108,10 +111,6 @@ class SpecDocument(Document):
     logit_scale: float
     soft_cap: float | None
 
-    def shard_spec(self) -> ShardSpec:
-        fields = self.model_dump(exclude={"max_length", "logit_scale", "soft_cap"})
-        return ShardSpec(**fields)
-
     def head(self) -> HeadSpec:
         return HeadSpec(logit_scale=self.logit_scale, soft_cap=self.soft_cap)
 
@@ -148,6 +147,10 @@ class Manifest(Document):
         if len(self.sidecars) != len(self.shards):
             raise ValueError(f"{len(self.shards)} shards, but {len(self.sidecars)} sidecars")
         return self
+
+    def shard_spec(self) -> ShardSpec:
+        fields = self.spec.model_dump(exclude={"max_length", "logit_scale", "soft_cap"})
+        return ShardSpec(**fields, last_hidden="all" if ALL_LAST_HIDDEN in self.features else "supervised")
 
     def all_files(self) -> tuple[FileEntry, ...]:
         return (*self.shards, *self.sidecars, *self.files)
@@ -197,8 +200,8 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
     declared = raw.pop(CHECKSUM_KEY, None)
     if declared != hash_json(raw):
         raise CorruptError(f"{path}: its checksum does not match its content; restore or recompute it")
-    if raw.get("features"):
-        raise CacheError(f"{path}: needs features this eaglepipe does not know: {', '.join(map(str, raw['features']))}")
+    if strange := [str(name) for name in raw.get("features") or () if name not in KNOWN_FEATURES]:
+        raise CacheError(f"{path}: needs features this eaglepipe does not know: {', '.join(strange)}")
     try:
         return kind.model_validate_json(canonical_json(raw))
     except ValidationError as error:

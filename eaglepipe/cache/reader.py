@@ -40,7 +40,7 @@ class Cache:
 
     def __init__(self, folder: Path, manifest: Manifest, sidecars: list[Sidecar]) -> None:
         self.folder, self.manifest = folder, manifest
-        self.spec = manifest.spec.shard_spec()
+        self.spec = manifest.shard_spec()
         self.index = _join_indices(sidecars)
         self._first_sample = np.cumsum([0] + [entry.samples for entry in manifest.shards])
         self._verified = np.zeros(manifest.samples, np.bool_)
@@ -84,6 +84,11 @@ class Cache:
     @property
     def supervision(self) -> str:
         return self.spec.supervision
+
+    @property
+    def last_hidden(self) -> str:
+        """Tokens whose last hidden state is stored, where supervision is hidden: `supervised` or `all`."""
+        return self.spec.last_hidden
 
     @property
     def aux_layer_ids(self) -> tuple[int, ...]:
@@ -199,7 +204,7 @@ def load_manifest(folder: Path) -> Manifest:
     """The manifest of a complete cache; an incomplete one is told apart and says what is missing."""
     if (folder / MANIFEST_NAME).exists():
         manifest = load_document(folder / MANIFEST_NAME, Manifest)
-        manifest.spec.shard_spec()
+        manifest.shard_spec()
         return manifest
     if (folder / PLAN_NAME).exists():
         plan = load_document(folder / PLAN_NAME, Plan)

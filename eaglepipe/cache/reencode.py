@@ -77,7 +77,10 @@ class Reencoder:
         rows, row_sums, rows_finite = self._rows(sample)
         if not (finite and rows_finite):
             return None, RecodeSums()
-        new = replace(sample, **aux, **rows)
+        last_hidden, last_hidden_finite = self._last_hidden(sample)
+        if not last_hidden_finite:
+            return None, RecodeSums()
+        new = replace(sample, **aux, **rows, **last_hidden)
         return new, aux_sums + row_sums + _coverage(sample, new)
 
     def _aux(self, sample: CachedSample) -> tuple[dict[str, Any], RecodeSums, bool]:
@@ -93,6 +96,17 @@ class Reencoder:
             "aux_scales": None if encoded.scales is None else encoded.scales.numpy(),
         }
         return columns, RecodeSums(aux=Deviation.between(old, new)), bool(torch.isfinite(new).all())
+
+    def _last_hidden(self, sample: CachedSample) -> tuple[dict[str, Any], bool]:
+        """The states of all tokens in the new encoding, where the source keeps them and the new cache can."""
+        if sample.last_hidden_payload is None or self._spec.last_hidden != "all":
+            return {"last_hidden_payload": None}, True
+        if self._same_rows:
+            return {}, True
+        payload = torch.from_numpy(sample.last_hidden_payload.copy())
+        encoded = self._spec.rows.encode(self._cache.supervision_codec.decode(EncodedRows(payload=payload)))
+        finite = bool(torch.isfinite(self._spec.rows.decode(encoded)).all())
+        return {"last_hidden_payload": encoded.payload.numpy()}, finite
 
     def _rows(self, sample: CachedSample) -> tuple[dict[str, Any], RecodeSums, bool]:
         """Supervision in the new encoding."""

@@ -38,8 +38,10 @@ class ShardSpec:
     hidden_size: int
     vocab_size: int
     draft_vocab_size: int
+    last_hidden: str = "supervised"  # or `all`: tokens with a last hidden state, where supervision is hidden
 
     def __post_init__(self) -> None:
+        assert self.last_hidden == "supervised" or self.supervision == "hidden"
         if self.supervision not in SUPERVISION_COLUMNS:
             known = ", ".join(SUPERVISION_COLUMNS)
             raise CacheError(f"unknown supervision {self.supervision!r}; this version reads {known}")
@@ -95,6 +97,8 @@ def _field(column: dict[str, Any], spec: ShardSpec) -> pa.Field:
     arrow_type = row_type if name == "aux_hidden_states" else pa.list_(pa.field("item", row_type, nullable=False))
     shape = ["entries"] if spec.supervision == "sparse" and name == "target_probs" else list(codec.row_shape)
     metadata = {"logical_dtype": LOGICAL_DTYPES[codec.name], "codec": codec.name, "shape": json.dumps(shape)}
+    if name == "last_hidden_states" and spec.last_hidden == "all":
+        metadata["rows"] = "all"
     return pa.field(name, arrow_type, nullable=False, metadata=metadata)
 
 
@@ -118,7 +122,9 @@ def _to_array(field: pa.Field, sample: CachedSample) -> pa.Array:
         assert sample.sparse_ids is not None
         return _list_array(field, sample, sample.sparse_ids)
     if field.name in SUPERVISION_COLUMNS.values():
-        return _list_array(field, sample, sample.supervision_payload)
+        payload = sample.last_hidden_payload if _has_all_rows(field) else sample.supervision_payload
+        assert payload is not None
+        return _list_array(field, sample, payload)
     if field.name == "tail_mass":
         values = np.zeros(num_rows, np.float32)
         values[sample.supervised] = sample.tail_mass
@@ -129,10 +135,12 @@ def _to_array(field: pa.Field, sample: CachedSample) -> pa.Array:
 
 
 def _list_array(field: pa.Field, sample: CachedSample, values: np.ndarray[Any, Any]) -> pa.Array:
-    """Lists over the sample's rows: empty where not supervised."""
+    """Lists over the sample's rows: empty where not supervised, unless all rows have theirs."""
     num_rows = len(sample.input_ids)
     items = np.zeros(num_rows, np.int64)
-    items[sample.supervised] = _items_per_row(field) if sample.sparse_counts is None else sample.sparse_counts
+    items[slice(None) if _has_all_rows(field) else sample.supervised] = (
+        _items_per_row(field) if sample.sparse_counts is None else sample.sparse_counts
+    )
     offsets = np.concatenate([[0], np.cumsum(items)])
     assert offsets[-1] < 2**31, f"sample {sample.sample_id} is too long for one list column"
     child = _flat_array(field.type.value_type, int(offsets[-1]), values)
@@ -150,6 +158,10 @@ def _items_per_row(field: pa.Field) -> int:
     if pa.types.is_fixed_size_binary(field.type.value_type):
         return 1
     return int(json.loads(field.metadata[b"shape"])[0])
+
+
+def _has_all_rows(field: pa.Field) -> bool:
+    return (field.metadata or {}).get(b"rows") == b"all"
 
 
 def batch_to_sample(batch: pa.RecordBatch, metadata: dict[str, str]) -> CachedSample:
@@ -170,18 +182,27 @@ def batch_to_sample(batch: pa.RecordBatch, metadata: dict[str, str]) -> CachedSa
         draft_mass=_view(columns["draft_mass"], np.float32),
         aux_payload=_bytes_of(columns["aux_hidden_states"]).reshape(num_rows, -1),
         aux_scales=_scales(columns["aux_scales"]) if "aux_scales" in columns else None,
-        supervision_payload=_supervision_payload(batch, int(supervised.sum())),
+        **_supervision_rows(batch, supervised),
         **sparse,
     )
 
 
-def _supervision_payload(batch: pa.RecordBatch, num_supervised: int) -> np.ndarray[Any, Any]:
+def _supervision_rows(batch: pa.RecordBatch, supervised: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """The payload of the supervised rows, and of all rows where the cache keeps those."""
+    name = next(name for name in SUPERVISION_COLUMNS.values() if name in batch.schema.names)
+    if not _has_all_rows(batch.schema.field(name)):
+        return {"supervision_payload": _supervision_payload(batch, int(supervised.sum()))}
+    rows = _supervision_payload(batch, batch.num_rows)
+    return {"supervision_payload": rows[supervised], "last_hidden_payload": rows}
+
+
+def _supervision_payload(batch: pa.RecordBatch, num_rows: int) -> np.ndarray[Any, Any]:
     name = next(name for name in SUPERVISION_COLUMNS.values() if name in batch.schema.names)
     field, values = batch.schema.field(name), batch.column(name).values
     item_bytes = field.type.value_type.byte_width
     if "target_ids" in batch.schema.names:
         return _bytes_of(values).reshape(len(values), item_bytes)
-    return _bytes_of(values).reshape(num_supervised, item_bytes * _items_per_row(field))
+    return _bytes_of(values).reshape(num_rows, item_bytes * _items_per_row(field))
 
 
 def _sparse_columns(columns: dict[str, pa.Array], supervised: np.ndarray[Any, Any]) -> dict[str, Any]:

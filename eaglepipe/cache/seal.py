@@ -9,6 +9,7 @@ from eaglepipe import __version__
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_file
 from eaglepipe.cache.manifest import (
+    ALL_LAST_HIDDEN,
     MANIFEST_NAME,
     SHARDS_FOLDER,
     FileEntry,
@@ -39,7 +40,7 @@ def seal_cache(folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int) ->
     for sidecar in sidecars:
         if sidecar.identity != plan.identity:
             raise CacheError(f"{folder / sidecar.shard.path}: published by another plan; remove it and its sidecar")
-    manifest = _manifest(folder, plan, sidecars, _spec_document(folder, spec, max_length))
+    manifest = _manifest(folder, plan, sidecars, spec, _spec_document(folder, spec, max_length))
     if manifest.samples == 0:
         raise DataError(f"{folder}: the target gave no finite result for any sample; is its dtype wide enough?")
     publish_bytes(folder / MANIFEST_NAME, document_bytes(manifest))
@@ -49,16 +50,17 @@ def seal_cache(folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int) ->
 
 def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocument:
     head = HeadSpec(**json.loads((folder / HEAD_FILE).read_bytes()))
-    return SpecDocument(max_length=max_length, **asdict(spec), **asdict(head))
+    fields = {name: value for name, value in asdict(spec).items() if name != "last_hidden"}  # told by a feature
+    return SpecDocument(max_length=max_length, **fields, **asdict(head))
 
 
-def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], spec: SpecDocument) -> Manifest:
+def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: ShardSpec, spec: SpecDocument) -> Manifest:
     shards = tuple(sidecar.shard for sidecar in sidecars)
     refused = sum(len(sidecar.refused) for sidecar in sidecars)
     fixed = [path for path in sorted(folder.rglob("*")) if _is_fixed_file(folder, path)]
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        features=(),
+        features=(ALL_LAST_HIDDEN,) if shard_spec.last_hidden == "all" else (),
         name=plan.name,
         identity=plan.identity,
         created_by=f"eaglepipe {__version__}",

@@ -44,6 +44,8 @@ def declared_sections(recipe: Recipe) -> dict[str, Any]:
     for section, fields in _NAMES.items():
         for field in fields:
             sections[section].pop(field)
+    if recipe.cache.last_hidden == "supervised":  # plans published before there was a choice do not say so
+        sections["cache"].pop("last_hidden")
     return sections
 
 

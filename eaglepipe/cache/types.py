@@ -29,6 +29,7 @@ class CachedSample:
     sparse_ids: NDArray[np.uint16] | NDArray[np.uint32] | None = None  # [E] index into the draft vocabulary
     sparse_counts: NDArray[np.int32] | None = None  # [S] entries of each supervised token
     tail_mass: NDArray[np.float32] | None = None  # [S] mass that no entry holds
+    last_hidden_payload: NDArray[np.uint8] | None = None  # [T, supervision row bytes], where all tokens' are kept
 
     def sparse_row(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Indices into the draft vocabulary and probabilities of supervised row `row`, where supervision is sparse."""

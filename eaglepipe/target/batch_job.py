@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eaglepipe.cache.codecs import EncodedRows
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.sparse import SparseRows, SparseRule, forced_targets, id_dtype
 from eaglepipe.cache.types import CachedSample
@@ -44,6 +45,7 @@ class CapturedBatch:
     aux_scales: NDArray[np.floating] | None  # [N, scales]
     supervision_payload: NDArray[np.uint8]  # [S, bytes], sparse: [E, 2]
     sparse: SparseColumns | None
+    last_hidden_payload: NDArray[np.uint8] | None = None  # [N, bytes], where all tokens' states are kept
 
     @property
     def num_refused(self) -> int:
@@ -67,6 +69,7 @@ class CapturedBatch:
                 draft_mass=self.draft_mass[rows],
                 aux_payload=self.aux_payload[rows],
                 aux_scales=None if self.aux_scales is None else self.aux_scales[rows],
+                last_hidden_payload=None if self.last_hidden_payload is None else self.last_hidden_payload[rows],
                 **self._supervision(supervision_rows),
             )
 
@@ -138,7 +141,12 @@ def capture_batch(
     encoded_aux = spec.aux.encode(aux)
     finite = _finite(spec.aux.decode(encoded_aux)) & _finite(last_hidden)
     finite[supervised_rows] &= rows.finite
-    if rows.sparse is None:
+    all_rows = None
+    if spec.last_hidden == "all":
+        all_rows = spec.rows.encode(last_hidden)
+        finite &= _finite(spec.rows.decode(all_rows))
+        encoded_rows = EncodedRows(payload=all_rows.payload.index_select(0, supervised_rows))
+    elif rows.sparse is None:
         encoded_rows = spec.rows.encode(supervised_hidden if rows.target_probs is None else rows.target_probs)
         finite[supervised_rows] &= _finite(spec.rows.decode(encoded_rows))
     else:
@@ -154,6 +162,7 @@ def capture_batch(
         aux_scales=None if encoded_aux.scales is None else encoded_aux.scales.cpu().numpy(),
         supervision_payload=encoded_rows.payload.cpu().numpy(),
         sparse=None if rows.sparse is None else _sparse_columns(rows.sparse, spec.draft_vocab_size),
+        last_hidden_payload=None if all_rows is None else all_rows.payload.cpu().numpy(),
     )
 
 

@@ -125,7 +125,7 @@ def _stored(cache: CacheConfig) -> tuple[object, ...]:
     of_rows: dict[str, object] = {
         "dense": cache.probs_codec,
         "sparse": (cache.tolerance, cache.max_entries),
-        "hidden": cache.hidden_codec,
+        "hidden": (cache.hidden_codec, cache.last_hidden),
     }
     return cache.aux_codec, cache.supervision, of_rows[cache.supervision]
 

@@ -107,6 +107,7 @@ def _codecs(cache: CacheConfig) -> dict[str, str]:
         "supervision": cache.supervision,
         "aux_codec": cache.aux_codec,
         "supervision_codec": of_rows[cache.supervision],
+        "last_hidden": cache.last_hidden,
     }
 
 
@@ -147,6 +148,7 @@ def _cache_fields(recipe: Recipe, spec: ShardSpec) -> dict[str, Any]:
     return {
         "supervision": spec.supervision,
         **(sparse if spec.supervision == "sparse" else {}),
+        **({"last_hidden": spec.last_hidden} if spec.last_hidden == "all" else {}),
         "aux_codec": spec.aux_codec,
         "supervision_codec": spec.supervision_codec,
         "aux_layer_ids": list(spec.aux_layer_ids),

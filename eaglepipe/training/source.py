@@ -83,6 +83,10 @@ class JoinedCaches:
         return self._caches[0].supervision
 
     @property
+    def last_hidden(self) -> str:
+        return self._caches[0].last_hidden
+
+    @property
     def aux_codec(self) -> RowCodec:
         return self._caches[0].aux_codec
 

@@ -43,6 +43,9 @@ class TrainingSource(SampleSource, Protocol):
     def supervision(self) -> str: ...
 
     @property
+    def last_hidden(self) -> str: ...
+
+    @property
     def max_length(self) -> int: ...
 
     @property

@@ -92,6 +92,7 @@ def test_no_field_outside_the_caches_own_sections_changes_it(
         {"cache.hidden_codec": "fp16"},
         {"cache.aux_layer_ids": [2, 3, 5]},
         {"cache.full_head": True},
+        {"cache.last_hidden": "all"},
         {"cache.shard_bytes": 700000},
     ],
     ids=lambda changed: next(iter(changed)),
