@@ -20,6 +20,7 @@ from eaglepipe.eagle.layers import (
 )
 from eaglepipe.eagle.peagle_draft import _PeagleDraftMixin
 from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding
+from eaglepipe.eagle.start_rows import copy_rows
 from eaglepipe.errors import DraftError
 
 __all__ = [
@@ -168,7 +169,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
             DraftError: when the draft is narrower or wider than the target.
         """
         weight = target_embeddings.weight if isinstance(target_embeddings, nn.Module) else target_embeddings
-        _copy_rows(self.model.embed_tokens.weight, weight, "token embeddings", "set draft.hidden_size to the target's")
+        copy_rows(self.model.embed_tokens.weight, weight, "token embeddings", "set draft.hidden_size to the target's")
 
     def freeze_embeddings(self) -> None:
         """Keep the token embeddings out of training."""
@@ -181,7 +182,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
         Raises:
             DraftError: when the shapes differ.
         """
-        _copy_rows(self.lm_head.weight, rows, "lm_head rows", "set draft.lm_head_init to random")
+        copy_rows(self.lm_head.weight, rows, "lm_head rows", "set draft.lm_head_init to random")
 
     @torch.no_grad()
     def set_vocab_mapping(self, selected_token_ids: torch.Tensor) -> None:
@@ -201,11 +202,3 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
         if draft_size < vocab_size:
             self.d2t.copy_(ids.to(self.d2t.device) - torch.arange(draft_size, device=self.d2t.device))
             self.t2d.zero_()[ids.to(self.t2d.device)] = True
-
-
-def _copy_rows(parameter: torch.Tensor, source: torch.Tensor, name: str, remedy: str) -> None:
-    if parameter.shape != source.shape:
-        sizes = f"{tuple(source.shape)} do not fit the draft's {tuple(parameter.shape)}"
-        raise DraftError(f"target {name} {sizes}; {remedy}")
-    gathered = source.full_tensor() if hasattr(source, "full_tensor") else source
-    parameter.copy_(gathered.to(parameter.device))

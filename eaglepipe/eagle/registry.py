@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from eaglepipe.eagle.draft_gpt_oss import GptOssEagle3DraftModel
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
 from eaglepipe.errors import DraftError
 
 
@@ -43,6 +44,11 @@ EAGLE3_DRAFT_REGISTRY: dict[str, DraftSpec] = {
 EAGLE3_DRAFT_REGISTRY["GptOssForCausalLM"] = DraftSpec(draft_cls=GptOssEagle3DraftModel)
 
 
+EAGLE1_DRAFT_REGISTRY: dict[str, DraftSpec] = {
+    arch: DraftSpec(draft_cls=LlamaEagleDraftModel) for arch in _DENSE_ARCHITECTURES
+}
+
+
 def _resolve(architectures: list[str], registry: dict[str, DraftSpec], recipe_name: str) -> DraftSpec:
     """Return the first registered draft spec matching any architecture in the list.
 
@@ -54,6 +60,11 @@ def _resolve(architectures: list[str], registry: dict[str, DraftSpec], recipe_na
             return registry[architecture]
     given = ", ".join(architectures) or "none"
     raise DraftError(f"no {recipe_name} draft for target architectures ({given}); known: {', '.join(sorted(registry))}")
+
+
+def resolve_eagle1_draft_spec(architectures: list[str]) -> DraftSpec:
+    """Resolve the EAGLE-1 / EAGLE-2 draft spec for a target's config.architectures field."""
+    return _resolve(architectures, EAGLE1_DRAFT_REGISTRY, "EAGLE-1")
 
 
 def resolve_eagle3_draft_spec(architectures: list[str]) -> DraftSpec:

@@ -1,0 +1,220 @@
+"""EAGLE-1/2 training: the next feature by regression, and the token that the target's frozen head makes of it.
+
+In evaluation mode the draft also goes on from its own features, K depths deep with true tokens (spec 5), so that a
+simulated acceptance length means what it means for EAGLE-3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from eaglepipe.eagle.attention import causal_mask, check_right_padded
+from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
+from eaglepipe.eagle.frozen_head import FrozenHead, frozen_head_loss
+from eaglepipe.eagle.layers_v12 import Chain
+from eaglepipe.eagle.noise import uniform_noise
+from eaglepipe.eagle.steps import as_slot_mask, count_per_step, prefix_masks, shift_left_with_zero
+from eaglepipe.errors import DraftError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagleStepMetrics:
+    """Aggregated metrics of one forward; K depths, of which training computes the first alone (zeros elsewhere)."""
+
+    loss: torch.Tensor  # float32, carries the gradient
+    accuracy: torch.Tensor  # float32, greedy token equal to the target's, at depth 0
+    valid_tokens: torch.Tensor  # int64, slots in the loss
+    regression_sum: torch.Tensor  # float32, SmoothL1 (mean over H), summed over the slots in the loss
+    classification_sum: torch.Tensor  # float32, soft cross-entropy, summed over them
+    loss_sums: torch.Tensor  # float32 [K], the weighted sum of both at depth 0
+    counts: torch.Tensor  # int64 [K]
+    correct: torch.Tensor  # int64 [K]
+    hits: torch.Tensor  # int64 [K], slots whose first k+1 greedy drafts all match the target's top-1
+    valid: torch.Tensor  # int64 [K], slots supervised at every depth up to k
+
+
+class EagleTrainerModule(nn.Module):
+    """Draft-side EAGLE-1/2 trainer module.
+
+    Args:
+        draft_model: the draft.
+        head: the target's lm_head, all V rows; frozen.
+        regression_weight, classification_weight: of SmoothL1 and of soft cross-entropy.
+        feature_noise: while training, U(-x, x) is added to the input features.
+        chain_steps: K, the depth of the chain in evaluations, an int of at least 1.
+        head_chunk_rows: rows whose logits over V are held at once.
+
+    Raises:
+        DraftError: for settings that do not fit together.
+    """
+
+    head_weight: torch.Tensor
+    head_bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        draft_model: LlamaEagleDraftModel,
+        head: FrozenHead,
+        *,
+        regression_weight: float = 1.0,
+        classification_weight: float = 0.1,
+        feature_noise: float = 0.1,
+        chain_steps: int = 7,
+        head_chunk_rows: int = 256,
+    ) -> None:
+        super().__init__()
+        if isinstance(chain_steps, bool) or not isinstance(chain_steps, int) or chain_steps < 1:
+            raise DraftError(f"chain_steps must be an int of at least 1, not {chain_steps!r}")
+        expected = (draft_model.config.vocab_size, draft_model.config.hidden_size)
+        if tuple(head.weight.shape) != expected:
+            raise DraftError(
+                f"the target's lm_head has shape {tuple(head.weight.shape)}; EAGLE-1/2 needs the rows of every token, "
+                f"{expected}"
+            )
+        self.draft_model = draft_model
+        self.regression_weight, self.classification_weight = regression_weight, classification_weight
+        self.feature_noise, self.chain_steps, self.head_chunk_rows = feature_noise, chain_steps, head_chunk_rows
+        self._head_numbers = (head.logit_scale, head.soft_cap)
+        self.register_buffer("head_weight", head.weight.detach(), persistent=False)
+        self.register_buffer("head_bias", None if head.bias is None else head.bias.detach(), persistent=False)
+
+    @property
+    def head(self) -> FrozenHead:
+        """The target's lm_head, where this module is."""
+        scale, cap = self._head_numbers
+        return FrozenHead(weight=self.head_weight, bias=self.head_bias, logit_scale=scale, soft_cap=cap)
+
+    def forward(  # noqa: PLR0917 - in the order of Eagle3TrainerModule
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        loss_mask: torch.Tensor,
+        target_hidden_states: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        seq_lens: torch.Tensor | None = None,
+        doc_remaining: torch.Tensor | None = None,
+        *,
+        noise_seeds: torch.Tensor | None = None,
+        normalizers: torch.Tensor | None = None,
+    ) -> EagleStepMetrics:
+        """Loss and metrics of one batch whose ids and loss mask are shifted left once already.
+
+        Args:
+            input_ids: int [B, T]; slot t holds the token after the one whose feature it holds.
+            attention_mask: [B, T], 1 for real tokens, right padded.
+            loss_mask: [B, T], 1 where slot t's next token is supervised.
+            target_hidden_states: [B, T, H], not shifted; slot t's target is row t + 1.
+            position_ids, seq_lens: packing, as `LlamaEagleDraftModel.forward` takes them.
+            doc_remaining: int [B, T], real tokens after this one in its document.
+            noise_seeds: int64 [B, T] in 0..2^32-1, what the noise is made from; default: drawn from torch's generator.
+            normalizers: [K], what each depth's loss sum is divided by; default its own count, at least 1.
+
+        Raises:
+            DraftError: for shapes or masks that do not fit.
+        """
+        self._check(input_ids, attention_mask, loss_mask, target_hidden_states, normalizers)
+        supervised = as_slot_mask(loss_mask)
+        chain_masks = list(prefix_masks(supervised, doc_remaining, self.chain_steps))
+        slots = chain_masks[0]
+        features = target_hidden_states.detach()
+        predicted = self.draft_model(
+            input_ids.long(), self._noisy(features, noise_seeds), attention_mask, position_ids, seq_lens
+        )
+        goals = shift_left_with_zero(features)[slots]
+        drafted = predicted[slots]
+        regression = F.smooth_l1_loss(drafted.float(), goals.float(), reduction="none").mean(dim=-1).sum()
+        tokens = frozen_head_loss(drafted, goals, self.head, chunk_rows=self.head_chunk_rows)
+        loss_sum = self.regression_weight * regression + self.classification_weight * tokens.loss_sum
+
+        matches = [_at_slots(tokens.predicted == tokens.target_top1, slots)]
+        if not self.training:
+            top1 = _at_slots(tokens.target_top1, slots)
+            positions = self.draft_model.positions(input_ids, position_ids, seq_lens)
+            readable = causal_mask(attention_mask, seq_lens, slots.shape[0], slots.shape[1], slots.device)
+            matches += self._chain(
+                input_ids.long(), features, readable=readable, positions=positions, top1=top1, masks=chain_masks[1:]
+            )
+        masks = chain_masks[: len(matches)]
+        counts = self._per_depth(masks)
+        divisor = counts[0].clamp(min=1) if normalizers is None else normalizers[0]
+        return EagleStepMetrics(
+            loss=loss_sum / divisor.to(loss_sum.device),
+            accuracy=matches[0].sum().float() / counts[0].clamp(min=1),
+            valid_tokens=counts[0],
+            regression_sum=regression.detach(),
+            classification_sum=tokens.loss_sum.detach(),
+            loss_sums=F.pad(loss_sum.detach()[None], (0, self.chain_steps - 1)),
+            counts=counts,
+            correct=self._per_depth(matches),
+            hits=self._per_depth(list(accumulate(matches, torch.logical_and))),
+            valid=counts,
+        )
+
+    def _noisy(self, features: torch.Tensor, seeds: torch.Tensor | None) -> torch.Tensor:
+        if not self.training or self.feature_noise == 0.0:
+            return features
+        if seeds is None:
+            seeds = torch.randint(2**32, features.shape[:2], device=features.device)
+        noise = uniform_noise(seeds, features.shape[-1], self.feature_noise)
+        return (features + noise).to(features.dtype)
+
+    @torch.no_grad()
+    def _chain(
+        self,
+        input_ids: torch.Tensor,
+        features: torch.Tensor,
+        *,
+        readable: torch.Tensor,
+        positions: torch.Tensor,
+        top1: torch.Tensor,
+        masks: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Whether the greedy token is the target's (`top1` int64 [B, T]), at each depth from 1 on: bool [B, T]."""
+        chains: list[Chain] = [[] for _ in self.draft_model.layers]
+        state = self.draft_model.forward_chain(input_ids, features, readable, positions, chains)
+        matches = []
+        for mask in masks:
+            input_ids, top1 = shift_left_with_zero(input_ids), shift_left_with_zero(top1)
+            state = self.draft_model.forward_chain(input_ids, state, readable, positions, chains)
+            drafted = self.head.argmax(state[mask], self.head_chunk_rows)
+            matches.append(_at_slots(drafted == top1[mask], mask))
+        return matches
+
+    def _per_depth(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Slots set in each mask, int64 [K]; 0 at depths that were not computed."""
+        return F.pad(count_per_step(iter(masks)), (0, self.chain_steps - len(masks)))
+
+    def _check(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        loss_mask: torch.Tensor,
+        target_hidden_states: torch.Tensor,
+        normalizers: torch.Tensor | None,
+    ) -> None:
+        rows = tuple(input_ids.shape)
+        if len(rows) != 2 or 0 in rows:
+            raise DraftError(f"input_ids must be [batch, tokens], not {rows}")
+        expected = {
+            "attention_mask": (attention_mask, rows),
+            "loss_mask": (as_slot_mask(loss_mask), rows),
+            "target_hidden_states": (target_hidden_states, (*rows, self.draft_model.config.hidden_size)),
+            "normalizers": (normalizers, (self.chain_steps,)),
+        }
+        for name, (tensor, shape) in expected.items():
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise DraftError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
+        check_right_padded(attention_mask)
+        if bool((as_slot_mask(loss_mask) & ~attention_mask.bool()).any()):
+            raise DraftError("loss_mask is set on padding; shift it left by one, within its document")
+
+
+def _at_slots(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Values [S] at the S slots set in `mask` [B, T], zero elsewhere: [B, T]."""
+    spread = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    spread[mask] = values
+    return spread
