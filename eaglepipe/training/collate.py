@@ -21,6 +21,7 @@ from eaglepipe.training.supervision_rows import (
     allocate_supervision,
     copy_supervision,
     counted,
+    nothing,
     supervised,
     usable,
 )
@@ -29,7 +30,7 @@ from eaglepipe.training.types import EncodedBatch, Reads
 Documents = tuple[tuple[CachedSample, ...], ...]
 Run = Callable[[Callable[[], None]], None]
 """Runs a copy now or hands it to a thread."""
-_CHOSEN: dict[str, Choose] = {"covered": counted, "supervised": supervised}
+_CHOSEN: dict[str, Choose] = {"covered": counted, "supervised": supervised, "none": nothing}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,20 +128,33 @@ def collate_payload(
             return torch.empty(shape, dtype=dtype, pin_memory=pinned)
         return pool.take(shape, dtype)
 
-    aux = buffer((num_rows * num_slots, aux_bytes), torch.uint8)
-    scales = buffer((num_rows * num_slots, aux_scales), torch.float32) if aux_scales else None
+    num_tokens = num_rows * num_slots
+    wanted = {
+        "aux_payload": (reads.aux, aux_bytes, torch.uint8),
+        "aux_scales": (reads.aux and aux_scales > 0, aux_scales, torch.float32),
+        "last_hidden_payload": (reads.last_hidden, row_bytes, torch.uint8),
+    }
+    of_tokens = {
+        name: buffer((num_tokens, width), dtype) for name, (is_read, width, dtype) in wanted.items() if is_read
+    }
     chosen = _CHOSEN[reads.supervision]
     supervision, parts = allocate_supervision(chain.from_iterable(columns.documents), row_bytes, buffer, chosen)
     for row, of_row in enumerate(columns.documents):
         starts = list(accumulate((len(document.input_ids) for document in of_row), initial=row * num_slots))
         for document, start in zip(of_row, starts[:-1], strict=True):
-            run(_copy(document, start, aux=aux, scales=scales, supervision=next(parts), chosen=chosen))
-        aux[starts[-1] : (row + 1) * num_slots] = 0
-        if scales is not None:
-            scales[starts[-1] : (row + 1) * num_slots] = 0
+            run(_copy(document, start, of_tokens=of_tokens, supervision=next(parts), chosen=chosen))
+        for column in of_tokens.values():
+            column[starts[-1] : (row + 1) * num_slots] = 0
     small: dict[str, Any] = {name: _pin(getattr(columns, name), pinned) for name in _SMALL}
     drawn = {name: _pin(tensor, pinned) for name, tensor in (extras or {}).items()}
-    return EncodedBatch(aux_payload=aux, aux_scales=scales, supervision=supervision, extras=drawn, **small)
+    return EncodedBatch(
+        aux_payload=of_tokens.get("aux_payload", torch.empty(0, aux_bytes, dtype=torch.uint8)),
+        aux_scales=of_tokens.get("aux_scales"),
+        last_hidden_payload=of_tokens.get("last_hidden_payload"),
+        supervision=supervision,
+        extras=drawn,
+        **small,
+    )
 
 
 _SMALL = (
@@ -162,16 +176,14 @@ def _copy(
     document: CachedSample,
     start: int,
     *,
-    aux: torch.Tensor,
-    scales: torch.Tensor | None,
+    of_tokens: Mapping[str, torch.Tensor],
     supervision: EncodedSupervision,
     chosen: Choose,
 ) -> Callable[[], None]:
     def copy() -> None:
         end = start + len(document.input_ids)
-        aux[start:end].numpy()[:] = document.aux_payload
-        if scales is not None and document.aux_scales is not None:
-            scales[start:end].numpy()[:] = document.aux_scales
+        for name, column in of_tokens.items():
+            column[start:end].numpy()[:] = getattr(document, name)
         copy_supervision(document, supervision, chosen)
 
     return copy

@@ -42,6 +42,11 @@ def supervised(document: CachedSample) -> NDArray[np.bool_]:
     return usable(document.supervised)
 
 
+def nothing(document: CachedSample) -> NDArray[np.bool_]:
+    """No token's: bool [T]."""
+    return np.zeros(len(document.input_ids), np.bool_)
+
+
 def allocate_supervision(
     documents: Iterable[CachedSample], row_bytes: int, allocate: Allocate, chosen: Choose = counted
 ) -> tuple[EncodedSupervision, Iterator[EncodedSupervision]]:

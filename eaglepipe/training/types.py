@@ -109,9 +109,11 @@ class StepPlan:
 class Reads:
     """Which of a sample's rows a batch carries."""
 
-    supervision: Literal["covered", "supervised"] = "covered"
+    supervision: Literal["covered", "supervised", "none"] = "covered"
     """`covered`: slots set in position_mask. `supervised`: slots set in loss_mask, those whose top-1 lies outside the
     draft vocabulary too."""
+    aux: bool = True
+    last_hidden: bool = False  # of every token, supervised or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +127,10 @@ class EncodedBatch:
     position_ids: torch.Tensor  # int64 [B, T], restarting at each document, 0 in the pad
     seq_lens: torch.Tensor  # int64 [B, max_docs], the pad folded into the last document
     doc_remaining: torch.Tensor  # int64 [B, T], 0 in the pad
-    aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad
+    aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad; no rows without `Reads.aux`
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
     supervision: EncodedSupervision  # rows of the slots that `Reads.supervision` asks for, in order
+    last_hidden_payload: torch.Tensor | None = None  # uint8 [B*T, supervision row bytes], not shifted, zeros in the pad
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what the objective drew for this batch
     masks: HostMasks | None = None  # what is above, on the host whatever the device
 

@@ -1,6 +1,6 @@
 """A target small enough to write down: tables instead of a network, and samples drawn from it, held in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class TinySource:
     tensors: dict[str, torch.Tensor]
     head: HeadSpec = NO_CAP
     aux_layer_ids: tuple[int, ...] = (2, 4, 5)
+    last_hidden: str = "supervised"
 
     @property
     def target_config(self) -> dict[str, Any]:
@@ -77,9 +78,17 @@ class TinySource:
 
 
 def tiny_source(
-    num_samples: int = 24, *, supervision: str = "hidden", identity: str = "tiny", supervised: bool = True
+    num_samples: int = 24,
+    *,
+    supervision: str = "hidden",
+    identity: str = "tiny",
+    supervised: bool = True,
+    for_eagle1: bool = False,
 ) -> TinySource:
-    """Samples of 4 to 16 tokens whose second half is one assistant turn, spoken by a target made of tables."""
+    """Samples of 4 to 16 tokens whose second half is one assistant turn, spoken by a target made of tables.
+
+    `for_eagle1` keeps the last hidden state of every token and all rows of the head.
+    """
     tables = torch.Generator().manual_seed(7)
     ids = torch.randperm(VOCAB, generator=tables)[:DRAFT_VOCAB].sort().values
     head = torch.randn(VOCAB, HIDDEN, generator=tables)
@@ -91,7 +100,12 @@ def tiny_source(
         "lm_head.weight": head[ids],
         "norm.weight": torch.ones(HIDDEN),
     }
+    if for_eagle1:
+        tensors["lm_head_full.weight"] = head
+        hidden = [as_bytes(states[torch.from_numpy(sample.input_ids).long()]) for sample in samples]
+        samples = [replace(sample, last_hidden_payload=rows) for sample, rows in zip(samples, hidden, strict=True)]
     return TinySource(
+        last_hidden="all" if for_eagle1 else "supervised",
         identity=identity,
         samples=tuple(samples),
         supervision=supervision,
