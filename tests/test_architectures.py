@@ -12,12 +12,14 @@ import transformers
 from transformers import PreTrainedModel
 
 from eaglepipe.config import Recipe
-from eaglepipe.eagle.registry import EAGLE3_DRAFT_REGISTRY
+from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
+from eaglepipe.eagle.registry import EAGLE1_DRAFT_REGISTRY, EAGLE3_DRAFT_REGISTRY
 from eaglepipe.errors import DraftError, TargetError
 from eaglepipe.precompute import run_precompute
 from eaglepipe.train import run_training
 from eaglepipe.training.checkpoint import load_latest
 from eaglepipe.training.collate import collate_columns, collate_payload
+from eaglepipe.training.objective_eagle1 import Eagle1Objective
 from eaglepipe.training.source import open_caches
 from eaglepipe.training.supervision import SupervisionDecoder, TrainerInputs
 from eaglepipe.training.types import TrainingSource
@@ -60,6 +62,7 @@ def make_recipe(folder: Path, supervision: str) -> Recipe:
                 "hidden_codec": "fp32",
                 "probs_codec": "fp32",
                 "aux_layer_ids": BOUNDARIES,
+                **({"last_hidden": "all", "full_head": True} if supervision == "hidden" else {}),
             },
             "train": {
                 "output_dir": str(folder / "run"),
@@ -134,6 +137,24 @@ def test_from_a_target_to_a_draft_that_is_read_back(name: str, tmp_path: Path) -
 
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 3})})
     assert run_training(longer, [folder]).steps == 3
+    if name in EAGLE1_DRAFT_REGISTRY:
+        assert_an_eagle1_draft_trains(model, recipe, folder, tmp_path / "run-eagle1")
+
+
+def assert_an_eagle1_draft_trains(model: PreTrainedModel, recipe: Recipe, folder: Path, run: Path) -> None:
+    """From the same cache: two steps and back, and a frozen head that says what the target says at every token."""
+    train = recipe.train.model_copy(update={"objective": "eagle1", "output_dir": str(run)})
+    assert run_training(recipe.model_copy(update={"train": train}), [folder]).steps == 2
+    source = open_caches([folder])
+    draft = LlamaEagleDraftModel.from_pretrained(run / "draft")
+    assert torch.equal(draft.embed_tokens.weight, model.get_input_embeddings().weight)
+    head = Eagle1Objective(train).make_module(draft, source).head
+    row = source.read(0)
+    assert row.last_hidden_payload is not None
+    stored = torch.from_numpy(row.last_hidden_payload.copy()).view(torch.float32)
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(row.input_ids.astype(np.int64))[None]).logits[0].float()
+        torch.testing.assert_close(head.finish(head.raw(stored)), logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "GraniteForCausalLM"])
