@@ -241,7 +241,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _settings_serve_the_objective(self) -> "Recipe":
-        check_objective_settings(self.train.objective, {"train": self.train, "draft": self.draft})
+        sections = {"train": self.train, "draft": self.draft, "cache": self.cache, "vocab": self.vocab}
+        check_objective_settings(self.train.objective, sections)
         return self
 
 

@@ -1,6 +1,7 @@
 """Which settings belong to which objective: one that would be ignored is refused, not passed over."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -34,8 +35,20 @@ def check_objective_settings(objective: str, sections: Mapping[str, BaseModel]) 
         for name, objectives in SERVES.items()
         if objective not in objectives and (value := _changed(sections, name)) is not None
     ]
+    if objective in _EAGLE1 and sections["train"].model_dump(include={"caches"})["caches"] is None:
+        mistakes += _cache_lacks(objective, sections["cache"], sections["vocab"])
     if mistakes:
         raise ValueError("; ".join(mistakes))
+
+
+def _cache_lacks(objective: str, cache: Any, vocab: Any) -> list[str]:
+    """What EAGLE-1 would miss in the cache that the recipe makes: better known before it is made."""
+    needs = {
+        "cache.last_hidden=all (and cache.supervision=hidden)": cache.last_hidden == "all",
+        "cache.full_head=true": cache.full_head or vocab.draft_size is None,
+    }
+    lacking = " and ".join(name for name, is_set in needs.items() if not is_set)
+    return [f"train.objective {objective} needs a cache with {lacking}"] if lacking else []
 
 
 def _changed(sections: Mapping[str, BaseModel], name: str) -> object | None:

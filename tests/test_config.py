@@ -113,6 +113,7 @@ def test_printed_recipe_reads_back_as_the_same_one(tmp_path: Path) -> None:
     [
         ("train.feature_noise=0.2", "train.feature_noise is 0.2, which train.objective eagle3 ignores"),
         ("draft.mask_token_id=3", "it serves peagle"),
+        ("train.objective=eagle1", "needs a cache with cache.last_hidden=all (and cache.supervision=hidden)"),
     ],
 )
 def test_a_setting_that_the_objective_ignores_is_refused(tmp_path: Path, override: str, words: str) -> None:
@@ -123,4 +124,12 @@ def test_a_setting_that_the_objective_ignores_is_refused(tmp_path: Path, overrid
 def test_a_default_spelled_out_is_no_mistake_under_any_objective(tmp_path: Path) -> None:
     defaults = ["train.ttt_steps=7", "train.step_decay=0.8", "train.feature_noise=0.1", "draft.fc_norm=false"]
     for objective in ("eagle1", "eagle2", "peagle"):
-        load_recipe(write(tmp_path, MINIMAL), [f"train.objective={objective}", *defaults])
+        load_recipe(write(tmp_path, MINIMAL), [f"train.objective={objective}", "train.caches=[a]", *defaults])
+
+
+def test_eagle1_asks_its_own_cache_for_states_and_head_before_it_is_made(tmp_path: Path) -> None:
+    recipe, objective = write(tmp_path, MINIMAL + "vocab: {draft_size: 9}\n"), "train.objective=eagle1"
+    load_recipe(recipe, [objective, "cache.last_hidden=all", "cache.full_head=true"])
+    load_recipe(recipe, [objective, "cache.last_hidden=all", "vocab.draft_size="])
+    with pytest.raises(ConfigError, match=r"eagle1 needs a cache with cache\.full_head=true"):
+        load_recipe(recipe, [objective, "cache.last_hidden=all"])

@@ -50,9 +50,11 @@ def other(name: str, default: Any) -> Any:
 
 def objective_of(setting: str) -> dict[str, Any]:
     """What else a recipe says that has this setting."""
+    if setting == "train.objective":
+        return {"train.caches": ["a"]}
     objective = SERVES.get(setting, ("eagle3",))[0]
     steps = {"train.ttt_steps": 7} if objective == "peagle" else {}
-    return {} if objective == "eagle3" else {"train.objective": objective, **steps}
+    return {} if objective == "eagle3" else {"train.objective": objective, "train.caches": ["a"], **steps}
 
 
 @pytest.mark.parametrize("section", [("train", TrainConfig), ("draft", DraftConfig), ("precompute", PrecomputeConfig)])

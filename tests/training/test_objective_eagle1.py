@@ -151,7 +151,8 @@ def test_two_steps_from_a_real_cache_leave_a_draft_that_loads(
     overrides = {"cache.root": str(tmp_path), "cache.last_hidden": "all", "cache.full_head": "true"}
     cache = Path(run_precompute(project.recipe(**overrides), report=lambda _: None).folder)
     settings = {"train.objective": "eagle1", "train.max_steps": 2, "train.output_dir": str(tmp_path / "run")}
-    recipe = project.recipe(**{"target.path": "gone", **settings})
+    settings |= {"target.path": "gone", "train.caches": f"[{cache}]"}
+    recipe = project.recipe(**settings)
     result = run_training(recipe, [cache])
     assert result.steps == 2 and result.heldout_loss_end is not None
     assert (tmp_path / "run" / "checkpoints" / "step-0000002" / "COMPLETE").exists()
@@ -161,7 +162,7 @@ def test_two_steps_from_a_real_cache_leave_a_draft_that_loads(
     assert all(torch.equal(draft.state_dict()[name], tensor) for name, tensor in saved.items())
     embeddings = open_caches([cache]).start_tensors()["embed_tokens.weight"]
     assert torch.equal(saved["embed_tokens.weight"], embeddings.float())
-    again = project.recipe(**{"target.path": "gone", **settings, "draft.init": str(tmp_path / "run" / "draft")})
+    again = project.recipe(**{**settings, "draft.init": str(tmp_path / "run" / "draft")})
     assert "starting from its" in " ".join(preview_training(again, [cache]).notes)
     with pytest.raises(CacheError, match="does not hold the last hidden state of every token and all rows"):
         run_training(recipe, [sealed_cache])

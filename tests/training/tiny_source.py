@@ -176,6 +176,7 @@ def tiny_recipe(folder: Path, **train: Any) -> Recipe:
     """A recipe for a run of some ten steps in `folder`, logged at every step."""
     settings = {
         "output_dir": str(folder),
+        "caches": ["in memory"],
         "device": "cpu",
         "ttt_steps": 3,
         "epochs": 2,
