@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.publish import publish_json
+from eaglepipe.cache.storage import cache_root, declared_sections, list_caches
 from eaglepipe.cache.verify import verify_cache
 from eaglepipe.chat.tokenizer import load_tokenizer
 from eaglepipe.config import Recipe, load_recipe
@@ -35,11 +36,16 @@ Report = Callable[[str], None]
 
 _FAST_ROWS, _FAST_STEPS = 600, 40
 _FAST = ["train.epochs=1", "train.eval_every_steps=20", "regenerate.max_new_tokens=64"]
+_EAGLE1_CACHE = ("cache.last_hidden=all", "cache.full_head=true")
 _OBJECTIVES: dict[str, Callable[[int], list[str]]] = {
     "eagle3": lambda depths: [f"train.ttt_steps={depths}"],
+    "eagle1": lambda depths: [f"train.ttt_steps={depths}", *_EAGLE1_CACHE],
+    "eagle2": lambda depths: [f"train.ttt_steps={depths}", *_EAGLE1_CACHE],
     "peagle": lambda depths: [f"train.peagle_depths={depths}"],
 }
 """Overrides for so many depths, by objective."""
+_NOT_DECODED = ("eagle1", "eagle2")
+"""Objectives whose drafts `eval` cannot step with a target."""
 
 
 class _Stages:
@@ -69,6 +75,8 @@ def run_demo(folder: Path, *, fast: bool = False, objective: str = "eagle3", rep
     stages = _Stages(report)
     recipe = demo_recipe(folder, fast=fast, objective=objective)
     target, away = folder / "target", folder / "target.moved-away"
+    if away.exists() and not target.exists() and not _has_cache(recipe):
+        away.rename(target)  # another objective's run moved it, and this one's cache is still to be made
     regenerated = folder / "data" / "regenerated.jsonl"
     if not away.exists():
         with stages.stage("corpus", "questions and answers about Unicode, calendar, numbers and the standard library"):
@@ -92,10 +100,13 @@ def run_demo(folder: Path, *, fast: bool = False, objective: str = "eagle3", rep
     with stages.stage("train", "a draft, from the cache alone"):
         trained = run_training(recipe, [Path(cache.folder)])
     run = Path(trained.run_folder)
-    with stages.stage(
-        "eval", "the draft and its target decode held-out prompts together; simpler drafters try the same"
-    ):
-        verdict = judge_draft(run, Path(cache.folder), away)
+    verdict: Verdict | None = None
+    if objective in _NOT_DECODED:
+        report(f"\n{objective} drafts are judged from the cache alone: no decoding with the target")
+    else:
+        what = "the draft and its target decode held-out prompts together; simpler drafters try the same"
+        with stages.stage("eval", what):
+            verdict = judge_draft(run, Path(cache.folder), away)
     with stages.stage("report", "plots of the run and its cache"):
         page = _write_report(run, Path(cache.folder), report)
     summary = _summary(cache, trained, verdict, stages.seconds)
@@ -121,6 +132,11 @@ def demo_recipe(folder: Path, *, fast: bool = False, objective: str = "eagle3") 
     overrides = [f"cache.root={(folder / 'caches').as_posix()}", f"train.objective={objective}"]
     overrides += [f"train.output_dir={(folder / f'train{_suffix(objective)}').as_posix()}", *(_FAST if fast else ())]
     return load_recipe(file, [*overrides, *_OBJECTIVES[objective](3 if fast else raw.train.ttt_steps)])
+
+
+def _has_cache(recipe: Recipe) -> bool:
+    complete = (found.plan for found in list_caches(cache_root(recipe)) if found.manifest is not None)
+    return any(plan.declared == declared_sections(recipe) for plan in complete)
 
 
 def _suffix(objective: str) -> str:
@@ -172,7 +188,7 @@ def _write_report(run: Path, cache: Path, report: Report) -> Path | None:
 
 
 def _summary(
-    cache: PrecomputeResult, trained: TrainResult, verdict: Verdict, seconds_by_stage: dict[str, float]
+    cache: PrecomputeResult, trained: TrainResult, verdict: Verdict | None, seconds_by_stage: dict[str, float]
 ) -> dict[str, Any]:
     return {
         "samples": cache.samples,
@@ -190,7 +206,7 @@ def _summary(
         "conditional_acceptance_by_depth": trained.conditional_acceptance_by_depth,
         "simulated_acceptance_length_start": trained.simulated_acceptance_length_start,
         "simulated_acceptance_length_end": trained.simulated_acceptance_length_end,
-        **verdict.to_json(),
+        **({} if verdict is None else verdict.to_json()),
         "ttt_steps": len(trained.accuracy_by_depth or ()),
         "train_tokens_per_s": round(trained.tokens_per_s, 1),
         "data_wait_share": round(trained.data_wait_share, 4),

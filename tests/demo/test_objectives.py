@@ -18,6 +18,12 @@ def test_objectives_share_the_cache_and_nothing_else(tmp_path: Path, fast: bool)
     assert [len(objective_of(recipe.train).loss_weights) for recipe in recipes] == [3 if fast else 7] * 2
 
 
+def test_eagle1_gets_the_cache_that_it_needs_and_a_run_of_its_own(tmp_path: Path) -> None:
+    recipe = demo_recipe(tmp_path, objective="eagle1")
+    assert (recipe.cache.last_hidden, recipe.cache.full_head) == ("all", True)
+    assert recipe.train.output_dir == f"{tmp_path}/train-eagle1"
+
+
 def test_an_objective_that_the_demo_does_not_know_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no objective 'eagle9'; it knows eagle3, peagle"):
+    with pytest.raises(ConfigError, match="no objective 'eagle9'; it knows eagle3, eagle1, eagle2, peagle"):
         demo_recipe(tmp_path, objective="eagle9")
