@@ -81,7 +81,6 @@ def export_draft(
         publish_tensors(temporary / WEIGHTS_FILE, tensors)
         publish_json(temporary / CONFIG_FILE, config)
         publish_bytes(temporary / CARD_FILE, model_card(draft, engine, dtype=dtype, target_name=name).encode())
-        (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
         warnings = _own_check(temporary, draft, engine)
         _put_in_place(temporary, out)
     finally:

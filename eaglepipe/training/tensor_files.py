@@ -25,7 +25,10 @@ def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     with explained_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # safetensors would leave it readable by its owner alone
             _save(temporary, contents)
+            temporary.chmod(mode)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from eaglepipe.training.checkpoint import (
     save_checkpoint,
 )
 from eaglepipe.training.state import Evaluation, RunState
+from eaglepipe.training.tensor_files import publish_tensors
 from eaglepipe.training.types import Position
 
 
@@ -147,3 +148,9 @@ def test_files_are_safetensors_and_json_alone(tmp_path: Path) -> None:
     files = sorted(path.name for path in (tmp_path / "step-0000010").iterdir())
     assert files == ["COMPLETE", "draft.safetensors", "optimizer.safetensors", "state.json"]
     assert set(json.loads((tmp_path / "step-0000010" / "COMPLETE").read_text())) == set(files) - {"COMPLETE"}
+
+
+def test_saved_tensors_may_be_read_by_whom_the_other_files_may(tmp_path: Path) -> None:
+    publish_tensors(tmp_path / "draft.safetensors", {"weight": torch.ones(2)})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "draft.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
