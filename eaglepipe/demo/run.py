@@ -44,8 +44,6 @@ _OBJECTIVES: dict[str, Callable[[int], list[str]]] = {
     "peagle": lambda depths: [f"train.peagle_depths={depths}"],
 }
 """Overrides for so many depths, by objective."""
-_NOT_DECODED = ("eagle1", "eagle2")
-"""Objectives whose drafts `eval` cannot step with a target."""
 
 
 class _Stages:
@@ -100,13 +98,8 @@ def run_demo(folder: Path, *, fast: bool = False, objective: str = "eagle3", rep
     with stages.stage("train", "a draft, from the cache alone"):
         trained = run_training(recipe, [Path(cache.folder)])
     run = Path(trained.run_folder)
-    verdict: Verdict | None = None
-    if objective in _NOT_DECODED:
-        report(f"\n{objective} drafts are judged from the cache alone: no decoding with the target")
-    else:
-        what = "the draft and its target decode held-out prompts together; simpler drafters try the same"
-        with stages.stage("eval", what):
-            verdict = judge_draft(run, Path(cache.folder), away)
+    with stages.stage("eval", "draft and target decode held-out prompts together; simpler drafters do the same"):
+        verdict = judge_draft(run, Path(cache.folder), away)
     with stages.stage("report", "plots of the run and its cache"):
         page = _write_report(run, Path(cache.folder), report)
     summary = _summary(cache, trained, verdict, stages.seconds)
@@ -188,7 +181,7 @@ def _write_report(run: Path, cache: Path, report: Report) -> Path | None:
 
 
 def _summary(
-    cache: PrecomputeResult, trained: TrainResult, verdict: Verdict | None, seconds_by_stage: dict[str, float]
+    cache: PrecomputeResult, trained: TrainResult, verdict: Verdict, seconds_by_stage: dict[str, float]
 ) -> dict[str, Any]:
     return {
         "samples": cache.samples,
@@ -206,7 +199,7 @@ def _summary(
         "conditional_acceptance_by_depth": trained.conditional_acceptance_by_depth,
         "simulated_acceptance_length_start": trained.simulated_acceptance_length_start,
         "simulated_acceptance_length_end": trained.simulated_acceptance_length_end,
-        **({} if verdict is None else verdict.to_json()),
+        **verdict.to_json(),
         "ttt_steps": len(trained.accuracy_by_depth or ()),
         "train_tokens_per_s": round(trained.tokens_per_s, 1),
         "data_wait_share": round(trained.data_wait_share, 4),

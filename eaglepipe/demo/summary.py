@@ -24,7 +24,7 @@ def summary_text(summary: dict[str, Any], file: Path, page: Path | None) -> str:
         f"  loss                    {_number(summary['heldout_loss_start'])} {_number(summary['heldout_loss_end'])}",
         f"  acceptance length       {_number(summary['simulated_acceptance_length_start'])} "
         f"{_number(summary['simulated_acceptance_length_end'])}",
-        f"  the same, bigram table           {_number(summary.get('bigram_acceptance_length'))}",
+        f"  the same, bigram table           {_number(summary['bigram_acceptance_length'])}",
         f"  accuracy by depth       {accuracy}",
         f"  accepted if all before  {conditional}",
         "",
@@ -39,8 +39,6 @@ def summary_text(summary: dict[str, Any], file: Path, page: Path | None) -> str:
 
 
 def _real_lines(summary: dict[str, Any]) -> list[str]:
-    if "greedy_identical" not in summary:
-        return ["not decoded with the target"]
     identical = summary["greedy_identical"]
     speedup = summary["real_speedup"]
     return [
