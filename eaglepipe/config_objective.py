@@ -9,6 +9,10 @@ _EAGLE3_DRAFT = ("eagle3", "peagle")
 SERVES: dict[str, tuple[str, ...]] = {
     "train.ttt_steps": ("eagle3", *_EAGLE1),
     "train.step_decay": ("eagle3",),
+    "train.loss": ("eagle3",),
+    "train.lk_scale": ("eagle3",),
+    "train.lk_decay": ("eagle3",),
+    "train.eval_depth": ("eagle3",),
     "train.feature_noise": _EAGLE1,
     "train.peagle_depths": ("peagle",),
     "train.cod_ratio": ("peagle",),

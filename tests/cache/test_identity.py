@@ -29,6 +29,7 @@ OTHER_VALUES: dict[str, Any] = {
     "warmup_ratio": 0.5,
     "heldout_fraction": 0.5,
     "step_decay": 0.5,
+    "loss": "lambda",
     "cod_ratio": 0.5,
     "cod_min_ratio": 0.5,
     "min_learning_rate_ratio": 0.5,
