@@ -263,3 +263,18 @@ def test_what_an_lk_loss_cannot_be_taken_from_is_refused(kind, changes, message)
 def test_loss_settings_that_mean_nothing_are_refused(loss):
     with pytest.raises(DraftError, match=r"loss must be|at least 0"):
         make_trainer(make_draft(), loss=loss)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_gradients_are_as_close_to_float32_as_the_reference_ones(kind):
+    batch = with_mass(packed([[make_document(30, 0), make_document(25, 1)]], 60))
+    draft, loss = make_draft(), StepLoss(kind=kind)
+    exact = gradients(draft, make_trainer(draft, 4, implementation="reference", loss=loss)(**batch).loss)
+    errors = {}
+    for implementation in ("compact", "reference"):
+        with torch.autocast("cpu", torch.bfloat16):
+            metrics = make_trainer(draft, 4, implementation=implementation, loss=loss)(**batch)
+        assert metrics.loss.dtype == metrics.loss_sums.dtype == metrics.alpha_sums.dtype == torch.float32
+        rounded = gradients(draft, metrics.loss)
+        errors[implementation] = sum(float((rounded[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
+    assert errors["compact"] < 1.1 * errors["reference"]
