@@ -34,6 +34,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "eagle3": Family(what=f"EAGLE-3, K = {DEPTH}"),
     "eagle3-k1": Family(what="EAGLE-3, K = 1", settings=("train.ttt_steps=1", f"train.eval_depth={DEPTH}")),
+    "eagle3-last-layer": Family(what="EAGLE-3, last aux layer", settings=("draft.aux_layer_ids=[{last_layer}]",)),
     "eagle3.1": Family(what="EAGLE-3.1", settings=("draft.fc_norm=true", "draft.norm_output=true")),
     "lk-alpha": Family(what="EAGLE-3, LK alpha", settings=("train.loss=alpha",)),
     "lk-lambda": Family(what="EAGLE-3, LK lambda", settings=("train.loss=lambda",)),
