@@ -25,6 +25,8 @@ SERVES: dict[str, tuple[str, ...]] = {
     "draft.lm_head_init": _EAGLE3_DRAFT,
 }
 """The objectives that read a setting; those that are not listed serve all."""
+OF_LAMBDA = ("train.lk_scale", "train.lk_decay")
+"""Settings that `train.loss: lambda` alone reads."""
 
 
 def check_objective_settings(objective: str, sections: Mapping[str, BaseModel]) -> None:
@@ -37,6 +39,12 @@ def check_objective_settings(objective: str, sections: Mapping[str, BaseModel]) 
         f"{name} is {value!r}, which train.objective {objective} ignores (it serves {', '.join(objectives)}); remove it"
         for name, objectives in SERVES.items()
         if objective not in objectives and (value := _changed(sections, name)) is not None
+    ]
+    loss = getattr(sections["train"], "loss", None)
+    mistakes += [
+        f"{name} is {value!r}, which train.loss {loss} ignores (it serves lambda); remove it"
+        for name in OF_LAMBDA
+        if loss != "lambda" and objective in SERVES[name] and (value := _changed(sections, name)) is not None
     ]
     if mistakes:
         raise ValueError("; ".join(mistakes))
