@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 FLAT = 0.9
-"""Conditional acceptance at the last depth over that at the second, from which a draft holds its depth."""
+"""The share of its conditional acceptance that a draft keeps down to the last depth, from which it holds its depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,17 @@ class FamilyResult:
 
     @property
     def flatness(self) -> float:
-        """Conditional acceptance at the last depth over that at the second."""
+        """Conditional acceptance at the last depth over that at the second, the first that reads the draft's state."""
+        return self._last_over(1)
+
+    @property
+    def kept(self) -> float:
+        """The same over that at the first depth: what is left where a draft falls at its first own state already."""
+        return self._last_over(0)
+
+    def _last_over(self, depth: int) -> float:
         rates = self.conditional_acceptance_by_depth
-        return rates[-1] / rates[1] if len(rates) > 1 and rates[1] > 0 else 0.0
+        return rates[-1] / rates[depth] if depth < len(rates) and rates[depth] > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class FamiliesReport:
     families: tuple[FamilyResult, ...]
 
     def to_json(self) -> dict[str, Any]:
-        rows = [{**asdict(family), "flatness": family.flatness} for family in self.families]
+        rows = [{**asdict(family), "flatness": family.flatness, "kept": family.kept} for family in self.families]
         return {**asdict(self), "families": rows, "expectations": self.expectations()}
 
     def expectations(self) -> dict[str, bool]:
@@ -46,7 +54,7 @@ class FamiliesReport:
         found = {}
         if {"eagle3", "eagle3-k1"} <= by_name.keys():
             found["trained depth is flat"] = by_name["eagle3"].flatness >= FLAT
-            found["untrained depth decays"] = by_name["eagle3-k1"].flatness < FLAT
+            found["untrained depth decays"] = by_name["eagle3-k1"].kept < FLAT
         if {"eagle3", "eagle3-last-layer"} <= by_name.keys():
             lengths = (by_name[name].acceptance_length for name in ("eagle3", "eagle3-last-layer"))
             found["three aux layers beat the last alone"] = next(lengths) > next(lengths)
@@ -60,13 +68,14 @@ class FamiliesReport:
             f"held out, {first.heldout_samples} samples: acceptance length (simulated chain, greedy),",
             "and acceptance at each depth if all before it were accepted",
             "",
-            f"{'family':24}{'length':>7}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'last/2nd':>10}{'train':>8}",
+            f"{'family':24}{'length':>7}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'last/1st':>9}{'last/2nd':>9}"
+            f"{'train':>8}",
         ]
         for family in self.families:
             rates = "".join(f"{rate:>7.1%}" for rate in family.conditional_acceptance_by_depth)
             lines.append(
                 f"{family.what:24}{family.acceptance_length:>7.3f}  {rates:{7 * depth}}"
-                f"{family.flatness:>10.2f}{family.seconds:>6.0f} s"
+                f"{family.kept:>9.2f}{family.flatness:>9.2f}{family.seconds:>6.0f} s"
             )
         verdicts = [f"{'yes' if holds else 'NO':>3}  {what}" for what, holds in self.expectations().items()]
         return "\n".join([*lines, "", *verdicts] if verdicts else lines)

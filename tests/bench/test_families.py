@@ -38,9 +38,10 @@ REPORT = FamiliesReport(
 )
 
 
-def test_flatness_is_the_last_depth_over_the_second() -> None:
+def test_the_last_depth_is_held_against_the_second_and_the_first() -> None:
     assert [family.flatness for family in REPORT.families] == pytest.approx([0.95, 1 / 3, 0.95])
-    assert result("one", 1.5, (0.5,)).flatness == 0.0
+    assert [family.kept for family in REPORT.families] == pytest.approx([0.76 / 0.7, 0.25, 0.76 / 0.7])
+    assert (result("one", 1.5, (0.5,)).flatness, result("none", 1.0, (0.0, 0.0)).kept) == (0.0, 0.0)
 
 
 def test_expectations_are_judged_as_far_as_their_rows_are_there() -> None:
