@@ -101,6 +101,8 @@ def _base_recipe(demo: Path, folder: Path, steps: int, seed: int) -> Recipe:
         "train.seed": seed,
         "train.epochs": steps,  # as many as it may take
         "train.max_steps": steps,
+        "train.heldout_fraction": 0.1,  # families differ by a few hundredths
+        "train.eval_max_samples": None,
         "train.eval_every_steps": steps,
         "train.early_stop_patience": None,
         "train.checkpoint_every_steps": max(1, steps // 4),
