@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "eagle3.1": Family(what="EAGLE-3.1", settings=("draft.fc_norm=true", "draft.norm_output=true")),
     "lk-alpha": Family(what="EAGLE-3, LK alpha", settings=("train.loss=alpha",)),
     "lk-lambda": Family(what="EAGLE-3, LK lambda", settings=("train.loss=lambda",)),
+    "peagle": Family(what="P-EAGLE", settings=("train.objective=peagle", f"train.peagle_depths={DEPTH}")),
 }
 """Rows by name; `{last_layer}` in a setting stands for the last of the cache's aux layers."""
 

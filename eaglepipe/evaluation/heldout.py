@@ -110,12 +110,12 @@ def _each(run: TrainedRun, learner: Learner, world: World) -> Iterator[Counters]
         StepPlan(samples=np.array([sample]), micro_batches=(((int(sample),),),), after=Position())
         for sample in run.heldout
     )
-    draw = partial(learner.objective.draw, training=False)
+    draw = partial(learner.evaluation.draw, training=False)
     with Loader(
         run.source,
         plans,
         draw=draw,
-        reads=learner.objective.reads,
+        reads=learner.evaluation.reads,
         device=world.device,
         prefetch_batches=run.recipe.train.prefetch_batches,
     ) as loader:
