@@ -64,7 +64,7 @@ def count_heldout(run: TrainedRun, world: World) -> HeldoutCounts:
 
 def heldout_figures(counts: HeldoutCounts, run: TrainedRun, *, seed: int) -> list[HeldoutFigures]:
     """Of everything first, then by source where there is more than one."""
-    objective = objective_of(run.recipe.train)
+    objective = objective_of(run.recipe.train.evaluated)
     names = np.array(counts.sources)
     chosen: list[tuple[str, NDArray[np.bool_]]] = [("all", np.ones(len(names), np.bool_))]
     if len(set(counts.sources)) > 1:

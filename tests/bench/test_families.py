@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.bench.families import DEPTH, FAMILIES, _finished, _run, measure_families
+from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
 from eaglepipe.bench.families_report import FamiliesReport, FamilyResult
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.config import dump_recipe, load_recipe
@@ -76,9 +76,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_a_recipe(name: str, demo: Path) -> None:
+def test_every_family_is_a_recipe(name: str, demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "families.yaml").write_text(dump_recipe(_base_recipe(demo, tmp_path, steps=2, seed=0)))
     settings = [setting.format(last_layer=5) for setting in FAMILIES[name].settings]
-    load_recipe(demo / "demo.yaml", settings)
+    load_recipe(tmp_path / "families.yaml", settings)
 
 
 def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth(demo: Path, tmp_path: Path) -> None:
