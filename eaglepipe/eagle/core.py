@@ -6,12 +6,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from eaglepipe.eagle.checks import check_batch, check_settings, check_values
+from eaglepipe.eagle.checks import check_batch, check_loss_inputs, check_settings, check_values
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.losses import CROSS_ENTROPY, StepLoss
 from eaglepipe.eagle.plan import plan_unroll
 from eaglepipe.eagle.sparse import SparseTargets
 from eaglepipe.eagle.steps import as_slot_mask, count_per_step, count_valid_per_step, prefix_masks, shift_left_with_zero
-from eaglepipe.eagle.unroll import HostMasks, UnrollInputs, UnrollResult, host_masks
+from eaglepipe.eagle.unroll import HostMasks, LossSettings, UnrollInputs, UnrollResult, host_masks
 from eaglepipe.eagle.unroll_compact import unroll_compact
 from eaglepipe.eagle.unroll_reference import unroll_reference
 
@@ -38,11 +39,12 @@ class Eagle3StepMetrics:
     loss: torch.Tensor  # float32, sum_k decay^k L_k / sum_k decay^k
     accuracy: torch.Tensor  # float32, correct over counted slots, all steps pooled
     valid_tokens: torch.Tensor  # int64, slots in the loss, all steps pooled
-    loss_sums: torch.Tensor = field(default_factory=_none_yet)  # float32 [K], summed soft cross-entropy
+    loss_sums: torch.Tensor = field(default_factory=_none_yet)  # float32 [K], summed loss of the slots
     counts: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots in the loss
     correct: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], greedy draft token equal to the target's
     hits: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots whose first k+1 greedy drafts all match
     valid: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots supervised at every step up to k
+    alpha_sums: torch.Tensor = field(default_factory=_none_yet)  # float32 [K], summed alpha; only with an LK loss
 
 
 class Eagle3TrainerModule(nn.Module):
@@ -57,6 +59,7 @@ class Eagle3TrainerModule(nn.Module):
         implementation: `compact` computes only the slots that a loss depends on, `reference` every slot at every step;
             losses and gradients are the same.
         head_chunk_rows: rows whose logits the compact implementation holds at once.
+        loss: what a step minimises.
 
     Raises:
         DraftError: for settings that do not fit together.
@@ -76,6 +79,7 @@ class Eagle3TrainerModule(nn.Module):
         step_decay: float = 0.8,
         implementation: Literal["compact", "reference"] = "compact",
         head_chunk_rows: int = 512,
+        loss: StepLoss = CROSS_ENTROPY,
     ) -> None:
         super().__init__()
         check_settings(
@@ -85,7 +89,9 @@ class Eagle3TrainerModule(nn.Module):
             ttt_steps=ttt_steps,
             step_decay=step_decay,
             implementation=implementation,
+            loss=loss,
         )
+        self.loss = loss
         self.draft_model = draft_model
         self.ttt_steps = ttt_steps
         self.implementation = implementation
@@ -110,6 +116,8 @@ class Eagle3TrainerModule(nn.Module):
         *,
         normalizers: torch.Tensor | None = None,
         masks: HostMasks | None = None,
+        draft_mass: torch.Tensor | None = None,
+        mean_alphas: torch.Tensor | None = None,
     ) -> Eagle3StepMetrics:
         """Loss and metrics of one batch whose ids, masks and supervision are shifted left once already.
 
@@ -132,6 +140,10 @@ class Eagle3TrainerModule(nn.Module):
                 numbers give one batch its share of a loss that is reduced over several.
             masks: the same masks and lengths on the host, where the caller still has them; otherwise they are fetched
                 from the device, and the host waits for it.
+            draft_mass: with `target_probs` and an LK loss, the share of each row's full distribution that the draft
+                vocabulary holds: [B, T] or [S], as `target_probs` has rows.
+            mean_alphas: [K], each step's mean alpha, from which `lambda` makes its weight; default this batch's own.
+                A batch that is a share of a larger one needs those of the whole.
 
         Raises:
             DraftError: for no or two supervision sources, and for shapes or masks that do not fit.
@@ -151,7 +163,17 @@ class Eagle3TrainerModule(nn.Module):
             normalizers=normalizers,
             ttt_steps=self.ttt_steps,
         )
+        check_loss_inputs(
+            self.loss,
+            target_probs=target_probs,
+            draft_mass=draft_mass,
+            mean_alphas=mean_alphas,
+            normalizers=normalizers,
+            ttt_steps=self.ttt_steps,
+        )
         if target_logits is not None:
+            if self.loss.needs_mass:
+                draft_mass = _compute_draft_mass(target_logits, self.selected_token_ids)
             target_probs, position_mask = _compute_target_distribution(
                 target_logits, self.selected_token_ids, self.selected_token_mask, loss_mask
             )
@@ -166,12 +188,18 @@ class Eagle3TrainerModule(nn.Module):
             position_ids=self.draft_model.positions(input_ids, position_ids, seq_lens),
             seq_lens=seq_lens,
             doc_remaining=doc_remaining,
+            draft_mass=None if draft_mass is None else draft_mass.detach().float(),
         )
         masks = host_masks(inputs) if masks is None else masks
         check_values(masks, target_probs, self.draft_model.config.draft_vocab_size)
         counts = count_valid_per_step(inputs.position_mask, doc_remaining, self.ttt_steps)
         divisors = counts.clamp(min=1) if normalizers is None else normalizers.to(self.step_weights)
-        result = self._unroll(inputs, masks, self.step_weights / divisors)
+        settings = LossSettings(
+            step_weights=self.step_weights / divisors,
+            loss=self.loss,
+            mean_alphas=None if mean_alphas is None else mean_alphas.to(self.step_weights),
+        )
+        result = self._unroll(inputs, masks, settings)
         return Eagle3StepMetrics(
             loss=result.loss,
             accuracy=result.correct.sum().float() / counts.sum().clamp(min=1),
@@ -181,14 +209,15 @@ class Eagle3TrainerModule(nn.Module):
             correct=result.correct,
             hits=result.hits,
             valid=count_per_step(prefix_masks(inputs.loss_mask, doc_remaining, self.ttt_steps)),
+            alpha_sums=_none_yet() if result.alpha_sums is None else result.alpha_sums,
         )
 
-    def _unroll(self, inputs: UnrollInputs, masks: HostMasks, step_weights: torch.Tensor) -> UnrollResult:
+    def _unroll(self, inputs: UnrollInputs, masks: HostMasks, settings: LossSettings) -> UnrollResult:
         if self.implementation == "reference":
-            return unroll_reference(self.draft_model, inputs, step_weights)
+            return unroll_reference(self.draft_model, inputs, settings)
         compact = isinstance(inputs.target_probs, SparseTargets) or inputs.target_probs.dim() == 2
         plan = plan_unroll(masks, self.ttt_steps, probs_are_compact=compact, device=inputs.input_ids.device)
-        return unroll_compact(self.draft_model, inputs, step_weights, plan, head_chunk_rows=self.head_chunk_rows)
+        return unroll_compact(self.draft_model, inputs, settings, plan, head_chunk_rows=self.head_chunk_rows)
 
 
 @torch.no_grad()
@@ -212,3 +241,10 @@ def _compute_target_distribution(
     selected = target_logits.index_select(-1, selected_token_ids.to(target_logits.device))
     covered = selected_token_mask.to(target_logits.device)[target_logits.argmax(dim=-1)]
     return selected.float().softmax(dim=-1), (covered & loss_mask.bool())[..., None]
+
+
+@torch.no_grad()
+def _compute_draft_mass(target_logits: torch.Tensor, selected_token_ids: torch.Tensor) -> torch.Tensor:
+    """The share of softmax(target_logits) that the draft vocabulary holds: [..., V] -> float32 [...], at most 1."""
+    selected = target_logits.index_select(-1, selected_token_ids.to(target_logits.device)).float().logsumexp(dim=-1)
+    return (selected - target_logits.float().logsumexp(dim=-1)).exp().clamp(max=1.0)

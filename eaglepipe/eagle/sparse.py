@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eaglepipe.eagle.losses import soft_cross_entropy
+from eaglepipe.eagle.losses import acceptance, overlap, soft_cross_entropy
 from eaglepipe.eagle.row_ops import row_blocks, softmax_in_place
 
 
@@ -43,24 +43,61 @@ class SparseRows:
     max_entries: int  # M
 
     def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses [r] and greedy tokens int64 [r] of target rows `rows`; the gradient replaces `logits` [r, D].
+        """Losses [r] and greedy tokens int64 [r] of target rows `rows`; the gradient replaces `logits` [r, D]."""
+        split = split_kept(self, logits, rows)
+        kept, mass = split.kept, split.mass
+        logits.mul_((mass * split.tail_share() - kept.tail)[:, None])
+        logits.scatter_(-1, kept.ids, mass[:, None] * split.kept_shares() - kept.probs)
+        return split.cross_entropy(), split.predicted
 
-        The tail gets a softmax of its own, over logits without the kept ones: no difference of nearly equal numbers,
-        however small the tail's share.
-        """
-        kept = _entries(self.targets, rows, self.max_entries, logits)
-        kept_logits = logits.gather(-1, kept.ids)
-        shares = logits.scatter_(-1, kept.ids, -torch.inf)
-        tail_log, tail_top, tail_token = _softmax_in_blocks(shares)
-        present_logits = kept_logits.masked_fill(~kept.present, -torch.inf)
-        log_partition = torch.logaddexp(present_logits.logsumexp(-1), tail_log)
-        probs = kept.probs * kept.present
-        mass = probs.sum(-1) + kept.tail
-        losses = (probs * (log_partition[:, None] - kept_logits)).sum(-1)
-        losses += torch.where(kept.tail > 0, kept.tail * (log_partition - tail_log), 0.0)
-        shares.mul_((mass * (tail_log - log_partition).exp() - kept.tail)[:, None])
-        shares.scatter_(-1, kept.ids, mass[:, None] * (kept_logits - log_partition[:, None]).exp() - kept.probs)
-        return losses, _greedy(present_logits, kept.ids, tail_top, tail_token)
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRows:
+    """Rows of logits cut at the kept tokens, against which a loss is taken; logs are natural."""
+
+    kept: _Entries
+    kept_logits: torch.Tensor  # [r, M]
+    probs: torch.Tensor  # [r, M], the target's, 0 for repetitions
+    mass: torch.Tensor  # [r], of kept tokens and tail together: 1 but for rounding
+    log_partition: torch.Tensor  # [r]
+    tail_log: torch.Tensor  # [r], log-partition of the tail's tokens alone; -inf without any
+    predicted: torch.Tensor  # int64 [r], the greedy token of all
+
+    def kept_shares(self) -> torch.Tensor:
+        """The draft's probabilities of the kept tokens, [r, M]."""
+        return (self.kept_logits - self.log_partition[:, None]).exp()
+
+    def tail_share(self) -> torch.Tensor:
+        """The draft's probability of the tail bucket, [r]."""
+        return (self.tail_log - self.log_partition).exp()
+
+    def cross_entropy(self) -> torch.Tensor:
+        """`bucketed_cross_entropy` of each row, [r]."""
+        losses = (self.probs * (self.log_partition[:, None] - self.kept_logits)).sum(-1)
+        tail = self.kept.tail
+        return losses + torch.where(tail > 0, tail * (self.log_partition - self.tail_log), 0.0)
+
+
+def split_kept(targets: SparseRows, logits: torch.Tensor, rows: torch.Tensor) -> SplitRows:
+    """Cut `logits` [r, D] at the entries of target rows `rows` [r].
+
+    `logits` becomes the tail's softmax, over its own tokens: no difference of nearly equal numbers, however small the
+    tail's share. Kept tokens have 0 in it; a row without a tail has no numbers at all.
+    """
+    kept = _entries(targets.targets, rows, targets.max_entries, logits)
+    kept_logits = logits.gather(-1, kept.ids)
+    tail_log, tail_top, tail_token = _softmax_in_blocks(logits.scatter_(-1, kept.ids, -torch.inf))
+    present_logits = kept_logits.masked_fill(~kept.present, -torch.inf)
+    probs = kept.probs * kept.present
+    return SplitRows(
+        kept=kept,
+        kept_logits=kept_logits,
+        probs=probs,
+        mass=probs.sum(-1) + kept.tail,
+        log_partition=torch.logaddexp(present_logits.logsumexp(-1), tail_log),
+        tail_log=tail_log,
+        predicted=_greedy(present_logits, kept.ids, tail_top, tail_token),
+    )
 
 
 def _softmax_in_blocks(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -134,3 +171,19 @@ def bucketed_cross_entropy(logits: torch.Tensor, targets: DenseTargets) -> torch
     log_q_tail = log_q.masked_fill(targets.kept & has_tail[..., None], -torch.inf).logsumexp(dim=-1)
     tail = torch.where(has_tail, targets.tail, 0.0)
     return -(targets.probs.to(log_q.dtype) * log_q).sum(dim=-1) - tail * log_q_tail
+
+
+def bucketed_acceptance(logits: torch.Tensor, targets: DenseTargets, draft_mass: torch.Tensor) -> torch.Tensor:
+    """sum_kept min(m p_i, q_i) + min(m tail, q_tail), m the mass [...] of the draft vocabulary: [..., D] -> [...].
+
+    Plainly, in float32 at least. All tokens of the tail are one bucket, whose overlap is at least the sum of theirs:
+    with a tail this is an upper bound of alpha, and without one it is `acceptance`.
+    """
+    if targets.kept is None or targets.tail is None:
+        return acceptance(logits, targets.probs, draft_mass)
+    q = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
+    mass = draft_mass.to(q.dtype)
+    q_tail = q.masked_fill(targets.kept, 0.0).sum(dim=-1)
+    tail = torch.where(targets.kept.all(dim=-1), 0.0, targets.tail.to(q.dtype)) * mass
+    kept = overlap(targets.probs.to(q.dtype) * mass[..., None], q.masked_fill(~targets.kept, 0.0))
+    return kept.sum(dim=-1) + overlap(tail, q_tail)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from eaglepipe.eagle.losses import CROSS_ENTROPY, StepLoss
 from eaglepipe.eagle.sparse import SparseTargets
 
 
@@ -20,6 +21,16 @@ class UnrollInputs:
     position_ids: torch.Tensor  # int64 [B, T]
     seq_lens: torch.Tensor | None  # int64 [B, max_docs]
     doc_remaining: torch.Tensor | None  # int64 [B, T]
+    draft_mass: torch.Tensor | None = None  # float32, one for each row of target_probs: [B, T] or [S]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """What the steps of an unroll minimise."""
+
+    step_weights: torch.Tensor  # float32 [K], scale the steps' loss sums
+    loss: StepLoss = CROSS_ENTROPY
+    mean_alphas: torch.Tensor | None = None  # float32 [K], for `lambda`; None: the batch's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,7 @@ class UnrollResult:
     loss_sums: torch.Tensor  # float32 [K]
     correct: torch.Tensor  # int64 [K]
     hits: torch.Tensor  # int64 [K]
+    alpha_sums: torch.Tensor | None = None  # float32 [K], with an LK loss
 
 
 @dataclass(frozen=True, kw_only=True)

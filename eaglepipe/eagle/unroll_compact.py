@@ -5,7 +5,7 @@ fused projections is computed once, since a later step reads the same tokens, a 
 over the loss rows of all steps.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from eaglepipe.eagle.attention_runs import run_attention
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.fused_head import DenseRows, HeadLoss, fused_head_loss
+from eaglepipe.eagle.fused_lk import lk_head_loss
 from eaglepipe.eagle.fused_ops import rms_norm, rotate, swiglu
 from eaglepipe.eagle.layers import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.plan import Run, UnrollPlan
 from eaglepipe.eagle.rope import Rotary
 from eaglepipe.eagle.sparse import SparseRows, SparseTargets, top_tokens
-from eaglepipe.eagle.unroll import UnrollInputs, UnrollResult
+from eaglepipe.eagle.unroll import LossSettings, UnrollInputs, UnrollResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,12 @@ class _Places:
 def unroll_compact(
     draft: LlamaEagle3DraftModel,
     inputs: UnrollInputs,
-    step_weights: torch.Tensor,
+    settings: LossSettings,
     plan: UnrollPlan,
     *,
     head_chunk_rows: int,
 ) -> UnrollResult:
-    """Unroll K = len(step_weights) steps as planned; `step_weights` float32 [K] scale the steps' loss sums."""
+    """Unroll K = len(settings.step_weights) steps as planned."""
     aux = inputs.aux_hidden_states.flatten(0, 1)
     states = draft.project_hidden_states(_pick(aux, plan.cached))
     layers = _split_layers(draft, inputs.input_ids.flatten()[plan.cached], plan.active, states.dtype)
@@ -75,15 +76,40 @@ def unroll_compact(
         states = rms_norm(states, draft.model.norm) if draft.config.norm_output else states
         loss_states = _pick(states, step.rows)
         head_inputs.append(loss_states if draft.config.norm_output else rms_norm(loss_states, draft.model.norm))
-    head = fused_head_loss(
-        torch.cat(head_inputs),
+    head, alpha_sums = _head_loss(draft, torch.cat(head_inputs), inputs, settings, plan, chunk_rows=head_chunk_rows)
+    return replace(_count(inputs, plan, head), alpha_sums=alpha_sums)
+
+
+def _head_loss(
+    draft: LlamaEagle3DraftModel,
+    states: torch.Tensor,
+    inputs: UnrollInputs,
+    settings: LossSettings,
+    plan: UnrollPlan,
+    *,
+    chunk_rows: int,
+) -> tuple[HeadLoss, torch.Tensor | None]:
+    """Losses of all steps' rows from their normed states [R, H], and with an LK loss each step's summed alpha."""
+    rows_per_step = [len(step.rows) for step in plan.steps]
+    weights = zip(settings.step_weights, rows_per_step, strict=True)
+    arguments = (
+        states,
         draft.lm_head.weight,
         _target_rows(inputs.target_probs, plan),
         torch.cat([step.row_targets for step in plan.steps]),
-        torch.cat([weight.expand(len(step.rows)) for weight, step in zip(step_weights, plan.steps, strict=True)]),
-        chunk_rows=head_chunk_rows,
+        torch.cat([weight.expand(count) for weight, count in weights]),
     )
-    return _count(inputs, plan, head)
+    if not settings.loss.needs_mass:
+        return fused_head_loss(*arguments, chunk_rows=chunk_rows), None
+    assert inputs.draft_mass is not None
+    return lk_head_loss(
+        *arguments,
+        draft_mass=inputs.draft_mass.flatten(),
+        loss=settings.loss,
+        rows_per_step=rows_per_step,
+        mean_alphas=settings.mean_alphas,
+        chunk_rows=chunk_rows,
+    )
 
 
 def _split_layers(

@@ -4,37 +4,68 @@ import torch
 
 from eaglepipe.eagle.attention import causal_mask
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.eagle.sparse import DenseTargets, SparseTargets, bucketed_cross_entropy, densify
+from eaglepipe.eagle.sparse import DenseTargets, SparseTargets, bucketed_acceptance, bucketed_cross_entropy, densify
 from eaglepipe.eagle.steps import shift_left_with_zero, step_masks
-from eaglepipe.eagle.unroll import UnrollInputs, UnrollResult
+from eaglepipe.eagle.unroll import LossSettings, UnrollInputs, UnrollResult
 
 
-def unroll_reference(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, step_weights: torch.Tensor) -> UnrollResult:
-    """Unroll K = len(step_weights) steps over all slots; `step_weights` float32 [K] scale the steps' loss sums."""
+def unroll_reference(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, settings: LossSettings) -> UnrollResult:
+    """Unroll K = len(settings.step_weights) steps over all slots."""
     ids, targets = inputs.input_ids, _dense_targets(inputs, draft.config.draft_vocab_size)
-    num_steps = len(step_weights)
+    mass = _mass_at_slots(inputs)
+    num_steps = len(settings.step_weights)
     state = draft.project_hidden_states(inputs.aux_hidden_states)
     mask = causal_mask(inputs.attention_mask, inputs.seq_lens, ids.shape[0], ids.shape[1], ids.device)
     cache: list[list[torch.Tensor]] = [[] for _ in range(2 * draft.config.num_hidden_layers)]
     counted = step_masks(inputs.position_mask, inputs.doc_remaining, num_steps)
     unbroken = torch.ones_like(inputs.position_mask)
-    loss_sums, correct, hits = [], [], []
-    for slots in counted:
+    loss_sums, alpha_sums, correct, hits = [], [], [], []
+    for step, slots in enumerate(counted):
         state = draft(ids, state, mask, inputs.position_ids, cache)
         logits = draft.compute_logits(state)
-        loss_sums.append(torch.where(slots, bucketed_cross_entropy(logits, targets), 0.0).sum())
+        loss_sum, alpha_sum = _loss_sums(logits, targets, mass, slots, settings, step=step)
+        loss_sums.append(loss_sum)
+        alpha_sums.append(alpha_sum.detach())
         matched = slots & (logits.argmax(dim=-1) == targets.probs.argmax(dim=-1))
         unbroken = unbroken & matched
         correct.append(matched.sum())
         hits.append(unbroken.sum())
-        ids, targets = shift_left_with_zero(ids), _shift(targets)
+        ids, targets, mass = shift_left_with_zero(ids), _shift(targets), shift_left_with_zero(mass)
     sums = torch.stack(loss_sums)
     return UnrollResult(
-        loss=(sums * step_weights).sum(),
+        loss=(sums * settings.step_weights).sum(),
         loss_sums=sums.detach(),
         correct=torch.stack(correct),
         hits=torch.stack(hits),
+        alpha_sums=torch.stack(alpha_sums) if settings.loss.needs_mass else None,
     )
+
+
+def _loss_sums(
+    logits: torch.Tensor,
+    targets: DenseTargets,
+    mass: torch.Tensor,
+    slots: torch.Tensor,
+    settings: LossSettings,
+    *,
+    step: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss and summed alpha over the counted slots of one step."""
+    losses = bucketed_cross_entropy(logits, targets)
+    if not settings.loss.needs_mass:
+        return torch.where(slots, losses, 0.0).sum(), losses.new_zeros(())
+    alpha = bucketed_acceptance(logits, targets, mass)
+    alpha_sum = torch.where(slots, alpha, 0.0).sum()
+    mean = alpha_sum / slots.sum().clamp(min=1) if settings.mean_alphas is None else settings.mean_alphas[step]
+    losses = settings.loss.of_rows(losses, alpha, settings.loss.cross_entropy_weight(mean))
+    return torch.where(slots, losses, 0.0).sum(), alpha_sum
+
+
+def _mass_at_slots(inputs: UnrollInputs) -> torch.Tensor:
+    """The draft vocabulary's mass of each slot, [B, T]; 0 where there is none."""
+    if inputs.draft_mass is None:
+        return torch.zeros_like(inputs.position_mask, dtype=torch.float32)
+    return inputs.draft_mass if inputs.draft_mass.dim() == 2 else _at_slots(inputs.draft_mass, inputs.position_mask)
 
 
 def _dense_targets(inputs: UnrollInputs, draft_size: int) -> DenseTargets:

@@ -83,7 +83,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         EaglepipeError: run, caches or target are missing or do not fit together.
     """
     run = open_run(folder, options.caches, max_samples=options.num_samples)
-    num_depths = len(objective_of(run.recipe.train).loss_weights)
+    num_depths = len(objective_of(run.recipe.train.evaluated).loss_weights)
     with join_world(options.device) as world:
         report(f"{len(run.heldout)} held-out samples, from the cache alone")
         counts = count_heldout(run, world)

@@ -64,7 +64,7 @@ def count_heldout(run: TrainedRun, world: World) -> HeldoutCounts:
 
 def heldout_figures(counts: HeldoutCounts, run: TrainedRun, *, seed: int) -> list[HeldoutFigures]:
     """Of everything first, then by source where there is more than one."""
-    objective = objective_of(run.recipe.train)
+    objective = objective_of(run.recipe.train.evaluated)
     names = np.array(counts.sources)
     chosen: list[tuple[str, NDArray[np.bool_]]] = [("all", np.ones(len(names), np.bool_))]
     if len(set(counts.sources)) > 1:
@@ -110,12 +110,12 @@ def _each(run: TrainedRun, learner: Learner, world: World) -> Iterator[Counters]
         StepPlan(samples=np.array([sample]), micro_batches=(((int(sample),),),), after=Position())
         for sample in run.heldout
     )
-    draw = partial(learner.objective.draw, training=False)
+    draw = partial(learner.evaluation.draw, training=False)
     with Loader(
         run.source,
         plans,
         draw=draw,
-        reads=learner.objective.reads,
+        reads=learner.evaluation.reads,
         device=world.device,
         prefetch_batches=run.recipe.train.prefetch_batches,
     ) as loader:

@@ -30,14 +30,14 @@ def evaluate(
 ) -> Evaluation:
     """Measure the draft on `samples`, spread over the ranks; every rank gets the same answer."""
     index = source.index
-    costs = document_costs(index.num_tokens, index.num_supervised, config.ttt_steps)
+    costs = document_costs(index.num_tokens, index.num_supervised, config.evaluated.ttt_steps)
     plans = plan_evaluation(samples, index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
-    counters = Counters.zeros(learner.num_depths, world.device)
+    counters = Counters.zeros(len(learner.evaluation.loss_weights), world.device)
     with Loader(
         source,
         plans,
-        draw=partial(learner.objective.draw, training=False),
-        reads=learner.objective.reads,
+        draw=partial(learner.evaluation.draw, training=False),
+        reads=learner.evaluation.reads,
         device=world.device,
         prefetch_batches=config.prefetch_batches,
     ) as loader:
@@ -45,7 +45,7 @@ def evaluate(
             for batch in batches:
                 counters = counters + learner.measure(batch)
     total = Counters.of(world.sum(counters.stacked()))
-    return summarize(total, step=step, num_samples=len(samples), objective=learner.objective)
+    return summarize(total, step=step, num_samples=len(samples), objective=learner.evaluation)
 
 
 def summarize(counters: Counters, *, step: int, num_samples: int, objective: Objective) -> Evaluation:

@@ -13,6 +13,8 @@ from eaglepipe.config import TrainConfig
 from eaglepipe.eagle.transfer import to_device
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.distributed import World, sum_gradients
+from eaglepipe.training.mean_alphas import NAME as MEAN_ALPHAS
+from eaglepipe.training.mean_alphas import MeanAlphas
 from eaglepipe.training.objective import StepMetrics
 from eaglepipe.training.objectives import objective_of
 from eaglepipe.training.optim import (
@@ -76,6 +78,10 @@ class Learner:
         self.module = self.objective.make_module(self.draft, source).to(world.device)
         self._decode = self.objective.make_decoder(source, device=world.device, dtype=self._dtype)
         self._optimizer = make_optimizer(self.draft, config)
+        self._alphas = MeanAlphas(self.num_depths, world) if config.loss == "lambda" else None
+        self.evaluation = objective_of(config.evaluated)
+        as_trained = config.evaluated == config
+        self._measured = self.module if as_trained else self.evaluation.make_module(self.draft, source).to(world.device)
 
     def step(self, batches: Iterable[EncodedBatch], counts: torch.Tensor, learning_rate: float) -> StepOutcome:
         """Take one optimizer step.
@@ -88,13 +94,18 @@ class Learner:
         normalizers = to_device(self.objective.normalizers(counts), self._world.device)
         loss = torch.zeros((), device=self._world.device)
         counters = Counters.zeros(self.num_depths, self._world.device)
+        given = {} if self._alphas is None else self._alphas.arguments()
         for batch in batches:
             with self._autocast():
-                metrics = self.module(**self._arguments(batch), normalizers=normalizers)
+                metrics = self.module(**self._arguments(batch), **given, normalizers=normalizers)
             if metrics.loss.requires_grad:
                 metrics.loss.backward()
             loss += metrics.loss.detach()
             counters = counters + _counters(metrics)
+            if self._alphas is not None:
+                self._alphas.add(metrics.alpha_sums)
+        if self._alphas is not None:
+            self._alphas.close(counts)
         parameters = list(trainable_parameters(self.draft).values())
         sum_gradients(parameters, self._world)
         grad_norm = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
@@ -105,20 +116,24 @@ class Learner:
 
     @torch.no_grad()
     def measure(self, batch: EncodedBatch) -> Counters:
-        """Counters of a batch that is not learned from."""
-        self.module.eval()
+        """Counters of a batch that is not learned from, by the depths of `evaluation`."""
+        self._measured.eval()
         with self._autocast():
-            return _counters(self.module(**self._arguments(batch)))
+            return _counters(self._measured(**self._arguments(batch)))
 
     def draft_tensors(self) -> dict[str, torch.Tensor]:
         """The float32 masters that training changes."""
         return {name: parameter.detach() for name, parameter in trainable_parameters(self.draft).items()}
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        return optimizer_tensors(self.draft, self._optimizer)
+        carried = {} if self._alphas is None else self._alphas.tensors()
+        return {**optimizer_tensors(self.draft, self._optimizer), **carried}
 
     def restore_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        load_optimizer_tensors(self.draft, self._optimizer, tensors)
+        if self._alphas is not None:
+            self._alphas.restore(tensors)
+        of_parameters = {name: value for name, value in tensors.items() if name != MEAN_ALPHAS}
+        load_optimizer_tensors(self.draft, self._optimizer, of_parameters)
 
     @torch.no_grad()
     def restore_draft(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,17 +1,21 @@
 """EAGLE-3 as an objective: K TTT steps, a decaying weight a step, nothing random."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.config import DraftConfig, TrainConfig
 from eaglepipe.eagle.core import Eagle3TrainerModule, count_valid_per_step
+from eaglepipe.eagle.losses import StepLoss
 from eaglepipe.training.collate import Columns
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.objective import Decoder, Draw, Drawn
 from eaglepipe.training.supervision import SupervisionDecoder
+from eaglepipe.training.supervision_rows import counted
 from eaglepipe.training.types import Reads, TrainingSource
 
 
@@ -42,14 +46,20 @@ class Eagle3Objective:
             source.selected_token_mask,
             self.config.ttt_steps,
             step_decay=self.config.step_decay,
+            loss=self._loss,
         )
 
     def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
         decoder = SupervisionDecoder(source, device=device, dtype=dtype)
-        return lambda batch: {**decoder.decode(batch).arguments(), "masks": batch.masks}
+        return lambda batch: {**decoder.decode(batch).arguments(), **batch.extras, "masks": batch.masks}
 
     def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
-        return draw_slots(self.config.ttt_steps)(columns, epoch)
+        drawn = draw_slots(self.config.ttt_steps)(columns, epoch)
+        return replace(drawn, extras={"draft_mass": _draft_mass(columns)}) if self._loss.needs_mass else drawn
+
+    @property
+    def _loss(self) -> StepLoss:
+        return StepLoss(kind=self.config.loss, scale=self.config.lk_scale, decay=self.config.lk_decay)
 
 
 def draw_slots(ttt_steps: int) -> Draw:
@@ -60,3 +70,10 @@ def draw_slots(ttt_steps: int) -> Draw:
         return Drawn(counts=count_valid_per_step(mask, columns.doc_remaining, ttt_steps))
 
     return draw
+
+
+def _draft_mass(columns: Columns) -> torch.Tensor:
+    """The draft vocabulary's share of the target's distribution at the slots that count, in order: float32 [S]."""
+    documents = chain.from_iterable(columns.documents)
+    rows = [document.draft_mass[counted(document)] for document in documents]
+    return torch.from_numpy(np.concatenate([np.empty(0, np.float32), *rows]))

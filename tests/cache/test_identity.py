@@ -29,6 +29,7 @@ OTHER_VALUES: dict[str, Any] = {
     "warmup_ratio": 0.5,
     "heldout_fraction": 0.5,
     "step_decay": 0.5,
+    "loss": "lambda",
     "cod_ratio": 0.5,
     "cod_min_ratio": 0.5,
     "min_learning_rate_ratio": 0.5,
@@ -66,6 +67,7 @@ def test_no_field_outside_the_caches_own_sections_changes_it(
     for field, info in model.model_fields.items():
         changed = {f"{name}.{field}": other(field, info.default)}
         changed |= objective_of(f"{name}.{field}")
+        changed |= {"train.loss": "lambda"} if field.startswith("lk_") else {}
         if field in ("batch_tokens", "micro_batch_tokens") and name == "train":
             changed = {"train.batch_tokens": 512, "train.micro_batch_tokens": 64}
         assert identity(project, **changed) == before, changed

@@ -138,6 +138,7 @@ def _sample(
     logits = hidden @ head.T
     top1 = logits.argmax(1).numpy().astype(np.int32)
     probs = (hidden @ head[ids].T).softmax(1)
+    mass = logits.softmax(1)[:, ids].sum(1).numpy()
     rows = (hidden if supervision == "hidden" else probs)[torch.from_numpy(mask)]
     columns = sparse_columns(rows) if supervision == "sparse" else {"supervision_payload": as_bytes(rows)}
     return CachedSample(
@@ -148,7 +149,7 @@ def _sample(
         supervised=mask,
         position_mask=mask & np.isin(top1, ids.numpy()),
         target_top1=np.where(mask, top1, -1).astype(np.int32),
-        draft_mass=np.where(mask, 1.0, 0.0).astype(np.float32),
+        draft_mass=np.where(mask, mass, 0.0).astype(np.float32),
         aux_payload=as_bytes(aux[tokens].reshape(length, -1)),
         aux_scales=None,
         **columns,

@@ -1,0 +1,165 @@
+"""`bench families`: every family of drafts, trained for as many steps from one cache of the demo's target, in a table.
+
+Each row is an ordinary run of `eaglepipe train` in a process of its own; what is finished is read back, what was
+stopped goes on. To add a family, add its line to `FAMILIES`.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.bench.families_report import FamiliesReport, FamilyResult
+from eaglepipe.cache.publish import publish_bytes
+from eaglepipe.cache.reader import load_manifest
+from eaglepipe.config import Recipe, dump_recipe, load_recipe
+from eaglepipe.errors import ConfigError, EaglepipeError
+
+DEPTH = 7
+DEFAULT_STEPS = 120
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One row: overrides of the demo's recipe."""
+
+    what: str
+    settings: tuple[str, ...] = ()
+
+
+FAMILIES: dict[str, Family] = {
+    "eagle3": Family(what=f"EAGLE-3, K = {DEPTH}"),
+    "eagle3-k1": Family(what="EAGLE-3, K = 1", settings=("train.ttt_steps=1", f"train.eval_depth={DEPTH}")),
+    "eagle3-last-layer": Family(what="EAGLE-3, last aux layer", settings=("draft.aux_layer_ids=[{last_layer}]",)),
+    "eagle3.1": Family(what="EAGLE-3.1", settings=("draft.fc_norm=true", "draft.norm_output=true")),
+    "lk-alpha": Family(what="EAGLE-3, LK alpha", settings=("train.loss=alpha",)),
+    "lk-lambda": Family(what="EAGLE-3, LK lambda", settings=("train.loss=lambda",)),
+    "peagle": Family(what="P-EAGLE", settings=("train.objective=peagle", f"train.peagle_depths={DEPTH}")),
+}
+"""Rows by name; `{last_layer}` in a setting stands for the last of the cache's aux layers."""
+
+
+def measure_families(
+    demo: Path,
+    *,
+    steps: int = DEFAULT_STEPS,
+    names: Sequence[str] = (),
+    folder: Path | None = None,
+    seed: int = 0,
+    report: Report = print,
+) -> FamiliesReport:
+    """Train and measure families; `FAMILIES` says which there are.
+
+    Args:
+        demo: folder of a finished demo; nothing in it is changed but for `folder`.
+        steps: optimizer steps of each.
+        names: which families, default all.
+        folder: where cache and runs go, default `demo/families`.
+
+    Raises:
+        ConfigError: no finished demo there, or no such family.
+        EaglepipeError: a run failed, with its exit code; or was stopped, and goes on when this is called again.
+    """
+    chosen = {name: _find(name) for name in names} or FAMILIES
+    folder = demo / "families" if folder is None else folder
+    base = folder / "families.yaml"
+    publish_bytes(base, dump_recipe(_base_recipe(demo, folder, steps, seed)).encode())
+    report("== the cache that all of them are trained from")
+    cache = _run("precompute", base, ())
+    results = [
+        _measure(name, family, base, runs=folder / f"steps-{steps}-seed-{seed}", cache=cache, report=report)
+        for name, family in chosen.items()
+    ]
+    return FamiliesReport(steps=steps, seed=seed, cache=cache["folder"], families=tuple(results))
+
+
+def _find(name: str) -> Family:
+    if name not in FAMILIES:
+        raise ConfigError(f"no family {name!r}; there are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _base_recipe(demo: Path, folder: Path, steps: int, seed: int) -> Recipe:
+    """The demo's recipe, from where its files are now, with a cache that serves every family."""
+    target = next((path for path in (demo / "target.moved-away", demo / "target") if path.exists()), None)
+    answers, recipe = demo / "data" / "regenerated.jsonl", demo / "demo.yaml"
+    if target is None or not answers.exists() or not recipe.exists():
+        raise ConfigError(f"{demo} is no finished demo: run `eaglepipe demo --folder {demo}` first")
+    settings = {
+        "name": "families",
+        "target.path": target.as_posix(),
+        "data.sources": [{"path": answers.as_posix()}],
+        "regenerate": None,
+        "cache.root": (folder / "caches").as_posix(),
+        "cache.supervision": "hidden",
+        "cache.full_head": True,
+        "train.caches": None,
+        "train.ttt_steps": DEPTH,
+        "train.seed": seed,
+        "train.epochs": steps,  # as many as it may take
+        "train.max_steps": steps,
+        "train.heldout_fraction": 0.1,  # families differ by a few hundredths
+        "train.eval_max_samples": None,
+        "train.eval_every_steps": steps,
+        "train.early_stop_patience": None,
+        "train.checkpoint_every_steps": max(1, steps // 4),
+    }
+    return load_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
+
+def _measure(
+    name: str, family: Family, base: Path, *, runs: Path, cache: dict[str, Any], report: Report
+) -> FamilyResult:
+    settings = tuple(setting.format(last_layer=_last_layer(cache)) for setting in family.settings)
+    overrides = [*settings, f"train.output_dir={(runs / name).as_posix()}", f"train.caches=[{cache['folder']}]"]
+    report(f"== {name}: {family.what}")
+    result = _finished(runs / name, load_recipe(base, overrides))
+    if result is None:
+        result = _run("train", base, overrides)
+    else:
+        report(f"{runs / name}: already trained")
+    return FamilyResult(
+        name=name,
+        what=family.what,
+        settings=settings,
+        acceptance_length=result["simulated_acceptance_length_end"],
+        accuracy_by_depth=tuple(result["accuracy_by_depth"]),
+        conditional_acceptance_by_depth=tuple(result["conditional_acceptance_by_depth"]),
+        heldout_samples=result["heldout_samples"],
+        seconds=result["seconds"],
+    )
+
+
+def _last_layer(cache: dict[str, Any]) -> int:
+    return load_manifest(Path(cache["folder"])).spec.aux_layer_ids[-1]
+
+
+def _finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """What a run of this very recipe left, if it came to its end."""
+    result, trained = folder / "train.json", folder / "recipe.yaml"
+    if not result.exists() or not trained.exists() or load_recipe(trained) != recipe:
+        return None
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return found if found["steps"] == recipe.train.max_steps else None
+
+
+def _run(command: str, recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """One command of this package in a process of its own; its messages pass through, its result comes back."""
+    words = [sys.executable, "-m", "eaglepipe", command, str(recipe), *overrides, "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            output = process.communicate()[0]
+        except BaseException:
+            process.terminate()  # it saves what it has
+            process.wait()
+            raise
+    if process.returncode:
+        error = EaglepipeError(f"`eaglepipe {command}` ended with exit code {process.returncode}; see above")
+        error.exit_code = abs(process.returncode)
+        raise error
+    result: dict[str, Any] = json.loads(output)
+    return result

@@ -1,0 +1,81 @@
+"""What `bench families` found, for programs and for people."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FLAT = 0.9
+"""The share of its conditional acceptance that a draft keeps down to the last depth, from which it holds its depth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyResult:
+    """One family's draft on the held-out samples, after its last step; lists are by depth."""
+
+    name: str
+    what: str
+    settings: tuple[str, ...]
+    acceptance_length: float  # simulated
+    accuracy_by_depth: tuple[float, ...]
+    conditional_acceptance_by_depth: tuple[float, ...]  # draft k+1 matches, given that those before it did
+    heldout_samples: int
+    seconds: float  # of training steps
+
+    @property
+    def flatness(self) -> float:
+        """Conditional acceptance at the last depth over that at the second, the first that reads the draft's state."""
+        return self._last_over(1)
+
+    @property
+    def kept(self) -> float:
+        """The same over that at the first depth: what is left where a draft falls at its first own state already."""
+        return self._last_over(0)
+
+    def _last_over(self, depth: int) -> float:
+        rates = self.conditional_acceptance_by_depth
+        return rates[-1] / rates[depth] if depth < len(rates) and rates[depth] > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamiliesReport:
+    """All families, trained for as many steps from one cache."""
+
+    steps: int
+    seed: int
+    cache: str
+    families: tuple[FamilyResult, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{**asdict(family), "flatness": family.flatness, "kept": family.kept} for family in self.families]
+        return {**asdict(self), "families": rows, "expectations": self.expectations()}
+
+    def expectations(self) -> dict[str, bool]:
+        """What the families should show, as far as the rows for it are there."""
+        by_name = {family.name: family for family in self.families}
+        found = {}
+        if {"eagle3", "eagle3-k1"} <= by_name.keys():
+            found["trained depth is flat"] = by_name["eagle3"].flatness >= FLAT
+            found["untrained depth decays"] = by_name["eagle3-k1"].kept < FLAT
+        if {"eagle3", "eagle3-last-layer"} <= by_name.keys():
+            lengths = (by_name[name].acceptance_length for name in ("eagle3", "eagle3-last-layer"))
+            found["three aux layers beat the last alone"] = next(lengths) > next(lengths)
+        return found
+
+    def table(self) -> str:
+        depth = max(len(family.conditional_acceptance_by_depth) for family in self.families)
+        first = self.families[0]
+        lines = [
+            f"{self.steps} steps each, seed {self.seed}, from {self.cache}",
+            f"held out, {first.heldout_samples} samples: acceptance length (simulated chain, greedy),",
+            "and acceptance at each depth if all before it were accepted",
+            "",
+            f"{'family':24}{'length':>7}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'last/1st':>9}{'last/2nd':>9}"
+            f"{'train':>8}",
+        ]
+        for family in self.families:
+            rates = "".join(f"{rate:>7.1%}" for rate in family.conditional_acceptance_by_depth)
+            lines.append(
+                f"{family.what:24}{family.acceptance_length:>7.3f}  {rates:{7 * depth}}"
+                f"{family.kept:>9.2f}{family.flatness:>9.2f}{family.seconds:>6.0f} s"
+            )
+        verdicts = [f"{'yes' if holds else 'NO':>3}  {what}" for what, holds in self.expectations().items()]
+        return "\n".join([*lines, "", *verdicts] if verdicts else lines)

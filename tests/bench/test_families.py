@@ -1,0 +1,115 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
+from eaglepipe.bench.families_report import FamiliesReport, FamilyResult
+from eaglepipe.cache.reader import load_manifest
+from eaglepipe.config import dump_recipe, load_recipe
+from eaglepipe.errors import ConfigError, EaglepipeError
+from tests.tiny_project import make_project
+
+
+def result(name: str, length: float, conditional: tuple[float, ...]) -> FamilyResult:
+    return FamilyResult(
+        name=name,
+        what=f"a family called {name}",
+        settings=(),
+        acceptance_length=length,
+        accuracy_by_depth=conditional,
+        conditional_acceptance_by_depth=conditional,
+        heldout_samples=9,
+        seconds=123.4,
+    )
+
+
+FLAT, DECAYED = (0.7, 0.8, 0.8, 0.76), (0.8, 0.6, 0.3, 0.2)
+REPORT = FamiliesReport(
+    steps=5,
+    seed=0,
+    cache="somewhere",
+    families=(
+        result("eagle3", 4.0, FLAT),
+        result("eagle3-k1", 2.5, DECAYED),
+        result("eagle3-last-layer", 3.5, FLAT),
+    ),
+)
+
+
+def test_the_last_depth_is_held_against_the_second_and_the_first() -> None:
+    assert [family.flatness for family in REPORT.families] == pytest.approx([0.95, 1 / 3, 0.95])
+    assert [family.kept for family in REPORT.families] == pytest.approx([0.76 / 0.7, 0.25, 0.76 / 0.7])
+    assert (result("one", 1.5, (0.5,)).flatness, result("none", 1.0, (0.0, 0.0)).kept) == (0.0, 0.0)
+
+
+def test_expectations_are_judged_as_far_as_their_rows_are_there() -> None:
+    assert REPORT.expectations() == {
+        "trained depth is flat": True,
+        "untrained depth decays": True,
+        "three aux layers beat the last alone": True,
+    }
+    worse = replace(REPORT.families[0], acceptance_length=3.0, conditional_acceptance_by_depth=DECAYED)
+    turned = replace(REPORT, families=(worse, *REPORT.families[1:]))
+    assert [*turned.expectations().values()] == [False, True, False]
+    assert replace(REPORT, families=REPORT.families[1:]).expectations() == {}
+
+
+def test_table_fits_a_screen_and_json_holds_its_figures() -> None:
+    lines = REPORT.table().splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 110
+    assert any("4.000" in line and "95" in line and "123 s" in line for line in lines)
+    fields = json.loads(json.dumps(REPORT.to_json()))
+    assert fields["families"][0]["flatness"] == pytest.approx(0.95) and len(fields["expectations"]) == 3
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a finished demo leaves it, with a target of random weights."""
+    folder = tmp_path_factory.mktemp("demo")
+    project = make_project(folder, rows=24)
+    project.target.rename(folder / "target.moved-away")
+    (folder / "data" / "regenerated.jsonl").write_bytes(b"".join(path.read_bytes() for path in project.sources))
+    project.recipe_file.rename(folder / "demo.yaml")
+    return folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_a_recipe(name: str, demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "families.yaml").write_text(dump_recipe(_base_recipe(demo, tmp_path, steps=2, seed=0)))
+    settings = [setting.format(last_layer=5) for setting in FAMILIES[name].settings]
+    load_recipe(tmp_path / "families.yaml", settings)
+
+
+def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth(demo: Path, tmp_path: Path) -> None:
+    report = measure_families(demo, steps=2, names=["eagle3-k1"], folder=tmp_path, report=lambda _: None)
+    (family,) = report.families
+    assert len(family.conditional_acceptance_by_depth) == DEPTH and family.acceptance_length >= 1.0
+    assert load_manifest(Path(report.cache)).complete and Path(report.cache).parent == tmp_path / "caches"
+    trained = json.loads((tmp_path / "steps-2-seed-0" / "eagle3-k1" / "train.json").read_text())
+    assert trained["steps"] == 2 and trained["simulated_acceptance_length_end"] == family.acceptance_length
+
+
+def test_only_a_finished_run_of_the_same_recipe_is_read_back(demo: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(demo / "demo.yaml", ["train.max_steps=2"])
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert _finished(tmp_path, recipe) is None
+    (tmp_path / "train.json").write_text(json.dumps({"steps": 2}))
+    assert _finished(tmp_path, recipe) == {"steps": 2}
+    assert _finished(tmp_path, load_recipe(demo / "demo.yaml", ["train.max_steps=2", "train.seed=1"])) is None
+    (tmp_path / "train.json").write_text(json.dumps({"steps": 1}))
+    assert _finished(tmp_path, recipe) is None
+
+
+def test_failed_run_ends_the_table_with_its_exit_code(tmp_path: Path) -> None:
+    with pytest.raises(EaglepipeError, match="`eaglepipe no-such-stage` ended with exit code 2") as caught:
+        _run("no-such-stage", tmp_path / "nothing.yaml", ())
+    assert caught.value.exit_code == 2
+
+
+def test_unknown_family_and_unfinished_demo_are_told(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no family 'eagle4'; there are eagle3,"):
+        measure_families(demo, names=["eagle4"])
+    with pytest.raises(ConfigError, match="is no finished demo"):
+        measure_families(tmp_path)
