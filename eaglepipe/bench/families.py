@@ -17,6 +17,7 @@ from eaglepipe.cache.publish import publish_bytes
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.errors import ConfigError, EaglepipeError
+from eaglepipe.target.layers import default_aux_layer_ids
 
 DEPTH = 7
 DEFAULT_STEPS = 120
@@ -34,13 +35,16 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "eagle3": Family(what=f"EAGLE-3, K = {DEPTH}"),
     "eagle3-k1": Family(what="EAGLE-3, K = 1", settings=("train.ttt_steps=1", f"train.eval_depth={DEPTH}")),
-    "eagle3-last-layer": Family(what="EAGLE-3, last aux layer", settings=("draft.aux_layer_ids=[{last_layer}]",)),
+    "eagle3-last-aux": Family(what="EAGLE-3, last aux layer", settings=("draft.aux_layer_ids=[{last_aux}]",)),
+    "eagle3-top-layer": Family(what="EAGLE-3, target's last", settings=("draft.aux_layer_ids=[{top_layer}]",)),
     "eagle3.1": Family(what="EAGLE-3.1", settings=("draft.fc_norm=true", "draft.norm_output=true")),
     "lk-alpha": Family(what="EAGLE-3, LK alpha", settings=("train.loss=alpha",)),
     "lk-lambda": Family(what="EAGLE-3, LK lambda", settings=("train.loss=lambda",)),
+    "eagle1": Family(what="EAGLE-1", settings=("train.objective=eagle1", "draft.aux_layer_ids=null")),
     "peagle": Family(what="P-EAGLE", settings=("train.objective=peagle", f"train.peagle_depths={DEPTH}")),
 }
-"""Rows by name; `{last_layer}` in a setting stands for the last of the cache's aux layers."""
+"""Rows by name. The cache holds the demo's aux layers and the target's last: `{last_aux}` and `{top_layer}` stand for
+the last of the former, and for the latter."""
 
 
 def measure_families(
@@ -89,6 +93,7 @@ def _base_recipe(demo: Path, folder: Path, steps: int, seed: int) -> Recipe:
     answers, recipe = demo / "data" / "regenerated.jsonl", demo / "demo.yaml"
     if target is None or not answers.exists() or not recipe.exists():
         raise ConfigError(f"{demo} is no finished demo: run `eaglepipe demo --folder {demo}` first")
+    aux_layers, top_layer = _layers(target)
     settings = {
         "name": "families",
         "target.path": target.as_posix(),
@@ -96,7 +101,10 @@ def _base_recipe(demo: Path, folder: Path, steps: int, seed: int) -> Recipe:
         "regenerate": None,
         "cache.root": (folder / "caches").as_posix(),
         "cache.supervision": "hidden",
+        "cache.aux_layer_ids": [*aux_layers, top_layer],
+        "cache.last_hidden": "all",
         "cache.full_head": True,
+        "draft.aux_layer_ids": aux_layers,
         "train.caches": None,
         "train.ttt_steps": DEPTH,
         "train.seed": seed,
@@ -114,7 +122,8 @@ def _base_recipe(demo: Path, folder: Path, steps: int, seed: int) -> Recipe:
 def _measure(
     name: str, family: Family, base: Path, *, runs: Path, cache: dict[str, Any], report: Report
 ) -> FamilyResult:
-    settings = tuple(setting.format(last_layer=_last_layer(cache)) for setting in family.settings)
+    *_, last_aux, top_layer = load_manifest(Path(cache["folder"])).spec.aux_layer_ids
+    settings = tuple(setting.format(last_aux=last_aux, top_layer=top_layer) for setting in family.settings)
     overrides = [*settings, f"train.output_dir={(runs / name).as_posix()}", f"train.caches=[{cache['folder']}]"]
     report(f"== {name}: {family.what}")
     result = _finished(runs / name, load_recipe(base, overrides))
@@ -134,8 +143,10 @@ def _measure(
     )
 
 
-def _last_layer(cache: dict[str, Any]) -> int:
-    return load_manifest(Path(cache["folder"])).spec.aux_layer_ids[-1]
+def _layers(target: Path) -> tuple[list[int], int]:
+    """The default aux layers of a target, and the boundary after its last layer."""
+    depth = json.loads((target / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    return list(default_aux_layer_ids(depth)), depth
 
 
 def _finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:

@@ -55,9 +55,10 @@ class FamiliesReport:
         if {"eagle3", "eagle3-k1"} <= by_name.keys():
             found["trained depth is flat"] = by_name["eagle3"].flatness >= FLAT
             found["untrained depth decays"] = by_name["eagle3-k1"].kept < FLAT
-        if {"eagle3", "eagle3-last-layer"} <= by_name.keys():
-            lengths = (by_name[name].acceptance_length for name in ("eagle3", "eagle3-last-layer"))
-            found["three aux layers beat the last alone"] = next(lengths) > next(lengths)
+        for name, other in (("eagle3-last-aux", "the last of them"), ("eagle3-top-layer", "the target's last layer")):
+            if {"eagle3", name} <= by_name.keys():
+                longer = by_name["eagle3"].acceptance_length > by_name[name].acceptance_length
+                found[f"three aux layers beat {other} alone"] = longer
         return found
 
     def table(self) -> str:

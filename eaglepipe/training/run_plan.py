@@ -86,9 +86,14 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
 
 
 def row_length(source: TrainingSource, config: TrainConfig) -> int:
-    """Most slots of a packed row: as asked for, else a whole micro-batch, in which nothing is padded."""
+    """Most slots of a packed row: as asked for, else a whole micro-batch, in which nothing is padded.
+
+    EAGLE-1's attention holds a row's scores whole, so its rows are no longer than the longest sample may be.
+    """
     longest = int(source.index.num_tokens.max())
     length = config.pack_length or config.micro_batch_tokens
+    if config.pack_length is None and config.objective in ("eagle1", "eagle2"):
+        length = min(length, source.max_length)
     if length > config.micro_batch_tokens:
         raise ConfigError(
             f"train.pack_length is {length}, more than train.micro_batch_tokens ({config.micro_batch_tokens}): "

@@ -33,7 +33,7 @@ REPORT = FamiliesReport(
     families=(
         result("eagle3", 4.0, FLAT),
         result("eagle3-k1", 2.5, DECAYED),
-        result("eagle3-last-layer", 3.5, FLAT),
+        result("eagle3-last-aux", 3.5, FLAT),
     ),
 )
 
@@ -48,7 +48,7 @@ def test_expectations_are_judged_as_far_as_their_rows_are_there() -> None:
     assert REPORT.expectations() == {
         "trained depth is flat": True,
         "untrained depth decays": True,
-        "three aux layers beat the last alone": True,
+        "three aux layers beat the last of them alone": True,
     }
     worse = replace(REPORT.families[0], acceptance_length=3.0, conditional_acceptance_by_depth=DECAYED)
     turned = replace(REPORT, families=(worse, *REPORT.families[1:]))
@@ -78,7 +78,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_a_recipe(name: str, demo: Path, tmp_path: Path) -> None:
     (tmp_path / "families.yaml").write_text(dump_recipe(_base_recipe(demo, tmp_path, steps=2, seed=0)))
-    settings = [setting.format(last_layer=5) for setting in FAMILIES[name].settings]
+    settings = [setting.format(last_aux=5, top_layer=8) for setting in FAMILIES[name].settings]
     load_recipe(tmp_path / "families.yaml", settings)
 
 
