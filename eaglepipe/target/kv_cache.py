@@ -78,12 +78,6 @@ def make_rewindable_cache(config: PretrainedConfig) -> DynamicCache:
     return cache
 
 
-def attention_window(config: PretrainedConfig) -> int | None:
-    """The shortest window that a layer attends over; None where all attend over everything."""
-    windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
-    return min((int(window) for window in windows if window is not None), default=None)
-
-
 def _room_for(states: torch.Tensor, num_tokens: int) -> torch.Tensor:
     return states.new_empty(*states.shape[:2], num_tokens + _SPARE_TOKENS, states.shape[-1])
 

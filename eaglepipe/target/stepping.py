@@ -11,10 +11,13 @@ import torch
 
 from eaglepipe.errors import TargetError
 from eaglepipe.target.capture import CapturedStates, HFEagle3TargetModel
-from eaglepipe.target.kv_cache import RoomyLayer, attention_window, make_rewindable_cache
+from eaglepipe.target.kv_cache import RoomyLayer, make_rewindable_cache
 from eaglepipe.target.load import TargetModel
+from eaglepipe.target.tree_mask import additive_mask, layer_kinds
 
 _PROBE_PREFIX = 3
+_PROBE_ROOM = 8
+_MAX_PROBED_WINDOW = 4096
 _PROBE_PARENTS = (0, 0, 1, 1, 2)  # of tokens 1..5 after the root, in a tree with two branches at each level
 
 
@@ -32,8 +35,19 @@ class SteppingTarget:
     def __init__(self, model: HFEagle3TargetModel) -> None:
         """Raises TargetError where the architecture cannot read a tree of tokens exactly."""
         self.model, self.target = model, model.target
-        self._window = attention_window(self.target.text_config)
-        self._probe()
+        self._kinds = layer_kinds(self.target.text_config)
+        self._windows_known = True
+        window = self._kinds.sliding_window
+        if window is not None:
+            binds = window + _PROBE_ROOM <= (self.max_tokens or _MAX_PROBED_WINDOW)
+            if binds and window <= _MAX_PROBED_WINDOW and self._is_exact(window + 1):
+                return
+            self._windows_known = False
+        if not self._is_exact(_PROBE_PREFIX):
+            raise TargetError(
+                f"{type(self.target.model).__name__} does not read a tree of tokens as it reads each of its paths: its "
+                "attention ignores the mask it is given; speculative decoding cannot be measured with it here"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -41,8 +55,9 @@ class SteppingTarget:
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest sequence that is read exactly: the positions it has, and the window of layers that have one."""
-        limits = [self._window, getattr(self.target.text_config, "max_position_embeddings", None)]
+        """The longest sequence that is read exactly: as positions reach, and windows that no mask can be given for."""
+        window = None if self._windows_known else self._kinds.sliding_window
+        limits = [window, self._kinds.longest_exact, getattr(self.target.text_config, "max_position_embeddings", None)]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def read_prompts(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> Read:
@@ -53,7 +68,7 @@ class SteppingTarget:
         self._lengths, self._used = lengths, 0
         causal = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril().expand(batch, -1, -1)
         positions = torch.arange(longest, device=self.device).expand(batch, -1)
-        states = self._run(input_ids, positions, causal)
+        states = self._run(input_ids, positions, positions, causal)
         last = states.last_hidden[torch.arange(batch, device=self.device), lengths - 1]
         self._used = longest
         return Read(states=states, logits=self.model.head_logits(last)[:, None])
@@ -70,7 +85,9 @@ class SteppingTarget:
         self.check_room(self._used + 1)
         places = torch.arange(self._used, device=self.device)
         kept = (places < self._lengths[:, None])[:, None].expand(-1, num_new, -1)
-        states = self._run(input_ids, self._lengths[:, None] + depths, torch.cat((kept, ancestors), dim=-1))
+        positions = self._lengths[:, None] + depths
+        keys = torch.cat((places.expand(batch, -1), positions), dim=1)
+        states = self._run(input_ids, positions, keys, torch.cat((kept, ancestors), dim=-1))
         logits = self.model.head_logits(states.last_hidden.flatten(0, 1)).unflatten(0, (batch, num_new))
         return Read(states=states, logits=logits)
 
@@ -97,12 +114,12 @@ class SteppingTarget:
         self._lengths = self._lengths[rows]
         self._cache.batch_select_indices(rows)
 
-    def _run(self, input_ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor) -> CapturedStates:
-        lowest = torch.finfo(self.target.dtype).min
-        mask = torch.zeros(visible.shape, dtype=self.target.dtype, device=self.device).masked_fill(~visible, lowest)
+    def _run(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor
+    ) -> CapturedStates:
         return self.model.run(
             input_ids,
-            attention_mask=mask[:, None],
+            attention_mask=additive_mask(visible, positions, keys, self._kinds, self.target.dtype),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -118,30 +135,27 @@ class SteppingTarget:
         if limit is not None and num_tokens > limit:
             raise TargetError(
                 f"a sequence of {num_tokens} tokens: this target is read exactly up to {limit} (its positions, or the "
-                "window of its sliding layers, which a tree of guesses does not fit); use shorter prompts or answers"
+                "window of some layers, for which no mask can be given); use shorter prompts or answers"
             )
 
     @torch.no_grad()
-    def _probe(self) -> None:
-        """A small tree, read in one go and taken back, must give what its paths give as plain sequences."""
-        vocab = self.target.vocab_size
-        ids = torch.arange(1, _PROBE_PREFIX + len(_PROBE_PARENTS) + 2, device=self.device) % vocab
-        prefix, tree = ids[:_PROBE_PREFIX], ids[_PROBE_PREFIX:]
-        ancestors = torch.eye(len(tree), dtype=torch.bool, device=self.device)
+    def _is_exact(self, prefix_length: int) -> bool:
+        """Whether a small tree after a prefix, read in one go, gives what its paths give as plain sequences."""
+        size = len(_PROBE_PARENTS) + 1
+        ids = torch.arange(1, prefix_length + size + 1, device=self.device) % self.target.vocab_size
+        prefix, tree = ids[:prefix_length], ids[prefix_length:]
+        ancestors = torch.eye(size, dtype=torch.bool, device=self.device)
         for node, parent in enumerate(_PROBE_PARENTS, start=1):
             ancestors[node] |= ancestors[parent]
         self.read_prompts(prefix[None], torch.tensor([len(prefix)], device=self.device))
         found = self.read(tree[None], ancestors[None]).states.last_hidden[0]
-        for node in range(len(tree)):
+        for node in range(size):
             path = torch.cat((prefix, tree[ancestors[node]]))[None]
             expected = self.model.capture(path, torch.ones_like(path)).last_hidden[0, -1]
             error = float((found[node] - expected).float().abs().max())
             if not error <= _allowed(self.target) * max(1.0, float(expected.float().abs().max())):
-                raise TargetError(
-                    f"{type(self.target.model).__name__} does not read a tree of tokens as it reads each of its paths "
-                    f"(states differ by {error:.3g}): its attention ignores the mask it is given; speculative decoding "
-                    "cannot be measured with it here"
-                )
+                return False
+        return True
 
 
 def _allowed(target: TargetModel) -> float:

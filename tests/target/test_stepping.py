@@ -53,7 +53,21 @@ def test_every_node_of_a_tree_is_read_as_the_end_of_its_own_path(tmp_path: Path)
         torch.testing.assert_close(logits[node], plain_logits(target, path), rtol=1e-4, atol=1e-4)
 
 
-def test_sequences_longer_than_the_window_of_a_layer_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gpt-oss", "gemma2", "gemma3", "cohere2"])
+def test_layers_with_a_window_forget_what_lies_outside_it(name: str, tmp_path: Path) -> None:
+    target = stepping(name, tmp_path)
+    sequence = torch.randint(3, 60, (20,), generator=torch.Generator().manual_seed(2)).tolist()
+    target.read_prompts(torch.tensor([sequence[:10]]), torch.tensor([10]))
+    for length in range(11, 21):
+        read = target.read(torch.tensor([[sequence[length - 1]]]), torch.ones(1, 1, 1, dtype=torch.bool))
+        target.keep(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+        torch.testing.assert_close(read.logits[0, 0], plain_logits(target, sequence[:length]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_that_no_mask_can_be_given_for_bounds_the_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eaglepipe.target.stepping._MAX_PROBED_WINDOW", 4)
     target = stepping("gpt-oss", tmp_path)
     with pytest.raises(TargetError, match="exactly up to 8"):
         target.check_room(9)
