@@ -77,3 +77,17 @@ def families(
     report_bench(
         measure_families(demo, steps=steps, names=only or (), folder=folder, seed=seed, report=report), as_json
     )
+
+
+@app.command("codecs")
+def codecs(
+    folder: Annotated[Path, typer.Argument(help="of a finished demo")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="trainings of every encoding")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="of each training; default: the demo's")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="processes at once, of one thread each")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Every encoding of the demo's cache: bytes a token, error, and the draft that is trained from it."""
+    from eaglepipe.bench.codecs import measure_codecs
+
+    report_bench(measure_codecs(folder, seeds=range(seeds), max_steps=steps, jobs=jobs), as_json)

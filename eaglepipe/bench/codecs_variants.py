@@ -1,0 +1,111 @@
+"""The encodings that `bench codecs` compares, each made from the exact cache without the target."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.config import PROFILES
+from eaglepipe.recode import Changes, recode_cache
+from eaglepipe.training.source import JoinedCaches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One line of the table."""
+
+    name: str
+    changes: Changes | None  # None: the exact cache itself
+    renormalised: bool = False  # the kept entries alone, scaled to sum to 1, instead of a bucket for the others
+
+    @property
+    def cache_name(self) -> str:
+        """Variants that differ in what training makes of the stored entries share a cache."""
+        return self.name.removesuffix(RENORMALISED)
+
+    def described(self) -> dict[str, Any]:
+        """JSON of all that decides the figures."""
+        changes = None if self.changes is None else asdict(self.changes)
+        return {"name": self.name, "changes": changes, "renormalised": self.renormalised}
+
+
+EXACT = "exact"
+RENORMALISED = ", renormalised"
+
+
+def _profile(name: str) -> Variant:
+    preset = PROFILES[name]
+    sparse = {key: preset[key] for key in ("tolerance", "max_entries") if key in preset}
+    return Variant(
+        name=name, changes=Changes(supervision=preset["supervision"], aux_codec=preset["aux_codec"], **sparse)
+    )
+
+
+def _sparse(tolerance: float, max_entries: int) -> Variant:
+    name = f"sparse {tolerance:g}/{max_entries}" if tolerance else f"sparse top {max_entries}"
+    return Variant(name=name, changes=Changes(supervision="sparse", tolerance=tolerance, max_entries=max_entries))
+
+
+def _both_ways(variant: Variant) -> tuple[Variant, Variant]:
+    return variant, Variant(name=variant.name + RENORMALISED, changes=variant.changes, renormalised=True)
+
+
+VARIANTS: tuple[Variant, ...] = (
+    Variant(name=EXACT, changes=None),
+    _profile("compact"),
+    _profile("tiny"),
+    Variant(name="aux fp8", changes=Changes(aux_codec="fp8")),
+    Variant(name="aux int8", changes=Changes(aux_codec="int8")),
+    Variant(name="aux int4", changes=Changes(aux_codec="int4")),
+    Variant(name="hidden int8", changes=Changes(codec="int8")),
+    Variant(name="dense fp16", changes=Changes(supervision="dense")),
+    _sparse(0.01, 256),
+    _sparse(0.03, 256),
+    _sparse(0.1, 256),
+    *_both_ways(_sparse(0.0, 16)),
+    *_both_ways(_sparse(0.0, 8)),
+    *_both_ways(_sparse(0.0, 4)),
+)
+
+
+def make_cache(variant: Variant, exact: Path, caches: Path) -> Path:
+    """The variant's cache, made where it is missing or unfinished."""
+    if variant.changes is None:
+        return exact
+    folder = caches / variant.cache_name.replace(" ", "-").replace("/", "-")
+    recode_cache(folder, exact, variant.changes)
+    return folder
+
+
+class PairedSource(JoinedCaches):
+    """A variant's cache under the exact cache's identity, which decides the order of samples: paired comparisons."""
+
+    def __init__(self, cache: Cache, *, identity: str, renormalised: bool) -> None:
+        super().__init__([cache])
+        self.__dict__["identity"] = identity
+        self._renormalised = renormalised
+
+    def read(self, i: int, /) -> CachedSample:
+        sample = super().read(i)
+        return renormalise(sample) if self._renormalised else sample
+
+
+def renormalise(sample: CachedSample) -> CachedSample:
+    """Sparse supervision without its tail: what each row keeps, divided by its sum."""
+    assert sample.sparse_counts is not None and sample.tail_mass is not None
+    probs = np.ascontiguousarray(sample.supervision_payload).view(np.float16)[:, 0].astype(np.float64)
+    rows = np.repeat(np.arange(len(sample.sparse_counts)), sample.sparse_counts)
+    sums = np.bincount(rows, weights=probs, minlength=len(sample.sparse_counts))
+    scaled = (probs / sums[rows]).astype(np.float16)
+    return replace(
+        sample, supervision_payload=scaled[:, None].view(np.uint8), tail_mass=np.zeros_like(sample.tail_mass)
+    )
+
+
+def one_of_each_cache(variants: Mapping[str, Variant]) -> list[Variant]:
+    """A variant for every cache that has to be made."""
+    return list({variant.cache_name: variant for variant in variants.values()}.values())
