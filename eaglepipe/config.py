@@ -75,15 +75,15 @@ PROFILES: dict[str, dict[str, Any]] = {
     "compact": {"supervision": "sparse", "aux_codec": "fp8", "tolerance": 0.01, "max_entries": 144},
     "tiny": {"supervision": "sparse", "aux_codec": "int4", "tolerance": 0.01, "max_entries": 256},
 }
-DEFAULT_PROFILE: Profile | None = None
-"""What a recipe that names no profile gets; with None, the defaults of the fields, which are those of `exact`."""
+DEFAULT_PROFILE: Profile = "compact"
+"""What a recipe gets that names no profile; `profile: null` leaves the fields' own defaults, those of `exact`."""
 
 
 class CacheConfig(Section):
     """What is stored for each token, and where; a profile presets the fields that are not given."""
 
     root: str | None = Field(None, description="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")
-    profile: Profile | None = Field(DEFAULT_PROFILE, description="a name for presets of the fields below")
+    profile: Profile | None = Field(DEFAULT_PROFILE, description="a name for presets of the fields that are not given")
     supervision: Literal["dense", "sparse", "hidden"] = "hidden"
     aux_codec: StateCodec = "bf16"
     hidden_codec: StateCodec = Field("bf16", description="last hidden states, with supervision: hidden")

@@ -59,7 +59,7 @@ data:
   max_length: 256
   sources:{sources}
 vocab: {{draft_size: 160}}
-cache: {{root: {folder / "caches"}, shard_bytes: 600KiB}}
+cache: {{root: {folder / "caches"}, profile: exact, shard_bytes: 600KiB}}
 precompute: {{batch_tokens: 1024}}
 draft: {{intermediate_size: 64}}
 train:

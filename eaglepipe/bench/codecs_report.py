@@ -1,4 +1,4 @@
-"""The table of `bench codecs`: what each encoding costs and what it does to a draft, and whether it keeps its promise."""
+"""The table of `bench codecs`: what each encoding costs, what it does to a draft, and which promises that keeps."""
 
 import statistics
 from collections.abc import Sequence

@@ -137,7 +137,7 @@ def _recipe(folder: Path, target: Path) -> dict[str, Any]:
         "target": {"path": str(target)},
         "data": {"sources": [{"path": str(folder / "rows.jsonl"), "format": "tokenized"}], "max_length": MAX_TOKENS},
         "vocab": {"draft_size": 512},
-        "cache": {"root": str(folder / "caches"), "shard_bytes": 8 * 2**20},
+        "cache": {"root": str(folder / "caches"), "profile": "exact", "shard_bytes": 8 * 2**20},
         "precompute": {"batch_tokens": 2048, "device": "cpu"},
         "draft": {"intermediate_size": 128},
         "train": {

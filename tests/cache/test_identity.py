@@ -112,7 +112,7 @@ def test_fields_that_alter_bytes_change_it(project: TinyProject, changed: dict[s
         {"cache.probs_codec": "fp32"},
         {"cache.tolerance": 0.5},
         {"cache.max_entries": 17},
-        {"cache.profile": "exact"},
+        {"cache.profile": None},
         {"cache.profile": "tiny", "cache.supervision": "hidden", "cache.aux_codec": "bf16"},
         {"cache.aux_layer_ids": [2, 4, 5]},
         {"target.dtype": "float32"},
