@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from safetensors.torch import save
 
 from eaglepipe.cache.derive import (
     Derivation,
@@ -37,12 +35,10 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.sparse import SparseRule
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
-from eaglepipe.config import CacheConfig, DataConfig
-from eaglepipe.errors import CacheError, ConfigError, VocabError
-from eaglepipe.export.folder import CONFIG_FILE
-from eaglepipe.export.start import published_vocab
-from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors
+from eaglepipe.config import CacheConfig
+from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.recode_vocab import end_of_turn, new_vocab, vocab_files
+from eaglepipe.vocab import DraftVocab
 
 _CODEC_FIELDS = {"dense": "probs_codec", "hidden": "hidden_codec"}
 _SPARSE_CODEC = "fp16"
@@ -92,7 +88,7 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
     check_free_for(folder, [source])
     cache = Cache.open(source)
     _check_cut(cache, changes)
-    vocab = _new_vocab(cache, changes)
+    vocab = new_vocab(cache, draft_size=changes.draft_size, vocab_from=changes.vocab_from)
     spec = _new_spec(cache, changes, vocab)
     if spec == cache.spec and vocab is None:
         raise ConfigError(f"nothing to change: {source} is encoded like that already")
@@ -103,8 +99,8 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
     tensors = cache.start_tensors()
     head = full_head(cache, tensors) if vocab is not None else None
     if vocab is not None:
-        derivation = replace(derivation, files={**derivation.files, **_vocab_files(vocab, tensors, cache)})
-    cut = None if rule is None else SparseCut(rule=rule, end_of_turn=_end_of_turn(cache))
+        derivation = replace(derivation, files={**derivation.files, **vocab_files(vocab, tensors, cache)})
+    cut = None if rule is None else SparseCut(rule=rule, end_of_turn=end_of_turn(cache))
     ids = None if vocab is None else vocab.selected_token_ids
     reencoder = Reencoder(cache, spec, tensors, full_head=head, draft_ids=ids, cut=cut)
     del tensors
@@ -271,69 +267,3 @@ def _checked(wanted: dict[str, Any]) -> CacheConfig:
     except ValidationError as error:
         lines = [f"{item['loc'][0]} {item['input']!r}: {item['msg']}" for item in error.errors(include_url=False)]
         raise ConfigError("; ".join(lines)) from None
-
-
-def _new_vocab(cache: Cache, changes: Changes) -> DraftVocab | None:
-    """The draft vocabulary that is asked for, None where it is the one the cache has."""
-    if changes.vocab_from is not None and changes.draft_size is not None:
-        raise ConfigError("the draft vocabulary is either of a size or another cache's, not both")
-    if changes.vocab_from is not None:
-        vocab = _vocab_from(changes.vocab_from, cache)
-    elif changes.draft_size is not None:
-        counts = cache.token_counts.numpy()
-        vocab = build_draft_vocab(counts, changes.draft_size, cache.spec.vocab_size, _forced_ids(cache))
-    else:
-        return None
-    return None if torch.equal(vocab.selected_token_ids, cache.selected_token_ids) else vocab
-
-
-def _vocab_from(folder: Path, cache: Cache) -> DraftVocab:
-    if (folder / CONFIG_FILE).is_file():
-        return published_vocab(folder, cache.token_counts)
-    return _vocab_of(Cache.open(folder), cache)
-
-
-def _vocab_of(other: Cache, cache: Cache) -> DraftVocab:
-    tokenizers = [source_fields(one)[0]["data"].get("tokenizer") for one in (other, cache)]
-    if other.spec.vocab_size != cache.spec.vocab_size or tokenizers[0] != tokenizers[1]:
-        raise VocabError(f"{other.folder} and {cache.folder} do not have the same tokenizer and target vocabulary")
-    return DraftVocab(
-        selected_token_ids=other.selected_token_ids,
-        selected_token_mask=other.selected_token_mask,
-        counts=cache.token_counts,
-    )
-
-
-def _forced_ids(cache: Cache) -> set[int]:
-    """The special ids that precomputing forces into a draft vocabulary, found with the cache's own tokenizer."""
-    chat = _chat_tokenizer(cache)
-    return set() if chat is None else chat.special_ids()
-
-
-def _end_of_turn(cache: Cache) -> int | None:
-    chat = _chat_tokenizer(cache)
-    return None if chat is None else chat.end_of_turn
-
-
-def _chat_tokenizer(cache: Cache) -> ChatTokenizer | None:
-    folder = cache.folder / "tokenizer"
-    if not folder.is_dir():
-        return None
-    data = DataConfig.model_validate({**source_fields(cache)[1]["data"], "chat_template": None})
-    return load_chat_tokenizer(load_tokenizer(str(folder)), data)
-
-
-def _vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor], cache: Cache) -> dict[str, bytes]:
-    """`vocab.safetensors`, and `target.safetensors` with the head rows of the new draft vocabulary."""
-    full = "lm_head_full" if "lm_head_full.weight" in tensors else "lm_head"
-    ids = vocab.selected_token_ids
-    new = {**tensors, "lm_head.weight": tensors[f"{full}.weight"][ids].contiguous()}
-    if f"{full}.bias" in tensors:
-        new["lm_head.bias"] = tensors[f"{full}.bias"][ids].contiguous()
-    if full == "lm_head":
-        new.update({f"lm_head_full.{name.rpartition('.')[2]}": tensors[name] for name in _head_names(tensors)})
-    return {VOCAB_FILE: save(vocab_tensors(vocab)), START_FILE: save(new)}
-
-
-def _head_names(tensors: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name in ("lm_head.weight", "lm_head.bias") if name in tensors]
