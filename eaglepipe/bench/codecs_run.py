@@ -69,8 +69,8 @@ class TrainingRun:
             "seed": self.seed,
             "max_steps": self.max_steps,
             "heldout_fraction": HELDOUT_FRACTION,
-            "draft": recipe.draft.model_dump(mode="json"),
-            "train": recipe.train.model_dump(mode="json", exclude={"output_dir", "caches"}),
+            "draft": recipe.draft.model_dump(mode="json", exclude_defaults=True),
+            "train": recipe.train.model_dump(mode="json", exclude={"output_dir", "caches"}, exclude_defaults=True),
         }
         return hash_json(asked)[:IDENTITY_PREFIX]
 
