@@ -77,7 +77,12 @@ def test_rows_masks_and_shift_of_a_two_turn_conversation(tmp_path: Path) -> None
             "target": {"path": str(tmp_path / "target")},
             "data": {"sources": [{"path": str(tmp_path / "rows.jsonl")}]},
             "vocab": {"draft_size": 9},
-            "cache": {"root": str(tmp_path / "caches"), "aux_layer_ids": [2, 3, 4], "aux_codec": "fp32"},
+            "cache": {
+                "root": str(tmp_path / "caches"),
+                "profile": "exact",
+                "aux_layer_ids": [2, 3, 4],
+                "aux_codec": "fp32",
+            },
         }
     )
     cache = Cache.open(Path(run_precompute(recipe, report=lambda _: None).folder))

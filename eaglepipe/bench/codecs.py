@@ -5,25 +5,21 @@ cache. What is finished is kept, so that a stopped measurement goes on.
 """
 
 import json
-import multiprocessing
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from eaglepipe.bench.codecs_report import CodecsReport, describe_variant
 from eaglepipe.bench.codecs_run import TrainingRun, train_one
 from eaglepipe.bench.codecs_supervision import measure_supervision
 from eaglepipe.bench.codecs_variants import EXACT, VARIANTS, Variant, make_cache, one_of_each_cache
+from eaglepipe.bench.workers import Workers
 from eaglepipe.cache.manifest import MANIFEST_NAME
 from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.config import load_recipe
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.progress import ProgressLine
 
 SEEDS = (0, 1, 2)
-Key = TypeVar("Key")
-Result = TypeVar("Result")
 
 
 def measure_codecs(
@@ -48,10 +44,10 @@ def measure_codecs(
     steps = max_steps or load_recipe(recipe_file).train.max_steps or 80
     place = folder / "bench" / "codecs"
     named = {variant.name: variant for variant in variants}
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        made = _all(
+    with Workers(jobs) as workers:
+        made = workers.all(
             "caches",
-            {one.cache_name: pool.submit(make_cache, one, exact, place / "caches") for one in one_of_each_cache(named)},
+            {one.cache_name: partial(make_cache, one, exact, place / "caches") for one in one_of_each_cache(variants)},
         )
         caches = {name: made[variant.cache_name] for name, variant in named.items()}
         runs = [
@@ -67,11 +63,11 @@ def measure_codecs(
             for seed in seeds
             for variant in variants
         ]
-        errors = _all(
+        errors = workers.all(
             "supervision",
-            {name: pool.submit(measure_supervision, one, exact, caches[name]) for name, one in named.items()},
+            {name: partial(measure_supervision, one, exact, caches[name]) for name, one in named.items()},
         )
-        results = _all("drafts", {(run.variant.name, run.seed): pool.submit(train_one, run) for run in runs})
+        results = workers.all("drafts", {(run.variant.name, run.seed): partial(train_one, run) for run in runs})
     by_variant = {name: [results[name, seed] for seed in seeds] for name in named}
     return CodecsReport(
         target=Cache.open(exact).manifest.name,
@@ -108,20 +104,6 @@ def _finished_demo(folder: Path) -> tuple[Path, Path]:
             "starts from cache.profile=exact"
         )
     return recipe_file, cache.folder
-
-
-def _all(what: str, futures: Mapping[Key, Future[Result]]) -> dict[Key, Result]:
-    """Wait for all; the first error ends the rest."""
-    with ProgressLine(what, total=len(futures), unit="done") as progress:
-        try:
-            for future in as_completed(futures.values()):
-                future.result()
-                progress.update(1)
-        except BaseException:
-            for future in futures.values():
-                future.cancel()
-            raise
-    return {key: future.result() for key, future in futures.items()}
 
 
 def _aux_error(folder: Path) -> float:

@@ -1,6 +1,6 @@
 """The encodings that `bench codecs` compares, each made from the exact cache without the target."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,6 @@ def renormalise(sample: CachedSample) -> CachedSample:
     )
 
 
-def one_of_each_cache(variants: Mapping[str, Variant]) -> list[Variant]:
+def one_of_each_cache(variants: Iterable[Variant]) -> list[Variant]:
     """A variant for every cache that has to be made."""
-    return list({variant.cache_name: variant for variant in variants.values()}.values())
+    return list({variant.cache_name: variant for variant in variants}.values())

@@ -183,7 +183,7 @@ def _recipe(folder: Path, shape: TargetShape, max_length: int, batch_tokens: int
         "target": {"path": str(folder / "target")},
         "data": {"sources": [{"path": str(folder / "rows.jsonl"), "format": "tokenized"}], "max_length": max_length},
         "vocab": {"draft_size": shape.draft_vocab_size},
-        "cache": {"root": str(folder / "caches")},
+        "cache": {"root": str(folder / "caches"), "profile": "exact"},
         "precompute": {"batch_tokens": batch_tokens, "device": "cpu"},
     }
 
