@@ -72,7 +72,7 @@ class VocabConfig(Section):
 
 PROFILES: dict[str, dict[str, Any]] = {
     "exact": {"supervision": "hidden", "aux_codec": "bf16", "hidden_codec": "bf16"},
-    "compact": {"supervision": "sparse", "aux_codec": "fp8", "tolerance": 0.01, "max_entries": 144},
+    "compact": {"supervision": "hidden", "aux_codec": "int4", "hidden_codec": "int8"},
     "tiny": {"supervision": "sparse", "aux_codec": "int4", "tolerance": 0.01, "max_entries": 256},
 }
 DEFAULT_PROFILE: Profile = "compact"

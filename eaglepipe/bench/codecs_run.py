@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _NEVER = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What a worker needs to know of one training; all of it is plain values."""
+    """One training, as a worker is told of it."""
 
     recipe_file: Path
     exact: Path
@@ -76,11 +76,7 @@ class TrainingRun:
 
     @property
     def result_file(self) -> Path:
-        return self.results / f"{self._file_name}-seed{self.seed}-{self.key}.json"
-
-    @property
-    def _file_name(self) -> str:
-        return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in self.variant.name)
+        return self.results / f"{self.key}.json"
 
     @property
     def _folder(self) -> Path:
@@ -108,7 +104,7 @@ def train_one(run: TrainingRun) -> RunResult:
     """Train and judge one draft, or read back the result of before; one thread."""
     path = run.result_file
     if (done := RunResult.read(path)) is not None:
-        return done
+        return replace(done, variant=run.variant.name)
     torch.set_num_threads(1)
     run.results.mkdir(parents=True, exist_ok=True)
     exact = Cache.open(run.exact)

@@ -28,9 +28,9 @@ class Variant:
         return self.name.removesuffix(RENORMALISED)
 
     def described(self) -> dict[str, Any]:
-        """JSON of all that decides the figures."""
-        changes = None if self.changes is None else asdict(self.changes)
-        return {"name": self.name, "changes": changes, "renormalised": self.renormalised}
+        """JSON of all that decides the figures; the name does not."""
+        changes = None if self.changes is None else {k: v for k, v in asdict(self.changes).items() if v is not None}
+        return {"changes": changes, "renormalised": self.renormalised}
 
 
 EXACT = "exact"
@@ -38,16 +38,15 @@ RENORMALISED = ", renormalised"
 
 
 def _profile(name: str) -> Variant:
-    preset = PROFILES[name]
-    sparse = {key: preset[key] for key in ("tolerance", "max_entries") if key in preset}
-    return Variant(
-        name=name, changes=Changes(supervision=preset["supervision"], aux_codec=preset["aux_codec"], **sparse)
-    )
+    preset = dict(PROFILES[name])
+    codec = preset.pop("hidden_codec", None)
+    return Variant(name=name, changes=Changes(**preset, codec=codec))
 
 
-def _sparse(tolerance: float, max_entries: int) -> Variant:
+def _sparse(tolerance: float, max_entries: int, *, aux_codec: str | None = None) -> Variant:
     name = f"sparse {tolerance:g}/{max_entries}" if tolerance else f"sparse top {max_entries}"
-    return Variant(name=name, changes=Changes(supervision="sparse", tolerance=tolerance, max_entries=max_entries))
+    changes = Changes(supervision="sparse", tolerance=tolerance, max_entries=max_entries, aux_codec=aux_codec)
+    return Variant(name=name if aux_codec is None else f"aux {aux_codec}, {name}", changes=changes)
 
 
 def _both_ways(variant: Variant) -> tuple[Variant, Variant]:
@@ -61,22 +60,21 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="aux fp8", changes=Changes(aux_codec="fp8")),
     Variant(name="aux int8", changes=Changes(aux_codec="int8")),
     Variant(name="aux int4", changes=Changes(aux_codec="int4")),
-    Variant(name="hidden int8", changes=Changes(codec="int8")),
+    Variant(name="hidden int8", changes=Changes(supervision="hidden", codec="int8")),
     Variant(name="dense fp16", changes=Changes(supervision="dense")),
-    _sparse(0.01, 256),
-    _sparse(0.03, 256),
+    _sparse(0.01, 144, aux_codec="fp8"),
+    *_both_ways(_sparse(0.01, 256)),
     _sparse(0.1, 256),
-    *_both_ways(_sparse(0.0, 16)),
     *_both_ways(_sparse(0.0, 8)),
-    *_both_ways(_sparse(0.0, 4)),
 )
+"""Sparse ones are named by tolerance and most entries; 0 keeps as many entries as may be."""
 
 
 def make_cache(variant: Variant, exact: Path, caches: Path) -> Path:
     """The variant's cache, made where it is missing or unfinished."""
     if variant.changes is None:
         return exact
-    folder = caches / variant.cache_name.replace(" ", "-").replace("/", "-")
+    folder = caches / "".join(c if c.isalnum() or c == "." else "-" for c in variant.cache_name)
     recode_cache(folder, exact, variant.changes)
     return folder
 

@@ -161,6 +161,7 @@ def test_variants_cover_every_profile_and_every_narrow_codec() -> None:
     changes = {variant.name: variant.changes for variant in VARIANTS}
     assert PROFILES.keys() <= changes.keys() and changes[EXACT] is None
     assert {one.aux_codec for one in changes.values() if one is not None} >= {"fp8", "int8", "int4"}
+    assert {one.codec for one in changes.values() if one is not None} >= {"int8"}
     assert {one.supervision for one in changes.values() if one is not None} >= {"dense", "sparse"}
 
 

@@ -41,7 +41,7 @@ def test_every_profile_is_priced_once_and_the_recipes_own_is_marked(
 
 
 def test_settings_that_are_no_profile_get_their_own_line(project: TinyProject) -> None:
-    report = estimate_recipe(project.recipe(**{"cache.profile": "compact", "cache.max_entries": 9}))
+    report = estimate_recipe(project.recipe(**{"cache.profile": "tiny", "cache.max_entries": 9}))
     assert [cost.name for cost in report.encodings if cost.chosen] == ["recipe"]
     assert report.encodings[0].entries == 9.0
 
