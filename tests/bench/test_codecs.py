@@ -182,6 +182,16 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert compact.acceptance_length_difference.deviation == pytest.approx(0.02**0.5)
 
 
+def test_bucket_is_compared_with_the_same_entries_renormalised() -> None:
+    lines = tuple(
+        line(name, lengths) for name, lengths in [(EXACT, [4, 5]), ("a", [4, 5]), ("a, renormalised", [4, 4])]
+    )
+    report = CodecsReport(target="t", steps=1, seeds=(0, 1), heldout_samples=1, variants=lines)
+    loss, length = report.verdicts()
+    assert (loss.value, loss.holds) == (0.0, False)
+    assert (length.value, length.holds) == (0.5, True)
+
+
 @pytest.mark.parametrize(("lost", "kept"), [(0.04, True), (0.06, False)])
 def test_promise_of_compact_is_told_kept_or_broken(lost: float, kept: bool) -> None:
     lines = (line(EXACT, [4.0, 5.0]), line("compact", [4.0 - lost, 5.0 - lost]))
