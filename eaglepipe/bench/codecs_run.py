@@ -63,7 +63,7 @@ class TrainingRun:
         """A hash of all that decides the result; a run with another key is another run."""
         recipe = load_recipe(self.recipe_file)
         asked = {
-            "version": __version__,
+            "version": [__version__, 2],
             "exact": Cache.open(self.exact).identity,
             "variant": self.variant.described(),
             "seed": self.seed,
@@ -85,7 +85,7 @@ class TrainingRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How good a draft is, on the exact cache's held-out samples."""
+    """How good a draft is on the exact cache's held-out samples."""
 
     variant: str
     seed: int
@@ -93,6 +93,7 @@ class RunResult:
     heldout_samples: int
     loss: float
     acceptance_length: float
+    rejection: float  # mean -log sum_v min(p, q), weighted by depth as the loss is: what sampling, not greed, accepts
     seconds: float
 
     @classmethod
@@ -116,7 +117,8 @@ def train_one(run: TrainingRun) -> RunResult:
         trained = train_from(
             recipe, PairedSource(cache, identity=exact.identity, renormalised=run.variant.renormalised)
         )
-        judged = _judge(recipe, PairedSource(exact, identity=exact.identity, renormalised=False), trained)
+        unchanged = PairedSource(exact, identity=exact.identity, renormalised=False)
+        judged, sampled = (_judge(recipe, unchanged, trained, loss=loss) for loss in ("ce", "alpha"))
     result = RunResult(
         variant=run.variant.name,
         seed=run.seed,
@@ -124,6 +126,7 @@ def train_one(run: TrainingRun) -> RunResult:
         heldout_samples=judged.samples,
         loss=judged.loss,
         acceptance_length=judged.simulated_acceptance_length,
+        rejection=sampled.loss,
         seconds=round(trained.seconds, 1),
     )
     publish_json(path, asdict(result))
@@ -131,18 +134,19 @@ def train_one(run: TrainingRun) -> RunResult:
     return result
 
 
-def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult) -> Evaluation:
-    """Loss and acceptance length of the trained draft over every held-out sample, nothing of it recoded."""
+def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult, *, loss: str) -> Evaluation:
+    """A loss and the acceptance length of the trained draft over every held-out sample, nothing of it recoded."""
+    config = recipe.train.model_copy(update={"loss": loss})
     draft = build_draft(exact, recipe.draft, seed=recipe.train.seed)
     draft.load_state_dict(load_file(Path(trained.draft_folder) / "model.safetensors"))
     with join_world(recipe.train.device) as world:
         plan = plan_run(exact, recipe.train, world)
-        learner = Learner(exact, draft, recipe.train, world)
+        learner = Learner(exact, draft, config, world)
         return evaluate(
             learner,
             exact,
             plan.split.heldout,
-            config=recipe.train,
+            config=config,
             cut=plan.cut,
             world=world,
             step=trained.steps,
