@@ -62,9 +62,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="aux int4", changes=Changes(aux_codec="int4")),
     Variant(name="hidden int8", changes=Changes(supervision="hidden", codec="int8")),
     Variant(name="dense fp16", changes=Changes(supervision="dense")),
-    _sparse(0.01, 144, aux_codec="fp8"),
-    *_both_ways(_sparse(0.01, 256)),
-    _sparse(0.1, 256),
+    _sparse(0.01, 256),
     *_both_ways(_sparse(0.0, 8)),
 )
 """Sparse ones are named by tolerance and most entries; 0 keeps as many entries as may be."""
