@@ -43,10 +43,9 @@ def _profile(name: str) -> Variant:
     return Variant(name=name, changes=Changes(**preset, codec=codec))
 
 
-def _sparse(tolerance: float, max_entries: int, *, aux_codec: str | None = None) -> Variant:
+def _sparse(tolerance: float, max_entries: int) -> Variant:
     name = f"sparse {tolerance:g}/{max_entries}" if tolerance else f"sparse top {max_entries}"
-    changes = Changes(supervision="sparse", tolerance=tolerance, max_entries=max_entries, aux_codec=aux_codec)
-    return Variant(name=name if aux_codec is None else f"aux {aux_codec}, {name}", changes=changes)
+    return Variant(name=name, changes=Changes(supervision="sparse", tolerance=tolerance, max_entries=max_entries))
 
 
 def _both_ways(variant: Variant) -> tuple[Variant, Variant]:
