@@ -4,14 +4,15 @@
 `regenerate` never do. Unknown keys are errors that name the nearest key, and all errors are reported at once.
 """
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from eaglepipe.config_errors import explain
+from eaglepipe.config_file import apply_override, read_yaml
 from eaglepipe.config_objective import check_objective_settings
 from eaglepipe.errors import ConfigError
 
@@ -270,120 +271,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: with one line for each mistake in the file and the overrides together.
     """
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {line}" for line in _explain(error)]
+        lines = [f"  {line}" for line in explain(error, Recipe)]
         raise ConfigError(f"{path}: {len(lines)} mistake(s)\n" + "\n".join(lines)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, defaults included."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML would silently let win."""
-
-
-def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-    return dict(loader.construct_pairs(node, deep=True))
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"no recipe at {path}; `eaglepipe recipe ls` lists those that ship") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
-    return raw
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
-    *parents, leaf = key.split(".")
-    node: Any = raw
-    for parent in parents:
-        node = _step_into(node, parent, override)
-    if isinstance(node, list):
-        node[_list_index(node, leaf, override)] = value
-    else:
-        node[leaf] = value
-
-
-def _step_into(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_list_index(node, key, override)]
-    child = node.setdefault(key, {})
-    if child is None:
-        child = node[key] = {}
-    if not isinstance(child, dict | list):
-        raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
-    return child
-
-
-def _list_index(node: list[Any], key: str, override: str) -> int:
-    if not key.isdecimal() or int(key) >= len(node):
-        raise ConfigError(f"override {override!r}: {key!r} is not an index into a list of {len(node)}")
-    return int(key)
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for item in error.errors(include_url=False):
-        if item["type"] == "too_short" and item["input"]:
-            continue  # pydantic's echo of mistakes inside the items, reported on their own
-        location = ".".join(str(part) for part in item["loc"]) or "recipe"
-        if item["type"] == "extra_forbidden":
-            yield f"{location}: unknown key{_nearest(item['loc'])}"
-        elif item["type"] == "missing":
-            yield f"{location}: required, and absent"
-        else:
-            given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
-            yield f"{location}: {item['msg'].removeprefix('Value error, ')}{given}"
-
-
-def _nearest(location: tuple[int | str, ...]) -> str:
-    known = _keys_at(location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    return (
-        f"; did you mean {close[0]!r}?"
-        if close
-        else f"; known here: {', '.join(known[:12])}" + ", …" * (len(known) > 12)
-    )
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in location:
-        if isinstance(part, int):
-            continue
-        model = _section_type(model.model_fields[part].annotation)
-    return list(model.model_fields)
-
-
-def _section_type(annotation: Any) -> type[BaseModel]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if argument not in (type(None), Ellipsis):
-            return _section_type(argument)
-    raise AssertionError(f"{annotation} holds no section")

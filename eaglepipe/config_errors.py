@@ -1,0 +1,50 @@
+"""pydantic's complaints about a recipe, in words that name the key and the nearest one that exists."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, tree: type[BaseModel]) -> Iterator[str]:
+    """One line a mistake, by the place of its key in the tree."""
+    for item in error.errors(include_url=False):
+        if item["type"] == "too_short" and item["input"]:
+            continue  # pydantic's echo of mistakes inside the items, reported on their own
+        location = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            yield f"{location}: unknown key{_nearest(item['loc'], tree)}"
+        elif item["type"] == "missing":
+            yield f"{location}: required, and absent"
+        else:
+            given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+            yield f"{location}: {item['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _nearest(location: tuple[int | str, ...], tree: type[BaseModel]) -> str:
+    known = _keys_at(location[:-1], tree)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; known here: {', '.join(known[:12])}" + ", …" * (len(known) > 12)
+    )
+
+
+def _keys_at(location: tuple[int | str, ...], tree: type[BaseModel]) -> list[str]:
+    model = tree
+    for part in location:
+        if isinstance(part, int):
+            continue
+        model = _section_type(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _section_type(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if argument not in (type(None), Ellipsis):
+            return _section_type(argument)
+    raise AssertionError(f"{annotation} holds no section")
