@@ -33,9 +33,7 @@ class VariantReport:
     runs: tuple[RunResult, ...]
     loss: Spread
     acceptance_length: Spread
-    rejection: Spread
     loss_difference: Spread
-    rejection_difference: Spread
     acceptance_length_difference: Spread
 
 
@@ -77,8 +75,8 @@ class CodecsReport:
                 )
                 found.append(_above(f"{name}: held-out loss below that of the same entries renormalised, by", less))
                 found.append(_above(f"{name}: acceptance length above theirs, by", longer))
-                fewer = plain.rejection.mean - line.rejection.mean
-                found.append(_above(f"{name}: -log alpha (sampling) below theirs, by", fewer))
+                nearer = plain.supervision.kl - line.supervision.kl
+                found.append(_above(f"{name}: KL to exact below theirs, by", nearer))
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +88,7 @@ class CodecsReport:
             f"bench codecs: {self.target}, {self.steps} steps, seeds {', '.join(map(str, self.seeds))}, judged on "
             f"{self.heldout_samples} held-out samples of the exact cache (mean ± standard deviation)",
             f"{'':26} {'bytes':>7} {'entries':>8} {'KL':>8} {'loss':>7} {'acceptance':>11} {'loss, to exact':>16} "
-            f"{'acceptance, to exact':>21} {'-log alpha, to exact':>21}",
+            f"{'acceptance, to exact':>21}",
             *(_row(line) for line in self.variants),
         ]
         for verdict in self.verdicts():
@@ -120,8 +118,6 @@ def describe_variant(
         runs=tuple(runs),
         loss=Spread.of([run.loss for run in runs]),
         acceptance_length=Spread.of([run.acceptance_length for run in runs]),
-        rejection=Spread.of([run.rejection for run in runs]),
-        rejection_difference=Spread.of([ours.rejection - theirs.rejection for ours, theirs in pairs]),
         loss_difference=Spread.of([ours.loss - theirs.loss for ours, theirs in pairs]),
         acceptance_length_difference=Spread.of(
             [ours.acceptance_length - theirs.acceptance_length for ours, theirs in pairs]
@@ -138,9 +134,9 @@ def _above(what: str, value: float) -> Verdict:
 
 
 def _row(line: VariantReport) -> str:
-    loss, length, rejection = line.loss_difference, line.acceptance_length_difference, line.rejection_difference
+    loss, length = line.loss_difference, line.acceptance_length_difference
     return (
         f"{line.name:26} {line.bytes_per_token:>7,.0f} {line.supervision.entries:>8,.1f} {line.supervision.kl:>8.4f} "
         f"{line.loss.mean:>7.4f} {line.acceptance_length.mean:>11.3f} {loss.mean:>+8.4f} ±{loss.deviation:<6.4f} "
-        f"{length.mean:>+12.3f} ±{length.deviation:<6.3f} {rejection.mean:>+13.4f} ±{rejection.deviation:<6.4f}"
+        f"{length.mean:>+12.3f} ±{length.deviation:<6.3f}"
     )

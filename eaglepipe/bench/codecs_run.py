@@ -93,7 +93,6 @@ class RunResult:
     heldout_samples: int
     loss: float
     acceptance_length: float
-    rejection: float  # mean -log sum_v min(p, q), weighted by depth as the loss is: what sampling, not greed, accepts
     seconds: float
 
     @classmethod
@@ -118,7 +117,7 @@ def train_one(run: TrainingRun) -> RunResult:
             recipe, PairedSource(cache, identity=exact.identity, renormalised=run.variant.renormalised)
         )
         unchanged = PairedSource(exact, identity=exact.identity, renormalised=False)
-        judged, sampled = (_judge(recipe, unchanged, trained, loss=loss) for loss in ("ce", "alpha"))
+        judged = _judge(recipe, unchanged, trained)
     result = RunResult(
         variant=run.variant.name,
         seed=run.seed,
@@ -126,7 +125,6 @@ def train_one(run: TrainingRun) -> RunResult:
         heldout_samples=judged.samples,
         loss=judged.loss,
         acceptance_length=judged.simulated_acceptance_length,
-        rejection=sampled.loss,
         seconds=round(trained.seconds, 1),
     )
     publish_json(path, asdict(result))
@@ -134,19 +132,18 @@ def train_one(run: TrainingRun) -> RunResult:
     return result
 
 
-def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult, *, loss: str) -> Evaluation:
-    """A loss and the acceptance length of the trained draft over every held-out sample, nothing of it recoded."""
-    config = recipe.train.model_copy(update={"loss": loss})
+def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult) -> Evaluation:
+    """Loss and acceptance length of the trained draft over every held-out sample, nothing of it recoded."""
     draft = build_draft(exact, recipe.draft, seed=recipe.train.seed)
     draft.load_state_dict(load_file(Path(trained.draft_folder) / "model.safetensors"))
     with join_world(recipe.train.device) as world:
         plan = plan_run(exact, recipe.train, world)
-        learner = Learner(exact, draft, config, world)
+        learner = Learner(exact, draft, recipe.train, world)
         return evaluate(
             learner,
             exact,
             plan.split.heldout,
-            config=config,
+            config=recipe.train,
             cut=plan.cut,
             world=world,
             step=trained.steps,

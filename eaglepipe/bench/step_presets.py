@@ -58,7 +58,7 @@ def cpu_full() -> StepPreset:
         _workload(f"T = {length:,}, all supervised", (length,) * rows, pack_length=length, rows=rows)
         for length, rows in ((128, 4), (512, 1), (2048, 1))
     )
-    return StepPreset(name="cpu-full", device="cpu", dtype="float32", shape=_CPU_SHAPE, workloads=workloads)
+    return StepPreset(name="cpu-full", device="cpu", dtype="float32", shape=_CPU_SHAPE, workloads=workloads, rounds=2)
 
 
 def llama_8b() -> StepPreset:

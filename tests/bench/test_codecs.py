@@ -180,7 +180,6 @@ def result(seed: int, length: float) -> RunResult:
         heldout_samples=1,
         loss=1.0,
         acceptance_length=length,
-        rejection=0.5,
         seconds=1.0,
     )
 
@@ -196,8 +195,8 @@ def test_bucket_is_compared_with_the_same_entries_renormalised() -> None:
         line(name, lengths) for name, lengths in [(EXACT, [4, 5]), ("a", [4, 5]), ("a, renormalised", [4, 4])]
     )
     report = CodecsReport(target="t", steps=1, seeds=(0, 1), heldout_samples=1, variants=lines)
-    loss, length, rejection = report.verdicts()
-    assert not rejection.holds
+    loss, length, nearer = report.verdicts()
+    assert not nearer.holds
     assert (loss.value, loss.holds) == (0.0, False)
     assert (length.value, length.holds) == (0.5, True)
 
