@@ -25,6 +25,18 @@ def document_positions(seq_lens: torch.Tensor, num_slots: int) -> torch.Tensor:
     return slots - starts.gather(1, document_ids(lengths, num_slots).clamp(max=lengths.shape[1]))
 
 
+def slot_positions(
+    input_ids: torch.Tensor, position_ids: torch.Tensor | None, seq_lens: torch.Tensor | None
+) -> torch.Tensor:
+    """Positions of step 0, int64 [B, T]: as given, or restarting at each document of `seq_lens`, or 0..T-1."""
+    batch, num_slots = input_ids.shape
+    if position_ids is not None:
+        return position_ids.long().expand(batch, num_slots)
+    if seq_lens is not None:
+        return document_positions(seq_lens, num_slots)
+    return torch.arange(num_slots, device=input_ids.device).expand(batch, num_slots)
+
+
 def causal_mask(
     attention_mask: torch.Tensor | None, seq_lens: torch.Tensor | None, batch: int, num_slots: int, device: torch.device
 ) -> torch.Tensor:

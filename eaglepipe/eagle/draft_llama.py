@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
-from eaglepipe.eagle.attention import causal_mask, document_positions
+from eaglepipe.eagle.attention import causal_mask, slot_positions
 from eaglepipe.eagle.layers import (
     Eagle3LlamaAttention,
     Eagle3LlamaDecoderLayer,
@@ -117,17 +117,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
             values.append(value)
         return self.model.norm(hidden_states) if self.config.norm_output else hidden_states
 
-    @staticmethod
-    def positions(
-        input_ids: torch.Tensor, position_ids: torch.Tensor | None, seq_lens: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Positions of step 0, int64 [B, T]: as given, or restarting at each document of `seq_lens`, or 0..T-1."""
-        batch, num_slots = input_ids.shape
-        if position_ids is not None:
-            return position_ids.long().expand(batch, num_slots)
-        if seq_lens is not None:
-            return document_positions(seq_lens, num_slots)
-        return torch.arange(num_slots, device=input_ids.device).expand(batch, num_slots)
+    positions = staticmethod(slot_positions)
 
     def project_hidden_states(self, aux_hidden_states: torch.Tensor) -> torch.Tensor:
         """Aux states [..., A·Ht] or [..., A, Ht] -> [..., H]; each chunk through its own norm first with `fc_norm`."""

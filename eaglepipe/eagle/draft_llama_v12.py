@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
-from eaglepipe.eagle.attention import causal_mask, document_positions
+from eaglepipe.eagle.attention import causal_mask, slot_positions
 from eaglepipe.eagle.layers_v12 import (
     Chain,
     EagleLlamaAttention,
@@ -109,17 +109,7 @@ class LlamaEagleDraftModel(PreTrainedModel):
         embeds = self.embed_tokens(input_ids)
         return self.fc(torch.cat((embeds, features.to(embeds.dtype)), dim=-1))
 
-    @staticmethod
-    def positions(
-        input_ids: torch.Tensor, position_ids: torch.Tensor | None, seq_lens: torch.Tensor | None
-    ) -> torch.Tensor:
-        """int64 [B, T]: as given, or restarting at each document of `seq_lens`, or 0..T-1."""
-        batch, num_slots = input_ids.shape
-        if position_ids is not None:
-            return position_ids.long().expand(batch, num_slots)
-        if seq_lens is not None:
-            return document_positions(seq_lens, num_slots)
-        return torch.arange(num_slots, device=input_ids.device).expand(batch, num_slots)
+    positions = staticmethod(slot_positions)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings [V, H]."""

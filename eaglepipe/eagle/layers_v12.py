@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from eaglepipe.eagle.attention import causal_mask, ttt_attention
-from eaglepipe.eagle.layers import Eagle3LlamaRMSNorm
+from eaglepipe.eagle.layers import Eagle3LlamaMLP, Eagle3LlamaRMSNorm
 from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding, apply_rotary
 
 Chain = list[tuple[torch.Tensor, torch.Tensor]]
@@ -80,18 +80,8 @@ class EagleLlamaAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-class EagleLlamaMLP(nn.Module):
+class EagleLlamaMLP(Eagle3LlamaMLP):
     """Standard SwiGLU MLP used by the EAGLE-1/2 draft."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[..., H] -> [..., H]."""
-        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
 class EagleLlamaDecoderLayer(nn.Module):
