@@ -6,6 +6,7 @@ reads the verified slots up to t and the guesses on its own path. Accepted guess
 Shapes: B rows, m new slots, n guesses, E earlier guesses, S places, H draft hidden, D draft vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -54,16 +55,16 @@ class DraftSteps(Protocol):
     def select(self, rows: torch.Tensor) -> None: ...
 
 
-class CachedSteps:
+class CachedSteps(ABC):
     """What the drafts share: where slots and guesses lie in the cache, and which may read which."""
+
+    def __init__(self, num_layers: int, device: torch.device) -> None:
+        self._num_layers, self._device = num_layers, device
 
     def begin(self, num_rows: int) -> None:
         self._layers = [DraftCache() for _ in range(self._num_layers)]
         self._lengths = torch.zeros(num_rows, dtype=torch.int64, device=self._device)
         self._used = 0
-
-    def __init__(self, num_layers: int, device: torch.device) -> None:
-        self._num_layers, self._device = num_layers, device
 
     def extend(self, verified: Verified) -> tuple[torch.Tensor, torch.Tensor]:
         places = self._append(verified)
@@ -106,10 +107,11 @@ class CachedSteps:
         kept = torch.arange(num_places, device=self._device) < self._lengths[:, None]
         return kept[:, None].expand(-1, num_new, -1)
 
+    @abstractmethod
     def _true_states(self, verified: Verified) -> torch.Tensor:
         """What step 0 reads beside the embeddings, [B, m, H]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forward(
         self,
         tokens: torch.Tensor,
@@ -120,10 +122,10 @@ class CachedSteps:
         readable: torch.Tensor,
     ) -> torch.Tensor:
         """All layers over tokens [B, n] and states [B, n, H]; `readable` bool [B, n, S]: the states to carry."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """States [B, n, H] -> logits [B, n, D]."""
 
 
 def cached_attention(
