@@ -15,7 +15,7 @@ from eaglepipe.cache.reader import load_manifest, missing_shards
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import find_cache
 from eaglepipe.config import Recipe
-from eaglepipe.eagle.registry import resolve_eagle3_draft_spec
+from eaglepipe.eagle.registry import resolve_eagle1_draft_spec, resolve_eagle3_draft_spec
 from eaglepipe.errors import CacheError, ConfigError, DraftError
 from eaglepipe.progress import format_seconds
 from eaglepipe.signals import stop_on_signals
@@ -135,16 +135,17 @@ def _write_missing(inputs: Inputs, work: Work, worker: Worker, report: Report) -
         return 0
     with stop_on_signals() as stop:
         target = load_target(inputs.recipe.target, _device(inputs.recipe.precompute.device))
-        _report_missing_draft(target.architectures, report)
+        _report_missing_draft(target.architectures, inputs.recipe.train.objective, report)
         model = HFEagle3TargetModel(target, inputs.spec.aux_layer_ids)
         publish_fixed_files(inputs, work, model)
         return ShardRun(inputs, work, model, stop).write_missing(worker)
 
 
-def _report_missing_draft(architectures: list[str], report: Report) -> None:
+def _report_missing_draft(architectures: list[str], objective: str, report: Report) -> None:
     """Say before the forward, not after it, that stage 2 will have no draft; the cache may serve others."""
+    resolve = resolve_eagle1_draft_spec if objective in ("eagle1", "eagle2") else resolve_eagle3_draft_spec
     try:
-        resolve_eagle3_draft_spec(architectures)
+        resolve(architectures)
     except DraftError as error:
         report(f"training   will refuse this cache: {error}")
 
