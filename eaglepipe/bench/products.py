@@ -71,7 +71,7 @@ def unroll_products(config: Any, plan: UnrollPlan, *, head_chunk_rows: int) -> l
         rows = len(step.slots)
         found.append(LinearProducts(rows=rows if index else num_cached, inner=width, columns=keys_values))
         found.append(LinearProducts(rows=rows, inner=width, columns=queries))
-        found.extend(_attention(config, run) for run in step.runs)
+        found.extend(_attention(config, run) for run in step.runs.runs)
         found.append(LinearProducts(rows=rows, inner=queries, columns=width))
         found += [LinearProducts(rows=rows, inner=width, columns=ffn)] * 2
         found.append(LinearProducts(rows=rows, inner=ffn, columns=width))

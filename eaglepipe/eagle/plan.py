@@ -7,6 +7,7 @@ k or later. Active slots form runs, contiguous inside one document; a run keeps 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from eaglepipe.eagle.attention import document_ids
 from eaglepipe.eagle.steps import step_masks
@@ -27,10 +28,54 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeySpans:
+    """R runs as sequences of queries and keys, for a kernel that takes all at once; E keys of all runs together.
+
+    A run's keys are those of its document up to its last query's own.
+    """
+
+    keys: torch.Tensor  # int64 [E], cached places, run after run
+    query_ends: torch.Tensor  # int32 [R + 1], from 0: run r has queries query_ends[r]..query_ends[r + 1]
+    key_ends: torch.Tensor  # int32 [R + 1], likewise
+    most_queries: int  # of a run at most; 2 at least, since kernels lay single queries out differently
+    most_keys: int
+
+    @classmethod
+    def of(cls, runs: tuple[Run, ...], device: torch.device) -> "KeySpans":
+        """Tables on `device`; nothing is read back from it."""
+        columns = [(run.document, run.first + run.count, run.count) for run in runs]
+        starts, ends, counts = torch.tensor(columns, dtype=torch.int64).reshape(-1, 3).unbind(1)
+        lengths = ends - starts
+        return cls(
+            keys=to_device(_ranges(starts, ends), device),
+            query_ends=to_device(_from_zero(counts), device),
+            key_ends=to_device(_from_zero(lengths), device),
+            most_queries=max([2, *counts.tolist()]),
+            most_keys=max([0, *lengths.tolist()]),
+        )
+
+
+def _from_zero(counts: torch.Tensor) -> torch.Tensor:
+    return F.pad(counts.cumsum(0), (1, 0)).int()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """All runs of one step."""
+
+    runs: tuple[Run, ...]
+    spans: KeySpans | None  # only where a device has a kernel for them
+
+    @classmethod
+    def on(cls, device: torch.device, runs: tuple[Run, ...]) -> "Runs":
+        return cls(runs=runs, spans=KeySpans.of(runs, device) if device.type == "cuda" else None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """One step; n active slots, r of them in its loss. A slot's number is flat, row by row."""
 
-    runs: tuple[Run, ...]
+    runs: Runs
     slots: torch.Tensor  # int64 [n], the active slots
     kept: torch.Tensor | None  # int64 [n], their places among the step before's; None: all of them
     sources: torch.Tensor  # int64 [n], where among step 0's active slots the token of this step is
@@ -44,7 +89,7 @@ class UnrollPlan:
     """All steps; C cached slots: those whose step 0 key some active slot reads."""
 
     cached: torch.Tensor  # int64 [C], slots
-    documents: tuple[Run, ...]  # each document, as far as it is cached
+    documents: Runs  # each document, as far as it is cached
     active: torch.Tensor  # int64 [n of step 0], places among the cached slots
     steps: tuple[StepPlan, ...]
     max_entries: int  # of a row of sparse targets, at least 1
@@ -71,7 +116,7 @@ def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, de
         slots = _ranges(firsts, ends[step])
         row_slots = counted[step].nonzero()[:, 0]
         return StepPlan(
-            runs=_as_runs(place, starts, firsts, ends[step]),
+            runs=Runs.on(device, _as_runs(place, starts, firsts, ends[step])),
             slots=to_device(slots, device),
             kept=_kept(firsts, ends[step - 1], ends[step], device) if step else None,
             sources=to_device(place_in_first[(slots + step).clamp(max=num_slots - 1)], device),
@@ -82,7 +127,7 @@ def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, de
 
     return UnrollPlan(
         cached=to_device(cached, device),
-        documents=_as_runs(place, starts[is_last], starts[is_last], ends[0][is_last]),
+        documents=Runs.on(device, _as_runs(place, starts[is_last], starts[is_last], ends[0][is_last])),
         active=to_device(place[_ranges(firsts, ends[0])], device),
         steps=tuple(plan_step(step) for step in range(num_steps)),
         max_entries=_max_entries(masks.row_offsets),

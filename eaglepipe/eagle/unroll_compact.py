@@ -18,7 +18,7 @@ from eaglepipe.eagle.fused_head import DenseRows, HeadLoss, fused_head_loss
 from eaglepipe.eagle.fused_lk import lk_head_loss
 from eaglepipe.eagle.fused_ops import rms_norm, rotate, swiglu
 from eaglepipe.eagle.layers import Eagle3LlamaRMSNorm
-from eaglepipe.eagle.plan import Run, UnrollPlan
+from eaglepipe.eagle.plan import Runs, UnrollPlan
 from eaglepipe.eagle.rope import Rotary
 from eaglepipe.eagle.sparse import SparseRows, SparseTargets, top_tokens
 from eaglepipe.eagle.unroll import LossSettings, UnrollInputs, UnrollResult
@@ -45,7 +45,7 @@ class _Layer:
 class _Places:
     """What one layer reads in one step; None stands for all rows, in order."""
 
-    runs: tuple[Run, ...]
+    runs: Runs
     queries: torch.Tensor | None  # among the states
     query_offsets: torch.Tensor | None
     key_value_offsets: torch.Tensor | None
@@ -59,7 +59,7 @@ def unroll_compact(
     settings: LossSettings,
     plan: UnrollPlan,
     *,
-    head_chunk_rows: int,
+    head_chunk_rows: int | None,
 ) -> UnrollResult:
     """Unroll K = len(settings.step_weights) steps as planned."""
     aux = inputs.aux_hidden_states.flatten(0, 1)
@@ -87,7 +87,7 @@ def _head_loss(
     settings: LossSettings,
     plan: UnrollPlan,
     *,
-    chunk_rows: int,
+    chunk_rows: int | None,
 ) -> tuple[HeadLoss, torch.Tensor | None]:
     """Losses of all steps' rows from their normed states [R, H], and with an LK loss each step's summed alpha."""
     rows_per_step = [len(step.rows) for step in plan.steps]

@@ -133,3 +133,8 @@ def gradients(draft: LlamaEagle3DraftModel, loss: torch.Tensor) -> dict[str, tor
     draft.zero_grad()
     loss.backward()
     return {name: parameter.grad.clone() for name, parameter in draft.named_parameters() if parameter.grad is not None}
+
+
+def random_states(*shape: int, seed: int) -> torch.Tensor:
+    """Normal, float64, with a gradient."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
