@@ -19,6 +19,7 @@ from eaglepipe.bench.timing import timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.config import DraftConfig, TrainConfig
 from eaglepipe.eagle.core import Eagle3TrainerModule
+from eaglepipe.eagle.fused_head import rows_at_once
 from eaglepipe.eagle.plan import UnrollPlan, plan_unroll
 from eaglepipe.eagle.unroll import HostMasks
 from eaglepipe.training.balance import document_costs
@@ -100,7 +101,7 @@ class StepPath:
 
     def products(self) -> list[Products]:
         """The matrix products of a pass of the compact path."""
-        config, chunk = self.module.draft_model.config, self.module.head_chunk_rows
+        config, chunk = self.module.draft_model.config, rows_at_once(self.device)
         return [product for plan in self.plans() for product in unroll_products(config, plan, head_chunk_rows=chunk)]
 
     def plans(self) -> list[UnrollPlan]:

@@ -58,7 +58,7 @@ class Eagle3TrainerModule(nn.Module):
         step_decay: weight of step k is step_decay^k, in (0, 1].
         implementation: `compact` computes only the slots that a loss depends on, `reference` every slot at every step;
             losses and gradients are the same.
-        head_chunk_rows: rows whose logits the compact implementation holds at once.
+        head_chunk_rows: rows whose logits the compact implementation holds at once; None: as many as suit the device.
         loss: what a step minimises.
 
     Raises:
@@ -78,7 +78,7 @@ class Eagle3TrainerModule(nn.Module):
         *,
         step_decay: float = 0.8,
         implementation: Literal["compact", "reference"] = "compact",
-        head_chunk_rows: int = 512,
+        head_chunk_rows: int | None = None,
         loss: StepLoss = CROSS_ENTROPY,
     ) -> None:
         super().__init__()

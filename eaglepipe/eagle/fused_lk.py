@@ -11,7 +11,7 @@ import torch
 
 from eaglepipe.eagle.fused_head import DenseRows, HeadLoss, fused_head_loss
 from eaglepipe.eagle.losses import StepLoss, floored
-from eaglepipe.eagle.row_ops import row_blocks, softmax_in_place
+from eaglepipe.eagle.row_ops import RowLosses, row_blocks, softmax_in_place
 from eaglepipe.eagle.sparse import SparseRows, split_kept
 
 
@@ -26,21 +26,27 @@ class LKRows:
     weights: torch.Tensor  # float32 [R], of cross-entropy; 0 for `alpha`
     alphas: torch.Tensor  # float32 [R], filled in as rows are asked for
 
-    def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses and greedy tokens int64 [r] of loss rows `rows` [r]; the gradient replaces `logits` [r, D]."""
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
+        """As `TargetRows`, of loss rows `rows` [r]."""
         places = self.target_rows.index_select(0, rows)
         mass = self.draft_mass.index_select(0, places).to(logits.dtype)
         weight = self.weights.index_select(0, rows).to(logits.dtype)
         if isinstance(self.targets, SparseRows):
-            losses, alphas, predicted = self._sparse(self.targets, logits, places, mass, weight)
+            found, alphas = self._sparse(self.targets, logits, places, mass, weight, dtype)
         else:
-            losses, alphas, predicted = self._dense(self.targets, logits, places, mass, weight)
+            found, alphas = self._dense(self.targets, logits, places, mass, weight, dtype)
         self.alphas.index_copy_(0, rows, alphas.to(self.alphas.dtype))
-        return losses, predicted
+        return found
 
-    def _dense(
-        self, targets: DenseRows, logits: torch.Tensor, places: torch.Tensor, mass: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _dense(  # noqa: PLR0917
+        self,
+        targets: DenseRows,
+        logits: torch.Tensor,
+        places: torch.Tensor,
+        mass: torch.Tensor,
+        weight: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> tuple[RowLosses, torch.Tensor]:
         losses, alphas = logits.new_empty(len(places)), logits.new_empty(len(places))
         predicted = torch.empty_like(places)
         for block in row_blocks(logits):
@@ -48,7 +54,7 @@ class LKRows:
             losses[block], alphas[block], predicted[block] = self._dense_block(
                 logits[block], probs, mass[block], weight[block]
             )
-        return losses, alphas, predicted
+        return RowLosses(losses=losses, predicted=predicted, gradient=logits.to(dtype)), alphas
 
     def _dense_block(
         self, logits: torch.Tensor, probs: torch.Tensor, mass: torch.Tensor, weight: torch.Tensor
@@ -64,11 +70,17 @@ class LKRows:
         logits.mul_(scale[:, None]).addcmul_(raising, slope[:, None]).addcmul_(probs, weight[:, None], value=-1)
         return self.loss.of_rows(log_partition * total - agreement, alphas, weight), alphas, predicted
 
-    def _sparse(
-        self, targets: SparseRows, logits: torch.Tensor, places: torch.Tensor, mass: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _sparse(  # noqa: PLR0917
+        self,
+        targets: SparseRows,
+        logits: torch.Tensor,
+        places: torch.Tensor,
+        mass: torch.Tensor,
+        weight: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> tuple[RowLosses, torch.Tensor]:
         split = split_kept(targets, logits, places)
-        kept, shares = split.kept, logits  # of the tail's own softmax
+        kept = split.kept
         q, q_tail = split.kept_shares(), split.tail_share()
         full, full_tail = kept.probs * mass[:, None], kept.tail * mass
         below, tail_below = q < full, q_tail < full_tail
@@ -76,10 +88,11 @@ class LKRows:
         raising = (q * (below & kept.present)).sum(dim=-1) + q_tail * tail_below
         slope = self._slope(alphas, weight)
         scale = weight * split.mass - slope * raising
-        shares.mul_((q_tail * (scale + slope * tail_below) - weight * kept.tail)[:, None])
+        gradient = split.tail.scaled(q_tail * (scale + slope * tail_below) - weight * kept.tail, dtype)
         own = q * (scale[:, None] + slope[:, None] * below) - weight[:, None] * kept.probs
-        shares.scatter_(-1, kept.ids, own)
-        return self.loss.of_rows(split.cross_entropy(), alphas, weight), alphas, split.predicted
+        gradient.scatter_(-1, kept.ids, own.to(dtype))
+        losses = self.loss.of_rows(split.cross_entropy(), alphas, weight)
+        return RowLosses(losses=losses, predicted=split.predicted, gradient=gradient), alphas
 
     def _slope(self, alphas: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """d loss / d alpha of each row."""
@@ -97,7 +110,7 @@ def lk_head_loss(
     loss: StepLoss,
     rows_per_step: Sequence[int],
     mean_alphas: torch.Tensor | None,
-    chunk_rows: int,
+    chunk_rows: int | None,
 ) -> tuple[HeadLoss, torch.Tensor]:
     """`fused_head_loss` of an LK loss, and the summed alpha of each step, float32 [K].
 

@@ -46,7 +46,7 @@ class PeagleTrainerModule(nn.Module):
         cod_ratio, cod_min_ratio: share of the supervised slots that is drawn at depth d: max(ratio^d, min_ratio).
         sequence_partitions: parts that a training batch goes through one after the other; gradients add up to those of
             a single pass, activations are one part's.
-        head_chunk_rows: rows whose logits are held at once.
+        head_chunk_rows: rows whose logits are held at once; None: as many as suit the device.
         eval_elements: about how many elements an evaluation runs at once.
 
     Raises:
@@ -66,7 +66,7 @@ class PeagleTrainerModule(nn.Module):
         cod_ratio: float = 0.7,
         cod_min_ratio: float = 0.2,
         sequence_partitions: int = 1,
-        head_chunk_rows: int = 512,
+        head_chunk_rows: int | None = None,
         eval_elements: int = 16384,
     ) -> None:
         super().__init__()

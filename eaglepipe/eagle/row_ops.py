@@ -1,9 +1,15 @@
-"""Passes over logits [r, D] for the head's loss: in place, and on a CPU in blocks that stay in its cache."""
+"""Passes over logits [r, D] for the head's loss: in place, and on a CPU in blocks that stay in its cache.
+
+On a CUDA device the passes are fused by `row_kernels`.
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from eaglepipe.eagle import row_kernels
 
 CACHED_ELEMENTS = 512 * 1024
 """Elements of a block on the CPU: 2 MiB of logits, a fit for the caches of a few cores, with few passes in all."""
@@ -26,6 +32,44 @@ def softmax_in_place(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
     torch.softmax(logits, dim=-1, out=logits)
     log_partition = top - logits.gather(-1, token[:, None])[:, 0].log()
     return torch.where(top == -torch.inf, top, log_partition), top, token
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLosses:
+    """What r rows of logits cost, and which way down."""
+
+    losses: torch.Tensor  # [r]
+    predicted: torch.Tensor  # int64 [r], the greedy tokens
+    gradient: torch.Tensor  # [r, D], of each row's own loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSoftmax:
+    """softmax of rows of logits, which are given up for it; the exponentials may be left to the pass that uses them.
+
+    A row of -inf has that log-partition, and no numbers.
+    """
+
+    log_partition: torch.Tensor  # [r]
+    top: torch.Tensor  # [r], the largest logit
+    token: torch.Tensor  # int64 [r], its lowest id
+    values: torch.Tensor  # [r, D], probabilities; logits where `pending`
+    pending: bool
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> "RowSoftmax":
+        if row_kernels.available(logits):
+            log_partition, top, token = row_kernels.statistics(logits)
+            return cls(log_partition=log_partition, top=top, token=token, values=logits, pending=True)
+        parts = zip(*(softmax_in_place(logits[block]) for block in row_blocks(logits)), strict=True)
+        log_partition, top, token = (torch.cat(part) for part in parts)
+        return cls(log_partition=log_partition, top=top, token=token, values=logits, pending=False)
+
+    def scaled(self, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Probabilities times `scale` [r], in `dtype`; the values are given up."""
+        if self.pending:
+            return row_kernels.scaled_softmax(self.values, self.log_partition, scale, dtype)
+        return self.values.mul_(scale[:, None]).to(dtype)
 
 
 def row_dots(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

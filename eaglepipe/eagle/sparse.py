@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from eaglepipe.eagle.losses import acceptance, overlap, soft_cross_entropy
-from eaglepipe.eagle.row_ops import row_blocks, softmax_in_place
+from eaglepipe.eagle.row_ops import RowLosses, RowSoftmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class SparseRows:
     targets: SparseTargets
     max_entries: int  # M
 
-    def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses [r] and greedy tokens int64 [r] of target rows `rows`; the gradient replaces `logits` [r, D]."""
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
+        """Against target rows `rows` [r]; `logits` [r, D] are given up."""
         split = split_kept(self, logits, rows)
         kept, mass = split.kept, split.mass
-        logits.mul_((mass * split.tail_share() - kept.tail)[:, None])
-        logits.scatter_(-1, kept.ids, mass[:, None] * split.kept_shares() - kept.probs)
-        return split.cross_entropy(), split.predicted
+        gradient = split.tail.scaled(mass * split.tail_share() - kept.tail, dtype)
+        gradient.scatter_(-1, kept.ids, (mass[:, None] * split.kept_shares() - kept.probs).to(dtype))
+        return RowLosses(losses=split.cross_entropy(), predicted=split.predicted, gradient=gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class SplitRows:
     probs: torch.Tensor  # [r, M], the target's, 0 for repetitions
     mass: torch.Tensor  # [r], of kept tokens and tail together: 1 but for rounding
     log_partition: torch.Tensor  # [r]
-    tail_log: torch.Tensor  # [r], log-partition of the tail's tokens alone; -inf without any
+    tail: RowSoftmax  # over its own tokens: kept ones have 0 in it; a row without others has no numbers
     predicted: torch.Tensor  # int64 [r], the greedy token of all
 
     def kept_shares(self) -> torch.Tensor:
@@ -69,24 +69,24 @@ class SplitRows:
 
     def tail_share(self) -> torch.Tensor:
         """The draft's probability of the tail bucket, [r]."""
-        return (self.tail_log - self.log_partition).exp()
+        return (self.tail.log_partition - self.log_partition).exp()
 
     def cross_entropy(self) -> torch.Tensor:
         """`bucketed_cross_entropy` of each row, [r]."""
         losses = (self.probs * (self.log_partition[:, None] - self.kept_logits)).sum(-1)
         tail = self.kept.tail
-        return losses + torch.where(tail > 0, tail * (self.log_partition - self.tail_log), 0.0)
+        return losses + torch.where(tail > 0, tail * (self.log_partition - self.tail.log_partition), 0.0)
 
 
 def split_kept(targets: SparseRows, logits: torch.Tensor, rows: torch.Tensor) -> SplitRows:
     """Cut `logits` [r, D] at the entries of target rows `rows` [r].
 
-    `logits` becomes the tail's softmax, over its own tokens: no difference of nearly equal numbers, however small the
-    tail's share. Kept tokens have 0 in it; a row without a tail has no numbers at all.
+    `logits` are given up for the tail's softmax, over its own tokens: no difference of nearly equal numbers, however
+    small the tail's share.
     """
     kept = _entries(targets.targets, rows, targets.max_entries, logits)
     kept_logits = logits.gather(-1, kept.ids)
-    tail_log, tail_top, tail_token = _softmax_in_blocks(logits.scatter_(-1, kept.ids, -torch.inf))
+    tail = RowSoftmax.of(logits.scatter_(-1, kept.ids, -torch.inf))
     present_logits = kept_logits.masked_fill(~kept.present, -torch.inf)
     probs = kept.probs * kept.present
     return SplitRows(
@@ -94,15 +94,10 @@ def split_kept(targets: SparseRows, logits: torch.Tensor, rows: torch.Tensor) ->
         kept_logits=kept_logits,
         probs=probs,
         mass=probs.sum(-1) + kept.tail,
-        log_partition=torch.logaddexp(present_logits.logsumexp(-1), tail_log),
-        tail_log=tail_log,
-        predicted=_greedy(present_logits, kept.ids, tail_top, tail_token),
+        log_partition=torch.logaddexp(present_logits.logsumexp(-1), tail.log_partition),
+        tail=tail,
+        predicted=_greedy(present_logits, kept.ids, tail.top, tail.token),
     )
-
-
-def _softmax_in_blocks(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    parts = zip(*(softmax_in_place(logits[block]) for block in row_blocks(logits)), strict=True)
-    return tuple(torch.cat(part) for part in parts)
 
 
 def _greedy(

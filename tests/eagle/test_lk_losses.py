@@ -49,9 +49,9 @@ def rows_of(targets, kind: str, mass: torch.Tensor, weights: torch.Tensor) -> LK
 
 def fused(logits, targets, kind, mass, weights):
     weights = torch.zeros_like(weights) if kind == "alpha" else weights
-    rows, gradient = rows_of(targets, kind, mass, weights), logits.clone()
-    losses, predicted = rows.losses(gradient, torch.arange(len(logits)))
-    return losses, predicted, gradient, rows.alphas
+    rows = rows_of(targets, kind, mass, weights)
+    found = rows.losses(logits.clone(), torch.arange(len(logits)), logits.dtype)
+    return found.losses, found.predicted, found.gradient, rows.alphas
 
 
 def random_rows(count: int, size: int, seed: int, spread: float = 2.0, scale: float = 2.0):

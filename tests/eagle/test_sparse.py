@@ -57,10 +57,9 @@ def hand_written(logits: torch.Tensor, probs: list[float], ids: list[int], tail:
 
 def fast(logits: torch.Tensor, targets: SparseTargets, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Losses, greedy tokens and gradient of the path that the head takes."""
-    gradient = logits.clone()
     max_entries = int(targets.row_offsets.diff().max())
-    losses, predicted = SparseRows(targets=targets, max_entries=max_entries).losses(gradient, rows)
-    return losses, predicted, gradient
+    found = SparseRows(targets=targets, max_entries=max_entries).losses(logits.clone(), rows, logits.dtype)
+    return found.losses, found.predicted, found.gradient
 
 
 def plain(logits: torch.Tensor, targets: SparseTargets, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
