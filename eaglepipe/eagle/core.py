@@ -45,6 +45,8 @@ class Eagle3StepMetrics:
     hits: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots whose first k+1 greedy drafts all match
     valid: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots supervised at every step up to k
     alpha_sums: torch.Tensor = field(default_factory=_none_yet)  # float32 [K], summed alpha; only with an LK loss
+    sampled_hits: torch.Tensor = field(default_factory=_none_yet)
+    """float32 [K], slots times the chance that their first k+1 drawn drafts are all accepted; only with an LK loss."""
 
 
 class Eagle3TrainerModule(nn.Module):
@@ -210,6 +212,7 @@ class Eagle3TrainerModule(nn.Module):
             hits=result.hits,
             valid=count_per_step(prefix_masks(inputs.loss_mask, doc_remaining, self.ttt_steps)),
             alpha_sums=_none_yet() if result.alpha_sums is None else result.alpha_sums,
+            sampled_hits=_none_yet() if result.sampled_hits is None else result.sampled_hits,
         )
 
     def _unroll(self, inputs: UnrollInputs, masks: HostMasks, settings: LossSettings) -> UnrollResult:

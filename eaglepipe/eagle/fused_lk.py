@@ -112,7 +112,7 @@ def lk_head_loss(
     mean_alphas: torch.Tensor | None,
     chunk_rows: int | None,
 ) -> tuple[HeadLoss, torch.Tensor]:
-    """`fused_head_loss` of an LK loss, and the summed alpha of each step, float32 [K].
+    """`fused_head_loss` of an LK loss, and each row's alpha, float32 [R].
 
     Args:
         draft_mass: [N], share of each target row's full distribution inside the draft vocabulary.
@@ -132,12 +132,12 @@ def lk_head_loss(
         )
         order = torch.arange(len(target_rows), device=target_rows.device)
         head = fused_head_loss(hidden_states, weight, rows, order, row_weights, chunk_rows=chunk_rows)
-        return head, torch.stack([of_step.sum() for of_step in rows.alphas.split(list(rows_per_step))])
+        return head, rows.alphas
 
     if mean_alphas is None:
         mean_alphas = row_weights.new_zeros(len(rows_per_step))
         if loss.kind == "lambda":
             with torch.no_grad():
-                sums = run(mean_alphas)[1]
-            mean_alphas = sums / torch.tensor(rows_per_step, device=sums.device).clamp(min=1)
+                alphas = run(mean_alphas)[1].split(list(rows_per_step))
+            mean_alphas = torch.stack([of_step.sum() / max(1, len(of_step)) for of_step in alphas])
     return run(mean_alphas.to(row_weights))

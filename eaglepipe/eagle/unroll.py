@@ -42,6 +42,7 @@ class UnrollResult:
     correct: torch.Tensor  # int64 [K]
     hits: torch.Tensor  # int64 [K]
     alpha_sums: torch.Tensor | None = None  # float32 [K], with an LK loss
+    sampled_hits: torch.Tensor | None = None  # float32 [K], likewise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ fused projections is computed once, since a later step reads the same tokens, a 
 over the loss rows of all steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,8 +77,8 @@ def unroll_compact(
         states = rms_norm(states, draft.model.norm) if draft.config.norm_output else states
         loss_states = _pick(states, step.rows)
         head_inputs.append(loss_states if draft.config.norm_output else rms_norm(loss_states, draft.model.norm))
-    head, alpha_sums = _head_loss(draft, torch.cat(head_inputs), inputs, settings, plan, chunk_rows=head_chunk_rows)
-    return replace(_count(inputs, plan, head), alpha_sums=alpha_sums)
+    head, alphas = _head_loss(draft, torch.cat(head_inputs), inputs, settings, plan, chunk_rows=head_chunk_rows)
+    return _count(inputs, plan, head, alphas)
 
 
 def _head_loss(
@@ -89,7 +90,7 @@ def _head_loss(
     *,
     chunk_rows: int | None,
 ) -> tuple[HeadLoss, torch.Tensor | None]:
-    """Losses of all steps' rows from their normed states [R, H], and with an LK loss each step's summed alpha."""
+    """Losses of all steps' rows from their normed states [R, H], and with an LK loss each row's alpha, [R]."""
     rows_per_step = [len(step.rows) for step in plan.steps]
     weights = zip(settings.step_weights, rows_per_step, strict=True)
     arguments = (
@@ -246,7 +247,7 @@ def _project(
 
 
 @torch.no_grad()
-def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss) -> UnrollResult:
+def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss, alphas: torch.Tensor | None) -> UnrollResult:
     """Sums for each step, from every loss row's own loss and greedy token."""
     targets = _target_tokens(inputs.target_probs, plan)
     rows_per_step = [len(step.rows) for step in plan.steps]
@@ -258,12 +259,26 @@ def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss) -> UnrollResu
         correct.append(matched.sum())
         unbroken = unbroken & torch.zeros_like(unbroken).index_copy_(0, step.row_slots, matched)
         hits.append(unbroken.sum())
-    return UnrollResult(
+    result = UnrollResult(
         loss=head.loss,
         loss_sums=torch.stack([step_losses.sum() for step_losses in losses]),
         correct=torch.stack(correct),
         hits=torch.stack(hits),
     )
+    return result if alphas is None else _with_alphas(result, inputs, plan, alphas.split(rows_per_step))
+
+
+def _with_alphas(
+    result: UnrollResult, inputs: UnrollInputs, plan: UnrollPlan, alphas: Sequence[torch.Tensor]
+) -> UnrollResult:
+    """Add what the alphas of each step's rows come to; a slot without a row at a step is not reached there."""
+    reached = torch.ones_like(inputs.position_mask, dtype=alphas[0].dtype).flatten()
+    sampled = []
+    for step, of_step in zip(plan.steps, alphas, strict=True):
+        reached = reached * torch.zeros_like(reached).index_copy_(0, step.row_slots, of_step)
+        sampled.append(reached.sum())
+    sums = [of_step.sum() for of_step in alphas]
+    return replace(result, alpha_sums=torch.stack(sums), sampled_hits=torch.stack(sampled))
 
 
 def _target_rows(targets: torch.Tensor | SparseTargets, plan: UnrollPlan) -> DenseRows | SparseRows:

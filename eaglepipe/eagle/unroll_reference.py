@@ -18,14 +18,16 @@ def unroll_reference(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, setting
     mask = causal_mask(inputs.attention_mask, inputs.seq_lens, ids.shape[0], ids.shape[1], ids.device)
     cache: list[list[torch.Tensor]] = [[] for _ in range(2 * draft.config.num_hidden_layers)]
     counted = step_masks(inputs.position_mask, inputs.doc_remaining, num_steps)
-    unbroken = torch.ones_like(inputs.position_mask)
-    loss_sums, alpha_sums, correct, hits = [], [], [], []
+    unbroken, reached = torch.ones_like(inputs.position_mask), torch.ones_like(mass)
+    loss_sums, alpha_sums, sampled, correct, hits = [], [], [], [], []
     for step, slots in enumerate(counted):
         state = draft(ids, state, mask, inputs.position_ids, cache)
         logits = draft.compute_logits(state)
-        loss_sum, alpha_sum = _loss_sums(logits, targets, mass, slots, settings, step=step)
+        loss_sum, alphas = _loss_sums(logits, targets, mass, slots, settings, step=step)
         loss_sums.append(loss_sum)
-        alpha_sums.append(alpha_sum.detach())
+        alpha_sums.append(alphas.sum())
+        reached = reached * alphas
+        sampled.append(reached.sum())
         matched = slots & (logits.argmax(dim=-1) == targets.probs.argmax(dim=-1))
         unbroken = unbroken & matched
         correct.append(matched.sum())
@@ -38,6 +40,7 @@ def unroll_reference(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, setting
         correct=torch.stack(correct),
         hits=torch.stack(hits),
         alpha_sums=torch.stack(alpha_sums) if settings.loss.needs_mass else None,
+        sampled_hits=torch.stack(sampled) if settings.loss.needs_mass else None,
     )
 
 
@@ -50,15 +53,15 @@ def _loss_sums(
     *,
     step: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss and summed alpha over the counted slots of one step."""
+    """Summed loss over the counted slots of one step, and their alphas [B, T] without gradient, 0 elsewhere."""
     losses = bucketed_cross_entropy(logits, targets)
     if not settings.loss.needs_mass:
-        return torch.where(slots, losses, 0.0).sum(), losses.new_zeros(())
+        return torch.where(slots, losses, 0.0).sum(), torch.zeros_like(losses)
     alpha = bucketed_acceptance(logits, targets, mass)
-    alpha_sum = torch.where(slots, alpha, 0.0).sum()
-    mean = alpha_sum / slots.sum().clamp(min=1) if settings.mean_alphas is None else settings.mean_alphas[step]
+    counted = torch.where(slots, alpha.detach(), 0.0)
+    mean = counted.sum() / slots.sum().clamp(min=1) if settings.mean_alphas is None else settings.mean_alphas[step]
     losses = settings.loss.of_rows(losses, alpha, settings.loss.cross_entropy_weight(mean))
-    return torch.where(slots, losses, 0.0).sum(), alpha_sum
+    return torch.where(slots, losses, 0.0).sum(), counted
 
 
 def _mass_at_slots(inputs: UnrollInputs) -> torch.Tensor:

@@ -157,7 +157,7 @@ def test_fused_head_equals_the_plain_losses_in_any_chunks_with_the_means_of_thei
     plain = by_row * soft_cross_entropy(logits, probs[rows]) + (1 - by_row) * (1 - alphas)
     expected = torch.autograd.grad((plain * row_weights).sum(), (hidden, weight))
     for chunk_rows in (8, 64):
-        head, alpha_sums = lk_head_loss(
+        head, by_loss_row = lk_head_loss(
             hidden,
             weight,
             DenseRows(probs=probs),
@@ -170,7 +170,7 @@ def test_fused_head_equals_the_plain_losses_in_any_chunks_with_the_means_of_thei
             chunk_rows=chunk_rows,
         )
         torch.testing.assert_close(head.row_losses, plain.detach(), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(alpha_sums, torch.stack(sums), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(by_loss_row, alphas.detach(), rtol=1e-5, atol=1e-6)
         for actual, wanted in zip(torch.autograd.grad(head.loss, (hidden, weight)), expected, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
 
@@ -201,12 +201,31 @@ def test_compact_unroll_equals_the_reference(kind, lengths, supervised, most, tt
     reference = make_trainer(draft, ttt_steps, implementation="reference", loss=loss)(**batch)
     expected = gradients(draft, reference.loss)
     compact = make_trainer(draft, ttt_steps, loss=loss, head_chunk_rows=7)(**batch)
-    for name in ("loss", "loss_sums", "alpha_sums"):
+    for name in ("loss", "loss_sums", "alpha_sums", "sampled_hits"):
         torch.testing.assert_close(getattr(compact, name), getattr(reference, name), rtol=5e-6, atol=1e-6)
     for name in ("counts", "valid", "correct", "hits"):
         assert torch.equal(getattr(compact, name), getattr(reference, name)), name
     for name, gradient in gradients(draft, compact.loss).items():
         assert (gradient - expected[name]).abs().max() < 1e-5 * expected[name].abs().max() + 1e-6, name
+
+
+def test_sampled_hits_are_products_of_alphas_along_chains_that_stay_supervised():
+    """Slot by slot, from probabilities of a draft that always says the same: rows of alphas written out."""
+    document = make_document(24, 3, supervised=0.9)
+    batch = with_mass(padded([document]))
+    draft = make_draft()
+    draft.lm_head.weight.data.zero_()  # q is uniform whatever the state
+    found = make_trainer(draft, ttt_steps=4, loss=StepLoss(kind="lambda"))(**batch)
+    mass, size = batch["draft_mass"][0].double(), document.probs.shape[1]
+    alphas = (document.probs.double() * mass[:, None]).clamp(max=1 / size).sum(-1)
+    expected = []
+    for step in range(4):
+        chains = [range(slot, slot + step + 1) for slot in range(24 - step)]
+        reached = [
+            math.prod(float(alphas[t]) for t in chain) for chain in chains if document.position_mask[chain].all()
+        ]
+        expected.append(sum(reached))
+    torch.testing.assert_close(found.sampled_hits.double(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
