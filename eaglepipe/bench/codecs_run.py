@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from eaglepipe import __version__
+from eaglepipe.bench.codecs_judge import Judgement, judge
 from eaglepipe.bench.codecs_variants import PairedSource, Variant
 from eaglepipe.cache.identity import IDENTITY_PREFIX, hash_json
 from eaglepipe.cache.publish import publish_json
@@ -21,10 +22,7 @@ from eaglepipe.errors import CacheError
 from eaglepipe.train import TrainResult, train_from
 from eaglepipe.training.distributed import join_world
 from eaglepipe.training.draft import build_draft
-from eaglepipe.training.heldout import evaluate
-from eaglepipe.training.learner import Learner
 from eaglepipe.training.run_plan import plan_run
-from eaglepipe.training.state import Evaluation
 
 HELDOUT_FRACTION = 0.1
 """More than the demo holds out: its steps do not reach the end of the samples, and differences here are small."""
@@ -63,7 +61,7 @@ class TrainingRun:
         """A hash of all that decides the result; a run with another key is another run."""
         recipe = load_recipe(self.recipe_file)
         asked = {
-            "version": [__version__, 2],
+            "version": [__version__, 3],
             "exact": Cache.open(self.exact).identity,
             "variant": self.variant.described(),
             "seed": self.seed,
@@ -93,6 +91,7 @@ class RunResult:
     heldout_samples: int
     loss: float
     acceptance_length: float
+    sampled_acceptance_length: float
     seconds: float
 
     @classmethod
@@ -124,7 +123,8 @@ def train_one(run: TrainingRun) -> RunResult:
         steps=trained.steps,
         heldout_samples=judged.samples,
         loss=judged.loss,
-        acceptance_length=judged.simulated_acceptance_length,
+        acceptance_length=judged.acceptance_length,
+        sampled_acceptance_length=judged.sampled_acceptance_length,
         seconds=round(trained.seconds, 1),
     )
     publish_json(path, asdict(result))
@@ -132,22 +132,13 @@ def train_one(run: TrainingRun) -> RunResult:
     return result
 
 
-def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult) -> Evaluation:
-    """Loss and acceptance length of the trained draft over every held-out sample, nothing of it recoded."""
+def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult) -> Judgement:
+    """The trained draft over every held-out sample, nothing of it recoded."""
     draft = build_draft(exact, recipe.draft, seed=recipe.train.seed)
     draft.load_state_dict(load_file(Path(trained.draft_folder) / "model.safetensors"))
     with join_world(recipe.train.device) as world:
         plan = plan_run(exact, recipe.train, world)
-        learner = Learner(exact, draft, recipe.train, world)
-        return evaluate(
-            learner,
-            exact,
-            plan.split.heldout,
-            config=recipe.train,
-            cut=plan.cut,
-            world=world,
-            step=trained.steps,
-        )
+        return judge(draft, exact, plan.split.heldout, config=recipe.train, cut=plan.cut, world=world)
 
 
 @contextlib.contextmanager

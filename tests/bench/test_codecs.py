@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eaglepipe.bench.codecs import measure_codecs
+from eaglepipe.bench.codecs_judge import judge
 from eaglepipe.bench.codecs_report import CodecsReport, VariantReport, describe_variant
 from eaglepipe.bench.codecs_run import HELDOUT_FRACTION, RunResult, TrainingRun, train_one
 from eaglepipe.bench.codecs_supervision import SupervisionError, measure_supervision
@@ -19,7 +20,10 @@ from eaglepipe.config import PROFILES, dump_recipe
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.recode import Changes, recode_cache
 from eaglepipe.train import run_training
+from eaglepipe.training.distributed import join_world
+from eaglepipe.training.draft import build_draft
 from eaglepipe.training.order import split_samples
+from eaglepipe.training.run_plan import plan_run
 from tests.tiny_project import TinyProject
 
 TOP_8 = Variant(name="sparse top 8", changes=Changes(supervision="sparse", tolerance=0.0, max_entries=8))
@@ -71,11 +75,37 @@ def test_exact_line_is_what_training_itself_says_of_all_held_out_samples(
     }
     trained = run_training(project.recipe(**settings), [sealed_cache])
     line = report.variants[0].runs[0]
-    assert (line.loss, line.acceptance_length) == (
-        trained.heldout_loss_end,
-        trained.simulated_acceptance_length_end,
-    )
+    assert line.loss == pytest.approx(trained.heldout_loss_end, rel=1e-6)
+    assert line.acceptance_length == trained.simulated_acceptance_length_end
     assert line.heldout_samples == trained.heldout_samples
+
+
+def test_drafts_that_are_drawn_are_accepted_by_what_both_distributions_share(
+    project: TinyProject, sealed_cache: Path
+) -> None:
+    """An untrained draft with a head of zeros draws evenly whatever it read: alpha from the cache alone."""
+    cache = Cache.open(sealed_cache)
+    source = PairedSource(cache, identity=cache.identity, renormalised=False)
+    config = project.recipe().train.model_copy(update={"ttt_steps": 1, "eval_depth": None, "device": "cpu"})
+    draft = build_draft(source, project.recipe().draft, seed=0)
+    draft.lm_head.weight.data.zero_()
+    numbers, size = np.arange(4), len(cache.selected_token_ids)
+    with join_world("cpu") as world:
+        plan = plan_run(source, config, world)
+        found = judge(draft, source, numbers, config=config, cut=plan.cut, world=world)
+    distribution, shared, chains = TargetDistribution(cache), 0.0, 0
+    for number in numbers.tolist():
+        sample = cache.read(number)
+        rows = np.flatnonzero(sample.supervised[1:])  # the first token has no draft before it
+        chains += len(rows)
+        every = np.arange(int(sample.supervised.sum()))
+        probs = dict(zip(np.flatnonzero(sample.supervised).tolist(), distribution.of(sample, every), strict=True))
+        for place in (rows + 1).tolist():
+            if sample.position_mask[place]:
+                shared += float((probs[place].double() * float(sample.draft_mass[place])).clamp(max=1 / size).sum())
+    assert found.samples == 4
+    assert found.loss == pytest.approx(np.log(size), rel=1e-5)
+    assert found.sampled_acceptance_length == pytest.approx(1 + shared / chains, rel=1e-4)
 
 
 def test_finished_training_is_read_back_and_another_number_of_steps_is_another_training(
@@ -180,6 +210,7 @@ def result(seed: int, length: float) -> RunResult:
         heldout_samples=1,
         loss=1.0,
         acceptance_length=length,
+        sampled_acceptance_length=length / 2,
         seconds=1.0,
     )
 
@@ -195,10 +226,11 @@ def test_bucket_is_compared_with_the_same_entries_renormalised() -> None:
         line(name, lengths) for name, lengths in [(EXACT, [4, 5]), ("a", [4, 5]), ("a, renormalised", [4, 4])]
     )
     report = CodecsReport(target="t", steps=1, seeds=(0, 1), heldout_samples=1, variants=lines)
-    loss, length, nearer = report.verdicts()
+    nearer, loss, sampled, greedy = report.verdicts()
     assert not nearer.holds
     assert (loss.value, loss.holds) == (0.0, False)
-    assert (length.value, length.holds) == (0.5, True)
+    assert (sampled.value, sampled.holds) == (0.25, True)
+    assert (greedy.value, greedy.holds) == (0.5, True)
 
 
 @pytest.mark.parametrize(("lost", "kept"), [(0.04, True), (0.06, False)])

@@ -1,0 +1,74 @@
+"""A trained draft on held-out samples of the exact cache: cross-entropy, acceptance of greedy and of drawn drafts."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from eaglepipe.config import TrainConfig
+from eaglepipe.training.balance import document_costs
+from eaglepipe.training.distributed import World
+from eaglepipe.training.learner import compute_dtype
+from eaglepipe.training.loader import Loader
+from eaglepipe.training.metrics import acceptance_length
+from eaglepipe.training.objectives import objective_of
+from eaglepipe.training.packing import plan_evaluation
+from eaglepipe.training.types import Cut, TrainingSource
+
+WITH_ALPHAS = {"loss": "lambda", "lk_scale": 1.0, "lk_decay": 0.0}
+"""Settings under which the loss is plain cross-entropy, w = 1, and yet every alpha is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Over all held-out samples."""
+
+    samples: int
+    loss: float
+    acceptance_length: float  # simulated chain of greedy drafts against the target's greedy tokens
+    sampled_acceptance_length: float  # of drafts drawn from the draft, kept as speculative sampling keeps them
+
+
+@torch.no_grad()
+def judge(
+    draft: PreTrainedModel,
+    source: TrainingSource,
+    samples: NDArray[np.int64],
+    *,
+    config: TrainConfig,
+    cut: Cut,
+    world: World,
+) -> Judgement:
+    """Measure an EAGLE-3 draft on `samples` of `source`, temperature 0 and 1."""
+    config = config.evaluated.model_copy(update=WITH_ALPHAS)
+    objective = objective_of(config)
+    module = objective.make_module(draft, source).to(world.device).eval()
+    decode = objective.make_decoder(source, device=world.device, dtype=compute_dtype(config, world.device))
+    index = source.index
+    costs = document_costs(index.num_tokens, index.num_supervised, config.ttt_steps)
+    plans = plan_evaluation(samples, index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
+    names = ("loss_sums", "counts", "hits", "sampled_hits", "valid")
+    totals = torch.zeros(len(names), config.ttt_steps, dtype=torch.float64)
+    with Loader(
+        source,
+        plans,
+        draw=partial(objective.draw, training=False),
+        reads=objective.reads,
+        device=world.device,
+        prefetch_batches=config.prefetch_batches,
+    ) as loader:
+        for _, batches in loader:
+            for batch in batches:
+                metrics = module(**decode(batch.to(world.device)))
+                totals += torch.stack([getattr(metrics, name).double().cpu() for name in names])
+    loss_sums, counts, hits, sampled, valid = totals
+    weights = torch.tensor(objective.loss_weights, dtype=torch.float64)
+    return Judgement(
+        samples=len(samples),
+        loss=float((weights * loss_sums / objective.normalizers(counts)).sum()),
+        acceptance_length=acceptance_length(hits.tolist(), valid.tolist()),
+        sampled_acceptance_length=acceptance_length(sampled.tolist(), valid.tolist()),
+    )
