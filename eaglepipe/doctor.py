@@ -29,6 +29,7 @@ def examine() -> dict[str, str]:
         **optional,
         "cpu threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "cuda": ", ".join(_devices()) or "none; everything runs on the CPU in float32",
+        "cuda kernels": _kernels(),
         "cache root": f"{root} ({ROOT_VARIABLE} {'set' if ROOT_VARIABLE in os.environ else 'not set'})",
         "free for caches": f"{free_bytes(root) / 1e9:,.1f} GB",
         "free for runs": f"{free_bytes(Path.cwd()) / 1e9:,.1f} GB",
@@ -41,6 +42,18 @@ def _installed(name: str, otherwise: str = "absent") -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return otherwise
+
+
+def _kernels() -> str:
+    """Which fused kernels training will take on the first device; the others are done plainly, as warnings say."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none to try"
+    from eaglepipe.eagle.kernels import try_kernels
+
+    tried = try_kernels(torch.device("cuda", 0))
+    return ", ".join(f"{name} {'works' if works else 'FAILS'}" for name, works in tried.items())
 
 
 def _devices() -> list[str]:

@@ -61,7 +61,7 @@ def _dense_losses(
 
 
 def _kernel(function: Callable[..., Any], logits: torch.Tensor) -> Callable[..., Any]:
-    return _compiled(function) if _compiled_works(logits.device, logits.shape[1]) else function
+    return _compiled(function) if compiled_works(logits.device, logits.shape[1]) else function
 
 
 @cache
@@ -71,7 +71,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def _compiled_works(device: torch.device, draft_size: int) -> bool:
+def compiled_works(device: torch.device, draft_size: int) -> bool:
     """Whether each function compiles for D = draft_size and gives there what it gives uncompiled."""
     generator = torch.Generator().manual_seed(0)
     num_rows = 5

@@ -7,6 +7,7 @@ from toy_drafts import gradients, make_document, make_draft, make_trainer, packe
 from eaglepipe.eagle import attention_varlen, row_kernels
 from eaglepipe.eagle.attention_varlen import varlen_works
 from eaglepipe.eagle.fused_head import wide_products_work
+from eaglepipe.eagle.kernels import try_kernels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -19,6 +20,10 @@ def test_the_varlen_kernel_passes_its_trial(dtype, kv_heads, groups, head_dim):
     assert varlen_works(CUDA, dtype, kv_heads, groups, head_dim)
 
 
+def test_doctor_finds_every_kernel():
+    assert all(try_kernels(CUDA).values())
+
+
 def test_heads_that_the_kernel_does_not_take_go_the_plain_way():
     assert not varlen_works(CUDA, torch.float32, 8, 4, 128)
     assert not varlen_works(CUDA, torch.bfloat16, 8, 4, 36)
@@ -26,7 +31,7 @@ def test_heads_that_the_kernel_does_not_take_go_the_plain_way():
 
 @pytest.mark.parametrize("draft_size", [8192, 32000])
 def test_the_compiled_loss_passes_its_trial(draft_size):
-    assert row_kernels._compiled_works(CUDA, draft_size)
+    assert row_kernels.compiled_works(CUDA, draft_size)
 
 
 def test_products_into_float32_pass_their_trial():

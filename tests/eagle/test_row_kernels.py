@@ -25,7 +25,7 @@ def some_targets(kind: str, size: int) -> DenseRows | SparseRows:
 
 def on_kernels(monkeypatch: pytest.MonkeyPatch, *, compiled: bool) -> None:
     monkeypatch.setattr(row_kernels, "available", lambda _: True)
-    monkeypatch.setattr(row_kernels, "_compiled_works", lambda *_: compiled)
+    monkeypatch.setattr(row_kernels, "compiled_works", lambda *_: compiled)
 
 
 @pytest.mark.parametrize(("kind", "compiled"), [("dense", False), ("sparse", False), ("dense", True)])
@@ -49,8 +49,8 @@ def test_a_half_precision_gradient_is_the_float32_one_rounded_once(kind, monkeyp
 
 
 def test_what_the_compiler_makes_is_tried_before_it_is_relied_on():
-    row_kernels._compiled_works.cache_clear()
-    assert row_kernels._compiled_works(torch.device("cpu"), 33)
+    row_kernels.compiled_works.cache_clear()
+    assert row_kernels.compiled_works(torch.device("cpu"), 33)
 
 
 def test_the_head_s_gradients_come_from_the_fused_passes(monkeypatch):
