@@ -1,6 +1,5 @@
 """The table of `bench codecs`: what each encoding costs, what it does to a draft, and which promises that keeps."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,18 +7,7 @@ from typing import Any
 from eaglepipe.bench.codecs_run import RunResult
 from eaglepipe.bench.codecs_supervision import SupervisionError
 from eaglepipe.bench.codecs_variants import EXACT, RENORMALISED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Mean and standard deviation over seeds; the latter is 0 of one seed."""
-
-    mean: float
-    deviation: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(mean=statistics.fmean(values), deviation=statistics.stdev(values) if len(values) > 1 else 0.0)
+from eaglepipe.bench.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True)

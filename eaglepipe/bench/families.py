@@ -7,12 +7,12 @@ stopped goes on. To add a family, add its line to `FAMILIES`.
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.bench.families_report import FamiliesReport, FamilyResult
+from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, FamilyRun
 from eaglepipe.cache.publish import publish_bytes
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.config import Recipe, dump_recipe, load_recipe
@@ -53,7 +53,7 @@ def measure_families(
     steps: int = DEFAULT_STEPS,
     names: Sequence[str] = (),
     folder: Path | None = None,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     report: Report = print,
 ) -> FamiliesReport:
     """Train and measure families; `FAMILIES` says which there are.
@@ -62,7 +62,8 @@ def measure_families(
         demo: folder of a finished demo; nothing in it is changed but for `folder`.
         steps: optimizer steps of each.
         names: which families, default all.
-        folder: where cache and runs go, default `demo/families`.
+        folder: where cache and runs go, default `demo/families`. Several processes may share it.
+        seeds: of the drafts' weights and the order of samples; a training each.
 
     Raises:
         ConfigError: no finished demo there, or no such family.
@@ -71,14 +72,41 @@ def measure_families(
     chosen = {name: _find(name) for name in names} or FAMILIES
     folder = demo / "families" if folder is None else folder
     base = folder / "families.yaml"
-    publish_bytes(base, dump_recipe(_base_recipe(demo, folder, steps, seed)).encode())
+    publish_bytes(base, dump_recipe(_base_recipe(demo, folder)).encode())
     report("== the cache that all of them are trained from")
     cache = _run("precompute", base, ())
-    results = [
-        _measure(name, family, base, runs=folder / f"steps-{steps}-seed-{seed}", cache=cache, report=report)
-        for name, family in chosen.items()
-    ]
-    return FamiliesReport(steps=steps, seed=seed, cache=cache["folder"], families=tuple(results))
+    found: dict[str, list[FamilyRun]] = {name: [] for name in chosen}
+    for seed in seeds:
+        place = folder / f"steps-{steps}-seed-{seed}"
+        length = (f"train.seed={seed}", *_length(steps))
+        for name, family in chosen.items():
+            report(f"== {name}, seed {seed}: {family.what}")
+            settings = (*length, *_settings(family, cache))
+            found[name].append(_measure(base, settings, place / name, cache=cache, seed=seed, report=report))
+    return FamiliesReport(
+        steps=steps,
+        seeds=tuple(seeds),
+        cache=cache["folder"],
+        families=tuple(
+            FamilyResult(name=name, what=family.what, settings=_settings(family, cache), runs=tuple(found[name]))
+            for name, family in chosen.items()
+        ),
+    )
+
+
+def _length(steps: int) -> tuple[str, ...]:
+    """As many epochs as the steps take, one evaluation at the end, and checkpoints to go on from."""
+    return (
+        f"train.epochs={steps}",
+        f"train.max_steps={steps}",
+        f"train.eval_every_steps={steps}",
+        f"train.checkpoint_every_steps={max(1, steps // 4)}",
+    )
+
+
+def _settings(family: Family, cache: Mapping[str, Any]) -> tuple[str, ...]:
+    *_, last_aux, top_layer = load_manifest(Path(cache["folder"])).spec.aux_layer_ids
+    return tuple(setting.format(last_aux=last_aux, top_layer=top_layer) for setting in family.settings)
 
 
 def _find(name: str) -> Family:
@@ -87,7 +115,7 @@ def _find(name: str) -> Family:
     return FAMILIES[name]
 
 
-def _base_recipe(demo: Path, folder: Path, steps: int, seed: int) -> Recipe:
+def _base_recipe(demo: Path, folder: Path) -> Recipe:
     """The demo's recipe, from where its files are now, with a cache that serves every family."""
     target = next((path for path in (demo / "target.moved-away", demo / "target") if path.exists()), None)
     answers, recipe = demo / "data" / "regenerated.jsonl", demo / "demo.yaml"
@@ -107,34 +135,24 @@ def _base_recipe(demo: Path, folder: Path, steps: int, seed: int) -> Recipe:
         "draft.aux_layer_ids": aux_layers,
         "train.caches": None,
         "train.ttt_steps": DEPTH,
-        "train.seed": seed,
-        "train.epochs": steps,  # as many as it may take
-        "train.max_steps": steps,
         "train.heldout_fraction": 0.1,  # families differ by a few hundredths
         "train.eval_max_samples": None,
-        "train.eval_every_steps": steps,
         "train.early_stop_patience": None,
-        "train.checkpoint_every_steps": max(1, steps // 4),
     }
     return load_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
 
 
 def _measure(
-    name: str, family: Family, base: Path, *, runs: Path, cache: dict[str, Any], report: Report
-) -> FamilyResult:
-    *_, last_aux, top_layer = load_manifest(Path(cache["folder"])).spec.aux_layer_ids
-    settings = tuple(setting.format(last_aux=last_aux, top_layer=top_layer) for setting in family.settings)
-    overrides = [*settings, f"train.output_dir={(runs / name).as_posix()}", f"train.caches=[{cache['folder']}]"]
-    report(f"== {name}: {family.what}")
-    result = _finished(runs / name, load_recipe(base, overrides))
+    base: Path, settings: Sequence[str], folder: Path, *, cache: Mapping[str, Any], seed: int, report: Report
+) -> FamilyRun:
+    overrides = [*settings, f"train.output_dir={folder.as_posix()}", f"train.caches=[{cache['folder']}]"]
+    result = _finished(folder, load_recipe(base, overrides))
     if result is None:
         result = _run("train", base, overrides)
     else:
-        report(f"{runs / name}: already trained")
-    return FamilyResult(
-        name=name,
-        what=family.what,
-        settings=settings,
+        report(f"{folder}: already trained")
+    return FamilyRun(
+        seed=seed,
         acceptance_length=result["simulated_acceptance_length_end"],
         accuracy_by_depth=tuple(result["accuracy_by_depth"]),
         conditional_acceptance_by_depth=tuple(result["conditional_acceptance_by_depth"]),

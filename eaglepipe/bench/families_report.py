@@ -1,24 +1,53 @@
 """What `bench families` found, for programs and for people."""
 
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
+
+from eaglepipe.bench.spread import Spread
 
 FLAT = 0.9
 """The share of its conditional acceptance that a draft keeps down to the last depth, from which it holds its depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyResult:
-    """One family's draft on the held-out samples, after its last step; lists are by depth."""
+class FamilyRun:
+    """A family's draft of one seed on the held-out samples, after its last step; lists are by depth."""
 
-    name: str
-    what: str
-    settings: tuple[str, ...]
+    seed: int
     acceptance_length: float  # simulated
     accuracy_by_depth: tuple[float, ...]
     conditional_acceptance_by_depth: tuple[float, ...]  # draft k+1 matches, given that those before it did
     heldout_samples: int
     seconds: float  # of training steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyResult:
+    """A family over all seeds."""
+
+    name: str
+    what: str
+    settings: tuple[str, ...]
+    runs: tuple[FamilyRun, ...]
+
+    @property
+    def acceptance_length(self) -> Spread:
+        return Spread.of([run.acceptance_length for run in self.runs])
+
+    @property
+    def conditional_acceptance_by_depth(self) -> tuple[float, ...]:
+        """Means of the runs'."""
+        return tuple(map(fmean, zip(*(run.conditional_acceptance_by_depth for run in self.runs), strict=True)))
+
+    @property
+    def seconds(self) -> float:
+        return fmean(run.seconds for run in self.runs)
+
+    def longer_than(self, other: "FamilyResult") -> Spread:
+        """By how much more this family is accepted, seed by seed."""
+        pairs = zip(self.runs, other.runs, strict=True)
+        return Spread.of([ours.acceptance_length - theirs.acceptance_length for ours, theirs in pairs])
 
     @property
     def flatness(self) -> float:
@@ -40,16 +69,25 @@ class FamiliesReport:
     """All families, trained for as many steps from one cache."""
 
     steps: int
-    seed: int
+    seeds: tuple[int, ...]
     cache: str
     families: tuple[FamilyResult, ...]
 
     def to_json(self) -> dict[str, Any]:
-        rows = [{**asdict(family), "flatness": family.flatness, "kept": family.kept} for family in self.families]
+        rows = [
+            {
+                **asdict(family),
+                "acceptance_length": asdict(family.acceptance_length),
+                "conditional_acceptance_by_depth": family.conditional_acceptance_by_depth,
+                "flatness": family.flatness,
+                "kept": family.kept,
+            }
+            for family in self.families
+        ]
         return {**asdict(self), "families": rows, "expectations": self.expectations()}
 
     def expectations(self) -> dict[str, bool]:
-        """What the families should show, as far as the rows for it are there."""
+        """What the families should show, over the mean of the seeds and as far as the rows for it are there."""
         by_name = {family.name: family for family in self.families}
         found = {}
         if {"eagle3", "eagle3-k1"} <= by_name.keys():
@@ -57,25 +95,26 @@ class FamiliesReport:
             found["untrained depth decays"] = by_name["eagle3-k1"].kept < FLAT
         for name, other in (("eagle3-last-aux", "the last of them"), ("eagle3-top-layer", "the target's last layer")):
             if {"eagle3", name} <= by_name.keys():
-                longer = by_name["eagle3"].acceptance_length > by_name[name].acceptance_length
-                found[f"three aux layers beat {other} alone"] = longer
+                longer = by_name["eagle3"].longer_than(by_name[name])
+                found[f"three aux layers beat {other} alone, by {longer}"] = longer.mean > 0
         return found
 
     def table(self) -> str:
         depth = max(len(family.conditional_acceptance_by_depth) for family in self.families)
         first = self.families[0]
         lines = [
-            f"{self.steps} steps each, seed {self.seed}, from {self.cache}",
-            f"held out, {first.heldout_samples} samples: acceptance length (simulated chain, greedy),",
+            f"{self.steps} steps each, seeds {', '.join(map(str, self.seeds))}, from {self.cache}",
+            f"held out, {first.runs[0].heldout_samples} samples: acceptance length (simulated chain, greedy; mean and "
+            "deviation),",
             "and acceptance at each depth if all before it were accepted",
             "",
-            f"{'family':24}{'length':>7}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'last/1st':>9}{'last/2nd':>9}"
+            f"{'family':24}{'length':>14}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'last/1st':>9}{'last/2nd':>9}"
             f"{'train':>8}",
         ]
         for family in self.families:
             rates = "".join(f"{rate:>7.1%}" for rate in family.conditional_acceptance_by_depth)
             lines.append(
-                f"{family.what:24}{family.acceptance_length:>7.3f}  {rates:{7 * depth}}"
+                f"{family.what:24}{family.acceptance_length!s:>14}  {rates:{7 * depth}}"
                 f"{family.kept:>9.2f}{family.flatness:>9.2f}{family.seconds:>6.0f} s"
             )
         verdicts = [f"{'yes' if holds else 'NO':>3}  {what}" for what, holds in self.expectations().items()]

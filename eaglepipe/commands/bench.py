@@ -67,16 +67,16 @@ def families(
     steps: Annotated[int, typer.Option(min=1, help="optimizer steps of each family")] = 120,
     only: Annotated[list[str] | None, typer.Option(help="a family's name, as often as needed; default: all")] = None,
     folder: Annotated[Path | None, typer.Option(help="for cache and runs; default: families in the demo's")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the drafts' weights and the order of samples")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="trainings of every family")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Every family of drafts on the demo's target, from one cache: acceptance length, and by depth. Resumes."""
     from eaglepipe.bench.families import measure_families
 
-    report = reporter(as_json)
-    report_bench(
-        measure_families(demo, steps=steps, names=only or (), folder=folder, seed=seed, report=report), as_json
+    found = measure_families(
+        demo, steps=steps, names=only or (), folder=folder, seeds=range(seeds), report=reporter(as_json)
     )
+    report_bench(found, as_json)
 
 
 @app.command("codecs")

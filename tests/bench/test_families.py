@@ -5,35 +5,41 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
-from eaglepipe.bench.families_report import FamiliesReport, FamilyResult
+from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, FamilyRun
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.config import dump_recipe, load_recipe
 from eaglepipe.errors import ConfigError, EaglepipeError
 from tests.tiny_project import make_project
 
 
-def result(name: str, length: float, conditional: tuple[float, ...]) -> FamilyResult:
+def result(name: str, lengths: tuple[float, ...], conditional: tuple[float, ...]) -> FamilyResult:
     return FamilyResult(
         name=name,
         what=f"a family called {name}",
         settings=(),
-        acceptance_length=length,
-        accuracy_by_depth=conditional,
-        conditional_acceptance_by_depth=conditional,
-        heldout_samples=9,
-        seconds=123.4,
+        runs=tuple(
+            FamilyRun(
+                seed=seed,
+                acceptance_length=length,
+                accuracy_by_depth=conditional,
+                conditional_acceptance_by_depth=conditional,
+                heldout_samples=9,
+                seconds=123.4,
+            )
+            for seed, length in enumerate(lengths)
+        ),
     )
 
 
 FLAT, DECAYED = (0.7, 0.8, 0.8, 0.76), (0.8, 0.6, 0.3, 0.2)
 REPORT = FamiliesReport(
     steps=5,
-    seed=0,
+    seeds=(0, 1),
     cache="somewhere",
     families=(
-        result("eagle3", 4.0, FLAT),
-        result("eagle3-k1", 2.5, DECAYED),
-        result("eagle3-last-aux", 3.5, FLAT),
+        result("eagle3", (4.0, 4.2), FLAT),
+        result("eagle3-k1", (2.5, 2.5), DECAYED),
+        result("eagle3-last-aux", (3.5, 3.5), FLAT),
     ),
 )
 
@@ -41,16 +47,16 @@ REPORT = FamiliesReport(
 def test_the_last_depth_is_held_against_the_second_and_the_first() -> None:
     assert [family.flatness for family in REPORT.families] == pytest.approx([0.95, 1 / 3, 0.95])
     assert [family.kept for family in REPORT.families] == pytest.approx([0.76 / 0.7, 0.25, 0.76 / 0.7])
-    assert (result("one", 1.5, (0.5,)).flatness, result("none", 1.0, (0.0, 0.0)).kept) == (0.0, 0.0)
+    assert (result("one", (1.5,), (0.5,)).flatness, result("none", (1.0,), (0.0, 0.0)).kept) == (0.0, 0.0)
 
 
 def test_expectations_are_judged_as_far_as_their_rows_are_there() -> None:
     assert REPORT.expectations() == {
         "trained depth is flat": True,
         "untrained depth decays": True,
-        "three aux layers beat the last of them alone": True,
+        "three aux layers beat the last of them alone, by 0.600 ±0.141": True,
     }
-    worse = replace(REPORT.families[0], acceptance_length=3.0, conditional_acceptance_by_depth=DECAYED)
+    worse = result("eagle3", (3.0, 3.9), DECAYED)
     turned = replace(REPORT, families=(worse, *REPORT.families[1:]))
     assert [*turned.expectations().values()] == [False, True, False]
     assert replace(REPORT, families=REPORT.families[1:]).expectations() == {}
@@ -58,8 +64,8 @@ def test_expectations_are_judged_as_far_as_their_rows_are_there() -> None:
 
 def test_table_fits_a_screen_and_json_holds_its_figures() -> None:
     lines = REPORT.table().splitlines()
-    assert len(lines) <= 24 and max(map(len, lines)) <= 110
-    assert any("4.000" in line and "95" in line and "123 s" in line for line in lines)
+    assert len(lines) <= 24 and max(map(len, lines)) <= 120
+    assert any("4.100 ±0.141" in line and "95" in line and "123 s" in line for line in lines)
     fields = json.loads(json.dumps(REPORT.to_json()))
     assert fields["families"][0]["flatness"] == pytest.approx(0.95) and len(fields["expectations"]) == 3
 
@@ -77,18 +83,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_a_recipe(name: str, demo: Path, tmp_path: Path) -> None:
-    (tmp_path / "families.yaml").write_text(dump_recipe(_base_recipe(demo, tmp_path, steps=2, seed=0)))
+    (tmp_path / "families.yaml").write_text(dump_recipe(_base_recipe(demo, tmp_path)))
     settings = [setting.format(last_aux=5, top_layer=8) for setting in FAMILIES[name].settings]
     load_recipe(tmp_path / "families.yaml", settings)
 
 
 def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth(demo: Path, tmp_path: Path) -> None:
-    report = measure_families(demo, steps=2, names=["eagle3-k1"], folder=tmp_path, report=lambda _: None)
+    report = measure_families(demo, steps=2, names=["eagle3-k1"], folder=tmp_path, seeds=(0, 1), report=lambda _: None)
     (family,) = report.families
-    assert len(family.conditional_acceptance_by_depth) == DEPTH and family.acceptance_length >= 1.0
+    assert len(family.conditional_acceptance_by_depth) == DEPTH and family.acceptance_length.mean >= 1.0
+    assert [run.seed for run in family.runs] == [0, 1]
     assert load_manifest(Path(report.cache)).complete and Path(report.cache).parent == tmp_path / "caches"
     trained = json.loads((tmp_path / "steps-2-seed-0" / "eagle3-k1" / "train.json").read_text())
-    assert trained["steps"] == 2 and trained["simulated_acceptance_length_end"] == family.acceptance_length
+    assert trained["steps"] == 2 and trained["simulated_acceptance_length_end"] == family.runs[0].acceptance_length
 
 
 def test_only_a_finished_run_of_the_same_recipe_is_read_back(demo: Path, tmp_path: Path) -> None:
