@@ -3,8 +3,6 @@
 A message says what happened, where, and what to do. Programmer mistakes are asserts, not these.
 """
 
-EXIT_OK = 0
-EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_CORRUPT = 3
 EXIT_RESOURCES = 4

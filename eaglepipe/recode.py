@@ -99,7 +99,7 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
     tensors = cache.start_tensors()
     head = full_head(cache, tensors) if vocab is not None else None
     if vocab is not None:
-        derivation = replace(derivation, files={**derivation.files, **vocab_files(vocab, tensors, cache)})
+        derivation = replace(derivation, files={**derivation.files, **vocab_files(vocab, tensors)})
     cut = None if rule is None else SparseCut(rule=rule, end_of_turn=end_of_turn(cache))
     ids = None if vocab is None else vocab.selected_token_ids
     reencoder = Reencoder(cache, spec, tensors, full_head=head, draft_ids=ids, cut=cut)

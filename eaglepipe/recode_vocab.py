@@ -40,7 +40,7 @@ def end_of_turn(cache: Cache) -> int | None:
     return None if chat is None else chat.end_of_turn
 
 
-def vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor], cache: Cache) -> dict[str, bytes]:
+def vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """`vocab.safetensors`, and `target.safetensors` with the head rows of the new draft vocabulary."""
     full = "lm_head_full" if "lm_head_full.weight" in tensors else "lm_head"
     ids = vocab.selected_token_ids

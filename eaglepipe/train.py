@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.publish import publish_bytes, publish_json
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.config import Recipe, dump_recipe
-from eaglepipe.export.start import start_digest, start_from
+from eaglepipe.export.started import Start, open_start, take_start
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.training.aux_layers import choose_aux_layers
 from eaglepipe.training.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
@@ -85,7 +85,7 @@ def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> Tra
     source = choose_aux_layers(open_caches(caches), recipe.draft.aux_layer_ids)
     with join_world(recipe.train.device) as world:
         plan = plan_run(source, recipe.train, world)
-    draft, notes = _build_draft(recipe, source)
+    draft, notes = _build_draft(recipe, source, _open_start(recipe))
     return TrainPreview(
         run_folder=str(run_folder(recipe)),
         train_samples=len(plan.split.train),
@@ -124,9 +124,11 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         for note in plan.notes:
             say(note)
 
-        learner = _make_learner(recipe, source, world, say)
-        folder, contract = run_folder(recipe), _contract(recipe, source)
-        state = _resume(folder, contract, learner, say)
+        folder, start = run_folder(recipe), _open_start(recipe)
+        contract = resume_contract(recipe, source, start_digest=None if start is None else start.digest)
+        checkpoint = _find_checkpoint(folder, contract, say)
+        learner = _make_learner(recipe, source, start, world, say)
+        state = _resume(checkpoint, learner)
         if world.is_main:
             publish_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
 
@@ -149,33 +151,43 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         return result
 
 
-def _make_learner(recipe: Recipe, source: TrainingSource, world: World, say: Callable[[str], None]) -> Learner:
-    draft, notes = _build_draft(recipe, source)
+def _open_start(recipe: Recipe) -> Start | None:
+    init = recipe.draft.init
+    return None if init is None else open_start(init, run_folder(recipe) / "checkpoints")
+
+
+def _find_checkpoint(folder: Path, contract: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest trustworthy checkpoint, if it is of this run; None at its beginning."""
+    checkpoint = load_latest(folder / "checkpoints", say)
+    if checkpoint is not None:
+        check_contract(checkpoint.contract, contract, str(folder))
+        say(f"{folder}: going on from step {checkpoint.state.step}")
+    return checkpoint
+
+
+def _make_learner(
+    recipe: Recipe, source: TrainingSource, start: Start | None, world: World, say: Callable[[str], None]
+) -> Learner:
+    keep_in = run_folder(recipe) / "checkpoints" if world.is_main else None
+    draft, notes = _build_draft(recipe, source, start, keep_in=keep_in)
     for note in notes:
         say(note)
     return Learner(source, draft, recipe.train, world)
 
 
-def _build_draft(recipe: Recipe, source: TrainingSource) -> tuple[PreTrainedModel, tuple[str, ...]]:
+def _build_draft(
+    recipe: Recipe, source: TrainingSource, start: Start | None, *, keep_in: Path | None = None
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
     draft = objective_of(recipe.train).build_draft(source, recipe.draft)
-    init = recipe.draft.init
-    return draft, () if init is None else start_from(draft, Path(init).expanduser())
+    return draft, () if start is None else take_start(draft, start, keep_in=keep_in)
 
 
-def _contract(recipe: Recipe, source: TrainingSource) -> dict[str, Any]:
-    contract, init = resume_contract(recipe, source), recipe.draft.init
-    return contract if init is None else {**contract, "init": start_digest(Path(init).expanduser())}
-
-
-def _resume(folder: Path, contract: dict[str, Any], learner: Learner, say: Callable[[str], None]) -> RunState:
-    """The state of the newest trustworthy checkpoint, loaded into the learner; the beginning where there is none."""
-    checkpoint = load_latest(folder / "checkpoints", say)
+def _resume(checkpoint: Checkpoint | None, learner: Learner) -> RunState:
+    """The state of a checkpoint, loaded into the learner; the beginning where there is none."""
     if checkpoint is None:
         return RunState()
-    check_contract(checkpoint.contract, contract, str(folder))
     learner.restore_draft(checkpoint.draft_tensors())
     learner.restore_optimizer(checkpoint.optimizer_tensors())
-    say(f"{folder}: going on from step {checkpoint.state.step}")
     return checkpoint.state
 
 

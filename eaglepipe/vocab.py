@@ -4,14 +4,14 @@ Order of choice: forced ids, then by count with ties to the lower id, then the l
 V is the target config's vocabulary size, D the draft's.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.errors import CorruptError, VocabError
+from eaglepipe.errors import VocabError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,6 @@ class DraftVocab:
     def target_size(self) -> int:
         """V."""
         return self.selected_token_mask.shape[0]
-
-    @property
-    def is_identity(self) -> bool:
-        """D equals V, so that ids need no mapping."""
-        return self.size == self.target_size
 
     def coverage(self) -> float:
         """Share of the counted tokens that the draft vocabulary holds; 1 where nothing was counted."""
@@ -91,24 +86,6 @@ def vocab_tensors(vocab: DraftVocab) -> dict[str, torch.Tensor]:
         "selected_token_mask": vocab.selected_token_mask,
         "counts": vocab.counts,
     }
-
-
-def vocab_from_tensors(tensors: Mapping[str, torch.Tensor]) -> DraftVocab:
-    """The inverse of `vocab_tensors`.
-
-    Raises:
-        CorruptError: tensors that are missing, of another dtype or shape, or contradict each other.
-    """
-    missing = {"selected_token_ids", "selected_token_mask", "counts"} - tensors.keys()
-    if missing:
-        raise CorruptError(f"draft vocabulary without {', '.join(sorted(missing))}")
-    ids, mask, counts = (tensors[key] for key in ("selected_token_ids", "selected_token_mask", "counts"))
-    dtypes_fit = (ids.dtype, mask.dtype, counts.dtype) == (torch.int64, torch.bool, torch.int64)
-    if not dtypes_fit or ids.ndim != 1 or mask.ndim != 1 or counts.shape != mask.shape:
-        raise CorruptError("draft vocabulary with tensors of a wrong dtype or shape")
-    if not torch.equal(mask.nonzero().flatten(), ids):
-        raise CorruptError("draft vocabulary whose selected_token_ids and selected_token_mask contradict each other")
-    return DraftVocab(selected_token_ids=ids, selected_token_mask=mask, counts=counts)
 
 
 def check_sizes(draft_size: int | None, vocab_size: int) -> None:

@@ -35,3 +35,19 @@ def sealed_cache(project: TinyProject, tmp_path_factory: pytest.TempPathFactory)
 def cache_copy(sealed_cache: Path, tmp_path: Path) -> Path:
     """The same cache, to be damaged."""
     return Path(shutil.copytree(sealed_cache, tmp_path / "moved" / "under another name"))
+
+
+@pytest.fixture(scope="session")
+def full_cache(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few samples, `hidden` with every head row; read-only for tests."""
+    from tests.cache.derived import few, make_cache
+
+    return make_cache(project, tmp_path_factory.mktemp("full"), **few(project), **{"cache.full_head": "true"})
+
+
+@pytest.fixture(scope="session")
+def dense_cache(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stage 1 makes of the same samples with `dense`; read-only for tests."""
+    from tests.cache.derived import few, make_cache
+
+    return make_cache(project, tmp_path_factory.mktemp("dense"), **few(project), **{"cache.supervision": "dense"})

@@ -3,84 +3,35 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
-from eaglepipe.cache.describe import describe_cache
 from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.manifest import Plan, load_document
 from eaglepipe.cache.reader import Cache, load_manifest
 from eaglepipe.cache.storage import find_cache
-from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.verify import verify_cache
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.errors import CacheError, ConfigError, CorruptError, VocabError
 from eaglepipe.recode import Changes, recode_cache
 from eaglepipe.train import run_training
-from tests.cache.derived import aux_of, digests, make_cache, rows_of, samples
-from tests.cache.test_damage import flip, read_everything
+from tests.cache.damage import flip, read_everything
+from tests.cache.derived import aux_of, digests, few, make_cache, rows_of, samples
 from tests.tiny_project import TinyProject
 
-FEW = {
-    "data.max_length": 80,
-    "cache.shard_bytes": "60KiB",
-    "cache.hidden_codec": "fp32",
-    "precompute.batch_tokens": 256,
-}
 
-
-def few(project: TinyProject) -> dict[str, Any]:
-    return {**FEW, "data.sources": json.dumps([{"path": str(path), "max_samples": 4} for path in project.sources[:2]])}
-
-
-@pytest.fixture(scope="module")
-def full(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`hidden` with every head row."""
-    return make_cache(project, tmp_path_factory.mktemp("full"), **few(project), **{"cache.full_head": "true"})
-
-
-@pytest.fixture(scope="module")
-def dense(project: TinyProject, full: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What stage 1 makes of the same corpus with `dense`: the oracle."""
-    return make_cache(project, tmp_path_factory.mktemp("dense"), **few(project), **{"cache.supervision": "dense"})
-
-
-@pytest.fixture(scope="module")
-def sparse(project: TinyProject, full: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with `sparse`, some rows cut by the tolerance and some by the cap."""
-    cut = {"cache.supervision": "sparse", "cache.tolerance": 0.2, "cache.max_entries": 60}
-    return make_cache(project, tmp_path_factory.mktemp("sparse"), **few(project), **cut)
-
-
-def entries_of(sample: CachedSample) -> list[dict[int, float]]:
-    ends = np.cumsum(sample.sparse_counts)
-    probs = np.copy(sample.supervision_payload).view(np.float16)[:, 0].tolist()
-    pairs = list(zip(sample.sparse_ids.tolist(), probs, strict=True))
-    return [dict(pairs[end - count : end]) for end, count in zip(ends, sample.sparse_counts, strict=True)]
-
-
-def bucket_kl(exact: torch.Tensor, entries: dict[int, float]) -> float:
-    """KL of two distributions over the kept entries and one bucket for all others, float64."""
-    ids, kept = list(entries), torch.tensor(list(entries.values()), dtype=torch.float64)
-    p = torch.cat([exact[ids], 1 - exact[ids].sum()[None]])
-    q = torch.cat([kept, (1 - kept.sum()).clamp(min=2.0**-25)[None]])
-    return float((torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum())
-
-
-def test_hidden_becomes_what_dense_would_have_been(full: Path, dense: Path, tmp_path: Path) -> None:
-    result = recode_cache(tmp_path / "out", full, Changes(supervision="dense"))
+def test_hidden_becomes_what_dense_would_have_been(full_cache: Path, dense_cache: Path, tmp_path: Path) -> None:
+    result = recode_cache(tmp_path / "out", full_cache, Changes(supervision="dense"))
     assert verify_cache(tmp_path / "out", full=True).ok
     read_everything(tmp_path / "out")
-    ours, theirs = rows_of(tmp_path / "out"), rows_of(dense)
+    ours, theirs = rows_of(tmp_path / "out"), rows_of(dense_cache)
     assert ours.keys() == theirs.keys()
     for name, rows in ours.items():
         assert torch.allclose(rows, theirs[name], atol=2**-10 * float(theirs[name].max()))
-    for name, sample in samples(dense).items():
+    for name, sample in samples(dense_cache).items():
         found = samples(tmp_path / "out")[name]
         assert np.array_equal(found.aux_payload, sample.aux_payload)
         assert np.array_equal(found.position_mask, sample.position_mask)
@@ -88,83 +39,11 @@ def test_hidden_becomes_what_dense_would_have_been(full: Path, dense: Path, tmp_
     assert result.errors["aux_hidden_states"] == {"max": 0.0, "mean": 0.0, "relative_rms": 0.0}
 
 
-@pytest.mark.parametrize("origin", ["full", "dense"])
-def test_sparse_is_what_precomputing_would_have_cut(
-    full: Path, dense: Path, sparse: Path, tmp_path: Path, origin: str
-) -> None:
-    source = full if origin == "full" else dense
-    result = recode_cache(tmp_path / "out", source, Changes(supervision="sparse", tolerance=0.2, max_entries=60))
-    assert verify_cache(tmp_path / "out", full=True).ok
-    read_everything(tmp_path / "out")
-    cache, theirs = Cache.open(tmp_path / "out"), samples(sparse)
-    ids = cache.selected_token_ids.tolist()
-    end = AutoTokenizer.from_pretrained(full / "tokenizer").eos_token_id
-    kl = []
-    for name, found in samples(tmp_path / "out").items():
-        exact = entries_of(theirs[name])
-        following = found.input_ids[np.flatnonzero(found.supervised) + 1].tolist()
-        for row, (ours, token) in enumerate(zip(entries_of(found), following, strict=True)):
-            assert {ids.index(one) for one in (token, end) if one in ids} <= ours.keys()
-            assert len(ours.keys() ^ exact[row].keys()) <= 2, "rounding may decide about the last entry"
-            assert all(ours[one] == pytest.approx(exact[row][one], rel=3e-3) for one in ours.keys() & exact[row].keys())
-            assert found.tail_mass[row] == pytest.approx(1 - sum(ours.values()), abs=1e-6)
-        assert np.array_equal(found.aux_payload, theirs[name].aux_payload)
-        if origin == "dense":
-            probs = rows_of(dense)[name].double()
-            kl += [bucket_kl(p / p.sum(), entries) for p, entries in zip(probs, entries_of(found), strict=True)]
-    info = describe_cache(tmp_path / "out")
-    assert (info["supervision"], info["tolerance"], info["max_entries"]) == ("sparse", 0.2, 60)
-    assert 0.0 <= result.errors["target_probs"]["kl_mean"] < 1e-5
-    if kl:
-        assert result.errors["target_probs"]["kl_mean"] == pytest.approx(sum(kl) / len(kl), abs=1e-9)
-
-
-def test_sparse_over_another_draft_vocabulary_indexes_the_new_one(full: Path, tmp_path: Path) -> None:
-    recode_cache(tmp_path / "dense", full, Changes(supervision="dense", draft_size=90))
-    recode_cache(tmp_path / "out", full, Changes(supervision="sparse", draft_size=90, tolerance=0.0, max_entries=90))
-    for name, sample in samples(tmp_path / "out").items():
-        exact = rows_of(tmp_path / "dense")[name]
-        assert [len(entries) for entries in entries_of(sample)] == [90] * len(exact)
-        found = torch.tensor([[entries[one] for one in range(90)] for entries in entries_of(sample)])
-        assert torch.equal(found, exact)
-        assert np.array_equal(sample.position_mask, samples(tmp_path / "dense")[name].position_mask)
-
-
-def test_sparse_is_carried_over_when_the_aux_codec_changes(sparse: Path, tmp_path: Path) -> None:
-    result = recode_cache(tmp_path / "out", sparse, Changes(aux_codec="fp16"))
-    assert verify_cache(tmp_path / "out", full=True).ok
-    for name, sample in samples(sparse).items():
-        found = samples(tmp_path / "out")[name]
-        for column in ("supervision_payload", "sparse_ids", "sparse_counts", "tail_mass", "position_mask"):
-            assert np.array_equal(getattr(found, column), getattr(sample, column)), column
-    assert result.errors["target_probs"]["kl_max"] == 0.0 < result.errors["aux_hidden_states"]["max"]
-    info = describe_cache(tmp_path / "out")
-    assert (info["aux_codec"], info["tolerance"], info["max_entries"]) == ("fp16", 0.2, 60)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        (Changes(supervision="dense"), CacheError, "'sparse' cannot become 'dense'"),
-        (Changes(supervision="hidden"), CacheError, "'sparse' cannot become 'hidden'"),
-        (Changes(draft_size=90), CacheError, "only be computed from supervision 'hidden'"),
-        (Changes(aux_codec="fp16", tolerance=0.5), ConfigError, "sparse already"),
-        (Changes(codec="fp32"), ConfigError, "entries of sparse supervision are fp16"),
-    ],
-)
-def test_what_a_sparse_source_cannot_give_is_refused(
-    sparse: Path, tmp_path: Path, changes: Changes, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        recode_cache(tmp_path / "out", sparse, changes)
-    assert not (tmp_path / "out").exists()
-
-
 def test_another_draft_vocabulary_is_the_one_that_precomputing_chooses(
-    project: TinyProject, full: Path, tmp_path: Path
+    project: TinyProject, full_cache: Path, tmp_path: Path
 ) -> None:
     made = make_cache(project, tmp_path / "made", **few(project), **{"cache.full_head": "true", "vocab.draft_size": 90})
-    result = recode_cache(tmp_path / "out", full, Changes(draft_size=90))
+    result = recode_cache(tmp_path / "out", full_cache, Changes(draft_size=90))
     ours, theirs = Cache.open(tmp_path / "out"), Cache.open(made)
     assert torch.equal(ours.selected_token_ids, theirs.selected_token_ids)
     assert torch.equal(ours.selected_token_mask, theirs.selected_token_mask)
@@ -176,15 +55,15 @@ def test_another_draft_vocabulary_is_the_one_that_precomputing_chooses(
         assert np.array_equal(found.position_mask, sample.position_mask)
         assert np.array_equal(found.supervision_payload, sample.supervision_payload)
         assert np.allclose(found.draft_mass, sample.draft_mass, atol=1e-6)
-    before, after = Cache.open(full), ours
+    before, after = Cache.open(full_cache), ours
     assert before.spec.draft_vocab_size == 160 and after.spec.draft_vocab_size == 90
     assert result.errors["draft_mass"]["mean_after"] < result.errors["draft_mass"]["mean_before"]
 
 
-def test_another_caches_vocabulary_makes_two_caches_fit(project: TinyProject, full: Path, tmp_path: Path) -> None:
+def test_another_caches_vocabulary_makes_two_caches_fit(project: TinyProject, full_cache: Path, tmp_path: Path) -> None:
     rows = json.dumps([{"path": str(project.sources[2]), "max_samples": 4}])
     other = make_cache(project, tmp_path, **{**few(project), "data.sources": rows, "vocab.draft_size": 120})
-    recode_cache(tmp_path / "out", full, Changes(vocab_from=other))
+    recode_cache(tmp_path / "out", full_cache, Changes(vocab_from=other))
     result = run_training(
         project.recipe(
             **{
@@ -194,21 +73,21 @@ def test_another_caches_vocabulary_makes_two_caches_fit(project: TinyProject, fu
         ),
         [other, tmp_path / "out"],
     )  # fmt: skip
-    assert result.train_samples == Cache.open(other).num_samples + Cache.open(full).num_samples
+    assert result.train_samples == Cache.open(other).num_samples + Cache.open(full_cache).num_samples
 
 
-def test_report_is_what_an_outsider_measures(full: Path, tmp_path: Path) -> None:
-    result = recode_cache(tmp_path / "out", full, Changes(aux_codec="fp16", supervision="dense"))
-    old, new = aux_of(full), aux_of(tmp_path / "out")
+def test_report_is_what_an_outsider_measures(full_cache: Path, tmp_path: Path) -> None:
+    result = recode_cache(tmp_path / "out", full_cache, Changes(aux_codec="fp16", supervision="dense"))
+    old, new = aux_of(full_cache), aux_of(tmp_path / "out")
     differences = torch.cat([(new[name].double() - old[name].double()).flatten() for name in old]).abs()
     signal = torch.cat([old[name].double().flatten() for name in old])
     report = result.errors["aux_hidden_states"]
     assert report["max"] == float(differences.max()) > 0
     assert report["mean"] == pytest.approx(float(differences.mean()), rel=1e-9)
     assert report["relative_rms"] == pytest.approx(float(differences.norm() / signal.norm()), rel=1e-9)
-    head = load_file(full / "target.safetensors")["lm_head.weight"].double()
+    head = load_file(full_cache / "target.safetensors")["lm_head.weight"].double()
     kl = []
-    for name, hidden in rows_of(full).items():
+    for name, hidden in rows_of(full_cache).items():
         p = torch.softmax(hidden.double() @ head.T, dim=-1)
         q = rows_of(tmp_path / "out")[name].double().clamp(min=2.0**-25)
         kl.append((p * (p.log() - (q / q.sum(-1, keepdim=True)).log())).sum(-1))
@@ -216,26 +95,26 @@ def test_report_is_what_an_outsider_measures(full: Path, tmp_path: Path) -> None
 
 
 def test_identity_follows_source_and_change_alone_and_no_recipe_finds_it(
-    project: TinyProject, full: Path, tmp_path: Path
+    project: TinyProject, full_cache: Path, tmp_path: Path
 ) -> None:
     changes = Changes(supervision="dense", aux_codec="fp16")
-    moved = Path(shutil.copytree(full, tmp_path / "moved"))
-    first = recode_cache(tmp_path / "caches" / "a", full, changes).cache["identity"]
+    moved = Path(shutil.copytree(full_cache, tmp_path / "moved"))
+    first = recode_cache(tmp_path / "caches" / "a", full_cache, changes).cache["identity"]
     second = recode_cache(tmp_path / "caches" / "b", moved, changes).cache["identity"]
-    other = recode_cache(tmp_path / "caches" / "c", full, Changes(supervision="dense")).cache["identity"]
+    other = recode_cache(tmp_path / "caches" / "c", full_cache, Changes(supervision="dense")).cache["identity"]
     plan = load_document(tmp_path / "caches" / "a" / "plan.json", Plan)
     assert first == second == plan.identity == hash_json(plan.identity_fields)
-    assert len({first, other, load_manifest(full).identity}) == 3
+    assert len({first, other, load_manifest(full_cache).identity}) == 3
     wanted = {"cache.supervision": "dense", "cache.aux_codec": "fp16", "cache.full_head": "true"}
     with pytest.raises(CacheError, match="no cache for recipe"):
         find_cache(project.recipe(**few(project), **wanted, **{"cache.root": str(tmp_path / "caches")}))
 
 
 def test_a_stopped_recode_goes_on_and_reports_the_same(
-    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes, finish, written = Changes(aux_codec="fp16", supervision="dense"), ShardWriter.finish, []
-    whole = recode_cache(tmp_path / "whole", full, changes)
+    whole = recode_cache(tmp_path / "whole", full_cache, changes)
 
     def stop_after_one(self: ShardWriter) -> object:
         if written:
@@ -245,15 +124,15 @@ def test_a_stopped_recode_goes_on_and_reports_the_same(
 
     monkeypatch.setattr(ShardWriter, "finish", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        recode_cache(tmp_path / "out", full, changes)
+        recode_cache(tmp_path / "out", full_cache, changes)
     monkeypatch.setattr(ShardWriter, "finish", finish)
     with pytest.raises(CacheError, match="holds another cache"):
-        recode_cache(tmp_path / "out", full, Changes(supervision="dense"))
-    resumed = recode_cache(tmp_path / "out", full, changes)
+        recode_cache(tmp_path / "out", full_cache, Changes(supervision="dense"))
+    resumed = recode_cache(tmp_path / "out", full_cache, changes)
     assert resumed.errors == whole.errors and resumed.cache["identity"] == whole.cache["identity"]
     for path in sorted((tmp_path / "whole" / "shards").iterdir()):
         assert (tmp_path / "out" / "shards" / path.name).read_bytes() == path.read_bytes()
-    assert recode_cache(tmp_path / "out", full, changes) == resumed
+    assert recode_cache(tmp_path / "out", full_cache, changes) == resumed
 
 
 @pytest.mark.parametrize(
@@ -273,9 +152,9 @@ def test_a_stopped_recode_goes_on_and_reports_the_same(
     ],
 )
 def test_a_change_that_cannot_be_is_told_before_anything_is_written(
-    project: TinyProject, tmp_path: Path, changes: Changes, error: type[Exception], message: str, full: Path
+    project: TinyProject, tmp_path: Path, changes: Changes, error: type[Exception], message: str, full_cache: Path
 ) -> None:
-    source = Path(shutil.copytree(full, tmp_path / "source"))
+    source = Path(shutil.copytree(full_cache, tmp_path / "source"))
     stored = load_manifest(source).spec.aux_codec
     changes = changes if changes.aux_codec != "fp32" else Changes(aux_codec=stored, draft_size=160)
     with pytest.raises(error, match=message):
@@ -283,19 +162,19 @@ def test_a_change_that_cannot_be_is_told_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_source_does_not_hold_is_refused(sealed_cache: Path, dense: Path, tmp_path: Path) -> None:
+def test_what_the_source_does_not_hold_is_refused(sealed_cache: Path, dense_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"lm_head_full\.weight.*cache\.full_head=true"):
         recode_cache(tmp_path / "out", sealed_cache, Changes(draft_size=90))
     with pytest.raises(CacheError, match="only be computed from supervision 'hidden'"):
-        recode_cache(tmp_path / "out", dense, Changes(draft_size=90))
+        recode_cache(tmp_path / "out", dense_cache, Changes(draft_size=90))
     with pytest.raises(CacheError, match="'dense' cannot become 'hidden'"):
-        recode_cache(tmp_path / "out", dense, Changes(supervision="hidden"))
+        recode_cache(tmp_path / "out", dense_cache, Changes(supervision="hidden"))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_source_leaves_no_cache(full: Path, tmp_path: Path) -> None:
-    for name in (load_manifest(full).shards[1].path, "target.safetensors"):
-        source = Path(shutil.copytree(full, tmp_path / Path(name).stem))
+def test_a_damaged_source_leaves_no_cache(full_cache: Path, tmp_path: Path) -> None:
+    for name in (load_manifest(full_cache).shards[1].path, "target.safetensors"):
+        source = Path(shutil.copytree(full_cache, tmp_path / Path(name).stem))
         flip(source / name, (source / name).stat().st_size // 2)
         out = tmp_path / f"out {Path(name).stem}"
         with pytest.raises(CorruptError, match=Path(name).name):

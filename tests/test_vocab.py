@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.errors import CorruptError, VocabError
-from eaglepipe.vocab import add_counts, build_draft_vocab, vocab_from_tensors, vocab_tensors
+from eaglepipe.errors import VocabError
+from eaglepipe.vocab import add_counts, build_draft_vocab
 
 
 def chosen_by_hand(counts, size, forced):
@@ -31,7 +30,7 @@ def test_selection_equals_the_rule_done_by_hand(request):
     vocab = build_draft_vocab(np.array(counts), size, len(counts), forced)
     assert vocab.selected_token_ids.tolist() == chosen_by_hand(counts, size, forced)
     assert vocab.selected_token_mask.nonzero().flatten().tolist() == vocab.selected_token_ids.tolist()
-    assert (vocab.size, vocab.target_size, vocab.is_identity) == (size, len(counts), size == len(counts))
+    assert (vocab.size, vocab.target_size) == (size, len(counts))
 
 
 def test_unused_ids_fill_up_from_the_lowest():
@@ -42,7 +41,7 @@ def test_unused_ids_fill_up_from_the_lowest():
 @pytest.mark.parametrize("draft_size", [None, 5])
 def test_an_absent_size_and_the_targets_own_keep_every_token(draft_size):
     vocab = build_draft_vocab(np.zeros(5, dtype=np.int64), draft_size, 5)
-    assert vocab.is_identity and vocab.selected_token_ids.tolist() == [0, 1, 2, 3, 4]
+    assert vocab.selected_token_ids.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("draft_size", [0, -3, 2.0, True, "8"])
@@ -88,19 +87,3 @@ def test_counting_an_id_outside_the_vocabulary_names_it(wrong):
 
 def test_coverage_is_the_share_of_counted_tokens_inside():
     assert build_draft_vocab(np.array([6, 3, 1]), 2, 3).coverage() == 0.9
-
-
-def test_tensors_round_trip():
-    vocab = build_draft_vocab(np.array([1, 0, 5, 2]), 2, 4)
-    again = vocab_from_tensors(vocab_tensors(vocab))
-    assert all(torch.equal(vocab_tensors(again)[name], tensor) for name, tensor in vocab_tensors(vocab).items())
-
-
-def test_contradicting_or_missing_tensors_are_corrupt():
-    tensors = vocab_tensors(build_draft_vocab(np.array([1, 0, 5, 2]), 2, 4))
-    with pytest.raises(CorruptError, match="contradict"):
-        vocab_from_tensors({**tensors, "selected_token_ids": torch.tensor([0, 3])})
-    with pytest.raises(CorruptError, match="without counts"):
-        vocab_from_tensors({name: tensor for name, tensor in tensors.items() if name != "counts"})
-    with pytest.raises(CorruptError, match="dtype or shape"):
-        vocab_from_tensors({**tensors, "counts": torch.zeros(3, dtype=torch.int64)})

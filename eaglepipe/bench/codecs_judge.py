@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from eaglepipe.config import TrainConfig
-from eaglepipe.training.balance import document_costs
 from eaglepipe.training.distributed import World
 from eaglepipe.training.learner import compute_dtype
 from eaglepipe.training.loader import Loader
@@ -48,7 +47,7 @@ def judge(
     module = objective.make_module(draft, source).to(world.device).eval()
     decode = objective.make_decoder(source, device=world.device, dtype=compute_dtype(config, world.device))
     index = source.index
-    costs = document_costs(index.num_tokens, index.num_supervised, config.ttt_steps)
+    costs = objective.costs(index, num_layers=draft.config.num_hidden_layers, training=False)
     plans = plan_evaluation(samples, index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
     names = ("loss_sums", "counts", "hits", "sampled_hits", "valid")
     totals = torch.zeros(len(names), config.ttt_steps, dtype=torch.float64)

@@ -75,13 +75,12 @@ def write_made_cache(
     *,
     assistant_share: float,
     shard_bytes: int = 256 * 2**20,
-    codec: str = "bf16",
 ) -> Cache:
     """Write and open a cache of last hidden states; one sample a length, in the order given."""
     spec = ShardSpec(
         supervision="hidden",
-        aux_codec=codec,
-        supervision_codec=codec,
+        aux_codec="bf16",
+        supervision_codec="bf16",
         aux_layer_ids=tuple(range(2, 2 + shape.num_aux)),
         hidden_size=shape.hidden_size,
         vocab_size=shape.vocab_size,

@@ -20,7 +20,6 @@ from eaglepipe.bench.step_report import StepReport, WorkloadReport
 from eaglepipe.bench.timing import bench_device, median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.target.speed import matmul_rate
-from eaglepipe.training.balance import document_costs
 from eaglepipe.training.distributed import World
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.learner import COMPUTE_DTYPES, Learner
@@ -158,7 +157,7 @@ def _data_wait(bench: _Bench) -> float:
     plans = plan_steps(
         np.arange(bench.cache.num_samples),
         index.num_tokens,
-        document_costs(index.num_tokens, index.num_supervised, config.ttt_steps),
+        learner.costs(index, training=True),
         identity=bench.cache.identity,
         seed=0,
         epochs=_WAIT_EPOCHS,

@@ -22,11 +22,10 @@ from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.fused_head import rows_at_once
 from eaglepipe.eagle.plan import UnrollPlan, plan_unroll
 from eaglepipe.eagle.unroll import HostMasks
-from eaglepipe.training.balance import document_costs
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.learner import COMPUTE_DTYPES
 from eaglepipe.training.loader import Loader
-from eaglepipe.training.objective_eagle3 import draw_slots
+from eaglepipe.training.objective_eagle3 import Eagle3Objective, draw_slots
 from eaglepipe.training.packing import micro_batches
 from eaglepipe.training.supervision import SupervisionDecoder
 from eaglepipe.training.types import Cut, EncodedBatch, Position, Row, StepPlan
@@ -123,7 +122,8 @@ def _masks(batch: EncodedBatch) -> HostMasks:
 def compact_rows(workload: Workload, cache: Cache, ttt_steps: int) -> tuple[tuple[Row, ...], ...]:
     """Micro-batches of packed rows, as training cuts them."""
     cut = Cut(pack_length=workload.pack_length, micro_batch_tokens=workload.micro_batch_tokens)
-    costs = document_costs(cache.index.num_tokens, cache.index.num_supervised, ttt_steps)
+    objective = Eagle3Objective(TrainConfig(ttt_steps=ttt_steps))
+    costs = objective.costs(cache.index, num_layers=1, training=True)
     return micro_batches(np.arange(cache.num_samples), cache.index.num_tokens, costs, cut)
 
 

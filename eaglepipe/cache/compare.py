@@ -82,6 +82,12 @@ def _load_plan(folder: Path) -> Plan:
     return load_document(folder / PLAN_NAME, Plan)
 
 
+def target_weights(folder: Path) -> str | None:
+    """Fingerprint of the weights that a cache was computed with; None where its plan does not say."""
+    found = _load_plan(folder).identity_fields.get("target", {}).get("weights")
+    return found if isinstance(found, str) else None
+
+
 def _contents(folder: Path, plan: Plan) -> dict[str, Any]:
     """Counts, and digests of what is not a count; not the plan, which names paths of the machine it was made on."""
     if (folder / MANIFEST_NAME).exists():

@@ -41,9 +41,9 @@ def cache_folder_name(name: str, identity: str) -> str:
     return f"{name}-{identity[:IDENTITY_PREFIX]}"
 
 
-def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """One line for each leaf that differs: `data.max_length: 1024 -> 2048`."""
-    for field, before, after in differing_leaves(old, new, prefix):
+    for field, before, after in differing_leaves(old, new):
         yield f"{field}: {json.dumps(before)} -> {json.dumps(after)}"
 
 

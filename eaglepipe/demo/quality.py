@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LOOP_NGRAM, LOOP_REPEATS = 8, 3
+MAX_ANSWERS = 1000
 
 Row = dict[str, Any]
 
@@ -21,20 +22,17 @@ class QualityReport:
     looping_share: float
     distinct_share: float
     shared_words: float
-    mean_words: float
 
 
 def judge_answers(
     regenerated: Path,
     references: Iterable[Row],
     tokenize: Callable[[str], Sequence[object]],
-    *,
-    max_answers: int = 1000,
 ) -> QualityReport:
     """Compare a regenerated JSONL file with the corpus rows it answers, matched by their ids' last part."""
     true = {row["id"]: answers_of(row) for row in references}
     with regenerated.open(encoding="utf-8") as stream:
-        rows = [json.loads(line) for line in islice(stream, max_answers)]
+        rows = [json.loads(line) for line in islice(stream, MAX_ANSWERS)]
     pairs = [
         (answer, reference)
         for row in rows
@@ -46,7 +44,6 @@ def judge_answers(
         looping_share=sum(is_loop(tokenize(answer)) for answer, _ in pairs) / count,
         distinct_share=len({answer for answer, _ in pairs}) / count,
         shared_words=sum(shared_words(answer, reference) for answer, reference in pairs) / count,
-        mean_words=sum(len(answer.split()) for answer, _ in pairs) / count,
     )
 
 

@@ -67,7 +67,6 @@ class TargetReport:
     num_tokens: int
     loss: float
     seconds: float
-    cpu_seconds: float
     stopped_by_time: bool
 
 
@@ -81,7 +80,7 @@ def train_target(
     on_step: Callable[[TargetStep], None] | None = None,
 ) -> TargetReport:
     """Train a target on the rows of `files` and save it with its tokenizer as a transformers folder."""
-    started, cpu_started = time.monotonic(), time.process_time()
+    started = time.monotonic()
     model = build_model(tokenizer, shape, seed=training.seed)
     examples = encode(tokenizer, read_rows(files))
     batches = steps(examples, rows=training.rows, micro_rows=training.micro_rows, seed=training.seed)
@@ -97,7 +96,6 @@ def train_target(
         num_tokens=history[-1].num_tokens,
         loss=sum(step.loss for step in tail) / len(tail),
         seconds=time.monotonic() - started,
-        cpu_seconds=time.process_time() - cpu_started,
         stopped_by_time=len(history) < training.max_steps,
     )
 

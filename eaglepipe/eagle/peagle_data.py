@@ -20,7 +20,11 @@ class CodSettings:
 
     def wanted(self, num_valid: int, depth: int) -> int:
         """Elements to draw at a depth of 1 or more in a document with `num_valid` supervised slots."""
-        return int(max(0, num_valid - depth) * max(self.ratio**depth, self.min_ratio))
+        return int(max(0, num_valid - depth) * self.share(depth))
+
+    def share(self, depth: int) -> float:
+        """Of a document's chains, those to draw at a depth of 1 or more."""
+        return max(self.ratio**depth, self.min_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,7 @@ class Estimate:
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def bootstrap(
-    counts: Floats, figure: Callable[[Floats], Floats], *, seed: int, resamples: int = RESAMPLES
-) -> list[Estimate]:
+def bootstrap(counts: Floats, figure: Callable[[Floats], Floats], *, seed: int) -> list[Estimate]:
     """Estimates of figures of summed counts.
 
     Args:
@@ -36,7 +34,7 @@ def bootstrap(
     Returns: one estimate for each of the F figures.
     """
     generator = np.random.default_rng([seed, len(counts)])
-    drawn = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
+    drawn = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
     values = figure(counts.sum(axis=0))
     tail = 50 * (1 - COVERAGE)
     low, high = np.percentile(figure(drawn @ counts), [tail, 100 - tail], axis=0)

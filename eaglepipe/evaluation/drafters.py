@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+MAX_NGRAM = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
@@ -124,9 +126,8 @@ class LookupDrafter(_TextDrafter):
     Where nothing matches, or the match is near the end, the last token found is repeated: a round costs the same.
     """
 
-    def __init__(self, depth: int, device: torch.device, *, max_ngram: int = 3) -> None:
+    def __init__(self, depth: int, device: torch.device) -> None:
         super().__init__(device)
-        self._max_ngram = max_ngram
         self.method = Method(drafter="prompt lookup", shape="chain", depth=depth, size=depth)
 
     def propose(self, generator: torch.Generator) -> Proposal:
@@ -135,7 +136,7 @@ class LookupDrafter(_TextDrafter):
 
     def _continuation(self, sequence: NDArray[np.int64]) -> NDArray[np.int64]:
         depth = self.method.depth
-        for size in range(min(self._max_ngram, len(sequence) - 1), 0, -1):
+        for size in range(min(MAX_NGRAM, len(sequence) - 1), 0, -1):
             windows = np.lib.stride_tricks.sliding_window_view(sequence[:-1], size)
             matches = np.flatnonzero((windows == sequence[-size:]).all(axis=1))
             if len(matches):

@@ -17,6 +17,7 @@ from eaglepipe.evaluation.heldout import HeldoutFigures, count_heldout, heldout_
 from eaglepipe.evaluation.prompts import Turn, cached_turns, file_turns
 from eaglepipe.evaluation.real import DecodeSettings, OpenTarget, measure_real, open_target
 from eaglepipe.evaluation.replay import own_text_share, replay
+from eaglepipe.evaluation.same_target import TargetMatch
 from eaglepipe.evaluation.table import eval_table
 from eaglepipe.evaluation.trained import TrainedRun, open_run
 from eaglepipe.evaluation.verify import SamplingRule
@@ -58,6 +59,7 @@ class EvalReport:
     bigram_acceptance_length: float  # as the held-out figures are counted: chain, every position
     own_text_share: float  # of the replayed text that is the target's greedy choice
     figures: tuple[Figure, ...]
+    target: TargetMatch  # nothing is known of it where no target was asked for
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,13 +68,19 @@ class EvalReport:
             "heldout": [asdict(figures) for figures in self.heldout],
             "bigram_acceptance_length": self.bigram_acceptance_length,
             "own_text_share": self.own_text_share,
+            "target_matches": self.target.matches,
             "figures": [figure.to_json() for figure in self.figures],
             "table": self.table(),
         }
 
     def table(self) -> str:
         return eval_table(
-            self.heldout, self.figures, self.bigram_acceptance_length, self.own_text_share, self.heldout_depths
+            self.heldout,
+            self.figures,
+            self.bigram_acceptance_length,
+            self.own_text_share,
+            self.heldout_depths,
+            warning=self.target.warning,
         )
 
 
@@ -92,9 +100,10 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         table = bigram_table(run.source.read(int(sample)) for sample in run.split.train)
         turns = cached_turns(run, options.num_prompts, max_new_tokens=options.max_new_tokens)
         job = _Job(run=run, turns=turns, successor=table, options=options, device=world.device, report=report)
-        figures = _replayed(job)
+        figures, match = _replayed(job), TargetMatch()
         if options.real:
-            figures += _real(job, open_target(run, options.target, str(world.device)))
+            target = open_target(run, options.target, str(world.device))
+            figures, match = figures + _real(job, target), target.match
     result = EvalReport(
         run=str(folder),
         heldout_depths=num_depths,
@@ -102,6 +111,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         bigram_acceptance_length=bigram_acceptance_length(run.source, run.split, num_depths),
         own_text_share=own_text_share(run.source, turns),
         figures=tuple(figures),
+        target=match,
     )
     publish_json(folder / "eval.json", result.to_json())
     return result
@@ -132,6 +142,8 @@ def _replayed(job: _Job) -> list[Figure]:
 
 def _real(job: _Job, target: OpenTarget) -> list[Figure]:
     options, turns = job.options, job.turns
+    if target.match.warning is not None:
+        job.report(f"warning: {target.match.warning}")
     if options.prompts is not None:
         if target.chat is None:
             raise EaglepipeError(f"{options.prompts}: the target has no tokenizer to read prompts with")

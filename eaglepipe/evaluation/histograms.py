@@ -16,6 +16,7 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.types import CachedSample
 
 Floats = NDArray[np.float64]
+MAX_SAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class CacheFigures:
     covered: float  # share of the read supervised tokens whose top-1 is in the draft vocabulary
 
 
-def cache_figures(folders: Sequence[Path], *, max_samples: int = 500, max_rows: int = 128) -> CacheFigures:
+def cache_figures(folders: Sequence[Path], *, max_rows: int = 128) -> CacheFigures:
     """Figures of the caches that a run trained from, taken together; at most `max_rows` rows of a sample are read.
 
     Raises:
@@ -41,7 +42,7 @@ def cache_figures(folders: Sequence[Path], *, max_samples: int = 500, max_rows: 
     num_rows, num_covered = 0, 0
     for cache in caches:
         distribution = None if cache.supervision == "sparse" else TargetDistribution(cache)
-        for sample in _spread(cache.num_samples, max_samples // len(caches) or 1):
+        for sample in _spread(cache.num_samples, MAX_SAMPLES // len(caches) or 1):
             read = cache.read(int(sample))
             supervised = np.flatnonzero(read.supervised)
             rows = _spread(len(supervised), max_rows)

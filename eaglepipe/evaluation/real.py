@@ -13,6 +13,7 @@ from eaglepipe.evaluation.drafters import Drafter, NoDraft
 from eaglepipe.evaluation.figures import Conditions, Figure, make_figure
 from eaglepipe.evaluation.identity import first_difference, num_different
 from eaglepipe.evaluation.prompts import Turn
+from eaglepipe.evaluation.same_target import TargetMatch, match_target
 from eaglepipe.evaluation.trained import TrainedRun
 from eaglepipe.evaluation.verify import SamplingRule
 from eaglepipe.target.capture import HFEagle3TargetModel
@@ -26,11 +27,12 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class OpenTarget:
-    """A target that can be stepped, its template, and what ends its answers."""
+    """A target that can be stepped, its template, what ends its answers, and whether the run learned from it."""
 
     stepping: SteppingTarget
     chat: ChatTokenizer | None
     stops: frozenset[int]
+    match: TargetMatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ def open_target(run: TrainedRun, path: Path | None, device: str) -> OpenTarget:
             )
     chat = read_chat_tokenizer(recipe)
     stepping = SteppingTarget(HFEagle3TargetModel(target, run.source.aux_layer_ids))
-    return OpenTarget(stepping=stepping, chat=chat, stops=stop_ids(target, chat))
+    match = match_target(run, settings)
+    return OpenTarget(stepping=stepping, chat=chat, stops=stop_ids(target, chat), match=match)
 
 
 def measure_real(

@@ -18,9 +18,12 @@ def eval_table(
     bigram: float,
     own_text: float,
     num_depths: int,
+    *,
+    warning: str | None = None,
 ) -> str:
-    """All figures, in two tables and their notes."""
-    return "\n".join([*_heldout_lines(heldout, bigram, num_depths), "", *_figure_lines(figures, own_text)])
+    """All figures, in two tables and their notes; `warning` is what a reader of the real ones must know."""
+    lines = [*_heldout_lines(heldout, bigram, num_depths), "", *_figure_lines(figures, own_text)]
+    return "\n".join([*lines, *([] if warning is None else [f"  WARNING: {warning}"])])
 
 
 def _heldout_lines(heldout: Sequence[HeldoutFigures], bigram: float, num_depths: int) -> list[str]:

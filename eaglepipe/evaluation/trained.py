@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.config import Recipe, load_recipe
 from eaglepipe.errors import CorruptError, EaglepipeError
@@ -29,6 +30,7 @@ class TrainedRun:
     draft: PreTrainedModel  # float32, on the CPU
     split: Split
     heldout: NDArray[np.int64]  # the held-out samples that are read, by ascending number
+    target_weights: str | None  # fingerprint of the target that the caches were made from, where they say so
 
 
 def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples: int | None = None) -> TrainedRun:
@@ -53,7 +55,15 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
     if len(heldout) == 0:
         raise EaglepipeError(f"{folder}: the run holds no sample out; train it with a positive train.heldout_fraction")
     draft = _load_draft(folder / "draft" / "model.safetensors", recipe, source)
-    return TrainedRun(folder=folder, recipe=recipe, source=source, draft=draft, split=split, heldout=heldout)
+    return TrainedRun(
+        folder=folder,
+        recipe=recipe,
+        source=source,
+        draft=draft,
+        split=split,
+        heldout=heldout,
+        target_weights=target_weights(shares[0].folder),
+    )
 
 
 def _load_draft(file: Path, recipe: Recipe, source: TrainingSource) -> PreTrainedModel:

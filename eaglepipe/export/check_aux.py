@@ -28,7 +28,7 @@ def check_aux(
     elif nested:
         yield from _suspected(NESTED, nested, "outputs", depth, reader="SGLang takes them for layer outputs")
     elif top and engine in READS_NESTED and not is_speculators(config):
-        yield from _only_top(engine, top, depth)
+        yield from _only_top(top, depth)
     elif top:
         yield from _suspected(AUX_IDS, top, "boundaries", depth, reader=f"{engine} takes them for boundaries")
     yield from _range_and_order(top, nested, depth, target_type)
@@ -79,7 +79,7 @@ def _only_nested(engine: Engine, nested: Ids, spelling: AuxSpelling, depth: int 
     )
 
 
-def _only_top(engine: Engine, top: Ids, depth: int | None) -> Iterator[Finding]:
+def _only_top(top: Ids, depth: int | None) -> Iterator[Finding]:
     if likely_convention(top, depth) == "boundaries" and 0 not in top and depth not in top:
         yield warning("field", AUX_IDS, "SGLang ignores it; the default layers, which it takes, are the same")
         return

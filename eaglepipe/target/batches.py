@@ -19,7 +19,7 @@ def plan_batches(lengths: NDArray[np.integer], batch_tokens: int, split_at: int 
     Args:
         lengths: tokens of each sample [N].
         batch_tokens: rows times longest row never exceed it, except for a sample alone in its batch.
-        split_at: samples longer than this never share a batch with others not longer (see `length_split`).
+        split_at: samples longer than this never share a batch with others not longer (see `Inputs.rope_split`).
     """
     longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
     if split_at is None:
@@ -50,12 +50,6 @@ def plan_shards(
         shards[-1].append(batches[number])
         room -= num_tokens
     return shards
-
-
-def padding_share(lengths: NDArray[np.integer], batches: list[Batch]) -> float:
-    """Share of the padded tokens that are padding."""
-    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    return 1.0 - int(lengths.sum()) / padded if padded else 0.0
 
 
 def _fill(ordered: NDArray[np.int64], lengths: NDArray[np.integer], batch_tokens: int) -> list[Batch]:

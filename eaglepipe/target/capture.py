@@ -57,11 +57,6 @@ class HFEagle3TargetModel:
         """Ht."""
         return int(self.target.text_config.hidden_size)
 
-    @property
-    def length_split(self) -> int | None:
-        """Samples longer than this must not share a batch with shorter ones: the rope would change for both."""
-        return self._rope_lengths.get("longrope")
-
     @torch.no_grad()
     def capture(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> CapturedStates:
         """Run the decoder over right-padded rows.

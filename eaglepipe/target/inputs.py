@@ -32,7 +32,7 @@ class Inputs:
     recipe: Recipe
     chat: ChatTokenizer | None  # None: the corpus is tokenised already and the target has no tokenizer
     spec: ShardSpec
-    rope_split: int | None  # see `HFEagle3TargetModel.length_split`
+    rope_split: int | None  # longer samples share no batch with others: the rope would change for both
     identity: str
     identity_fields: dict[str, Any]
 

@@ -81,11 +81,6 @@ def _split(sparse: SparseRequest | None, chunk_rows: int) -> Iterator[SparseRequ
         yield from (replace(sparse, forced=rows) for rows in sparse.forced.split(chunk_rows))
 
 
-def finite_rows(states: torch.Tensor) -> torch.Tensor:
-    """[B, T, ...] -> bool [B, T]: no NaN and no Inf in the row."""
-    return torch.isfinite(states).flatten(2).all(dim=-1)
-
-
 def _supervise_chunk(
     logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, *, keep_probs: bool, sparse: SparseRequest | None
 ) -> Supervision:

@@ -1,26 +1,8 @@
-"""Shares of equal compute, estimated from metadata alone: the largest document first, to the share with least to do."""
+"""Shares of equal cost, whatever that is: the largest document first, to the share with least to do."""
 
 import math
 from collections.abc import Sequence
 from heapq import heappop, heappush
-
-import numpy as np
-from numpy.typing import NDArray
-
-SUPERVISED_COST = 5.2
-"""A supervised slot in one TTT step, in units of what any token costs: its aux states' projection and step 0's keys and
-values. Products of Llama-3.1-8B's draft with 32,000 tokens; that of a 512-wide one with 8,192 has 5.4."""
-
-PAIR_COST = 1.2e-4
-"""One query of a supervised slot on one key, in the same unit; a 512-wide draft with 64-wide heads has 8e-4."""
-
-
-def document_costs(
-    num_tokens: NDArray[np.integer], num_supervised: NDArray[np.integer], ttt_steps: int
-) -> NDArray[np.float64]:
-    """Compute that each sample takes in training, [N], in units of a token without supervision."""
-    tokens, supervised = num_tokens.astype(np.float64), num_supervised.astype(np.float64)
-    return tokens + ttt_steps * supervised * (SUPERVISED_COST + PAIR_COST * tokens)
 
 
 def share_out(

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.config import TrainConfig
-from eaglepipe.training.balance import document_costs
 from eaglepipe.training.distributed import World
 from eaglepipe.training.learner import Counters, Learner
 from eaglepipe.training.loader import Loader
@@ -30,7 +29,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure the draft on `samples`, spread over the ranks; every rank gets the same answer."""
     index = source.index
-    costs = document_costs(index.num_tokens, index.num_supervised, config.evaluated.ttt_steps)
+    costs = learner.costs(index, training=False)
     plans = plan_evaluation(samples, index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
     counters = Counters.zeros(len(learner.evaluation.loss_weights), world.device)
     with Loader(

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from eaglepipe.cache.types import SampleIndex
 from eaglepipe.config import TrainConfig
 from eaglepipe.eagle.transfer import to_device
 from eaglepipe.errors import ConfigError
+from eaglepipe.training.costs import Costs
 from eaglepipe.training.distributed import World, sum_gradients
 from eaglepipe.training.mean_alphas import NAME as MEAN_ALPHAS
 from eaglepipe.training.mean_alphas import MeanAlphas
@@ -120,6 +122,11 @@ class Learner:
         self._measured.eval()
         with self._autocast():
             return _counters(self._measured(**self._arguments(batch)))
+
+    def costs(self, index: SampleIndex, *, training: bool) -> Costs:
+        """What each sample costs to train on or to measure, [N]."""
+        objective = self.objective if training else self.evaluation
+        return objective.costs(index, num_layers=self.draft.config.num_hidden_layers, training=training)
 
     def draft_tensors(self) -> dict[str, torch.Tensor]:
         """The float32 masters that training changes."""

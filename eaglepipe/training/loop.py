@@ -16,7 +16,6 @@ from eaglepipe.config import TrainConfig
 from eaglepipe.errors import StoppedError
 from eaglepipe.progress import ProgressLine
 from eaglepipe.signals import StopFlag
-from eaglepipe.training.balance import document_costs
 from eaglepipe.training.checkpoint import prune_checkpoints, save_checkpoint
 from eaglepipe.training.distributed import World
 from eaglepipe.training.heldout import evaluate
@@ -82,7 +81,7 @@ def _loader(run: Run, state: RunState) -> Loader:
     plans = plan_steps(
         run.plan.split.train,
         index.num_tokens,
-        document_costs(index.num_tokens, index.num_supervised, run.config.ttt_steps),
+        run.learner.costs(index, training=True),
         identity=run.source.identity,
         seed=run.config.seed,
         epochs=run.config.epochs,

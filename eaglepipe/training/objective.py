@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from eaglepipe.cache.types import SampleIndex
 from eaglepipe.config import DraftConfig
 from eaglepipe.training.collate import Columns
+from eaglepipe.training.costs import Costs
 from eaglepipe.training.types import EncodedBatch, Reads, TrainingSource
 
 Decoder = Callable[[EncodedBatch], dict[str, Any]]
@@ -71,6 +73,15 @@ class Objective(Protocol):
     @property
     def reads(self) -> Reads:
         """Which of the cache's columns a batch carries."""
+        ...
+
+    def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
+        """What each sample costs to compute, [N], in one unit: ranks and micro-batches get about equal sums of it.
+
+        Args:
+            num_layers: of the draft.
+            training: False where the samples are held out.
+        """
         ...
 
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.codecs import EncodedRows
+from eaglepipe.cache.types import SampleIndex
 from eaglepipe.config import DraftConfig, TrainConfig
 from eaglepipe.eagle.core_v12 import EagleTrainerModule
 from eaglepipe.eagle.frozen_head import FrozenHead
 from eaglepipe.eagle.steps import count_per_step, prefix_masks
 from eaglepipe.errors import CacheError
 from eaglepipe.training.collate import Columns
+from eaglepipe.training.costs import FULL_HEAD_COST, FUSE_COST, LAYER_COST, PAIR_COST, Costs
 from eaglepipe.training.draft_eagle1 import build_eagle1_draft
 from eaglepipe.training.objective import Decoder, Drawn
 from eaglepipe.training.types import EncodedBatch, Reads, TrainingSource
@@ -39,6 +41,15 @@ class Eagle1Objective:
     @property
     def loss_weights(self) -> tuple[float, ...]:
         return (1.0, *[0.0] * (self.config.ttt_steps - 1))
+
+    def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
+        """Every token goes through the whole draft, and reads its row, which is about as long as the longest sample.
+
+        An evaluation's chain repeats all of it at every depth, which changes no proportion.
+        """
+        tokens, supervised = index.num_tokens.astype(np.float64), index.num_supervised.astype(np.float64)
+        layer = LAYER_COST + PAIR_COST * float(tokens.max(initial=0.0))
+        return tokens * (FUSE_COST + num_layers * layer) + supervised * FULL_HEAD_COST
 
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.clamp(min=1)

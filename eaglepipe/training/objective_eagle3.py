@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from eaglepipe.cache.types import SampleIndex
 from eaglepipe.config import DraftConfig, TrainConfig
 from eaglepipe.eagle.core import Eagle3TrainerModule, count_valid_per_step
 from eaglepipe.eagle.losses import StepLoss
 from eaglepipe.training.collate import Columns
+from eaglepipe.training.costs import Costs, draft_costs
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.objective import Decoder, Draw, Drawn
 from eaglepipe.training.supervision import SupervisionDecoder
@@ -30,6 +32,18 @@ class Eagle3Objective:
     def loss_weights(self) -> tuple[float, ...]:
         decayed = [self.config.step_decay**step for step in range(self.config.ttt_steps)]
         return tuple(weight / sum(decayed) for weight in decayed)
+
+    def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
+        """Supervised slots go through every step; layers before the last see all slots of step 0."""
+        tokens, supervised = index.num_tokens.astype(np.float64), index.num_supervised.astype(np.float64)
+        steps = self.config.ttt_steps
+        return draft_costs(
+            num_keys=tokens,
+            contexts=tokens,
+            losses=steps * supervised,
+            inner=tokens + (steps - 1) * supervised,
+            num_layers=num_layers,
+        )
 
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.clamp(min=1)

@@ -7,15 +7,18 @@ the trainer module makes of it the elements that were counted here.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import nn
 from transformers import PreTrainedModel
 
+from eaglepipe.cache.types import SampleIndex
 from eaglepipe.config import DraftConfig, TrainConfig
 from eaglepipe.eagle.peagle_data import CodSettings, count_elements
 from eaglepipe.eagle.peagle_trainer import PeagleTrainerModule
 from eaglepipe.training.collate import Columns, Documents
+from eaglepipe.training.costs import KEY_COST, Costs, draft_costs
 from eaglepipe.training.draft import build_draft
 from eaglepipe.training.objective import Decoder, Drawn
 from eaglepipe.training.supervision import SupervisionDecoder
@@ -34,6 +37,28 @@ class PeagleObjective:
     @property
     def loss_weights(self) -> tuple[float, ...]:
         return (1.0,) * self.config.peagle_depths
+
+    def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
+        """Every token is an element, and so is what is drawn below it; a partition reads those before it again."""
+        tokens, supervised = index.num_tokens.astype(np.float64), index.num_supervised.astype(np.float64)
+        below = self._expected_below(supervised, training=training)
+        read = tokens * _times_read(supervised / tokens, self.config.sequence_partitions if training else 1)
+        losses, inner = supervised + below, read + below
+        of_elements = draft_costs(num_keys=tokens, contexts=read, losses=losses, inner=inner, num_layers=num_layers)
+        return of_elements + KEY_COST * below
+
+    def _expected_below(self, supervised: Costs, *, training: bool) -> Costs:
+        """Elements below depth 0, where the supervised slots are one run, which is one shorter at each depth."""
+        settings, total = self._settings, np.zeros_like(supervised)
+        for depth in range(1, settings.depths):
+            share = settings.share(depth) if training else 1.0
+            total += share * np.maximum(0.0, supervised - depth)
+        return total
+
+    @property
+    def _settings(self) -> CodSettings:
+        config = self.config
+        return CodSettings(depths=config.peagle_depths, ratio=config.cod_ratio, min_ratio=config.cod_min_ratio)
 
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.sum().clamp(min=1).expand(len(counts))
@@ -63,19 +88,25 @@ class PeagleObjective:
         return decode
 
     def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
-        settings = CodSettings(
-            depths=self.config.peagle_depths, ratio=self.config.cod_ratio, min_ratio=self.config.cod_min_ratio
-        )
         seeds = document_seeds(columns.documents, seed=self.config.seed, epoch=epoch) if training else None
         counts = count_elements(
             columns.loss_mask,
             columns.attention_mask,
             columns.seq_lens,
             columns.doc_remaining,
-            settings=settings,
+            settings=self._settings,
             seeds=None if seeds is None else seeds[seeds >= 0].tolist(),
         )
         return Drawn(counts=counts, extras={} if seeds is None else {_SEEDS: seeds})
+
+
+def _times_read(supervised_share: Costs, num_parts: int) -> Costs:
+    """How often a token goes through the draft, the supervised ones lying at the end: parts without a loss are not run.
+
+    Part s of S reads s / S of its document.
+    """
+    parts = np.ceil(supervised_share * num_parts).clip(min=1)
+    return parts * (2 * num_parts - parts + 1) / (2 * num_parts)
 
 
 def document_seeds(documents: Documents, *, seed: int, epoch: int) -> torch.Tensor:

@@ -2,14 +2,10 @@
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.metrics import StepRecord
 from eaglepipe.training.state import Evaluation
-
-if TYPE_CHECKING:
-    pass
 
 _STEP_SCALARS = ("loss", "learning_rate", "grad_norm", "simulated_acceptance_length", "tokens_per_s", "data_wait_share")
 

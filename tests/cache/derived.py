@@ -1,5 +1,6 @@
 """Caches made from the tiny project for tests of what is made from caches, and a plain reader of their contents."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,18 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.precompute import run_precompute
 from tests.tiny_project import TinyProject
+
+FEW = {
+    "data.max_length": 80,
+    "cache.shard_bytes": "60KiB",
+    "cache.hidden_codec": "fp32",
+    "precompute.batch_tokens": 256,
+}
+
+
+def few(project: TinyProject) -> dict[str, Any]:
+    """Overrides for a small cache."""
+    return {**FEW, "data.sources": json.dumps([{"path": str(path), "max_samples": 4} for path in project.sources[:2]])}
 
 
 def make_cache(project: TinyProject, root: Path, **overrides: Any) -> Path:

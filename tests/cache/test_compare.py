@@ -10,8 +10,8 @@ from eaglepipe.cache.compare import diff_caches
 from eaglepipe.cache.manifest import Plan, load_document
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.errors import CacheError, CorruptError
+from tests.cache.damage import flip
 from tests.cache.derived import make_cache
-from tests.cache.test_damage import flip
 from tests.tiny_project import TinyProject
 
 

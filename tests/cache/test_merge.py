@@ -17,8 +17,8 @@ from eaglepipe.cache.verify import verify_cache
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.train import preview_training
+from tests.cache.damage import flip, read_everything
 from tests.cache.derived import digests, make_cache, samples
-from tests.cache.test_damage import flip, read_everything
 from tests.tiny_project import TinyProject
 
 WHOLE = {"vocab.draft_size": "null", "data.max_length": 96, "cache.shard_bytes": "200KiB"}

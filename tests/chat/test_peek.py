@@ -15,8 +15,8 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.chat.peek import peek_cache, turns_of
 from eaglepipe.chat.types import supervised_tokens
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
+from tests.cache.damage import flip
 from tests.cache.derived import make_cache
-from tests.cache.test_damage import flip
 from tests.tiny_project import TinyProject
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -1,40 +1,28 @@
 """Templates that cannot give a trustworthy mask are refused before anything runs; the two ways to a mask agree."""
 
-import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_chat import CHATML, CHATML_MARKED, data_config, dialogue, make_chat, make_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+from tiny_chat import (
+    CHATML,
+    CHATML_MARKED,
+    CONTENT_AND_END,
+    conversation,
+    data_config,
+    dialogue,
+    make_chat,
+    make_tokenizer,
+    masked_text,
+    refused,
+)
 
-from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
-from eaglepipe.chat.types import Conversation, Message
-from eaglepipe.config import DataConfig, SourceConfig
-from eaglepipe.errors import DataError, TargetError, TemplateError
-
-CONTENT_AND_END = "{{ message['content'] + '<|im_end|>' }}"
-
-
-def conversation(messages: list[Message]) -> Conversation:
-    return Conversation(sample_id="a", source="s", where="rows.jsonl:7", digest=b"", messages=tuple(messages))
-
-
-def masked_text(chat: ChatTokenizer, messages: list[Message]) -> list[str]:
-    ids, turns = chat.encode(conversation(messages))
-    return [chat.tokenizer.decode(ids[turns == turn]) for turn in range(1, turns.max() + 1)]
-
-
-def refused(template: str, **fields: object) -> str:
-    with pytest.raises(TemplateError) as error:
-        make_chat(template, **fields)
-    return str(error.value)
+from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer
+from eaglepipe.errors import DataError, TemplateError
 
 
 def test_markers_are_used_when_the_template_has_them() -> None:
@@ -45,23 +33,6 @@ def test_markers_are_used_when_the_template_has_them() -> None:
 
 def test_markers_asked_for_and_absent_are_refused() -> None:
     assert "generation" in refused(CHATML, mask="generation")
-
-
-@pytest.mark.parametrize("template", [CHATML, CHATML_MARKED])
-def test_special_ids_hold_the_detected_end_of_turn(template: str) -> None:
-    chat = make_chat(template)
-    end, pad = chat.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert chat.end_of_turn == chat.eos == end
-    assert (chat.bos, chat.unk, chat.pad) == (None, None, pad)
-    assert chat.special_ids() == {end, pad}
-    assert chat.vocab_size == len(chat.tokenizer)
-
-
-def test_end_of_turn_may_differ_from_eos() -> None:
-    tokenizer = make_tokenizer(CHATML)
-    tokenizer.eos_token = "<|endoftext|>"
-    chat = load_chat_tokenizer(tokenizer, data_config())
-    assert chat.special_ids() == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
 
 
 def test_template_that_strips_earlier_thoughts_is_refused_at_the_row_and_turn() -> None:
@@ -205,71 +176,6 @@ def test_several_marks_in_one_message_are_one_turn() -> None:
     assert masked_text(make_chat(template), messages) == ["hm b<|im_end|>", "d<|im_end|>"]
 
 
-def test_a_tokenizer_that_drops_white_space_keeps_the_first_word() -> None:
-    words = ["Which", "tree", "An", "old", "hello", "fine", "<s>", "</s>", "[UNK]"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
-    wrapped.chat_template = (
-        "{% for message in messages %}{{ '<s> \\n' + message['content'] + ' </s>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<s> \\n' }}{% endif %}"
-    )
-    chat = load_chat_tokenizer(wrapped, data_config())
-    ids, turns = chat.encode(conversation(dialogue("hello", "fine old")))
-    assert wrapped.convert_ids_to_tokens(ids) == ["<s>", "hello", "</s>", "<s>", "fine", "old", "</s>"]
-    assert turns.tolist() == [0, 0, 0, 0, 1, 1, 1]
-
-
-class Characters(PreTrainedTokenizer):
-    """A tokenizer in Python, without offsets: a token for each character, and one for the end of a turn."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(eos_token="¶", **kwargs)
-
-    @property
-    def vocab_size(self) -> int:
-        return 128
-
-    def get_vocab(self) -> dict[str, int]:
-        return {chr(i): i for i in range(128)}
-
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return list(text)
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return ord(token)
-
-    def _convert_id_to_token(self, index: int) -> str:
-        return chr(index)
-
-
-class Pairs(Characters):
-    """The same, but some pairs of characters are one token."""
-
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return re.findall(r":x|.", text, re.DOTALL)
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return 1 if token == ":x" else ord(token)
-
-
-@pytest.mark.parametrize("kind", [Characters, Pairs])
-def test_tokenizer_without_offsets_masks_whole_tokens_or_refuses(kind: type[Characters]) -> None:
-    tokenizer = kind(
-        chat_template="{% for message in messages %}{{ message['role'] + ':' + message['content'] + '¶' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-    )
-    assert not tokenizer.is_fast
-    chat = load_chat_tokenizer(tokenizer, data_config())
-    ids, turns = chat.encode(conversation(dialogue("a", "b c")))
-    assert "".join(map(chr, ids[turns == 1][:-1])) == "b c"
-    assert ids[turns == 1][-1] == tokenizer.eos_token_id
-    assert turns.tolist() == [0] * 17 + [1] * 4
-    if kind is Pairs:
-        with pytest.raises(TemplateError, match=r"rows\.jsonl:7: .*border of assistant turn 1"):
-            chat.encode(conversation(dialogue("a", "x")))
-
-
 def test_turns_of_a_prompt_need_not_be_prefixes() -> None:
     said = "(message['content'] if loop.last else message['content'].split('!')[-1]) +"
     stripping = CHATML.replace("message['content'] +", said)
@@ -279,22 +185,6 @@ def test_turns_of_a_prompt_need_not_be_prefixes() -> None:
         chat.encode(conversation(list(messages)))
     _, turns = chat.encode(replace(conversation(list(messages)), num_context=3))
     assert set(turns.tolist()) == {0, 2}
-
-
-def test_tokenised_sources_need_no_template() -> None:
-    data = DataConfig(sources=(SourceConfig(path="x.jsonl", format="tokenized"),))
-    chat = load_chat_tokenizer(make_tokenizer(None), data)
-    assert chat.special_ids() == set(chat.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
-
-
-def test_fingerprint_of_a_tokenizer_follows_its_content(tmp_path: Path) -> None:
-    chat, other = make_chat(), make_chat()
-    chat.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
-    assert chat.fingerprint() == other.fingerprint()
-    chat.tokenizer.save_pretrained(tmp_path)
-    assert load_chat_tokenizer(load_tokenizer(str(tmp_path)), data_config()).fingerprint() == other.fingerprint()
-    other.tokenizer.add_tokens(["willow"])
-    assert chat.fingerprint() != other.fingerprint()
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=12)
@@ -313,14 +203,3 @@ def test_markers_and_prefixes_give_the_same_mask(texts: list[str], system: str |
     assert np.array_equal(ids, other_ids)
     assert np.array_equal(turns, other_turns)
     assert turns.max() == len(texts) // 2
-
-
-def test_saved_tokenizer_is_loaded_and_a_missing_one_named(tmp_path: Path) -> None:
-    make_tokenizer().save_pretrained(tmp_path / "target")
-    assert load_chat_tokenizer(load_tokenizer(str(tmp_path / "target")), data_config()).end_of_turn is not None
-    for path in (str(tmp_path / "gone"), "models/gone/target"):
-        with pytest.raises(TargetError, match="gone"):
-            load_tokenizer(path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(TargetError, match="empty"):
-        load_tokenizer(str(tmp_path / "empty"))

@@ -4,11 +4,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer
+from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.config import DataConfig, SourceConfig
+from eaglepipe.errors import TemplateError
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -22,6 +25,7 @@ CHATML_MARKED = (
     "{% else %}{{ message['content'] + '<|im_end|>' + '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+CONTENT_AND_END = "{{ message['content'] + '<|im_end|>' }}"
 _TEXTS = [
     "Which tree stands by the river? An old willow stands there.",
     "user assistant system tool hello world, how are you today? I am fine.",
@@ -67,3 +71,18 @@ def make_chat(template: str = CHATML, *, trim_offsets: bool = True, **fields: An
 def dialogue(*contents: str, system: str | None = None) -> list[dict[str, str]]:
     first = [] if system is None else [{"role": "system", "content": system}]
     return first + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def conversation(messages: list[Message]) -> Conversation:
+    return Conversation(sample_id="a", source="s", where="rows.jsonl:7", digest=b"", messages=tuple(messages))
+
+
+def masked_text(chat: ChatTokenizer, messages: list[Message]) -> list[str]:
+    ids, turns = chat.encode(conversation(messages))
+    return [chat.tokenizer.decode(ids[turns == turn]) for turn in range(1, turns.max() + 1)]
+
+
+def refused(template: str, **fields: object) -> str:
+    with pytest.raises(TemplateError) as error:
+        make_chat(template, **fields)
+    return str(error.value)

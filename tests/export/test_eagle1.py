@@ -12,7 +12,8 @@ from eaglepipe.errors import DraftError
 from eaglepipe.export.check import check_draft
 from eaglepipe.export.start import start_from
 from eaglepipe.export.write import export_draft
-from tests.export.engine_loaders import chain_of_features, load_features_draft
+from tests.export.engine_forward import chain_of_features
+from tests.export.engine_loaders import load_features_draft
 from tests.export.made_drafts import HIDDEN, VOCAB, MadeTarget, make_draft, save_draft
 
 STEPS, SLOTS = 4, 6

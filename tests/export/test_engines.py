@@ -12,7 +12,8 @@ from transformers import LlamaConfig, PreTrainedModel
 from eaglepipe.errors import DraftError
 from eaglepipe.export.check import check_draft
 from eaglepipe.export.write import export_draft
-from tests.export.engine_loaders import Served, chain, load_as
+from tests.export.engine_forward import chain
+from tests.export.engine_loaders import Served, load_as
 from tests.export.made_drafts import DEPTH, GPT_OSS, LLAMA, VOCAB, MadeTarget, make_draft, save_draft
 
 STEPS, SLOTS = 4, 7

@@ -13,7 +13,8 @@ from eaglepipe.errors import DraftError
 from eaglepipe.export.check import check_draft
 from eaglepipe.export.start import start_from
 from eaglepipe.export.write import export_draft
-from tests.export.engine_loaders import Served, layers, load_as, project, rms_norm
+from tests.export.engine_forward import layers, project, rms_norm
+from tests.export.engine_loaders import Served, load_as
 from tests.export.made_drafts import DEPTH, VOCAB, MadeTarget, make_draft, save_draft
 
 DEPTHS, SLOTS, MASK_TOKEN = 4, 6, 3

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, Phi3Config
 from eaglepipe.config import TargetConfig
 from eaglepipe.errors import TargetError
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.layers import default_aux_layer_ids, validate_aux_layer_ids
+from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import load_target
 from eaglepipe.vocab import build_draft_vocab
 
@@ -177,5 +177,4 @@ def test_long_rope_asks_for_batches_that_do_not_cross_its_switch(tmp_path):
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     config = Phi3Config(**shape, original_max_position_embeddings=16, rope_parameters=rope)
     make_model(config).save_pretrained(tmp_path)
-    capture = HFEagle3TargetModel(load_target(TargetConfig(path=str(tmp_path)), "cpu"), AUX)
-    assert capture.length_split == 16
+    assert rope_kinds(load_target(TargetConfig(path=str(tmp_path)), "cpu").text_config)["longrope"] == 16

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.target.supervision import finite_rows, supervise
+from eaglepipe.target.supervision import supervise
 from eaglepipe.vocab import build_draft_vocab
 
 V, HIDDEN, ROWS = 41, 8, 13
@@ -78,12 +78,3 @@ def test_a_row_whose_logits_are_not_finite_is_told_apart(poison, keep_probs):
 
     finite = supervise(poisoned, rows(), vocab(10), 100, keep_probs=keep_probs).finite
     assert finite.tolist() == [row != 3 for row in range(ROWS)]
-
-
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_state_with_one_bad_number_marks_its_row(poison, dtype):
-    states = torch.zeros(2, 5, 3, 4, dtype=dtype)
-    states[1, 2, 0, 3] = poison
-    assert finite_rows(states).logical_not().nonzero().tolist() == [[1, 2]]
-    assert finite_rows(states[:, :, 0]).logical_not().nonzero().tolist() == [[1, 2]]

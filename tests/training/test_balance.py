@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eaglepipe.training.balance import document_costs, share_out, spread
+from eaglepipe.training.balance import share_out, spread
 
 COSTS = st.lists(st.integers(1, 50), max_size=40)
 
@@ -52,12 +52,3 @@ def test_largest_share_is_within_a_third_of_the_best_split_there_is(num_document
     )
     shares = spread(costs, 3)
     assert shares is not None and max(sums(costs, shares)) <= best * 4 / 3
-
-
-def test_cost_grows_with_tokens_supervision_steps_and_the_keys_that_are_read() -> None:
-    tokens, supervised = np.array([100, 100, 200, 200]), np.array([0, 50, 50, 100])
-    costs = document_costs(tokens, supervised, 7)
-    assert costs[0] == 100
-    assert np.all(np.diff(costs) > 0)
-    assert costs[2] - costs[1] > 100  # beside its own tokens, what they cost as keys
-    assert np.all(document_costs(tokens, supervised, 1)[1:] < costs[1:])

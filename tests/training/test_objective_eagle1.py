@@ -165,4 +165,4 @@ def test_two_steps_from_a_real_cache_leave_a_draft_that_loads(
     again = project.recipe(**{**settings, "draft.init": str(tmp_path / "run" / "draft")})
     assert "starting from its" in " ".join(preview_training(again, [cache]).notes)
     with pytest.raises(CacheError, match="does not hold the last hidden state of every token and all rows"):
-        run_training(recipe, [sealed_cache])
+        run_training(project.recipe(**{**settings, "train.output_dir": str(tmp_path / "other")}), [sealed_cache])

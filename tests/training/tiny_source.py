@@ -156,6 +156,17 @@ def _sample(
     )
 
 
+def made_index(num_tokens: np.ndarray, num_supervised: np.ndarray) -> SampleIndex:
+    """What a cache would say of samples of these sizes."""
+    return SampleIndex(
+        sample_ids=tuple(map(str, range(len(num_tokens)))),
+        num_tokens=num_tokens,
+        num_supervised=num_supervised,
+        sources=("made",),
+        source_of=np.zeros(len(num_tokens), np.int16),
+    )
+
+
 def as_bytes(rows: torch.Tensor) -> np.ndarray:
     return rows.contiguous().view(torch.uint8).numpy()
 

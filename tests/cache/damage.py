@@ -1,0 +1,50 @@
+"""Ways to damage a cache, by accident or with checksums that agree, and to read it as training does."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.cache.identity import hash_file, hash_json
+from eaglepipe.cache.publish import publish_json
+from eaglepipe.cache.reader import Cache
+
+
+def read_everything(folder: Path) -> None:
+    """What training does: open, start tensors, every sample."""
+    cache = Cache.open(folder)
+    cache.start_tensors()
+    for sample in range(cache.num_samples):
+        cache.read(sample)
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[position % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a document and give it a valid checksum of itself again: a lie, not an accident."""
+    document = json.loads(path.read_text())
+    document.pop("xxh3_128")
+    change(document)
+    publish_json(path, {**document, "xxh3_128": hash_json(document)})
+
+
+def declare_current_state(folder: Path, *, sidecars_only: bool = False) -> None:
+    """Make manifest and sidecars agree with the files as they are now, so that only their content can be judged."""
+
+    def entry(old: dict[str, Any]) -> dict[str, Any]:
+        path = folder / old["path"]
+        return {**old, "bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
+
+    def update(manifest: dict[str, Any]) -> None:
+        if not sidecars_only:
+            manifest["shards"] = [entry(shard) for shard in manifest["shards"]]
+            manifest["bytes"] = sum(shard["bytes"] for shard in manifest["shards"])
+            for shard, sidecar in zip(manifest["shards"], manifest["sidecars"], strict=True):
+                rewrite(folder / sidecar["path"], lambda s, shard=shard: s.update(shard=shard))
+        manifest["sidecars"] = [entry(sidecar) for sidecar in manifest["sidecars"]]
+
+    rewrite(folder / "manifest.json", update)

@@ -1,0 +1,78 @@
+"""`eaglepipe eval` says whether the target that it decodes with is the one that the run's cache was made from."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from eaglepipe.cache.compare import target_weights
+from eaglepipe.cache.manifest import Plan, document_bytes, load_document
+from eaglepipe.config import TargetConfig
+from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
+from eaglepipe.evaluation.same_target import TargetMatch, match_target
+from eaglepipe.evaluation.trained import open_run
+from eaglepipe.target.fingerprint import weights_fingerprint
+from eaglepipe.train import run_training
+from tests.tiny_project import TinyProject
+
+
+@pytest.fixture(scope="module")
+def run(project: TinyProject, sealed_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run_training(project.recipe(**{"train.output_dir": folder, "train.max_steps": 1}), [sealed_cache])
+    return folder
+
+
+@pytest.fixture
+def sibling(project: TinyProject, tmp_path: Path) -> Path:
+    """The same target but for one number of its last norm."""
+    folder = Path(shutil.copytree(project.target, tmp_path / "sibling"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 0.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def judged(run: Path, cache: Path, target: Path | None) -> tuple[EvalReport, list[str]]:
+    said: list[str] = []
+    options = EvalOptions(
+        caches=(cache,), target=target, real=target is not None, num_prompts=1, max_new_tokens=4, baselines=False
+    )
+    return evaluate_run(run, options, said.append), said
+
+
+def test_sibling_is_decoded_with_and_told_by_both_fingerprints(run: Path, sealed_cache: Path, sibling: Path) -> None:
+    report, said = judged(run, sealed_cache, sibling)
+    own = json.loads((sealed_cache / "plan.json").read_text())["identity_fields"]["target"]["weights"]
+    (warning,) = [line for line in said if "warning" in line]
+    for fingerprint in (own, weights_fingerprint(sibling)):
+        assert fingerprint[:12] in warning and fingerprint[:12] in report.table()
+    assert [figure.conditions.kind for figure in report.figures] == ["simulated", "real", "real"]
+    assert json.loads((run / "eval.json").read_text())["target_matches"] is False
+
+
+def test_same_weights_under_another_path_match_without_a_word(
+    run: Path, sealed_cache: Path, project: TinyProject, tmp_path: Path
+) -> None:
+    report, said = judged(run, sealed_cache, Path(shutil.copytree(project.target, tmp_path / "moved")))
+    assert report.to_json()["target_matches"] is True
+    assert not any("warning" in line.lower() for line in [*said, report.table()])
+
+
+def test_nothing_is_said_without_a_target(run: Path, sealed_cache: Path) -> None:
+    report, said = judged(run, sealed_cache, None)
+    assert report.to_json()["target_matches"] is None
+    assert not any("warning" in line.lower() for line in [*said, report.table()])
+
+
+def test_nothing_is_read_where_the_cache_does_not_say_what_it_was_made_from(
+    run: Path, sealed_cache: Path, tmp_path: Path
+) -> None:
+    plan = load_document(sealed_cache / "plan.json", Plan)
+    (tmp_path / "plan.json").write_bytes(document_bytes(plan.model_copy(update={"identity_fields": {}})))
+    assert target_weights(tmp_path) is None
+    unknown = replace(open_run(run, [sealed_cache]), target_weights=None)
+    assert match_target(unknown, TargetConfig(path="nowhere/to be read")) == TargetMatch()
