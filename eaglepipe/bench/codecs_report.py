@@ -70,9 +70,9 @@ class CodecsReport:
         lines = [
             f"bench codecs: {self.target}, {self.steps} steps, seeds {', '.join(map(str, self.seeds))}, judged on "
             f"{self.heldout_samples} held-out samples of the exact cache (mean ± standard deviation)",
-            f"{'':26} {'':>7} {'':>8} {'':>8} {'':>7} {'greedy':>11} {'sampled':>11} {'differences to exact:':>22}",
+            f"{'':26} {'':>7} {'':>8} {'':>8} {'':>7} {'greedy':>11} {'sampled':>11} {'differences to exact:':>24}",
             f"{'':26} {'bytes':>7} {'entries':>8} {'KL':>8} {'loss':>7} {'acceptance':>11} {'acceptance':>11} "
-            f"{'loss':>16} {'greedy acceptance':>20} {'sampled acceptance':>20}",
+            f"{'loss':>20} {'greedy acceptance':>19} {'sampled acceptance':>19}",
             *(_row(line) for line in self.variants),
         ]
         for verdict in self.verdicts():
@@ -139,11 +139,11 @@ def _above(what: str, value: float) -> Verdict:
 
 def _row(line: VariantReport) -> str:
     differences = "".join(
-        f" {spread.mean:>+{width}.{digits}f} ±{spread.deviation:<6.{digits}f}"
-        for spread, width, digits in (
-            (line.loss_difference, 8, 4),
-            (line.acceptance_length_difference, 12, 3),
-            (line.sampled_acceptance_length_difference, 12, 3),
+        f" {spread.show(digits, sign='+'):>19}"
+        for spread, digits in (
+            (line.loss_difference, 4),
+            (line.acceptance_length_difference, 3),
+            (line.sampled_acceptance_length_difference, 3),
         )
     )
     return (

@@ -96,7 +96,7 @@ class FamiliesReport:
         for name, other in (("eagle3-last-aux", "the last of them"), ("eagle3-top-layer", "the target's last layer")):
             if {"eagle3", name} <= by_name.keys():
                 longer = by_name["eagle3"].longer_than(by_name[name])
-                found[f"three aux layers beat {other} alone, by {longer}"] = longer.mean > 0
+                found[f"three aux layers beat {other} alone, by {longer.show()}"] = longer.mean > 0
         return found
 
     def table(self) -> str:
@@ -105,7 +105,7 @@ class FamiliesReport:
         lines = [
             f"{self.steps} steps each, seeds {', '.join(map(str, self.seeds))}, from {self.cache}",
             f"held out, {first.runs[0].heldout_samples} samples: acceptance length (simulated chain, greedy; mean and "
-            "deviation),",
+            "standard deviation),",
             "and acceptance at each depth if all before it were accepted",
             "",
             f"{'family':24}{'length':>14}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'last/1st':>9}{'last/2nd':>9}"
@@ -114,7 +114,7 @@ class FamiliesReport:
         for family in self.families:
             rates = "".join(f"{rate:>7.1%}" for rate in family.conditional_acceptance_by_depth)
             lines.append(
-                f"{family.what:24}{family.acceptance_length!s:>14}  {rates:{7 * depth}}"
+                f"{family.what:24}{family.acceptance_length.show():>14}  {rates:{7 * depth}}"
                 f"{family.kept:>9.2f}{family.flatness:>9.2f}{family.seconds:>6.0f} s"
             )
         verdicts = [f"{'yes' if holds else 'NO':>3}  {what}" for what, holds in self.expectations().items()]

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Mean and standard deviation over seeds; the latter is 0 of one seed."""
+    """Mean and standard deviation over seeds; one seed has no deviation."""
 
     mean: float
-    deviation: float
+    deviation: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(mean=statistics.fmean(values), deviation=statistics.stdev(values) if len(values) > 1 else 0.0)
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(mean=statistics.fmean(values), deviation=deviation)
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ±{self.deviation:.3f}"
+    def show(self, digits: int = 3, *, sign: str = "") -> str:
+        """`4.447 ±0.035`; with `sign` "+", positive means have one too."""
+        mean = f"{self.mean:{sign}.{digits}f}"
+        return mean if self.deviation is None else f"{mean} ±{self.deviation:.{digits}f}"

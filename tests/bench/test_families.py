@@ -6,6 +6,7 @@ import pytest
 
 from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
 from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, FamilyRun
+from eaglepipe.bench.spread import Spread
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.config import dump_recipe, load_recipe
 from eaglepipe.errors import ConfigError, EaglepipeError
@@ -60,6 +61,12 @@ def test_expectations_are_judged_as_far_as_their_rows_are_there() -> None:
     turned = replace(REPORT, families=(worse, *REPORT.families[1:]))
     assert [*turned.expectations().values()] == [False, True, False]
     assert replace(REPORT, families=REPORT.families[1:]).expectations() == {}
+
+
+def test_one_seed_has_no_deviation_and_two_have() -> None:
+    assert (Spread.of([2.0]).deviation, Spread.of([2.0]).show()) == (None, "2.000")
+    assert Spread.of([-1.0, -2.0]).show(2, sign="+") == "-1.50 ±0.71"
+    assert Spread.of([1.5, 1.5]).show(1, sign="+") == "+1.5 ±0.0"
 
 
 def test_table_fits_a_screen_and_json_holds_its_figures() -> None:
