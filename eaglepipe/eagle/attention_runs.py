@@ -61,7 +61,7 @@ def run_attention(
 
 
 def _choose_kernel(queries: torch.Tensor, runs: Runs, scale: float) -> CausalKernel:
-    if runs.spans is not None and varlen_works(queries.device, queries.dtype, *queries.shape[1:]):
+    if runs.spans is not None and runs.runs and varlen_works(queries.device, queries.dtype, *queries.shape[1:]):
         return Varlen(spans=runs.spans, scale=scale)
     return RunByRun(runs=runs.runs, scale=scale)
 

@@ -109,9 +109,14 @@ def test_spans_name_the_keys_of_each_run_s_document_up_to_its_last_query():
     assert (spans.most_queries, spans.most_keys) == (5, 12)
 
 
-def test_no_runs_have_no_spans():
+def test_no_runs_ask_nothing_of_a_kernel_that_refuses_empty_batches(monkeypatch):
     spans = KeySpans.of((), CPU)
     assert spans.keys.tolist() == [] and spans.query_ends.tolist() == spans.key_ends.tolist() == [0]
+    monkeypatch.setattr(attention_runs, "varlen_works", lambda *_: True)
+    queries, keys = torch.empty(0, HEADS, HEAD_DIM, requires_grad=True), torch.randn(5, GROUPS, HEAD_DIM)
+    found = run_attention(queries, [keys], [keys], Runs(runs=(), spans=spans), SCALE)
+    assert found.shape == (0, HEADS, HEAD_DIM)
+    found.sum().backward()
 
 
 def test_this_torch_has_the_varlen_kernel_with_the_arguments_that_are_passed():
