@@ -80,6 +80,35 @@ def draft_config_from_target(
     )
 
 
+def completed_config(config: Any) -> Any:
+    """A config with every key that a draft reads: itself, or a copy with the absent ones as its family means them.
+
+    So the config of a Llama, Phi-3 or Qwen3 target builds a draft as it is: no biases unless it says so, heads of
+    H / heads, the target's own width and vocabulary, three aux layers, none of EAGLE-3.1's norms.
+    """
+    absent = {name: value for name, value in _defaults(config).items() if getattr(config, name, None) is None}
+    if not absent:
+        return config
+    completed = copy.deepcopy(config)
+    for name, value in absent.items():
+        setattr(completed, name, value)
+    return completed
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": config.num_attention_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "target_hidden_size": config.hidden_size,
+        "num_aux_hidden_states": 3,
+        "draft_vocab_size": config.vocab_size,
+        "fc_norm": False,
+        "norm_output": False,
+    }
+
+
 def _parallel_drafting(target: PretrainedConfig, vocab_size: int, mask_token_id: int | None) -> dict[str, Any]:
     token = getattr(target, "pad_token_id", None) if mask_token_id is None else mask_token_id
     if token is None:
