@@ -48,8 +48,14 @@ def main() -> None:
         app()
     except EaglepipeError as error:
         _fail(str(error), error.exit_code)
-    except MemoryError as error:
-        _fail(f"out of memory: {error}; lower the batch_tokens settings", EXIT_RESOURCES)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(
+            f"out of memory: {str(error).partition(chr(10))[0] or 'no detail'}. Lower what is computed at once "
+            "(precompute.batch_tokens, train.micro_batch_tokens, --batch-size) or the draft, and run it again",
+            EXIT_RESOURCES,
+        )
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_USER)
@@ -58,6 +64,12 @@ def main() -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     """Where no stage waits for its step to end, stopping at once loses nothing: files appear whole or not at all."""
     raise StoppedError(f"stopped by {signal.Signals(number).name}; what was published stays, run it again to continue")
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """torch's errors are told by their words, since torch itself may not have been imported."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _fail(message: str, code: int) -> None:

@@ -142,6 +142,15 @@ def test_terminal_escapes_in_names_are_written_out() -> None:
     assert "\x1b" not in done.stderr and "\\x1b[31mred" in done.stderr
 
 
+def test_memory_that_is_not_there_is_one_line_with_exit_code_4(
+    project: TinyProject, sealed_cache: Path, tmp_path: Path
+) -> None:
+    overrides = [f"cache.root={sealed_cache.parent}", f"train.output_dir={tmp_path}"]
+    done = run("train", project.recipe_file, *overrides, f"draft.intermediate_size={2**45}")
+    assert done.returncode == 4, done.stderr
+    assert "out of memory" in done.stderr and "micro_batch_tokens" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_doctor_answers() -> None:
     report = json.loads(run("doctor", "--json").stdout)
     assert report["eaglepipe"] and report["torch"] and "cuda" in report
