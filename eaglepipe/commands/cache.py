@@ -24,17 +24,21 @@ app = typer.Typer(help="Look at caches, check them, change and join them, tidy t
 
 @app.command("ls")
 def ls(
-    root: Annotated[Path | None, typer.Argument(help="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Argument(exists=True, file_okay=False, help="default: $EAGLEPIPE_CACHE_ROOT, else ./caches"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The caches below a root, and what each was made from."""
     from eaglepipe.cache.describe import describe_root, root_table
     from eaglepipe.cache.storage import default_root
 
-    described = describe_root(root or default_root())
+    root = root or default_root()
+    described = describe_root(root)
     print_json(described, as_json)
     if not as_json:
-        typer.echo(root_table(described))
+        typer.echo(root_table(described, root))
 
 
 @app.command("info")
