@@ -42,7 +42,13 @@ def test_help_imports_nothing_heavy() -> None:
         (["cache", "info", "."], "not a cache"),
         (["cache", "verify", "nowhere"], "not a cache"),
         (["precompute", "demo", "--frobnicate"], "No such option"),
-        (["cache", "ls", "x", "y"], "unexpected extra argument"),
+        (["cache", "ls", ".", "y"], "unexpected extra argument"),
+        (["cache", "ls", "nowhere"], "does not exist"),
+        (["eval", "x", "--tree", "4x2", "--batch-size", "2"], "--tree, --batch-size: for decoding with the target"),
+        (["eval", "x", "--k", "100"], "--k"),
+        (["export", "x", "--to", "vllm", "--target", "y"], "--target: has no meaning without --check"),
+        (["export", "--check", "x", "--to", "vllm", "--push", "a/b"], "--push: has no meaning with --check"),
+        (["recipe", "cp", "demo", "/dev/null/demo.yaml"], "cannot be written"),
     ],
 )
 def test_users_mistake_is_one_message_with_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
