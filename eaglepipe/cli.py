@@ -171,11 +171,15 @@ def report(
     cache: Annotated[
         list[Path] | None, typer.Option(help="where its cache is now; default: as its recipe says")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """A run on one page: loss, acceptance, speed and its cache, as HTML and PNG plots."""
     from eaglepipe.evaluation.report import write_report
 
-    typer.echo(write_report(run, cache))
+    page = write_report(run, cache)
+    print_json({"report": str(page)}, as_json)
+    if not as_json:
+        typer.echo(page)
 
 
 @app.command()

@@ -151,11 +151,18 @@ def recode(
 
 
 @app.command("clean")
-def clean(folder: CacheArgument, dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False) -> None:
+def clean(
+    folder: CacheArgument,
+    dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Remove what stopped writers left behind in a cache."""
     from eaglepipe.cache.storage import clean_cache
 
     removed = clean_cache(folder, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "paths": [str(path) for path in removed]}, as_json)
+        return
     for path in removed:
         typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
     if not removed:
