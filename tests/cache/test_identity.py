@@ -178,6 +178,11 @@ def test_a_recipe_without_a_cache_is_told_what_differs_from_the_nearest(
         find_cache(project.recipe(**{"cache.root": tmp_path}))
 
 
+def test_a_vocabulary_beyond_the_targets_is_the_same_cache_as_none(project: TinyProject) -> None:
+    whole = identity(project, **{"vocab.draft_size": None})
+    assert identity(project, **{"vocab.draft_size": 320}) == identity(project, **{"vocab.draft_size": 9999}) == whole
+
+
 def test_an_unreadable_cache_is_told_and_listed_and_hides_no_other(
     project: TinyProject, sealed_cache: Path, tmp_path: Path
 ) -> None:
