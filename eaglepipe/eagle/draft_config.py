@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -126,15 +127,19 @@ def _text_config(target_config: PretrainedConfig | dict[str, Any]) -> Pretrained
         return target_config.get_text_config(decoder=True)
     values = copy.deepcopy(target_config)
     model_type = values.pop("model_type", None)
-    if model_type in CONFIG_MAPPING:
-        return AutoConfig.for_model(model_type, **values).get_text_config(decoder=True)
-    return LlamaConfig(**{**values, **values.get("text_config", {})})
+    try:
+        if model_type in CONFIG_MAPPING:
+            return AutoConfig.for_model(model_type, **values).get_text_config(decoder=True)
+        return LlamaConfig(**{**values, **values.get("text_config", {})})
+    except (StrictDataclassError, TypeError, ValueError, ArithmeticError) as error:
+        raise DraftError(f"the target's config cannot be used: {error}") from None
 
 
 def _required(target: PretrainedConfig, name: str) -> int:
     value = getattr(target, name, None)
-    if not isinstance(value, int):
-        raise DraftError(f"the target's config ({target.model_type}) has no {name}; give the draft's own in the recipe")
+    if not isinstance(value, int) or value < 1:
+        has = f"has no {name}" if value is None else f"says {name} is {value!r}"
+        raise DraftError(f"the target's config ({target.model_type}) {has}; give the draft's own in the recipe")
     return value
 
 
