@@ -39,6 +39,16 @@ def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(cache_copy: Pat
     assert verify_cache(cache_copy, full=True).ok
 
 
+def test_a_flipped_bit_in_the_schema_version_is_damage_and_no_other_version(cache_copy: Path) -> None:
+    manifest = cache_copy / "manifest.json"
+    place = manifest.read_bytes().index(b'"schema_version": 1')
+    for position in range(place, place + 19):
+        flip(manifest, position)
+        with pytest.raises(CorruptError, match=r"manifest\.json"):
+            verify_cache(cache_copy)
+        flip(manifest, position)
+
+
 def test_flipped_bit_in_any_column_names_shard_and_sample_at_first_touch(cache_copy: Path) -> None:
     cache = Cache.open(cache_copy)
     shard = cache_copy / cache.manifest.shards[1].path
