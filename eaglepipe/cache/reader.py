@@ -4,6 +4,7 @@ Shards are mapped, never loaded; handles are few and reopened by whoever forks o
 """
 
 import functools
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,15 @@ class Cache:
 
     def _decode(self, shard: int, position: int, sample: int, where: str) -> CachedSample:
         mapped = self._reader(shard)
+        mapped.check_size()
         with_metadata = mapped.reader.get_batch_with_custom_metadata(position)
         batch = with_metadata.batch
         mapped.touched(batch.nbytes)
         metadata = {key.decode(): value.decode() for key, value in with_metadata.custom_metadata.items()}
         if self._verified[sample]:
             return batch_to_sample(batch, metadata)
+        if position == 0 and mapped.copies(batch):
+            warnings.warn(f"{where}: compressed, so that reading it copies and is slow", stacklevel=2)
         self._check(batch, metadata, sample, where)
         decoded = batch_to_sample(batch, metadata)
         check_ids(decoded, self.spec, where)

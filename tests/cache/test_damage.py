@@ -1,5 +1,6 @@
 """Every way in which a cache's files can be damaged is found, named, and never trained on."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -181,3 +182,12 @@ def test_shard_replaced_by_a_shorter_one_while_open_is_noticed_when_it_is_mapped
     shard.write_bytes(data[:1000])
     with pytest.raises(CorruptError, match=shard.name):
         cache.read(0)
+
+
+def test_shard_cut_while_it_is_mapped_is_an_error_and_no_bus_error(cache_copy: Path) -> None:
+    cache = Cache.open(cache_copy)
+    entry = cache.manifest.shards[0]
+    cache.read(0)
+    os.truncate(cache_copy / entry.path, 4096)
+    with pytest.raises(CorruptError, match=rf"{entry.path}, sample {entry.samples - 1} .*cut to 4,096 bytes"):
+        cache.read(entry.samples - 1)
