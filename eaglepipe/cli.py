@@ -96,7 +96,7 @@ def _options(
 def precompute(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option(help="plan and estimate, run no forward")] = False,
+    dry_run: Annotated[bool, typer.Option(help="plan, keep the tokenised corpus, estimate, run no forward")] = False,
     workers: Annotated[str | None, typer.Option(help="i/n: this process takes shards i, i+n, ...")] = None,
     seal: Annotated[bool, typer.Option(help="compute nothing, write the manifest of a finished cache")] = False,
     as_json: JsonOption = False,
