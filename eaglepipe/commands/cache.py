@@ -51,10 +51,11 @@ def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
 
 @app.command("path")
 def path(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """The folder of the complete cache that a recipe names."""
-    from eaglepipe.cache.storage import find_cache
+    """The folder of the complete cache that a recipe names, or of each that its train.caches names."""
+    from eaglepipe.cache.storage import caches_of
 
-    typer.echo(find_cache(load(recipe, overrides)))
+    for share in caches_of(load(recipe, overrides)):
+        typer.echo(share.folder)
 
 
 @app.command("verify")
