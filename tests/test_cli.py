@@ -162,6 +162,12 @@ def test_doctor_answers() -> None:
     assert report["eaglepipe"] and report["torch"] and "cuda" in report
 
 
+@pytest.mark.parametrize("arguments", [["recipe", "ls", "--json"], ["doctor"]])
+def test_of_several_processes_the_first_alone_prints_the_result(arguments: list[str]) -> None:
+    first, second = (run(*arguments, WORLD_SIZE="2", RANK=rank) for rank in ("0", "1"))
+    assert first.stdout == run(*arguments).stdout != "" and second.stdout == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_while_the_corpus_is_read_is_one_line_with_exit_code_75(
     project: TinyProject, tmp_path: Path, number: signal.Signals
