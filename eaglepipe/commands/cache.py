@@ -124,9 +124,9 @@ def merge(
 def recode(
     out: NewCacheArgument,
     source: CacheArgument,
-    aux_codec: Annotated[str | None, typer.Option(help="of the aux states")] = None,
-    supervision: Annotated[str | None, typer.Option(help="another kind, made from the one that is stored")] = None,
-    codec: Annotated[str | None, typer.Option(help="of the supervision rows")] = None,
+    aux_codec: Annotated[str | None, typer.Option(help="aux states: bf16, fp16, fp32, fp8, int8 or int4")] = None,
+    supervision: Annotated[str | None, typer.Option(help="dense, sparse or hidden, from what is stored")] = None,
+    codec: Annotated[str | None, typer.Option(help="hidden states: as above; probabilities: fp16 or fp32")] = None,
     draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,
     vocab_from: Annotated[Path | None, typer.Option(help="that of a cache or of a published draft")] = None,
     tolerance: Annotated[float | None, typer.Option(help="mass left to the tail, with --supervision sparse")] = None,
