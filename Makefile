@@ -8,7 +8,7 @@ VENV      ?= .venv
 BIN       := $(VENV)/bin
 EAGLEPIPE := $(BIN)/eaglepipe
 LAUNCH     = $(if $(GPUS),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m eaglepipe,$(EAGLEPIPE))
-MANIFEST   = $(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing)/manifest.json
+MANIFEST   = $(addsuffix /manifest.json,$(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo precompute train batch estimate bench test check format clean need-recipe
@@ -27,7 +27,7 @@ precompute: $(VENV)/.installed need-recipe ## Stage 1 for RECIPE: run the target
 train: $(VENV)/.installed need-recipe $$(MANIFEST) ## Stage 2 for RECIPE: train a draft (precomputes first where there is no cache; resumes)
 	$(LAUNCH) train $(RECIPE) $(SET)
 
-%/manifest.json:
+missing/manifest.json:
 	$(LAUNCH) precompute $(RECIPE) $(SET)
 
 batch: $(VENV)/.installed ## `make train` for each of RECIPES, one after the other; a failure does not stop the others

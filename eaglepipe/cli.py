@@ -48,8 +48,14 @@ def main() -> None:
         app()
     except EaglepipeError as error:
         _fail(str(error), error.exit_code)
-    except MemoryError as error:
-        _fail(f"out of memory: {error}; lower the batch_tokens settings", EXIT_RESOURCES)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(
+            f"out of memory: {str(error).partition(chr(10))[0] or 'no detail'}. Lower what is computed at once "
+            "(precompute.batch_tokens, train.micro_batch_tokens, --batch-size) or the draft, and run it again",
+            EXIT_RESOURCES,
+        )
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_USER)
@@ -58,6 +64,12 @@ def main() -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     """Where no stage waits for its step to end, stopping at once loses nothing: files appear whole or not at all."""
     raise StoppedError(f"stopped by {signal.Signals(number).name}; what was published stays, run it again to continue")
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """torch's errors are told by their words, since torch itself may not have been imported."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _fail(message: str, code: int) -> None:
@@ -84,7 +96,7 @@ def _options(
 def precompute(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option(help="plan and estimate, run no forward")] = False,
+    dry_run: Annotated[bool, typer.Option(help="plan, keep the tokenised corpus, estimate, run no forward")] = False,
     workers: Annotated[str | None, typer.Option(help="i/n: this process takes shards i, i+n, ...")] = None,
     seal: Annotated[bool, typer.Option(help="compute nothing, write the manifest of a finished cache")] = False,
     as_json: JsonOption = False,
@@ -143,7 +155,7 @@ def estimate(
 def demo(
     folder: Annotated[Path, typer.Option(help="everything is written here")] = Path("runs/demo"),
     fast: Annotated[bool, typer.Option(help="a minute in place of five, and a draft that shows it")] = False,
-    objective: Annotated[str, typer.Option(help="what the draft is trained with")] = "eagle3",
+    objective: Annotated[str, typer.Option(help="eagle3, eagle1, eagle2 or peagle")] = "eagle3",
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline on data and a target made here: corpus, target, cache, draft, summary."""
@@ -159,11 +171,15 @@ def report(
     cache: Annotated[
         list[Path] | None, typer.Option(help="where its cache is now; default: as its recipe says")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """A run on one page: loss, acceptance, speed and its cache, as HTML and PNG plots."""
     from eaglepipe.evaluation.report import write_report
 
-    typer.echo(write_report(run, cache))
+    page = write_report(run, cache)
+    print_json({"report": str(page)}, as_json)
+    if not as_json:
+        typer.echo(page)
 
 
 @app.command()

@@ -24,6 +24,7 @@ Objective = Literal["eagle3", "eagle1", "eagle2", "peagle"]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
 class Section(BaseModel):
@@ -99,7 +100,7 @@ class CacheConfig(Section):
         "supervised",
         description="tokens whose last hidden state is kept, with supervision: hidden; EAGLE-1/2: all",
     )
-    shard_bytes: ByteSize = Field(ByteSize(512 * 2**20), description="upper size of a shard")
+    shard_bytes: ByteSize = Field(ByteSize(512 * 2**20), gt=0, description="upper size of a shard")
 
     @model_validator(mode="before")
     @classmethod
@@ -169,7 +170,9 @@ class TrainConfig(Section):
 
     output_dir: str | None = Field(None, description="default: runs/<name>")
     caches: tuple[TrainCache, ...] | None = Field(
-        None, description="cache folders, each a path or {path, weight}; default: the one the recipe names"
+        None,
+        min_length=1,
+        description="cache folders, each a path or {path, weight}; default: the one the recipe names",
     )
     objective: Objective = "eagle3"
     ttt_steps: PositiveInt = Field(7, description="depths trained; EAGLE-1/2: depths of the chain in evaluations")
@@ -198,18 +201,18 @@ class TrainConfig(Section):
     pack_length: PositiveInt | None = Field(
         None, description="longest packed row; default: micro_batch_tokens, one row without padding"
     )
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-4
     min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     warmup_ratio: Fraction = 0.02
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5
     device: Device = "auto"
     dtype: DType = Field(
         "auto", description="compute dtype; auto: bfloat16 on CUDA, float32 on CPU; masters stay float32"
     )
     gradient_checkpointing: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     heldout_fraction: Fraction = 0.02
     eval_every_steps: PositiveInt = 500
     eval_max_samples: PositiveInt | None = 512
@@ -233,10 +236,10 @@ class RegenerateConfig(Section):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     output: str = Field(description="JSONL file of conversations")
     max_new_tokens: PositiveInt = 512
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     batch_size: PositiveInt = 64
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class Recipe(Section):

@@ -1,5 +1,6 @@
 """Recipe files and overrides as plain mappings, before any of it is checked against the tree of settings."""
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,21 @@ import yaml
 
 from eaglepipe.errors import ConfigError
 
+_MERGE = "tag:yaml.org,2002:merge"  # of the key in `<<: *section`
+
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, which YAML would silently let win."""
 
 
-def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
     for key in keys:
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} is no key", node.start_mark)
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+    loader.flatten_mapping(node)
     return dict(loader.construct_pairs(node, deep=True))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from eaglepipe.cache.claims import START_FILE, VOCAB_FILE
 from eaglepipe.cache.derive import (
     Derivation,
     ShardOrigin,
@@ -29,7 +30,7 @@ from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.probabilities import full_head
 from eaglepipe.cache.publish import json_bytes, publish_json
-from eaglepipe.cache.reader import REPORT_FILE, START_FILE, VOCAB_FILE, Cache
+from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.cache.reencode import Reencoder, SparseCut
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.sparse import SparseRule

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from eaglepipe.cache.claims import START_FILE, VOCAB_FILE
 from eaglepipe.cache.derive import source_fields
-from eaglepipe.cache.reader import START_FILE, VOCAB_FILE, Cache
+from eaglepipe.cache.reader import Cache
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.config import DataConfig
 from eaglepipe.errors import ConfigError, VocabError

@@ -56,15 +56,14 @@ def add_counts(counts: NDArray[np.int64], token_ids: NDArray[np.integer]) -> Non
 def build_draft_vocab(
     counts: NDArray[np.int64], draft_size: int | None, vocab_size: int, forced_ids: Iterable[int] = ()
 ) -> DraftVocab:
-    """Choose the draft vocabulary from `counts` [V]; `draft_size` None or V keeps every token.
+    """Choose the draft vocabulary from `counts` [V]; `draft_size` None, V or more keeps every token.
 
     Raises:
-        VocabError: sizes that are not positive integers, D > V, forced ids outside V or more of them than D.
+        VocabError: sizes that are not positive integers, forced ids outside V or more of them than D.
     """
-    check_sizes(draft_size, vocab_size)
+    size = draft_vocab_size(draft_size, vocab_size)
     if counts.shape != (vocab_size,):
         raise VocabError(f"counts have shape {counts.shape}, the target's vocabulary has {vocab_size} tokens")
-    size = vocab_size if draft_size is None else draft_size
     forced = _check_forced(forced_ids, size, vocab_size)
     is_forced = np.zeros(vocab_size, dtype=np.bool_)
     is_forced[forced] = True
@@ -88,18 +87,16 @@ def vocab_tensors(vocab: DraftVocab) -> dict[str, torch.Tensor]:
     }
 
 
-def check_sizes(draft_size: int | None, vocab_size: int) -> None:
-    """Raise VocabError where no draft vocabulary of that size can be chosen from a target's of that size."""
+def draft_vocab_size(draft_size: int | None, vocab_size: int) -> int:
+    """D: the size asked for, or V, where none is or one as large as that.
+
+    Raises:
+        VocabError: sizes that are not positive integers.
+    """
     for name, size in (("draft vocabulary", draft_size), ("target vocabulary", vocab_size)):
-        if size is None:
-            continue
-        if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size <= 0):
             raise VocabError(f"the {name}'s size is {size!r}: it must be a positive integer")
-    if draft_size is not None and draft_size > vocab_size:
-        raise VocabError(
-            f"the draft vocabulary ({draft_size}) is larger than the target's ({vocab_size}); "
-            "lower vocab.draft_size, or leave it out to keep every token"
-        )
+    return vocab_size if draft_size is None else min(draft_size, vocab_size)
 
 
 def _check_forced(forced_ids: Iterable[int], size: int, vocab_size: int) -> list[int]:

@@ -42,7 +42,13 @@ def test_help_imports_nothing_heavy() -> None:
         (["cache", "info", "."], "not a cache"),
         (["cache", "verify", "nowhere"], "not a cache"),
         (["precompute", "demo", "--frobnicate"], "No such option"),
-        (["cache", "ls", "x", "y"], "unexpected extra argument"),
+        (["cache", "ls", ".", "y"], "unexpected extra argument"),
+        (["cache", "ls", "nowhere"], "does not exist"),
+        (["eval", "x", "--tree", "4x2", "--batch-size", "2"], "--tree, --batch-size: for decoding with the target"),
+        (["eval", "x", "--k", "100"], "--k"),
+        (["export", "x", "--to", "vllm", "--target", "y"], "--target: has no meaning without --check"),
+        (["export", "--check", "x", "--to", "vllm", "--push", "a/b"], "--push: has no meaning with --check"),
+        (["recipe", "cp", "demo", "/dev/null/demo.yaml"], "cannot be written"),
     ],
 )
 def test_users_mistake_is_one_message_with_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -142,9 +148,24 @@ def test_terminal_escapes_in_names_are_written_out() -> None:
     assert "\x1b" not in done.stderr and "\\x1b[31mred" in done.stderr
 
 
+def test_memory_that_is_not_there_is_one_line_with_exit_code_4(
+    project: TinyProject, sealed_cache: Path, tmp_path: Path
+) -> None:
+    overrides = [f"cache.root={sealed_cache.parent}", f"train.output_dir={tmp_path}"]
+    done = run("train", project.recipe_file, *overrides, f"draft.intermediate_size={2**45}")
+    assert done.returncode == 4, done.stderr
+    assert "out of memory" in done.stderr and "micro_batch_tokens" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_doctor_answers() -> None:
     report = json.loads(run("doctor", "--json").stdout)
     assert report["eaglepipe"] and report["torch"] and "cuda" in report
+
+
+@pytest.mark.parametrize("arguments", [["recipe", "ls", "--json"], ["doctor"]])
+def test_of_several_processes_the_first_alone_prints_the_result(arguments: list[str]) -> None:
+    first, second = (run(*arguments, WORLD_SIZE="2", RANK=rank) for rank in ("0", "1"))
+    assert first.stdout == run(*arguments).stdout != "" and second.stdout == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

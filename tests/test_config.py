@@ -78,6 +78,13 @@ def test_overrides_are_yaml_values_at_any_depth(tmp_path: Path, override: str, r
         ("target.path=", "valid string"),
         ("name=../x", "name: "),
         ("train.micro_batch_tokens=99999999", "larger than train.batch_tokens"),
+        ("train.betas=[0.9, 1.0]", r"train\.betas\.1: Input should be less than 1"),
+        ("train.learning_rate=.inf", "finite number"),
+        ("train.weight_decay=.nan", "greater than or equal to 0|finite number"),
+        ("train.seed=18446744073709551616", r"train\.seed: Input should be less than"),
+        ("train.seed=true", "valid integer"),
+        ("train.caches=[]", r"train\.caches: Tuple should have at least 1 item"),
+        ("cache.shard_bytes=0", r"cache\.shard_bytes: Input should be greater than 0"),
     ],
 )
 def test_bad_overrides_are_explained(tmp_path: Path, override: str, message: str) -> None:
@@ -94,11 +101,19 @@ def test_bad_overrides_are_explained(tmp_path: Path, override: str, message: str
         ("name: x\nname: y\n", "'name' is given twice"),
         ("train: {seed: 1, seed: 2}\n", "'seed' is given twice"),
         ("a: !!python/object/apply:os.system [ls]", "readable YAML"),
+        ("name: {{name}}\n", "is no key"),
+        ("? [a, b]\n: 1\n", "is no key"),
     ],
 )
 def test_file_that_is_no_recipe_is_told(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe(write(tmp_path, text))
+
+
+def test_sections_may_be_merged_as_yaml_writes_it(tmp_path: Path) -> None:
+    text = "name: x\ntarget: {path: t}\ndata: {sources: [&one {path: d, split: test}, {<<: *one, path: e}]}\n"
+    sources = load_recipe(write(tmp_path, text)).data.sources
+    assert [(source.path, source.split) for source in sources] == [("d", "test"), ("e", "test")]
 
 
 def test_printed_recipe_reads_back_as_the_same_one(tmp_path: Path) -> None:

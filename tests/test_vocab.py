@@ -50,9 +50,11 @@ def test_a_size_that_is_no_positive_integer_is_refused(draft_size):
         build_draft_vocab(np.zeros(5, dtype=np.int64), draft_size, 5)
 
 
-def test_a_draft_vocabulary_larger_than_the_targets_names_both_sizes():
-    with pytest.raises(VocabError, match=r"\(6\) is larger than the target's \(5\)"):
-        build_draft_vocab(np.zeros(5, dtype=np.int64), 6, 5)
+@pytest.mark.parametrize("draft_size", [5, 6, 2**40])
+def test_a_draft_vocabulary_as_large_as_the_targets_or_larger_is_all_of_it(draft_size):
+    vocab = build_draft_vocab(np.array([3, 0, 1, 0, 2]), draft_size, 5)
+    assert vocab.selected_token_ids.tolist() == [0, 1, 2, 3, 4]
+    assert vocab.size == vocab.target_size == 5
 
 
 def test_forced_ids_beyond_the_target_are_named():

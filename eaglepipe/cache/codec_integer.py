@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from eaglepipe.cache.codec_types import EncodedRows
+from eaglepipe.errors import CacheError
 
 # One value in this many may be kept apart.
 _WIDTH_PER_OUTLIER = 64
@@ -33,7 +34,8 @@ class IntegerRows:
     scale_dtype: torch.dtype = torch.float16
 
     def __post_init__(self) -> None:
-        assert self.row_shape[-1] <= _MAX_WIDTH, "channels are told by 15 bits"
+        if self.row_shape[-1] > _MAX_WIDTH:
+            raise CacheError(f"{self.name} tells channels by 15 bits: at most {_MAX_WIDTH}, not {self.row_shape[-1]}")
 
     @property
     def name(self) -> str:

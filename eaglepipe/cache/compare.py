@@ -4,17 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.cache.claims import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
 from eaglepipe.cache.identity import differing_leaves, hash_json
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
-from eaglepipe.cache.reader import (
-    REPORT_FILE,
-    START_FILE,
-    TARGET_CONFIG_FILE,
-    VOCAB_FILE,
-    Cache,
-    load_manifest,
-    missing_shards,
-)
+from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, missing_shards
 from eaglepipe.errors import CacheError, printable
 
 # Of an identity's fields, those that two caches of one target and one tokenizer share; where from is no part of it.

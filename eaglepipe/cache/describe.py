@@ -5,7 +5,7 @@ from typing import Any
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.reader import load_manifest, missing_shards
-from eaglepipe.cache.storage import list_caches
+from eaglepipe.cache.storage import list_caches, unreadable_caches
 from eaglepipe.errors import CacheError
 
 
@@ -48,8 +48,7 @@ def _complete(folder: Path, manifest: Manifest, plan: Plan) -> dict[str, Any]:
         "last_hidden": manifest.shard_spec().last_hidden,
         **_sparse_rule(plan),
         "drops": dict(manifest.drops),
-        "target": plan.declared["target"]["path"],
-        "sources": [source["path"] for source in plan.declared["data"]["sources"]],
+        **_made_from(plan),
         "schema_version": manifest.schema_version,
         "created_by": manifest.created_by,
     }
@@ -79,10 +78,16 @@ def _incomplete(folder: Path, plan: Plan) -> dict[str, Any]:
         "last_hidden": cache.get("last_hidden", "supervised"),
         **_sparse_rule(plan),
         "drops": dict(plan.drops),
-        "target": plan.declared["target"]["path"],
-        "sources": [source["path"] for source in plan.declared["data"]["sources"]],
+        **_made_from(plan),
         "schema_version": plan.schema_version,
     }
+
+
+def _made_from(plan: Plan) -> dict[str, Any]:
+    """Target and sources in the recipe's words, as far as the plan has any."""
+    declared = plan.declared
+    sources = declared.get("data", {}).get("sources", ())
+    return {"target": declared.get("target", {}).get("path"), "sources": [source["path"] for source in sources]}
 
 
 def _sparse_rule(plan: Plan) -> dict[str, Any]:
@@ -92,16 +97,24 @@ def _sparse_rule(plan: Plan) -> dict[str, Any]:
 
 
 def describe_root(root: Path) -> list[dict[str, Any]]:
-    """`describe_cache` of every cache below a root."""
-    return [describe_cache(found.folder) for found in list_caches(root)]
+    """`describe_cache` of every cache below a root; of an unreadable one, its `error`."""
+    readable = [describe_cache(found.folder) for found in list_caches(root)]
+    broken = [
+        {"folder": str(folder), "name": folder.name, "complete": False, "error": error}
+        for folder, error in unreadable_caches(root)
+    ]
+    return sorted(readable + broken, key=lambda info: Path(info["folder"]).name)
 
 
-def root_table(described: list[dict[str, Any]]) -> str:
+def root_table(described: list[dict[str, Any]], root: Path) -> str:
     """One line a cache."""
     if not described:
-        return "no caches here"
+        return f"no caches in {root}"
     lines = [f"{'cache':32} {'state':>12} {'samples':>10} {'tokens':>14} {'GB':>9} {'B/token':>9}  target"]
     for info in described:
+        if "error" in info:
+            lines.append(f"{Path(info['folder']).name:32} {'unreadable':>12}  {info['error']}")
+            continue
         done = info["shards"] - len(info.get("missing_shards", ()))
         state = "complete" if info["complete"] else f"{done}/{info['shards']} shards"
         per_token = f"{info['bytes_per_token']:,.0f}" if info["complete"] else "-"

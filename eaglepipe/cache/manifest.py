@@ -194,12 +194,14 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
         CorruptError: not what was published.
     """
     raw = _read_object(path)
-    version = raw.get("schema_version")
-    if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise CacheError(f"{path}: schema version {version!r}; this eaglepipe reads version {SCHEMA_VERSION}")
-    declared = raw.pop(CHECKSUM_KEY, None)
+    version, declared = raw.get("schema_version"), raw.pop(CHECKSUM_KEY, None)
+    of_another = version != SCHEMA_VERSION or isinstance(version, bool)
+    what = f"schema version {version!r}; this eaglepipe reads version {SCHEMA_VERSION}" if of_another else ""
     if declared != hash_json(raw):
-        raise CorruptError(f"{path}: its checksum does not match its content; restore or recompute it")
+        also = f" ({what})" if what else ""
+        raise CorruptError(f"{path}: its checksum does not match its content; restore or recompute it{also}")
+    if of_another:
+        raise CacheError(f"{path}: {what}")
     if strange := [str(name) for name in raw.get("features") or () if name not in KNOWN_FEATURES]:
         raise CacheError(f"{path}: needs features this eaglepipe does not know: {', '.join(strange)}")
     try:

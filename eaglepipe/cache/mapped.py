@@ -20,6 +20,21 @@ class MappedArrow:
         self.reader: pa.RecordBatchFileReader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
         self._touched_bytes = 0
 
+    def check_size(self) -> None:
+        """To be called before a read: pages past the end of a file that was cut meanwhile are a bus error.
+
+        Raises:
+            OSError: the file is shorter than it was when it was mapped.
+        """
+        if self._map.size() < len(self._map):
+            raise OSError(f"cut to {self._map.size():,} bytes while it was read, from {len(self._map):,}")
+
+    def copies(self, batch: pa.RecordBatch) -> bool:
+        """Whether reading made a copy of the batch's data, as it does where a file is compressed."""
+        whole = pa.py_buffer(self._map)
+        data = batch.column(0).buffers()[1]
+        return not whole.address <= data.address < whole.address + whole.size
+
     def touched(self, num_bytes: int) -> None:
         """Say that so many more bytes were looked at; from time to time the pages go back to the system."""
         self._touched_bytes += num_bytes

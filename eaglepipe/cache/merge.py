@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from eaglepipe.cache.claims import VOCAB_FILE
 from eaglepipe.cache.compare import check_same_target
 from eaglepipe.cache.derive import (
     Derivation,
@@ -25,7 +26,7 @@ from eaglepipe.cache.derive import (
     write_derived,
 )
 from eaglepipe.cache.manifest import Manifest
-from eaglepipe.cache.reader import REPORT_FILE, VOCAB_FILE, Cache
+from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError, printable
 

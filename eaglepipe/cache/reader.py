@@ -4,7 +4,7 @@ Shards are mapped, never loaded; handles are few and reopened by whoever forks o
 """
 
 import functools
-import json
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from eaglepipe.cache.claims import (
+    START_FILE,
+    TARGET_CONFIG_FILE,
+    VOCAB_FILE,
+    check_claims,
+    check_ids,
+    load_target_config,
+    load_vocab,
+)
 from eaglepipe.cache.codecs import RowCodec
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_file
@@ -25,9 +34,6 @@ from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError
 
-VOCAB_FILE = "vocab.safetensors"
-START_FILE = "target.safetensors"
-TARGET_CONFIG_FILE = "target_config.json"
 REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
 DERIVED_KEY = "derived"
@@ -52,7 +58,8 @@ class Cache:
 
         Raises:
             CacheError: no cache, an incomplete one (says what is missing), or another schema version.
-            CorruptError: a file is missing, has another size, or a metadata file another hash, than the manifest says.
+            CorruptError: a file is missing, has another size, or a metadata file another hash, than the manifest says;
+                or they hold something else than it says.
         """
         manifest = load_manifest(folder)
         for entry in manifest.all_files():
@@ -64,6 +71,7 @@ class Cache:
         for entry, sidecar in zip(manifest.shards, sidecars, strict=True):
             if sidecar.shard != entry or sidecar.identity != manifest.identity:
                 raise CorruptError(f"{folder / entry.path}: its sidecar and the manifest disagree about it")
+        check_claims(folder, manifest)
         return cls(folder, manifest, sidecars)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,7 +118,7 @@ class Cache:
 
     @functools.cached_property
     def _vocab(self) -> dict[str, torch.Tensor]:
-        return load_file(self.folder / VOCAB_FILE)
+        return load_vocab(self.folder / VOCAB_FILE, self.spec)
 
     @property
     def selected_token_ids(self) -> torch.Tensor:
@@ -130,8 +138,7 @@ class Cache:
     @functools.cached_property
     def target_config(self) -> dict[str, Any]:
         """The target's config.json."""
-        config: dict[str, Any] = json.loads((self.folder / TARGET_CONFIG_FILE).read_text(encoding="utf-8"))
-        return config
+        return load_target_config(self.folder / TARGET_CONFIG_FILE, self.spec)
 
     def start_tensors(self) -> dict[str, torch.Tensor]:
         """The target's embeddings, final norm and head rows that a draft starts from; checked against their hash."""
@@ -160,15 +167,33 @@ class Cache:
         self._verified[sample] = True
         return decoded
 
+    def check_shard(self, shard: int) -> None:
+        """Compare a shard's footer with the spec: columns, identity, number of samples.
+
+        Raises:
+            CorruptError: naming the shard.
+        """
+        try:
+            self._open_shard(shard)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            path = self.folder / self.manifest.shards[shard].path
+            raise CorruptError(f"{path}: unreadable ({type(error).__name__}: {error}); recompute it") from error
+
     def _decode(self, shard: int, position: int, sample: int, where: str) -> CachedSample:
         mapped = self._reader(shard)
+        mapped.check_size()
         with_metadata = mapped.reader.get_batch_with_custom_metadata(position)
         batch = with_metadata.batch
         mapped.touched(batch.nbytes)
         metadata = {key.decode(): value.decode() for key, value in with_metadata.custom_metadata.items()}
-        if not self._verified[sample]:
-            self._check(batch, metadata, sample, where)
-        return batch_to_sample(batch, metadata)
+        if self._verified[sample]:
+            return batch_to_sample(batch, metadata)
+        if position == 0 and mapped.copies(batch):
+            warnings.warn(f"{where}: compressed, so that reading it copies and is slow", stacklevel=2)
+        self._check(batch, metadata, sample, where)
+        decoded = batch_to_sample(batch, metadata)
+        check_ids(decoded, self.spec, where)
+        return decoded
 
     def _check(self, batch: pa.RecordBatch, metadata: dict[str, str], sample: int, where: str) -> None:
         batch.validate(full=True)

@@ -21,6 +21,7 @@ from eaglepipe.errors import CacheError
 from eaglepipe.resources import schema_folder
 
 SCHEMA_VERSION = 1
+MAX_ROW_BYTES = 2**31 - 1
 SUPERVISION_COLUMNS = {"dense": "target_probs", "sparse": "target_probs", "hidden": "last_hidden_states"}
 _SCALAR_TYPES = {"int32": pa.int32(), "bool": pa.bool_(), "float": pa.float32()}
 _PROB_TYPES = {"fp16": pa.float16(), "fp32": pa.float32()}
@@ -47,7 +48,9 @@ class ShardSpec:
             raise CacheError(f"unknown supervision {self.supervision!r}; this version reads {known}")
         if self.supervision != "hidden" and self.supervision_codec not in _PROB_TYPES:
             raise CacheError(f"probabilities are not stored as {self.supervision_codec!r}, only as {list(_PROB_TYPES)}")
-        assert self.aux.row_bytes and self.rows.row_bytes, "codecs are looked up here, where an unknown one is told"
+        largest = max(self.aux.row_bytes, self.rows.row_bytes)  # looked up here, where an unknown codec is told
+        if largest > MAX_ROW_BYTES:
+            raise CacheError(f"a row of {largest:,} bytes is more than Arrow holds in one value")
 
     @functools.cached_property
     def aux(self) -> RowCodec:

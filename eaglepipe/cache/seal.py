@@ -24,7 +24,7 @@ from eaglepipe.cache.publish import publish_bytes
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import sidecar_path
-from eaglepipe.errors import CacheError, DataError
+from eaglepipe.errors import CacheError, CorruptError, DataError
 
 HEAD_FILE = "head.json"
 
@@ -49,9 +49,16 @@ def seal_cache(folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int) ->
 
 
 def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocument:
-    head = HeadSpec(**json.loads((folder / HEAD_FILE).read_bytes()))
+    head = _read_head(folder / HEAD_FILE)
     fields = {name: value for name, value in asdict(spec).items() if name != "last_hidden"}  # told by a feature
     return SpecDocument(max_length=max_length, **fields, **asdict(head))
+
+
+def _read_head(path: Path) -> HeadSpec:
+    try:
+        return HeadSpec(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CorruptError(f"{path}: not what is known of a head ({error})") from None
 
 
 def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: ShardSpec, spec: SpecDocument) -> Manifest:

@@ -3,18 +3,21 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.cache.identity import diff_fields
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.publish import leftovers
-from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.reader import DERIVED_KEY, load_manifest
 from eaglepipe.config import Recipe
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
+_SHOWN = 4
 # Settings that say where things lie or how they are called, not what they are.
 _NAMES = {"cache": {"root", "profile"}}
 
@@ -50,16 +53,31 @@ def declared_sections(recipe: Recipe) -> dict[str, Any]:
 
 
 def list_caches(root: Path) -> Iterator[FoundCache]:
-    """Every readable cache below a root, by name; unreadable ones are left to `cache verify`."""
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if not (folder / PLAN_NAME).is_file():
-            continue
+    """Every readable cache below a root, by name; `unreadable_caches` tells of the others."""
+    for folder in _folders(root):
+        with suppress(CacheError, CorruptError):
+            yield _load(folder)
+
+
+def unreadable_caches(root: Path) -> Iterator[tuple[Path, str]]:
+    """The folders below a root that hold a plan or a manifest that cannot be trusted, and why."""
+    for folder in _folders(root):
         try:
-            plan = load_document(folder / PLAN_NAME, Plan)
-            manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
-        except (CacheError, CorruptError):
-            continue
-        yield FoundCache(folder=folder, plan=plan, manifest=manifest)
+            _load(folder)
+        except (CacheError, CorruptError) as error:
+            yield folder, str(error)
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if (folder / PLAN_NAME).is_file() or (folder / MANIFEST_NAME).is_file():
+            yield folder
+
+
+def _load(folder: Path) -> FoundCache:
+    plan = load_document(folder / PLAN_NAME, Plan)
+    manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    return FoundCache(folder=folder, plan=plan, manifest=manifest)
 
 
 def find_cache(recipe: Recipe) -> Path:
@@ -69,18 +87,36 @@ def find_cache(recipe: Recipe) -> Path:
         CacheError: none, saying what lies there instead.
     """
     root, declared = cache_root(recipe), declared_sections(recipe)
-    named = [found for found in list_caches(root) if found.plan.declared == declared and found.plan.name == recipe.name]
+    present = list(list_caches(root))
+    named = [found for found in present if found.plan.declared == declared and found.plan.name == recipe.name]
     complete = [found.folder for found in named if found.manifest is not None]
     if complete:
         return max(complete, key=lambda folder: (folder / MANIFEST_NAME).stat().st_mtime_ns)
     if named:
         load_manifest(named[0].folder)
-    present = [found.folder.name for found in list_caches(root)]
-    holds = f"it holds {', '.join(present)}" if present else "it is empty"
     raise CacheError(
-        f"no cache for recipe {recipe.name!r} under {root} ({holds}). "
+        f"no cache for recipe {recipe.name!r} under {root} ({_what_is_there(recipe, root, present)}). "
         "Run `eaglepipe precompute` with the same recipe first, or name folders with train.caches"
     )
+
+
+def _what_is_there(recipe: Recipe, root: Path, present: list[FoundCache]) -> str:
+    """Nearest first: a cache of this name that cannot be read, one that differs in a few settings, any others."""
+    for folder, reason in unreadable_caches(root):
+        if folder.name.startswith(f"{recipe.name}-"):
+            return f"one cannot be read: {reason}"
+    declared = declared_sections(recipe)
+    others = [
+        (list(diff_fields(found.plan.declared, declared)), found.folder.name)
+        for found in present
+        if found.plan.name == recipe.name and DERIVED_KEY not in found.plan.identity_fields
+    ]
+    if not others:
+        names = ", ".join(found.folder.name for found in present)
+        return f"it holds {names}" if names else "it is empty"
+    differences, nearest = min(others, key=lambda other: len(other[0]))
+    more = [f"and {len(differences) - _SHOWN} more"] * (len(differences) > _SHOWN)
+    return f"{nearest} differs from the recipe in {'; '.join([*differences[:_SHOWN], *more])}"
 
 
 @dataclass(frozen=True, kw_only=True)

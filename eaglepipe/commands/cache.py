@@ -24,17 +24,21 @@ app = typer.Typer(help="Look at caches, check them, change and join them, tidy t
 
 @app.command("ls")
 def ls(
-    root: Annotated[Path | None, typer.Argument(help="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Argument(exists=True, file_okay=False, help="default: $EAGLEPIPE_CACHE_ROOT, else ./caches"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The caches below a root, and what each was made from."""
     from eaglepipe.cache.describe import describe_root, root_table
     from eaglepipe.cache.storage import default_root
 
-    described = describe_root(root or default_root())
+    root = root or default_root()
+    described = describe_root(root)
     print_json(described, as_json)
     if not as_json:
-        typer.echo(root_table(described))
+        typer.echo(root_table(described, root))
 
 
 @app.command("info")
@@ -47,10 +51,11 @@ def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
 
 @app.command("path")
 def path(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """The folder of the complete cache that a recipe names."""
-    from eaglepipe.cache.storage import find_cache
+    """The folder of the complete cache that a recipe names, or of each that its train.caches names."""
+    from eaglepipe.cache.storage import caches_of
 
-    typer.echo(find_cache(load(recipe, overrides)))
+    for share in caches_of(load(recipe, overrides)):
+        typer.echo(share.folder)
 
 
 @app.command("verify")
@@ -119,9 +124,9 @@ def merge(
 def recode(
     out: NewCacheArgument,
     source: CacheArgument,
-    aux_codec: Annotated[str | None, typer.Option(help="of the aux states")] = None,
-    supervision: Annotated[str | None, typer.Option(help="another kind, made from the one that is stored")] = None,
-    codec: Annotated[str | None, typer.Option(help="of the supervision rows")] = None,
+    aux_codec: Annotated[str | None, typer.Option(help="aux states: bf16, fp16, fp32, fp8, int8 or int4")] = None,
+    supervision: Annotated[str | None, typer.Option(help="dense, sparse or hidden, from what is stored")] = None,
+    codec: Annotated[str | None, typer.Option(help="hidden states: as above; probabilities: fp16 or fp32")] = None,
     draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,
     vocab_from: Annotated[Path | None, typer.Option(help="that of a cache or of a published draft")] = None,
     tolerance: Annotated[float | None, typer.Option(help="mass left to the tail, with --supervision sparse")] = None,
@@ -147,11 +152,18 @@ def recode(
 
 
 @app.command("clean")
-def clean(folder: CacheArgument, dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False) -> None:
+def clean(
+    folder: CacheArgument,
+    dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Remove what stopped writers left behind in a cache."""
     from eaglepipe.cache.storage import clean_cache
 
     removed = clean_cache(folder, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "paths": [str(path) for path in removed]}, as_json)
+        return
     for path in removed:
         typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
     if not removed:

@@ -1,6 +1,7 @@
 """What the commands share: their arguments, loading a recipe, and printing what they return."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,14 +40,21 @@ def reporter(as_json: bool) -> Any:
     return lambda message: typer.echo(message, err=as_json)
 
 
+def _speaks() -> bool:
+    """Under torchrun the processes share one standard output, and its first one prints the result."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+
+
 def print_json(value: Any, as_json: bool) -> None:
-    if as_json:
+    if as_json and _speaks():
         typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def print_fields(fields: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(fields, as_json)
+        return
+    if not _speaks():
         return
     width = max(map(len, fields))
     for name, value in fields.items():

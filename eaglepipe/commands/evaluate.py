@@ -1,6 +1,7 @@
 """`eaglepipe eval`: judge the draft of a finished run."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +19,14 @@ def evaluate(
     cache: Annotated[
         list[Path] | None, typer.Option(help="where the run's cache is now; default: as its recipe says")
     ] = None,
-    k: Annotated[list[int] | None, typer.Option("--k", min=1, help="chain of so many guesses; repeat (5)")] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("--k", min=1, max=99, help="chain of so many guesses; repeat (5)")
+    ] = None,
     tree: Annotated[
         list[str] | None, typer.Option(help="EAGLE-2 tree SIZExDEPTH or SIZExDEPTHxWIDTH, as in 24x5x8; repeat")
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1.0)] = 1.0,
     prompts: Annotated[Path | None, typer.Option(help="conversations; default: the held-out samples")] = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="prompts that are decoded")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=2)] = 128,
@@ -38,6 +41,17 @@ def evaluate(
     from eaglepipe.evaluation.evaluate import EvalOptions, evaluate_run
     from eaglepipe.evaluation.verify import SamplingRule
 
+    if target is None:
+        _refuse_without_target(
+            {
+                "--tree": tree,
+                "--temperature": temperature,
+                "--top-p": top_p < 1,
+                "--prompts": prompts,
+                "--batch-size": batch_size > 1,
+                "--ignore-end": ignore_end,
+            }
+        )
     options = EvalOptions(
         caches=tuple(cache or ()),
         target=target,
@@ -58,6 +72,13 @@ def evaluate(
     print_json(result.to_json(), as_json)
     if not as_json:
         typer.echo(result.table())
+
+
+def _refuse_without_target(given: Mapping[str, object]) -> None:
+    """What only real decoding reads is refused where there is none, not passed over."""
+    ignored = [name for name, value in given.items() if value]
+    if ignored:
+        raise ConfigError(f"{', '.join(ignored)}: for decoding with the target; say where it is with --target")
 
 
 def _tree_shape(text: str) -> Any:

@@ -28,6 +28,10 @@ def export(
         raise ConfigError(f"--to {to or 'is missing'}: one of {', '.join(ENGINES)}")
     if (run is None) == (check is None):
         raise ConfigError("give a run folder to export, or --check DIR")
+    others = {"--target": target} if check is None else {"--out": out, "--target-name": target_name, "--push": push}
+    if ignored := [name for name, value in others.items() if value is not None]:
+        when = "without --check" if check is None else "with --check, which writes nothing"
+        raise ConfigError(f"{', '.join(ignored)}: has no meaning {when}; leave it out")
     if check is not None:
         from eaglepipe.export.check import check_draft
 

@@ -1,6 +1,5 @@
 """`eaglepipe recipe`: the recipes that ship."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -47,9 +46,9 @@ def cp(
     """Copy a recipe that ships, to change it."""
     if destination.exists():
         raise ConfigError(f"{destination} exists; it is not overwritten")
-    source = recipe_path(name)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, destination)
+    from eaglepipe.cache.publish import publish_bytes
+
+    publish_bytes(destination, recipe_path(name).read_bytes())
     typer.echo(f"{destination}")
 
 

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.publish import publish_json
+from eaglepipe.cache.publish import publish_bytes, publish_json
 from eaglepipe.cache.storage import cache_root, declared_sections, list_caches
 from eaglepipe.cache.verify import verify_cache
 from eaglepipe.chat.tokenizer import load_tokenizer
-from eaglepipe.config import Recipe, load_recipe
+from eaglepipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
 from eaglepipe.demo.judge import Verdict, judge_draft
 from eaglepipe.demo.quality import QualityReport, judge_answers
@@ -110,7 +110,7 @@ def run_demo(folder: Path, *, fast: bool = False, objective: str = "eagle3", rep
 
 
 def demo_recipe(folder: Path, *, fast: bool = False, objective: str = "eagle3") -> Recipe:
-    """The recipe that ships, with its paths below `folder` and another objective if asked for.
+    """The recipe that ships, with its paths below `folder` and another objective if asked for; also `folder/demo.yaml`.
 
     Raises:
         ConfigError: the demo does not know the objective.
@@ -124,7 +124,9 @@ def demo_recipe(folder: Path, *, fast: bool = False, objective: str = "eagle3") 
     publish_json(file, recipe.model_dump(mode="json"))
     overrides = [f"cache.root={(folder / 'caches').as_posix()}", f"train.objective={objective}"]
     overrides += [f"train.output_dir={(folder / f'train{_suffix(objective)}').as_posix()}", *(_FAST if fast else ())]
-    return load_recipe(file, [*overrides, *_OBJECTIVES[objective](3 if fast else raw.train.ttt_steps)])
+    recipe = load_recipe(file, [*overrides, *_OBJECTIVES[objective](3 if fast else raw.train.ttt_steps)])
+    publish_bytes(file, dump_recipe(recipe).encode())  # whole, so that the next draft can be trained from it
+    return recipe
 
 
 def _has_cache(recipe: Recipe) -> bool:

@@ -216,8 +216,11 @@ def _check_sparse_values(masks: HostMasks, num_entries: int, draft_size: int) ->
 
 
 def _check_documents(seq_lens: torch.Tensor, num_slots: int) -> None:
+    negative = (seq_lens < 0).any(dim=1)
+    if bool(negative.any()):
+        raise DraftError(f"seq_lens row {int(negative.nonzero()[0])} has a negative length; pad it with zeros")
     totals = seq_lens.sum(dim=1)
-    bad = (totals != num_slots) | (seq_lens < 0).any(dim=1)
+    bad = totals != num_slots
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise DraftError(

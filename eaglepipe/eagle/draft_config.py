@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -80,6 +81,35 @@ def draft_config_from_target(
     )
 
 
+def completed_config(config: Any) -> Any:
+    """A config with every key that a draft reads: itself, or a copy with the absent ones as its family means them.
+
+    So the config of a Llama, Phi-3 or Qwen3 target builds a draft as it is: no biases unless it says so, heads of
+    H / heads, the target's own width and vocabulary, three aux layers, none of EAGLE-3.1's norms.
+    """
+    absent = {name: value for name, value in _defaults(config).items() if getattr(config, name, None) is None}
+    if not absent:
+        return config
+    completed = copy.deepcopy(config)
+    for name, value in absent.items():
+        setattr(completed, name, value)
+    return completed
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": config.num_attention_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "target_hidden_size": config.hidden_size,
+        "num_aux_hidden_states": 3,
+        "draft_vocab_size": config.vocab_size,
+        "fc_norm": False,
+        "norm_output": False,
+    }
+
+
 def _parallel_drafting(target: PretrainedConfig, vocab_size: int, mask_token_id: int | None) -> dict[str, Any]:
     token = getattr(target, "pad_token_id", None) if mask_token_id is None else mask_token_id
     if token is None:
@@ -97,15 +127,19 @@ def _text_config(target_config: PretrainedConfig | dict[str, Any]) -> Pretrained
         return target_config.get_text_config(decoder=True)
     values = copy.deepcopy(target_config)
     model_type = values.pop("model_type", None)
-    if model_type in CONFIG_MAPPING:
-        return AutoConfig.for_model(model_type, **values).get_text_config(decoder=True)
-    return LlamaConfig(**{**values, **values.get("text_config", {})})
+    try:
+        if model_type in CONFIG_MAPPING:
+            return AutoConfig.for_model(model_type, **values).get_text_config(decoder=True)
+        return LlamaConfig(**{**values, **values.get("text_config", {})})
+    except (StrictDataclassError, TypeError, ValueError, ArithmeticError) as error:
+        raise DraftError(f"the target's config cannot be used: {error}") from None
 
 
 def _required(target: PretrainedConfig, name: str) -> int:
     value = getattr(target, name, None)
-    if not isinstance(value, int):
-        raise DraftError(f"the target's config ({target.model_type}) has no {name}; give the draft's own in the recipe")
+    if not isinstance(value, int) or value < 1:
+        has = f"has no {name}" if value is None else f"says {name} is {value!r}"
+        raise DraftError(f"the target's config ({target.model_type}) {has}; give the draft's own in the recipe")
     return value
 
 

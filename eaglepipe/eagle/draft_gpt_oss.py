@@ -35,4 +35,4 @@ class GptOssEagle3DraftModel(LlamaEagle3DraftModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model.rotary_emb = GptOssYarnRotaryEmbedding(config)
+        self.model.rotary_emb = GptOssYarnRotaryEmbedding(self.config)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
 from eaglepipe.eagle.attention import causal_mask, slot_positions
+from eaglepipe.eagle.draft_config import completed_config
 from eaglepipe.eagle.layers import (
     Eagle3LlamaAttention,
     Eagle3LlamaDecoderLayer,
@@ -52,7 +53,7 @@ class Eagle3LlamaModel(nn.Module):
 
 
 class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
-    """Llama-style EAGLE-3 draft; `config` as `draft_config_from_target` makes it.
+    """Llama-style EAGLE-3 draft; `config` as `draft_config_from_target` makes it, or any dense Llama-like one.
 
     Symbols: V target vocabulary, D draft vocabulary, H draft hidden, A aux layers, Ht target hidden.
     Buffers, only when D < V: `d2t` int64 [D], target id minus draft id; `t2d` bool [V], True for draft tokens.
@@ -65,6 +66,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
     _no_split_modules = ("Eagle3LlamaDecoderLayer", "Eagle3LlamaPeagleLayer")
 
     def __init__(self, config: Any) -> None:
+        config = completed_config(config)
         super().__init__(config)
         self.model = Eagle3LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
 from eaglepipe.eagle.attention import causal_mask, slot_positions
+from eaglepipe.eagle.draft_config import completed_config
 from eaglepipe.eagle.layers_v12 import (
     Chain,
     EagleLlamaAttention,
@@ -43,6 +44,7 @@ class LlamaEagleDraftModel(PreTrainedModel):
     _no_split_modules = ("EagleLlamaDecoderLayer",)
 
     def __init__(self, config: Any) -> None:
+        config = completed_config(config)
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=getattr(config, "bias", False))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from eaglepipe.eagle.attention import ttt_attention
+from eaglepipe.eagle.draft_config import completed_config
 from eaglepipe.eagle.peagle_draft import _PeagleAttentionMixin, _PeagleDecoderLayerMixin, _PeagleVanillaLayerMixin
 from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding, Rotary, apply_rotary
 
@@ -32,6 +33,7 @@ class Eagle3LlamaMLP(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        config = completed_config(config)
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
@@ -46,6 +48,7 @@ class Eagle3LlamaAttention(_PeagleAttentionMixin, nn.Module):
 
     def __init__(self, config: Any, input_size: int) -> None:
         super().__init__()
+        config = completed_config(config)
         self.num_heads: int = config.num_attention_heads
         self.num_key_value_heads: int = config.num_key_value_heads
         self.head_dim: int = config.head_dim

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from eaglepipe.eagle.attention import causal_mask, ttt_attention
+from eaglepipe.eagle.draft_config import completed_config
 from eaglepipe.eagle.layers import Eagle3LlamaMLP, Eagle3LlamaRMSNorm
 from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding, apply_rotary
 
@@ -22,6 +23,7 @@ class EagleLlamaAttention(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        config = completed_config(config)
         self.num_heads: int = config.num_attention_heads
         self.num_key_value_heads: int = config.num_key_value_heads
         self.head_dim: int = config.head_dim

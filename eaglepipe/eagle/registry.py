@@ -49,24 +49,25 @@ EAGLE1_DRAFT_REGISTRY: dict[str, DraftSpec] = {
 }
 
 
-def _resolve(architectures: list[str], registry: dict[str, DraftSpec], recipe_name: str) -> DraftSpec:
+def _resolve(architectures: list[str] | None, registry: dict[str, DraftSpec], recipe_name: str) -> DraftSpec:
     """Return the first registered draft spec matching any architecture in the list.
 
     Raises:
         DraftError: naming the architectures given and those known.
     """
-    for architecture in architectures:
+    named = architectures or []  # a config that was made and not loaded names none
+    for architecture in named:
         if architecture in registry:
             return registry[architecture]
-    given = ", ".join(architectures) or "none"
+    given = ", ".join(named) or "none"
     raise DraftError(f"no {recipe_name} draft for target architectures ({given}); known: {', '.join(sorted(registry))}")
 
 
-def resolve_eagle1_draft_spec(architectures: list[str]) -> DraftSpec:
+def resolve_eagle1_draft_spec(architectures: list[str] | None) -> DraftSpec:
     """Resolve the EAGLE-1 / EAGLE-2 draft spec for a target's config.architectures field."""
     return _resolve(architectures, EAGLE1_DRAFT_REGISTRY, "EAGLE-1")
 
 
-def resolve_eagle3_draft_spec(architectures: list[str]) -> DraftSpec:
+def resolve_eagle3_draft_spec(architectures: list[str] | None) -> DraftSpec:
     """Resolve the EAGLE-3 draft spec for a target's config.architectures field."""
     return _resolve(architectures, EAGLE3_DRAFT_REGISTRY, "EAGLE-3")

@@ -93,17 +93,17 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
     run = open_run(folder, options.caches, max_samples=options.num_samples)
     num_depths = len(objective_of(run.recipe.train.evaluated).loss_weights)
     with join_world(options.device) as world:
+        run.draft.to(world.device)
+        decoding = _open_decoding(run, options, world.device, report) if options.real else None
         report(f"{len(run.heldout)} held-out samples, from the cache alone")
         counts = count_heldout(run, world)
         heldout = heldout_figures(counts, run, seed=options.seed)
-        run.draft.to(world.device)
         table = bigram_table(run.source.read(int(sample)) for sample in run.split.train)
         turns = cached_turns(run, options.num_prompts, max_new_tokens=options.max_new_tokens)
         job = _Job(run=run, turns=turns, successor=table, options=options, device=world.device, report=report)
-        figures, match = _replayed(job), TargetMatch()
-        if options.real:
-            target = open_target(run, options.target, str(world.device))
-            figures, match = figures + _real(job, target), target.match
+        figures = _replayed(job)
+        if decoding is not None:
+            figures += _real(job, decoding)
     result = EvalReport(
         run=str(folder),
         heldout_depths=num_depths,
@@ -111,7 +111,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         bigram_acceptance_length=bigram_acceptance_length(run.source, run.split, num_depths),
         own_text_share=own_text_share(run.source, turns),
         figures=tuple(figures),
-        target=match,
+        target=TargetMatch() if decoding is None else decoding.target.match,
     )
     publish_json(folder / "eval.json", result.to_json())
     return result
@@ -140,14 +140,30 @@ def _replayed(job: _Job) -> list[Figure]:
     return figures
 
 
-def _real(job: _Job, target: OpenTarget) -> list[Figure]:
-    options, turns = job.options, job.turns
+@dataclass(frozen=True, kw_only=True)
+class _Decoding:
+    """What real decoding needs beside the run."""
+
+    target: OpenTarget
+    trees: Sequence[Drafter]
+    prompts: Sequence[Turn] | None  # of a file; None: those of the held-out samples
+
+
+def _open_decoding(run: TrainedRun, options: EvalOptions, device: torch.device, report: Report) -> _Decoding:
+    """Opened first of all, so that what does not fit is told before the minutes that the cache takes."""
+    trees = [tree_drafter(run, shape) for shape in options.trees]
+    target = open_target(run, options.target, str(device))
     if target.match.warning is not None:
-        job.report(f"warning: {target.match.warning}")
-    if options.prompts is not None:
-        if target.chat is None:
-            raise EaglepipeError(f"{options.prompts}: the target has no tokenizer to read prompts with")
-        turns = file_turns(options.prompts, target.chat, options.num_prompts)
+        report(f"warning: {target.match.warning}")
+    if options.prompts is None:
+        return _Decoding(target=target, trees=trees, prompts=None)
+    if target.chat is None:
+        raise EaglepipeError(f"{options.prompts}: the target has no tokenizer to read prompts with")
+    return _Decoding(target=target, trees=trees, prompts=file_turns(options.prompts, target.chat, options.num_prompts))
+
+
+def _real(job: _Job, decoding: _Decoding) -> list[Figure]:
+    options = job.options
     settings = DecodeSettings(
         data="held-out prompts" if options.prompts is None else options.prompts.name,
         rule=options.rule,
@@ -156,8 +172,9 @@ def _real(job: _Job, target: OpenTarget) -> list[Figure]:
         seed=options.seed,
         ignore_end=options.ignore_end,
     )
-    trees = [tree_drafter(job.run, shape) for shape in options.trees]
-    return measure_real(target, [*_chains(job, options.rule), *trees], turns, settings, job.report)
+    turns = job.turns if decoding.prompts is None else decoding.prompts
+    drafters = [*_chains(job, options.rule), *decoding.trees]
+    return measure_real(decoding.target, drafters, turns, settings, job.report)
 
 
 def _chains(job: _Job, rule: SamplingRule) -> list[Drafter]:

@@ -19,7 +19,7 @@ from eaglepipe.config import CacheConfig, Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import check_tokenizer_fits, read_target_config, resolve_device, resolve_folder
-from eaglepipe.vocab import check_sizes
+from eaglepipe.vocab import draft_vocab_size
 
 # Config fields that say who wrote the file or how it is run, not what the model computes.
 _VOLATILE_CONFIG_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "auto_map")
@@ -58,7 +58,6 @@ def read_inputs(recipe: Recipe) -> Inputs:
     num_layers = int(config.num_hidden_layers)
     given = recipe.cache.aux_layer_ids
     aux_layer_ids = default_aux_layer_ids(num_layers) if given is None else validate_aux_layer_ids(given, num_layers)
-    check_sizes(recipe.vocab.draft_size, int(config.vocab_size))
     chat = read_chat_tokenizer(recipe)
     if chat is not None:
         check_tokenizer_fits(chat.vocab_size, int(config.vocab_size))
@@ -97,7 +96,7 @@ def _shard_spec(recipe: Recipe, config: PretrainedConfig, aux_layer_ids: tuple[i
         aux_layer_ids=aux_layer_ids,
         hidden_size=int(config.hidden_size),
         vocab_size=vocab_size,
-        draft_vocab_size=vocab_size if recipe.vocab.draft_size is None else recipe.vocab.draft_size,
+        draft_vocab_size=draft_vocab_size(recipe.vocab.draft_size, vocab_size),
     )
 
 

@@ -4,6 +4,7 @@ All of it is a pure function of the recipe and the bytes it names, so that every
 """
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from eaglepipe.chat.sources import iter_conversations
 from eaglepipe.chat.staging import StagedStatistics, StagedTokens, write_staging
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.chat.types import DropCounts
-from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError
+from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError, StoppedError
 from eaglepipe.target.batches import Batch, plan_shards
 from eaglepipe.target.inputs import Inputs
 from eaglepipe.vocab import DraftVocab, build_draft_vocab
@@ -50,33 +51,52 @@ class Work:
 def make_work(inputs: Inputs) -> Work:
     """Tokenise (or map what was tokenised) and publish the plan (or check the one that is there).
 
+    What a corpus leaves that cannot be planned is removed; what a stopped process left is gone on with.
+
     Raises:
         DataError: every sample was dropped.
         CacheError: the folder's plan is of another identity, told field by field.
         ResourceError: the disk is too small for the cache.
     """
+    _check_writable(inputs.folder)
+    try:
+        return _plan_work(inputs)
+    except StoppedError:
+        raise
+    except EaglepipeError:
+        _remove_unplanned(inputs.folder)
+        raise
+
+
+def _remove_unplanned(folder: Path) -> None:
+    if not (folder / PLAN_NAME).exists():
+        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+        with suppress(OSError):  # other files are in it
+            folder.rmdir()
+
+
+def _plan_work(inputs: Inputs) -> Work:
     folder = inputs.folder
-    _check_writable(folder)
     plan = _existing_plan(inputs)
     staging = folder / WORK_FOLDER / "tokens.arrow"
     staged = plan is not None and _is_staged(staging, plan)
     drops = DropCounts(plan.drops) if plan is not None and staged else _stage(inputs, staging)
     tokens = StagedTokens(staging)
     statistics = tokens.statistics(inputs.spec.vocab_size)
+    forced = inputs.chat.special_ids() if inputs.chat else ()
+    vocab = build_draft_vocab(statistics.token_counts, inputs.spec.draft_vocab_size, inputs.spec.vocab_size, forced)
     cost = _cost(inputs, statistics)
     if plan is None:
         plan = _publish_plan(inputs, staging, statistics, drops)
     shards = _shards(inputs, plan.batch_tokens, statistics)
     if len(shards) != plan.shards or len(statistics.kept) != plan.samples:
         raise CorruptError(f"{folder / PLAN_NAME}: its corpus is laid out into other shards than it says")
-    forced = inputs.chat.special_ids() if inputs.chat else ()
-    draft_size = inputs.recipe.vocab.draft_size
     return Work(
         folder=folder,
         plan=plan,
         tokens=tokens,
         statistics=statistics,
-        vocab=build_draft_vocab(statistics.token_counts, draft_size, inputs.spec.vocab_size, forced),
+        vocab=vocab,
         shards=shards,
         cost=cost,
     )
@@ -166,7 +186,6 @@ def _check_disk(inputs: Inputs, plan: Plan, statistics: StagedStatistics) -> Non
     needed = int(_cost(inputs, statistics).total * plan.tokens * _DISK_MARGIN)
     free = free_bytes(inputs.folder)
     if needed > free:
-        shutil.rmtree(inputs.folder / WORK_FOLDER)
         raise ResourceError(
             f"the cache needs {needed / 1e9:,.3g} GB, {inputs.folder.parent} has {free / 1e9:,.3g} GB free; "
             "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"

@@ -14,8 +14,9 @@ from typing import Any
 from safetensors.torch import save
 
 from eaglepipe.cache.background import BackgroundShard
+from eaglepipe.cache.claims import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
 from eaglepipe.cache.publish import publish_bytes, publish_json
-from eaglepipe.cache.reader import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE, missing_shards
+from eaglepipe.cache.reader import missing_shards
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.seal import HEAD_FILE
 from eaglepipe.cache.storage import WORK_FOLDER

@@ -5,6 +5,7 @@ different numbers of micro-batches, or none.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,14 +70,21 @@ def join_world(device: str) -> Iterator[World]:
 
 
 def resolve_device(device: str, local_rank: int | None = None) -> torch.device:
-    """`auto` takes CUDA where there is one; under torchrun each process takes the device of its local rank."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"train.device is {device}, but torch sees no CUDA device here; use cpu or auto")
-    if device.startswith("cuda") and local_rank is not None:
-        device = f"cuda:{local_rank}"
-    return torch.device("cuda:0" if device == "cuda" else device)
+    """`auto` takes CUDA where there is one; under torchrun each process takes the device of its local rank.
+
+    Raises:
+        ConfigError: no kind of device that is known here, or a CUDA device that this machine does not have.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"device {device!r} is not one of auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and count == 0):
+        return torch.device("cpu")
+    named = int(device.partition(":")[2] or 0)
+    index = named if local_rank is None else local_rank
+    if index >= count:
+        raise ConfigError(f"device {device!r}: torch sees {count} CUDA device(s) here; use cpu or auto")
+    return torch.device("cuda", index)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:

@@ -41,6 +41,7 @@ def declare_current_state(folder: Path, *, sidecars_only: bool = False) -> None:
 
     def update(manifest: dict[str, Any]) -> None:
         if not sidecars_only:
+            manifest["files"] = [entry(file) for file in manifest["files"]]
             manifest["shards"] = [entry(shard) for shard in manifest["shards"]]
             manifest["bytes"] = sum(shard["bytes"] for shard in manifest["shards"])
             for shard, sidecar in zip(manifest["shards"], manifest["sidecars"], strict=True):

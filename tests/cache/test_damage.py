@@ -1,5 +1,6 @@
 """Every way in which a cache's files can be damaged is found, named, and never trained on."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(cache_copy: Pat
             assert any(str(name) in problem for problem in report.problems), (name, report.problems)
         (cache_copy / name).write_bytes(original)
     assert verify_cache(cache_copy, full=True).ok
+
+
+def test_a_flipped_bit_in_the_schema_version_is_damage_and_no_other_version(cache_copy: Path) -> None:
+    manifest = cache_copy / "manifest.json"
+    place = manifest.read_bytes().index(b'"schema_version": 1')
+    for position in range(place, place + 19):
+        flip(manifest, position)
+        with pytest.raises(CorruptError, match=r"manifest\.json"):
+            verify_cache(cache_copy)
+        flip(manifest, position)
 
 
 def test_flipped_bit_in_any_column_names_shard_and_sample_at_first_touch(cache_copy: Path) -> None:
@@ -171,3 +182,12 @@ def test_shard_replaced_by_a_shorter_one_while_open_is_noticed_when_it_is_mapped
     shard.write_bytes(data[:1000])
     with pytest.raises(CorruptError, match=shard.name):
         cache.read(0)
+
+
+def test_shard_cut_while_it_is_mapped_is_an_error_and_no_bus_error(cache_copy: Path) -> None:
+    cache = Cache.open(cache_copy)
+    entry = cache.manifest.shards[0]
+    cache.read(0)
+    os.truncate(cache_copy / entry.path, 4096)
+    with pytest.raises(CorruptError, match=rf"{entry.path}, sample {entry.samples - 1} .*cut to 4,096 bytes"):
+        cache.read(entry.samples - 1)

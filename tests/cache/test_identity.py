@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
+from eaglepipe.cache.describe import describe_root, root_table
 from eaglepipe.cache.identity import diff_fields, hash_json
 from eaglepipe.cache.storage import find_cache, list_caches
 from eaglepipe.config import DraftConfig, PrecomputeConfig, TrainConfig
@@ -160,8 +161,43 @@ def test_one_changed_weight_or_word_changes_it(project: TinyProject, tmp_path: P
 def test_train_finds_the_cache_by_the_recipe_after_the_target_is_gone(project: TinyProject, sealed_cache: Path) -> None:
     recipe = project.recipe(**{"cache.root": sealed_cache.parent, "train.seed": 99, "draft.fc_norm": True})
     assert find_cache(recipe) == sealed_cache
-    with pytest.raises(CacheError, match="no cache for recipe 'tiny'"):
-        find_cache(project.recipe(**{"cache.root": sealed_cache.parent, "data.max_length": 100}))
+
+
+def test_a_recipe_without_a_cache_is_told_what_differs_from_the_nearest(
+    project: TinyProject, sealed_cache: Path, tmp_path: Path
+) -> None:
+    root = {"cache.root": sealed_cache.parent}
+    nearest = (
+        rf"no cache for recipe 'tiny' .*{sealed_cache.name} differs from the recipe in data\.max_length: 256 -> 100"
+    )
+    with pytest.raises(CacheError, match=nearest):
+        find_cache(project.recipe(**root, **{"data.max_length": 100}))
+    with pytest.raises(CacheError, match=f"no cache for recipe 'other' .*it holds {sealed_cache.name}"):
+        find_cache(project.recipe(**root, name="other"))
+    with pytest.raises(CacheError, match="it is empty"):
+        find_cache(project.recipe(**{"cache.root": tmp_path}))
+
+
+def test_a_vocabulary_beyond_the_targets_is_the_same_cache_as_none(project: TinyProject) -> None:
+    whole = identity(project, **{"vocab.draft_size": None})
+    assert identity(project, **{"vocab.draft_size": 320}) == identity(project, **{"vocab.draft_size": 9999}) == whole
+
+
+def test_an_unreadable_cache_is_told_and_listed_and_hides_no_other(
+    project: TinyProject, sealed_cache: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / sealed_cache.name
+    shutil.copytree(sealed_cache, broken)
+    shutil.copytree(sealed_cache, tmp_path / "sound")
+    (broken / "manifest.json").write_text("{")
+    listed = describe_root(tmp_path)
+    assert [(Path(info["folder"]).name, info["complete"]) for info in listed] == [("sound", True), (broken.name, False)]
+    assert "manifest.json" in listed[1]["error"] and "unreadable" in root_table(listed, tmp_path)
+    recipe = project.recipe(**{"cache.root": tmp_path})
+    assert find_cache(recipe) == tmp_path / "sound"
+    shutil.rmtree(tmp_path / "sound")
+    with pytest.raises(CacheError, match=r"one cannot be read: .*manifest\.json"):
+        find_cache(recipe)
 
 
 def test_incomplete_cache_is_not_found_and_says_what_is_missing(project: TinyProject, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from eaglepipe.config import load_recipe
 from eaglepipe.demo.run import demo_recipe
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.objectives import objective_of
@@ -16,6 +17,13 @@ def test_objectives_share_the_cache_and_nothing_else(tmp_path: Path, fast: bool)
         assert getattr(recipes[0], section) == getattr(recipes[1], section)
     assert [recipe.train.output_dir for recipe in recipes] == [f"{tmp_path}/train", f"{tmp_path}/train-peagle"]
     assert [len(objective_of(recipe.train).loss_weights) for recipe in recipes] == [3 if fast else 7] * 2
+
+
+@pytest.mark.parametrize("objective", ["eagle3", "eagle1", "peagle"])
+def test_the_recipe_that_is_left_is_the_one_that_ran(tmp_path: Path, objective: str) -> None:
+    recipe = demo_recipe(tmp_path, fast=True, objective=objective)
+    (file,) = tmp_path.glob("demo*.yaml")
+    assert load_recipe(file) == recipe and recipe.cache.root == f"{tmp_path}/caches"
 
 
 def test_eagle1_gets_the_cache_that_it_needs_and_a_run_of_its_own(tmp_path: Path) -> None:

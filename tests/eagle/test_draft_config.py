@@ -62,6 +62,21 @@ def test_heads_and_positions_of_published_targets(
     assert (cos.shape[-1], draft.rope_parameters["rope_type"], draft.rope_parameters["rope_theta"]) == rope
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_attention_heads": 0}, "cannot be used"),
+        ({"hidden_size": 0}, "says hidden_size is 0"),
+        ({"intermediate_size": None}, "intermediate_size"),
+        ({"rms_norm_eps": "a"}, "rms_norm_eps"),
+        ({"rope_scaling": 5}, "cannot be used"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_told(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(DraftError, match=words):
+        draft_config_from_target({**config("llama", 64, (4, 2)), **change})
+
+
 def test_attention_is_scaled_as_the_target_says() -> None:
     """OLMo 3 writes the factor down; DeepSeek's two cancel each other out."""
     for target, factor in ((OLMO3, 1.25), (DEEPSEEK, 1.0)):

@@ -221,6 +221,7 @@ def test_exactly_one_supervision_source():
         ("target_probs", torch.zeros(1, 9, DRAFT_SIZE + 1), "target_probs has shape"),
         ("target_probs", torch.zeros(1, DRAFT_SIZE), "target_probs has 1 rows"),
         ("seq_lens", torch.tensor([[4, 4]]), "sums to 8"),
+        ("seq_lens", torch.tensor([[-1, 10]]), "row 0 has a negative length"),
         ("normalizers", torch.ones(3), "normalizers has shape"),
     ],
 )

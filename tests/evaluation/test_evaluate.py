@@ -1,7 +1,7 @@
 """`eaglepipe eval` on a run trained from the tiny target's own greedy text."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from eaglepipe.commands.evaluate import _tree_shape
 from eaglepipe.config import TargetConfig
-from eaglepipe.errors import EaglepipeError
+from eaglepipe.errors import DataError, EaglepipeError
 from eaglepipe.evaluation.decode import Limits, speculate
 from eaglepipe.evaluation.drafters import LookupDrafter, NoDraft
 from eaglepipe.evaluation.drafting import TreeShape, chain_drafter
@@ -170,13 +170,18 @@ def test_a_folder_without_a_finished_draft_is_refused(tmp_path: Path) -> None:
         evaluate_run(tmp_path, EvalOptions())
 
 
-def test_another_target_is_refused(own_text: OwnText, tmp_path: Path) -> None:
+def test_another_target_is_refused_before_anything_is_measured(own_text: OwnText, tmp_path: Path) -> None:
     from tests.target.tiny_targets import CONFIGS, save_target
 
     other = save_target(CONFIGS["llama"], tmp_path / "other")
     options = EvalOptions(caches=(own_text.cache,), target=other, real=True, num_samples=2, baselines=False)
+    said: list[str] = []
     with pytest.raises(EaglepipeError, match="vocab_size 67"):
-        evaluate_run(own_text.run, options)
+        evaluate_run(own_text.run, options, said.append)
+    missing = replace(options, target=own_text.target, prompts=tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match=r"nowhere\.jsonl"):
+        evaluate_run(own_text.run, missing, said.append)
+    assert not said
 
 
 @pytest.mark.parametrize(("text", "shape"), [("24x5", (24, 5, 8)), ("6x3", (6, 3, 6)), ("60x7x10", (60, 7, 10))])

@@ -15,6 +15,7 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError, ConfigError, CorruptError, DraftError, StoppedError
 from eaglepipe.train import train_from
 from eaglepipe.training import trackers
+from eaglepipe.training.distributed import resolve_device
 from eaglepipe.training.metrics import MetricsFile, StepRecord, read_metrics
 from eaglepipe.training.run_plan import check_contract, resume_contract
 from eaglepipe.training.state import Evaluation
@@ -240,11 +241,15 @@ def test_rows_that_cannot_hold_the_longest_sample_are_refused(tmp_path: Path) ->
         train_from(tiny_recipe(tmp_path, pack_length=40), tiny_source())
 
 
-def test_cuda_asked_for_where_there_is_none_is_a_plain_error(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    with pytest.raises(ConfigError, match="no CUDA device"):
-        train_from(tiny_recipe(tmp_path, device="cuda"), tiny_source())
+def test_cuda_device_that_is_not_there_is_a_plain_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"torch sees \d+ CUDA device\(s\) here"):
+        train_from(tiny_recipe(tmp_path, device=f"cuda:{torch.cuda.device_count()}"), tiny_source())
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "mps", ""])
+def test_device_of_no_known_kind_is_a_plain_error(device: str) -> None:
+    with pytest.raises(ConfigError, match="not one of auto, cpu, cuda or cuda:N"):
+        resolve_device(device)
 
 
 def test_bfloat16_compute_keeps_float32_masters(tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+"""What a cache says of itself, held against what its files hold, before anything is allocated or computed from it.
+
+Digests tell that a file is the one that was published, not that whoever published it told the truth: a cache may come
+from anywhere. Sizes that the manifest declares are bounded by files that are there.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
+from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.errors import CorruptError
+
+VOCAB_FILE = "vocab.safetensors"
+START_FILE = "target.safetensors"
+TARGET_CONFIG_FILE = "target_config.json"
+
+
+def check_claims(folder: Path, manifest: Manifest) -> None:
+    """Compare the manifest's spec with the fixed files of a cache whose sizes have been checked.
+
+    Raises:
+        CorruptError: naming the file that lacks something or contradicts the manifest.
+    """
+    listed = {entry.path for entry in manifest.files}
+    for name in (VOCAB_FILE, START_FILE, TARGET_CONFIG_FILE):
+        if name not in listed:
+            raise CorruptError(f"{folder / MANIFEST_NAME}: does not list {name}, which every cache has")
+    spec, head = manifest.shard_spec(), manifest.spec.head()
+    layers = spec.aux_layer_ids
+    if not layers or list(layers) != sorted(set(layers)):
+        raise CorruptError(f"{folder / MANIFEST_NAME}: aux_layer_ids are not ascending, each once")
+    if head.logit_scale <= 0 or (head.soft_cap is not None and head.soft_cap <= 0):
+        raise CorruptError(f"{folder / MANIFEST_NAME}: logit_scale and soft_cap are not positive")
+    load_vocab(folder / VOCAB_FILE, spec)
+    _check_start(folder / START_FILE, spec)
+    load_target_config(folder / TARGET_CONFIG_FILE, spec)
+
+
+def load_vocab(path: Path, spec: ShardSpec) -> dict[str, torch.Tensor]:
+    """`selected_token_ids` int64 [D], ascending, `selected_token_mask` bool [V] and `counts` int64 [V].
+
+    Raises:
+        CorruptError: anything else.
+    """
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CorruptError(f"{path}: not a safetensors file: {error}") from None
+    expected = {
+        "selected_token_ids": (torch.int64, (spec.draft_vocab_size,)),
+        "selected_token_mask": (torch.bool, (spec.vocab_size,)),
+        "counts": (torch.int64, (spec.vocab_size,)),
+    }
+    for name, wanted in expected.items():
+        found = (tensors[name].dtype, tuple(tensors[name].shape)) if name in tensors else None
+        if found != wanted:
+            raise CorruptError(f"{path}: {name} is {_told(found)}, and {_told(wanted)} by the manifest")
+    if not torch.equal(tensors["selected_token_mask"].nonzero().flatten(), tensors["selected_token_ids"]):
+        raise CorruptError(f"{path}: selected_token_ids are not ascending, or not those of selected_token_mask")
+    return tensors
+
+
+def load_target_config(path: Path, spec: ShardSpec) -> dict[str, Any]:
+    """The target's config.json, of the sizes that the manifest tells.
+
+    Raises:
+        CorruptError: anything else.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{path}: not a readable JSON document: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+        raise CorruptError(f"{path}: not the config of a model")
+    text = {**config, **config.get("text_config", {})}
+    for name in ("vocab_size", "hidden_size"):
+        if text.get(name, getattr(spec, name)) != getattr(spec, name):
+            raise CorruptError(f"{path}: {name} is {text[name]!r}, and {getattr(spec, name)} by the manifest")
+    return config
+
+
+def check_ids(sample: CachedSample, spec: ShardSpec, where: str) -> None:
+    """Ids index embeddings and probabilities, on a GPU without a check.
+
+    Raises:
+        CorruptError: one is outside its vocabulary.
+    """
+    ids: dict[str, tuple[Any, int, int]] = {
+        "input_ids": (sample.input_ids, 0, spec.vocab_size),
+        "target_top1": (sample.target_top1, -1, spec.vocab_size),
+    }
+    if sample.sparse_ids is not None:
+        ids["target_ids"] = (sample.sparse_ids, 0, spec.draft_vocab_size)
+    for name, (values, low, high) in ids.items():
+        if values.size and (int(np.min(values)) < low or int(np.max(values)) >= high):
+            raise CorruptError(f"{where}: {name} lie in {np.min(values)}..{np.max(values)}, outside {low}..{high - 1}")
+
+
+def _check_start(path: Path, spec: ShardSpec) -> None:
+    """By the header alone: the file may be large."""
+    vocab, draft, width = spec.vocab_size, spec.draft_vocab_size, spec.hidden_size
+    needed = {"embed_tokens.weight": (vocab, width), "lm_head.weight": (draft, width), "norm.weight": (width,)}
+    optional = {"lm_head.bias": (draft,), "lm_head_full.weight": (vocab, width), "lm_head_full.bias": (vocab,)}
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+    except SafetensorError as error:
+        raise CorruptError(f"{path}: not a safetensors file: {error}") from None
+    for name, wanted in {**needed, **{name: shape for name, shape in optional.items() if name in shapes}}.items():
+        if shapes.get(name) != wanted:
+            raise CorruptError(f"{path}: {name} is {_told(shapes.get(name))}, and {_told(wanted)} by the manifest")
+
+
+def _told(found: object) -> str:
+    return "absent" if found is None else str(found)
