@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from eaglepipe.cache.codecs import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError, DataError, EaglepipeError, ResourceError, TargetError, VocabError
 from eaglepipe.precompute import Worker, parse_worker, run_precompute
+from eaglepipe.target.estimate import estimate_recipe
+from eaglepipe.target.preview import preview_recipe
 from tests.stage_one import cache_of, quiet, shard_bytes
 from tests.tiny_project import TinyProject
 
@@ -191,6 +194,16 @@ def test_bad_settings_are_told_before_anything_is_computed(
     with pytest.raises(error, match=message):
         run_precompute(project.recipe(**{"cache.root": tmp_path, **overrides}), report=quiet)
     assert not list(tmp_path.iterdir())
+
+
+def test_prompts_that_were_not_answered_yet_are_told_by_every_reader(project: TinyProject, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    regenerate = f"{{sources: [{{path: {project.sources[0]}}}], output: {answers}}}"
+    sources = f"[{{path: {answers}}}]"
+    recipe = project.recipe(**{"cache.root": tmp_path, "data.sources": sources, "regenerate": regenerate})
+    for read in (run_precompute, estimate_recipe, partial(preview_recipe, count=1, colour=False)):
+        with pytest.raises(DataError, match=r"answers\.jsonl: not written yet; run `eaglepipe data regenerate`"):
+            read(recipe)
 
 
 def test_root_that_is_a_file_is_told(project: TinyProject, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import xxhash
 from eaglepipe.chat.formats import parse_row
 from eaglepipe.chat.readers import READERS, PlacedRow, file_rows
 from eaglepipe.chat.types import Conversation
-from eaglepipe.config import SourceConfig
+from eaglepipe.config import Recipe, SourceConfig
 from eaglepipe.errors import DataError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -30,6 +30,14 @@ def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation
     """
     for source in sources:
         yield from _conversations(source)
+
+
+def check_regenerated(recipe: Recipe) -> None:
+    """Raise DataError where a source is what `data regenerate` writes, and that has not run yet."""
+    output = None if recipe.regenerate is None else Path(recipe.regenerate.output).expanduser()
+    for source in recipe.data.sources:
+        if output == Path(source.path).expanduser() and not output.exists():
+            raise DataError(f"{source.path}: not written yet; run `eaglepipe data regenerate` with this recipe first")
 
 
 def data_fingerprint(sources: Sequence[SourceConfig]) -> str:

@@ -13,7 +13,7 @@ from eaglepipe.cache.identity import cache_folder_name, hash_json
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.sparse import SparseRule
 from eaglepipe.cache.storage import cache_root
-from eaglepipe.chat.sources import data_fingerprint, source_name
+from eaglepipe.chat.sources import check_regenerated, data_fingerprint, source_name
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.config import CacheConfig, Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
@@ -54,6 +54,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
         EaglepipeError: the first of the things named that cannot be used, before anything is computed.
     """
     resolve_device(recipe.precompute.device)
+    check_regenerated(recipe)
     config = read_target_config(recipe.target)
     num_layers = int(config.num_hidden_layers)
     given = recipe.cache.aux_layer_ids
