@@ -16,6 +16,7 @@ from eaglepipe.commands.common import (
     JsonOption,
     Overrides,
     RecipeArgument,
+    cache_shares,
     load,
     print_fields,
     print_json,
@@ -120,11 +121,10 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Stage 2: train a draft from the cache; the target is not loaded. Run it again to resume."""
-    from eaglepipe.cache.storage import caches_of
     from eaglepipe.train import preview_training, run_training
 
     loaded = load(recipe, overrides)
-    caches = caches_of(loaded)
+    caches = cache_shares(loaded)
     result = preview_training(loaded, caches) if dry_run else run_training(loaded, caches)
     print_fields(asdict(result), as_json)
 

@@ -13,10 +13,10 @@ from typing import Any
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest
 from eaglepipe.cache.reader import load_manifest, missing_shards
 from eaglepipe.cache.seal import seal_cache
-from eaglepipe.cache.storage import find_cache
+from eaglepipe.cache.storage import cache_root, find_cache, list_caches
 from eaglepipe.config import Recipe
 from eaglepipe.eagle.registry import resolve_eagle1_draft_spec, resolve_eagle3_draft_spec
-from eaglepipe.errors import CacheError, ConfigError, DraftError
+from eaglepipe.errors import CacheError, ConfigError, DraftError, EaglepipeError
 from eaglepipe.progress import format_seconds
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.capture import HFEagle3TargetModel
@@ -102,6 +102,22 @@ def run_precompute(
     manifest = seal_cache(work.folder, work.plan, inputs.spec, max_length=recipe.data.max_length)
     report(f"{work.folder}: complete, {manifest.bytes_per_token:,.1f} bytes a token")
     return _complete(work.folder, manifest, started, shards_written=written)
+
+
+def find_by_content(recipe: Recipe) -> Path | None:
+    """The complete cache that a recipe names by what its files hold, whatever their paths; None where there is none.
+
+    A cache made on another machine, or before a folder moved, was made with other words. Its identity is computed as
+    stage 1 does, from the target and the corpus at hand, and only where a complete cache of this name is.
+    """
+    named = (found for found in list_caches(cache_root(recipe)) if found.plan.name == recipe.name)
+    if all(found.manifest is None for found in named):
+        return None
+    try:
+        folder = read_inputs(recipe).folder
+    except EaglepipeError:
+        return None
+    return folder if (folder / MANIFEST_NAME).exists() else None
 
 
 def _complete_without_target(recipe: Recipe) -> Path | None:

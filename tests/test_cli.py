@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,21 @@ def test_stages_and_reports_work_through_the_command_line(project: TinyProject, 
     assert not report["ok"] and any(shard.name in problem for problem in report["problems"])
     refused = run("train", recipe, root, f"train.output_dir={tmp_path / 'run2'}")
     assert refused.returncode == 3 and shard.name in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_cache_is_found_by_content_where_target_and_corpus_have_moved(
+    project: TinyProject, sealed_cache: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(project.folder, tmp_path / "elsewhere"))
+    there = [moved / Path(source.path).relative_to(project.folder) for source in project.recipe().data.sources]
+    sources = [f"data.sources.{number}.path={path}" for number, path in enumerate(there)]
+    words = [project.recipe_file, f"cache.root={sealed_cache.parent}", f"target.path={moved / 'target'}", *sources]
+    assert run("cache", "path", *words).stdout.strip() == str(sealed_cache)
+    plan = run("train", *words, "--dry-run", "--json")
+    assert plan.returncode == 0 and json.loads(plan.stdout)["total_steps"] > 0, plan.stderr
+    Path(moved / "target" / "config.json").unlink()
+    gone = run("train", *words, "--dry-run")
+    assert gone.returncode == 2 and "target.path: " in gone.stderr and "train.caches" in gone.stderr
 
 
 def test_preview_marks_the_supervised_part(project: TinyProject) -> None:

@@ -10,6 +10,7 @@ from eaglepipe.commands.common import (
     JsonOption,
     Overrides,
     RecipeArgument,
+    cache_shares,
     load,
     print_fields,
     print_json,
@@ -52,9 +53,7 @@ def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
 @app.command("path")
 def path(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """The folder of the complete cache that a recipe names, or of each that its train.caches names."""
-    from eaglepipe.cache.storage import caches_of
-
-    for share in caches_of(load(recipe, overrides)):
+    for share in cache_shares(load(recipe, overrides)):
         typer.echo(share.folder)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eaglepipe.errors import ConfigError
+from eaglepipe.errors import CacheError, ConfigError
 
 RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a recipe that ships")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed")]
@@ -33,6 +33,24 @@ def recipe_path(recipe: str) -> Path:
             raise ConfigError(f"no recipe {recipe!r}, neither a file nor one that ships; {hint}")
         return Path(recipe)
     return shipped[recipe]
+
+
+def cache_shares(recipe: Any) -> Any:
+    """What a recipe is trained from: the caches that it names, by its words or, where they fail, by content.
+
+    Raises:
+        CacheError: there is none.
+    """
+    from eaglepipe.cache.storage import CacheShare, caches_of
+
+    try:
+        return caches_of(recipe)
+    except CacheError:
+        from eaglepipe.precompute import find_by_content
+
+        if (folder := find_by_content(recipe)) is None:
+            raise
+        return [CacheShare(folder=folder)]
 
 
 def reporter(as_json: bool) -> Any:
