@@ -141,7 +141,7 @@ def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:
     if (folder / MANIFEST_NAME).exists() and (folder / WORK_FOLDER).exists():
         removable.append(folder / WORK_FOLDER)
     for path in () if dry_run else removable:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
