@@ -82,32 +82,40 @@ def draft_config_from_target(
 
 
 def completed_config(config: Any) -> Any:
-    """A config with every key that a draft reads: itself, or a copy with the absent ones as its family means them.
+    """A config with every key that a draft's layers read: itself, or a copy where some are absent.
 
-    So the config of a Llama, Phi-3 or Qwen3 target builds a draft as it is: no biases unless it says so, heads of
-    H / heads, the target's own width and vocabulary, three aux layers, none of EAGLE-3.1's norms.
+    They then mean what they mean in its family, so that the config of a Llama, Phi-3 or Qwen3 target builds a
+    draft as it is: no biases unless it says so, and heads of H / heads.
     """
-    absent = {name: value for name, value in _defaults(config).items() if getattr(config, name, None) is None}
+    return _completed(
+        config,
+        num_key_value_heads=config.num_attention_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        attention_bias=False,
+        mlp_bias=False,
+    )
+
+
+def completed_eagle3_config(config: Any) -> Any:
+    """`completed_config` with EAGLE-3's own keys: the target's width and vocabulary, three aux layers, no 3.1 norms."""
+    return _completed(
+        completed_config(config),
+        target_hidden_size=config.hidden_size,
+        num_aux_hidden_states=3,
+        draft_vocab_size=config.vocab_size,
+        fc_norm=False,
+        norm_output=False,
+    )
+
+
+def _completed(config: Any, **defaults: Any) -> Any:
+    absent = {name: value for name, value in defaults.items() if getattr(config, name, None) is None}
     if not absent:
         return config
     completed = copy.deepcopy(config)
     for name, value in absent.items():
         setattr(completed, name, value)
     return completed
-
-
-def _defaults(config: Any) -> dict[str, Any]:
-    return {
-        "num_key_value_heads": config.num_attention_heads,
-        "head_dim": config.hidden_size // config.num_attention_heads,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "target_hidden_size": config.hidden_size,
-        "num_aux_hidden_states": 3,
-        "draft_vocab_size": config.vocab_size,
-        "fc_norm": False,
-        "norm_output": False,
-    }
 
 
 def _parallel_drafting(target: PretrainedConfig, vocab_size: int, mask_token_id: int | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
 from eaglepipe.eagle.attention import causal_mask, slot_positions
-from eaglepipe.eagle.draft_config import completed_config
+from eaglepipe.eagle.draft_config import completed_eagle3_config
 from eaglepipe.eagle.layers import (
     Eagle3LlamaAttention,
     Eagle3LlamaDecoderLayer,
@@ -66,7 +66,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
     _no_split_modules = ("Eagle3LlamaDecoderLayer", "Eagle3LlamaPeagleLayer")
 
     def __init__(self, config: Any) -> None:
-        config = completed_config(config)
+        config = completed_eagle3_config(config)
         super().__init__(config)
         self.model = Eagle3LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)

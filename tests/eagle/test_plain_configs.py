@@ -48,6 +48,11 @@ def test_eagle1_draft_is_the_one_that_the_derived_config_gives(config: Pretraine
     assert torch.equal(LlamaEagleDraftModel.from_pretrained(tmp_path)(*inputs), plain(*inputs))
 
 
+def test_eagle1_draft_gains_no_key_of_eagle3(config: PretrainedConfig) -> None:
+    written = LlamaEagleDraftModel(config).config.to_dict()
+    assert not {"draft_vocab_size", "num_aux_hidden_states", "target_hidden_size", "fc_norm"} & written.keys()
+
+
 def test_eagle3_draft_is_the_one_that_the_derived_config_gives(config: PretrainedConfig) -> None:
     torch.manual_seed(0)
     plain = LlamaEagle3DraftModel(config).eval()
