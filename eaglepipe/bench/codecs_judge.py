@@ -1,7 +1,6 @@
 """A trained draft on held-out samples of the exact cache: cross-entropy, acceptance of greedy and of drawn drafts."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -10,11 +9,10 @@ from transformers import PreTrainedModel
 
 from eaglepipe.config import TrainConfig
 from eaglepipe.training.distributed import World
+from eaglepipe.training.heldout import heldout_batches
 from eaglepipe.training.learner import compute_dtype
-from eaglepipe.training.loader import Loader
 from eaglepipe.training.metrics import acceptance_length
 from eaglepipe.training.objectives import objective_of
-from eaglepipe.training.packing import plan_evaluation
 from eaglepipe.training.types import Cut, TrainingSource
 
 WITH_ALPHAS = {"loss": "lambda", "lk_scale": 1.0, "lk_decay": 0.0}
@@ -46,23 +44,12 @@ def judge(
     objective = objective_of(config)
     module = objective.make_module(draft, source).to(world.device).eval()
     decode = objective.make_decoder(source, device=world.device, dtype=compute_dtype(config, world.device))
-    index = source.index
-    costs = objective.costs(index, num_layers=draft.config.num_hidden_layers, training=False)
-    plans = plan_evaluation(samples, index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
+    costs = objective.costs(source.index, num_layers=draft.config.num_hidden_layers, training=False)
     names = ("loss_sums", "counts", "hits", "sampled_hits", "valid")
     totals = torch.zeros(len(names), config.ttt_steps, dtype=torch.float64)
-    with Loader(
-        source,
-        plans,
-        draw=partial(objective.draw, training=False),
-        reads=objective.reads,
-        device=world.device,
-        prefetch_batches=config.prefetch_batches,
-    ) as loader:
-        for _, batches in loader:
-            for batch in batches:
-                metrics = module(**decode(batch.to(world.device)))
-                totals += torch.stack([getattr(metrics, name).double().cpu() for name in names])
+    for batch in heldout_batches(objective, source, samples, costs=costs, config=config, cut=cut, world=world):
+        metrics = module(**decode(batch.to(world.device)))
+        totals += torch.stack([getattr(metrics, name).double().cpu() for name in names])
     loss_sums, counts, hits, sampled, valid = totals
     weights = torch.tensor(objective.loss_weights, dtype=torch.float64)
     return Judgement(

@@ -1,5 +1,6 @@
 """The draft on samples it never learns from: loss, accuracy by depth and simulated acceptance length (spec 5)."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.config import TrainConfig
+from eaglepipe.training.costs import Costs
 from eaglepipe.training.distributed import World
 from eaglepipe.training.learner import Counters, Learner
 from eaglepipe.training.loader import Loader
@@ -14,7 +16,7 @@ from eaglepipe.training.metrics import acceptance_length
 from eaglepipe.training.objective import Objective
 from eaglepipe.training.packing import plan_evaluation
 from eaglepipe.training.state import Evaluation
-from eaglepipe.training.types import Cut, TrainingSource
+from eaglepipe.training.types import Cut, EncodedBatch, TrainingSource
 
 
 def evaluate(
@@ -28,23 +30,36 @@ def evaluate(
     step: int,
 ) -> Evaluation:
     """Measure the draft on `samples`, spread over the ranks; every rank gets the same answer."""
-    index = source.index
-    costs = learner.costs(index, training=False)
-    plans = plan_evaluation(samples, index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
-    counters = Counters.zeros(len(learner.evaluation.loss_weights), world.device)
+    objective, counters = learner.evaluation, Counters.zeros(len(learner.evaluation.loss_weights), world.device)
+    costs = learner.costs(source.index, training=False)
+    for batch in heldout_batches(objective, source, samples, costs=costs, config=config, cut=cut, world=world):
+        counters = counters + learner.measure(batch)
+    total = Counters.of(world.sum(counters.stacked()))
+    return summarize(total, step=step, num_samples=len(samples), objective=objective)
+
+
+def heldout_batches(
+    objective: Objective,
+    source: TrainingSource,
+    samples: NDArray[np.int64],
+    *,
+    costs: Costs,
+    config: TrainConfig,
+    cut: Cut,
+    world: World,
+) -> Iterator[EncodedBatch]:
+    """This rank's batches of `samples`, balanced by the `costs` [N] of all documents; nothing of them is random."""
+    plans = plan_evaluation(samples, source.index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
     with Loader(
         source,
         plans,
-        draw=partial(learner.evaluation.draw, training=False),
-        reads=learner.evaluation.reads,
+        draw=partial(objective.draw, training=False),
+        reads=objective.reads,
         device=world.device,
         prefetch_batches=config.prefetch_batches,
     ) as loader:
         for _, batches in loader:
-            for batch in batches:
-                counters = counters + learner.measure(batch)
-    total = Counters.of(world.sum(counters.stacked()))
-    return summarize(total, step=step, num_samples=len(samples), objective=learner.evaluation)
+            yield from batches
 
 
 def summarize(counters: Counters, *, step: int, num_samples: int, objective: Objective) -> Evaluation:
