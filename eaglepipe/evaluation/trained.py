@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.config import Recipe, load_recipe
-from eaglepipe.errors import CorruptError, EaglepipeError
+from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 from eaglepipe.training.aux_layers import choose_aux_layers
 from eaglepipe.training.objectives import objective_of
 from eaglepipe.training.order import choose_heldout, split_samples
@@ -42,7 +43,8 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
 
     Raises:
         EaglepipeError: no finished run there.
-        CacheError, CorruptError: a cache or the draft is missing, damaged, or not what the run was trained with.
+        CacheError: no such cache, or one given here that the draft does not fit.
+        CorruptError: a cache or the draft is damaged, or not what the run's recipe describes.
     """
     if not (folder / "recipe.yaml").is_file() or not (folder / "draft" / "model.safetensors").is_file():
         raise EaglepipeError(f"{folder}: no finished run; give the folder that `eaglepipe train` wrote its draft to")
@@ -54,7 +56,7 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
     heldout = choose_heldout(ids, split, max_samples or recipe.train.eval_max_samples)
     if len(heldout) == 0:
         raise EaglepipeError(f"{folder}: the run holds no sample out; train it with a positive train.heldout_fraction")
-    draft = _load_draft(folder / "draft" / "model.safetensors", recipe, source)
+    draft = _load_draft(folder / "draft" / "model.safetensors", recipe, source, CacheError if caches else CorruptError)
     return TrainedRun(
         folder=folder,
         recipe=recipe,
@@ -66,11 +68,14 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
     )
 
 
-def _load_draft(file: Path, recipe: Recipe, source: TrainingSource) -> PreTrainedModel:
+def _load_draft(file: Path, recipe: Recipe, source: TrainingSource, misfit: type[EaglepipeError]) -> PreTrainedModel:
     draft = objective_of(recipe.train).build_draft(source, recipe.draft)
+    tensors, offsets = load_tensors(file), dict(draft.named_buffers()).get("d2t")
+    if offsets is not None and "d2t" in tensors and not torch.equal(offsets, tensors["d2t"]):
+        raise misfit(f"{file}: its draft ids stand for other tokens than those of the cache's draft vocabulary")
     try:
-        draft.load_state_dict(load_tensors(file))
+        draft.load_state_dict(tensors)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise CorruptError(f"{file}: not the draft that the run's recipe and caches describe: {detail}") from None
+        raise misfit(f"{file}: not the draft that the run's recipe and caches describe: {detail}") from None
     return draft.eval()

@@ -1,4 +1,4 @@
-"""`eaglepipe eval` says whether the target that it decodes with is the one that the run's cache was made from."""
+"""`eaglepipe eval` says whether target and cache are those of the run that it judges."""
 
 import json
 import shutil
@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.manifest import Plan, document_bytes, load_document
 from eaglepipe.config import TargetConfig
+from eaglepipe.errors import CacheError
 from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
 from eaglepipe.evaluation.same_target import TargetMatch, match_target
 from eaglepipe.evaluation.trained import open_run
+from eaglepipe.precompute import run_precompute
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.train import run_training
-from tests.tiny_project import TinyProject
+from tests.tiny_project import VOCAB_SIZE, TinyProject
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,28 @@ def test_nothing_is_read_where_the_cache_does_not_say_what_it_was_made_from(
     assert target_weights(tmp_path) is None
     unknown = replace(open_run(run, [sealed_cache]), target_weights=None)
     assert match_target(unknown, TargetConfig(path="nowhere/to be read")) == TargetMatch()
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "changes", "reason"),
+    [
+        (range(VOCAB_SIZE - 40, VOCAB_SIZE), {}, "its draft ids stand for other tokens"),
+        (range(5, 45), {"vocab.draft_size": 90}, "its draft ids stand for other tokens"),
+        (range(5, 45), {"vocab.draft_size": VOCAB_SIZE}, "size mismatch for lm_head"),
+    ],
+)
+def test_cache_with_another_draft_vocabulary_is_a_wrong_argument_not_damage(
+    run: Path, project: TinyProject, tmp_path: Path, token_ids: range, changes: dict[str, object], reason: str
+) -> None:
+    other = tokenized_cache(project, tmp_path, token_ids=token_ids, **changes)
+    with pytest.raises(CacheError, match=reason):
+        open_run(run, [other])
+
+
+def tokenized_cache(project: TinyProject, folder: Path, *, token_ids: range, **changes: object) -> Path:
+    """Two samples that hold each of these tokens, from the same target."""
+    rows = [{"id": str(n), "input_ids": list(token_ids), "loss_mask": [0] + [1] * (len(token_ids) - 1)} for n in (1, 2)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = f"[{{path: {folder / 'rows.jsonl'}, format: tokenized}}]"
+    settings = {"data.sources": sources, "cache.root": str(folder / "caches"), **changes}
+    return Path(run_precompute(project.recipe(**settings), report=lambda _: None).folder)
