@@ -1,6 +1,6 @@
 # The batch interface. `make help` lists the targets; settings are NAME=value on the command line.
 #   RECIPE   a file, or the name of a recipe that ships        SET    overrides, as in SET="train.seed=1 train.epochs=2"
-#   OBJECTIVE  eagle3, eagle1, eagle2 or peagle, for `make demo`
+#   OBJECTIVE  eagle3, eagle1, eagle2 or peagle, for `make demo`; ARGS="--long --folder runs/long" for a longer one
 #   RECIPES  several of them, for `make batch`                 GPUS   processes to start with torchrun (default: one, plain)
 
 PYTHON    ?= python3
@@ -19,7 +19,7 @@ help: ## This list
 	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Everything on a machine without GPU or network: corpus, target, cache, draft, summary
-	$(EAGLEPIPE) demo $(if $(OBJECTIVE),--objective $(OBJECTIVE))
+	$(EAGLEPIPE) demo $(if $(OBJECTIVE),--objective $(OBJECTIVE)) $(ARGS)
 
 precompute: $(VENV)/.installed need-recipe ## Stage 1 for RECIPE: run the target once, leave a cache (resumes)
 	$(LAUNCH) precompute $(RECIPE) $(SET)

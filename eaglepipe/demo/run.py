@@ -19,8 +19,9 @@ from eaglepipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
 from eaglepipe.demo.judge import Verdict, judge_draft
 from eaglepipe.demo.quality import QualityReport, judge_answers
+from eaglepipe.demo.size import STANDARD, DemoSize
 from eaglepipe.demo.summary import summary_text
-from eaglepipe.demo.target import TargetReport, TargetStep, TargetTraining, train_target
+from eaglepipe.demo.target import TargetReport, TargetStep, train_target
 from eaglepipe.demo.tokenizer import train_tokenizer
 from eaglepipe.errors import ConfigError, CorruptError
 from eaglepipe.evaluation.report import write_report
@@ -31,11 +32,8 @@ from eaglepipe.resources import shipped_recipes
 from eaglepipe.train import TrainResult, run_training
 
 SEED = 0
-PROMPT_ROWS = 2_500
 Report = Callable[[str], None]
 
-_FAST_ROWS, _FAST_STEPS = 600, 40
-_FAST = ["train.epochs=1", "train.eval_every_steps=20", "regenerate.max_new_tokens=64"]
 _EAGLE1_CACHE = ("cache.last_hidden=all", "cache.full_head=true")
 _OBJECTIVES: dict[str, Callable[[int], list[str]]] = {
     "eagle3": lambda depths: [f"train.ttt_steps={depths}"],
@@ -61,27 +59,30 @@ class _Stages:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-def run_demo(folder: Path, *, fast: bool = False, objective: str = "eagle3", report: Report = print) -> dict[str, Any]:
+def run_demo(
+    folder: Path, *, size: DemoSize = STANDARD, objective: str = "eagle3", report: Report = print
+) -> dict[str, Any]:
     """Run every stage that is not done yet below `folder`; returns what is in its summary.
 
     Args:
         folder: everything is written here, the caches too.
-        fast: a small corpus and a few steps; the draft is then no measure of anything.
+        size: how much of everything is made; with `FAST` the draft is no measure of anything.
         objective: what the draft is trained with; each has a run and a summary of its own beside those of the others.
         report: takes the lines of the log and the summary.
     """
     stages = _Stages(report)
-    recipe = demo_recipe(folder, fast=fast, objective=objective)
+    recipe = demo_recipe(folder, size=size, objective=objective)
     target, away = folder / "target", folder / "target.moved-away"
     if away.exists() and not target.exists() and not _has_cache(recipe):
         away.rename(target)  # another objective's run moved it, and this one's cache is still to be made
     regenerated = folder / "data" / "regenerated.jsonl"
     if not away.exists():
         with stages.stage("corpus", "questions and answers about Unicode, calendar, numbers and the standard library"):
-            corpus = write_corpus(folder / "data", seed=SEED, **_corpus_size(fast=fast))
+            data = folder / "data"
+            corpus = write_corpus(data, seed=SEED, train_rows=size.train_rows, prompt_rows=size.prompt_rows)
             report(f"{corpus.num_train_rows:,} conversations for the target, {corpus.num_prompt_rows:,} held back")
         with stages.stage("target", "a byte-level BPE tokenizer and a Llama trained on them"):
-            _make_target(corpus, target, fast=fast, report=report)
+            _make_target(corpus, target, size, report)
         with stages.stage("regenerate", "the target answers the held-back questions itself"):
             answered = run_regenerate(recipe, report=report)
             tokenize = load_tokenizer(str(target)).tokenize
@@ -109,7 +110,7 @@ def run_demo(folder: Path, *, fast: bool = False, objective: str = "eagle3", rep
     return summary
 
 
-def demo_recipe(folder: Path, *, fast: bool = False, objective: str = "eagle3") -> Recipe:
+def demo_recipe(folder: Path, *, size: DemoSize = STANDARD, objective: str = "eagle3") -> Recipe:
     """The recipe that ships, with its paths below `folder` and another objective if asked for; also `folder/demo.yaml`.
 
     Raises:
@@ -123,8 +124,8 @@ def demo_recipe(folder: Path, *, fast: bool = False, objective: str = "eagle3") 
     file = folder / f"demo{_suffix(objective)}.yaml"
     publish_json(file, recipe.model_dump(mode="json"))
     overrides = [f"cache.root={(folder / 'caches').as_posix()}", f"train.objective={objective}"]
-    overrides += [f"train.output_dir={(folder / f'train{_suffix(objective)}').as_posix()}", *(_FAST if fast else ())]
-    recipe = load_recipe(file, [*overrides, *_OBJECTIVES[objective](3 if fast else raw.train.ttt_steps)])
+    overrides += [f"train.output_dir={(folder / f'train{_suffix(objective)}').as_posix()}", *size.settings]
+    recipe = load_recipe(file, [*overrides, *_OBJECTIVES[objective](size.depths or raw.train.ttt_steps)])
     publish_bytes(file, dump_recipe(recipe).encode())  # whole, so that the next draft can be trained from it
     return recipe
 
@@ -138,23 +139,18 @@ def _suffix(objective: str) -> str:
     return "" if objective == "eagle3" else f"-{objective}"
 
 
-def _corpus_size(*, fast: bool) -> dict[str, int]:
-    return {"train_rows": _FAST_ROWS, "prompt_rows": _FAST_ROWS} if fast else {"prompt_rows": PROMPT_ROWS}
-
-
-def _make_target(corpus: CorpusFiles, folder: Path, *, fast: bool, report: Report) -> None:
+def _make_target(corpus: CorpusFiles, folder: Path, size: DemoSize, report: Report) -> None:
     if (folder / "config.json").exists():
         report(f"{folder}: already trained")
         return
-    training = TargetTraining(max_steps=_FAST_STEPS) if fast else TargetTraining()
     tokenizer = train_tokenizer(corpus.train)
     unfinished = folder.with_name("target.unfinished")
-    with ProgressLine("target", total=training.max_steps, unit="step") as progress:
+    with ProgressLine("target", total=size.training.max_steps, unit="step") as progress:
 
         def show(step: TargetStep) -> None:
             progress.update(1, f"loss {step.loss:.3f}")
 
-        made = train_target(corpus.train, tokenizer, unfinished, training=training, on_step=show)
+        made = train_target(corpus.train, tokenizer, unfinished, training=size.training, shape=size.shape, on_step=show)
     unfinished.rename(folder)
     report(_target_line(made))
 

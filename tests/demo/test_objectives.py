@@ -6,22 +6,23 @@ import pytest
 
 from eaglepipe.config import load_recipe
 from eaglepipe.demo.run import demo_recipe
+from eaglepipe.demo.size import FAST, LONG, STANDARD, DemoSize
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.objectives import objective_of
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_objectives_share_the_cache_and_nothing_else(tmp_path: Path, fast: bool) -> None:
-    recipes = [demo_recipe(tmp_path, fast=fast, objective=name) for name in ("eagle3", "peagle")]
+@pytest.mark.parametrize(("size", "depths"), [(FAST, 3), (STANDARD, 7), (LONG, 7)])
+def test_objectives_share_the_cache_and_nothing_else(tmp_path: Path, size: DemoSize, depths: int) -> None:
+    recipes = [demo_recipe(tmp_path, size=size, objective=name) for name in ("eagle3", "peagle")]
     for section in ("target", "data", "vocab", "cache", "regenerate"):
         assert getattr(recipes[0], section) == getattr(recipes[1], section)
     assert [recipe.train.output_dir for recipe in recipes] == [f"{tmp_path}/train", f"{tmp_path}/train-peagle"]
-    assert [len(objective_of(recipe.train).loss_weights) for recipe in recipes] == [3 if fast else 7] * 2
+    assert [len(objective_of(recipe.train).loss_weights) for recipe in recipes] == [depths] * 2
 
 
 @pytest.mark.parametrize("objective", ["eagle3", "eagle1", "peagle"])
 def test_the_recipe_that_is_left_is_the_one_that_ran(tmp_path: Path, objective: str) -> None:
-    recipe = demo_recipe(tmp_path, fast=True, objective=objective)
+    recipe = demo_recipe(tmp_path, size=FAST, objective=objective)
     (file,) = tmp_path.glob("demo*.yaml")
     assert load_recipe(file) == recipe and recipe.cache.root == f"{tmp_path}/caches"
 
