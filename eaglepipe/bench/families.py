@@ -21,6 +21,8 @@ from eaglepipe.target.layers import default_aux_layer_ids
 
 DEPTH = 7
 DEFAULT_STEPS = 120
+_NORMED = ("draft.fc_norm=true", "draft.norm_output=true")
+_LAST_AUX, _TOP_LAYER = "draft.aux_layer_ids=[{last_aux}]", "draft.aux_layer_ids=[{top_layer}]"
 Report = Callable[[str], None]
 
 
@@ -35,9 +37,11 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "eagle3": Family(what=f"EAGLE-3, K = {DEPTH}"),
     "eagle3-k1": Family(what="EAGLE-3, K = 1", settings=("train.ttt_steps=1", f"train.eval_depth={DEPTH}")),
-    "eagle3-last-aux": Family(what="EAGLE-3, last aux layer", settings=("draft.aux_layer_ids=[{last_aux}]",)),
-    "eagle3-top-layer": Family(what="EAGLE-3, target's last", settings=("draft.aux_layer_ids=[{top_layer}]",)),
-    "eagle3.1": Family(what="EAGLE-3.1", settings=("draft.fc_norm=true", "draft.norm_output=true")),
+    "eagle3-last-aux": Family(what="EAGLE-3, last aux layer", settings=(_LAST_AUX,)),
+    "eagle3-top-layer": Family(what="EAGLE-3, target's last", settings=(_TOP_LAYER,)),
+    "eagle3.1": Family(what="EAGLE-3.1", settings=_NORMED),
+    "eagle3.1-last-aux": Family(what="EAGLE-3.1, last aux layer", settings=(*_NORMED, _LAST_AUX)),
+    "eagle3.1-top-layer": Family(what="EAGLE-3.1, target's last", settings=(*_NORMED, _TOP_LAYER)),
     "lk-alpha": Family(what="EAGLE-3, LK alpha", settings=("train.loss=alpha",)),
     "lk-lambda": Family(what="EAGLE-3, LK lambda", settings=("train.loss=lambda",)),
     "eagle1": Family(what="EAGLE-1", settings=("train.objective=eagle1", "draft.aux_layer_ids=null")),

@@ -56,7 +56,7 @@ def test_every_variant_gets_a_line_and_the_report_survives_json(report: CodecsRe
     fields = json.loads(json.dumps(report.to_json()))
     assert [line["name"] for line in fields["variants"]] == [variant.name for variant in FEW]
     exact, bucket, plain = fields["variants"]
-    assert exact["acceptance_length_difference"] == {"mean": 0.0, "deviation": None}
+    assert exact["acceptance_length_difference"] == {"mean": 0.0, "deviation": None, "count": 1}
     assert exact["supervision"]["kl"] == pytest.approx(0.0, abs=1e-12)
     assert 1e-6 < bucket["supervision"]["kl"] < plain["supervision"]["kl"]
     assert bucket["bytes_per_token"] == plain["bytes_per_token"] < exact["bytes_per_token"]

@@ -55,12 +55,23 @@ def test_expectations_are_judged_as_far_as_their_rows_are_there() -> None:
     assert REPORT.expectations() == {
         "trained depth is flat": True,
         "untrained depth decays": True,
-        "three aux layers beat the last of them alone, by 0.600 ±0.141": True,
+        "EAGLE-3: three aux layers beat the last of them alone, by 0.600 ±0.141": True,
     }
     worse = result("eagle3", (3.0, 3.9), DECAYED)
     turned = replace(REPORT, families=(worse, *REPORT.families[1:]))
     assert [*turned.expectations().values()] == [False, True, False]
     assert replace(REPORT, families=REPORT.families[1:]).expectations() == {}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "holds"),
+    [((3.9, 3.7), True), ((3.9, 3.6), False), ((3.9,), True), ((3.5,), False)],
+)
+def test_a_lead_within_two_standard_errors_is_none(lengths: tuple[float, ...], holds: bool) -> None:
+    single = result("eagle3.1-top-layer", (3.5,) * len(lengths), FLAT)
+    report = replace(REPORT, families=(result("eagle3.1", lengths, FLAT), single))
+    ((claim, found),) = report.expectations().items()
+    assert claim.startswith("EAGLE-3.1: three aux layers beat the target's last layer alone, by ") and found is holds
 
 
 def test_one_seed_has_no_deviation_and_two_have() -> None:
