@@ -52,16 +52,17 @@ class FamilyResult:
     @property
     def flatness(self) -> float:
         """Conditional acceptance at the last depth over that at the second, the first that reads the draft's state."""
-        return self._last_over(1)
+        rates = self.conditional_acceptance_by_depth
+        return rates[-1] / rates[1] if len(rates) > 1 and rates[1] > 0 else 0.0
 
     @property
     def kept(self) -> float:
-        """The same over that at the first depth: what is left where a draft falls at its first own state already."""
-        return self._last_over(0)
+        """The lowest at any deeper depth over that at the first.
 
-    def _last_over(self, depth: int) -> float:
-        rates = self.conditional_acceptance_by_depth
-        return rates[-1] / rates[depth] if depth < len(rates) and rates[depth] > 0 else 0.0
+        The lowest, since a draft that falls at once leaves too few slots to tell how it does further down.
+        """
+        first, *deeper = self.conditional_acceptance_by_depth
+        return min(deeper) / first if deeper and first > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class FamiliesReport:
             "standard deviation),",
             "and acceptance at each depth if all before it were accepted",
             "",
-            f"{'family':25}{'length':>14}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'last/1st':>9}{'last/2nd':>9}"
+            f"{'family':25}{'length':>14}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'low/1st':>9}{'last/2nd':>9}"
             f"{'train':>8}",
         ]
         for family in self.families:
