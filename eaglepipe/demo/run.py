@@ -19,7 +19,7 @@ from eaglepipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
 from eaglepipe.demo.judge import Verdict, judge_draft
 from eaglepipe.demo.quality import QualityReport, judge_answers
-from eaglepipe.demo.size import STANDARD, DemoSize
+from eaglepipe.demo.size import STANDARD, DemoSize, claim_folder
 from eaglepipe.demo.summary import summary_text
 from eaglepipe.demo.target import TargetReport, TargetStep, train_target
 from eaglepipe.demo.tokenizer import train_tokenizer
@@ -69,6 +69,9 @@ def run_demo(
         size: how much of everything is made; with `FAST` the draft is no measure of anything.
         objective: what the draft is trained with; each has a run and a summary of its own beside those of the others.
         report: takes the lines of the log and the summary.
+
+    Raises:
+        ConfigError: as `demo_recipe` says.
     """
     stages = _Stages(report)
     recipe = demo_recipe(folder, size=size, objective=objective)
@@ -114,10 +117,11 @@ def demo_recipe(folder: Path, *, size: DemoSize = STANDARD, objective: str = "ea
     """The recipe that ships, with its paths below `folder` and another objective if asked for; also `folder/demo.yaml`.
 
     Raises:
-        ConfigError: the demo does not know the objective.
+        ConfigError: the demo does not know the objective, or `folder` has a demo of another size.
     """
     if objective not in _OBJECTIVES:
         raise ConfigError(f"the demo has no objective {objective!r}; it knows {', '.join(_OBJECTIVES)}")
+    claim_folder(folder, size)
     raw = load_recipe(shipped_recipes()["demo"])
     moved = raw.model_dump_json().replace("runs/demo", folder.as_posix())
     recipe = Recipe.model_validate_json(moved)

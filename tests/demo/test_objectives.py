@@ -36,3 +36,13 @@ def test_eagle1_gets_the_cache_that_it_needs_and_a_run_of_its_own(tmp_path: Path
 def test_an_objective_that_the_demo_does_not_know_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no objective 'eagle9'; it knows eagle3, eagle1, eagle2, peagle"):
         demo_recipe(tmp_path, objective="eagle9")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_takes_demos_of_one_size(tmp_path: Path) -> None:
+    demo_recipe(tmp_path, size=FAST)
+    left = (tmp_path / "demo.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="of a fast demo, not of a standard one: give another --folder"):
+        demo_recipe(tmp_path)
+    assert (tmp_path / "demo.yaml").read_bytes() == left
+    demo_recipe(tmp_path, size=FAST, objective="peagle")
