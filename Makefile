@@ -1,6 +1,6 @@
 # The batch interface. `make help` lists the targets; settings are NAME=value on the command line.
 #   RECIPE   a file, or the name of a recipe that ships        SET    overrides, as in SET="train.seed=1 train.epochs=2"
-#   OBJECTIVE  eagle3, eagle1, eagle2 or peagle, for `make demo`; ARGS="--long --folder runs/long" for a longer one
+#   OBJECTIVE  eagle3, eagle1, eagle2 or peagle, for `make demo`
 #   RECIPES  several of them, for `make batch`                 GPUS   processes to start with torchrun (default: one, plain)
 
 PYTHON    ?= python3

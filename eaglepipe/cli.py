@@ -27,7 +27,6 @@ from eaglepipe.errors import (
     EXIT_RESOURCES,
     EXIT_STOPPED,
     EXIT_USER,
-    ConfigError,
     EaglepipeError,
     StoppedError,
     printable,
@@ -163,18 +162,14 @@ def estimate(
 def demo(
     folder: Annotated[Path, typer.Option(help="everything is written here")] = Path("runs/demo"),
     fast: Annotated[bool, typer.Option(help="a minute in place of five, and a draft that shows it")] = False,
-    long: Annotated[bool, typer.Option(help="a deeper target, trained for a quarter of an hour and more")] = False,
     objective: Annotated[str, typer.Option(help="eagle3, eagle1, eagle2 or peagle")] = "eagle3",
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline on data and a target made here: corpus, target, cache, draft, summary."""
     from eaglepipe.demo.run import run_demo
-    from eaglepipe.demo.size import FAST, LONG, STANDARD
+    from eaglepipe.demo.size import FAST, STANDARD
 
-    if fast and long:
-        raise ConfigError("--fast and --long: a demo has one size")
-    size = FAST if fast else LONG if long else STANDARD
-    summary = run_demo(folder, size=size, objective=objective, report=reporter(as_json))
+    summary = run_demo(folder, size=FAST if fast else STANDARD, objective=objective, report=reporter(as_json))
     print_json(summary, as_json)
 
 

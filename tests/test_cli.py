@@ -43,7 +43,6 @@ def test_help_imports_nothing_heavy() -> None:
         (["cache", "info", "."], "not a cache"),
         (["cache", "verify", "nowhere"], "not a cache"),
         (["precompute", "demo", "--frobnicate"], "No such option"),
-        (["demo", "--fast", "--long"], "a demo has one size"),
         (["cache", "ls", ".", "y"], "unexpected extra argument"),
         (["cache", "ls", "nowhere"], "does not exist"),
         (["eval", "x", "--tree", "4x2", "--batch-size", "2"], "--tree, --batch-size: for decoding with the target"),

@@ -20,7 +20,6 @@ from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.target.layers import default_aux_layer_ids
 
 DEPTH = 7
-DEFAULT_STEPS = 120
 _NORMED = ("draft.fc_norm=true", "draft.norm_output=true")
 _LAST_AUX, _TOP_LAYER = "draft.aux_layer_ids=[{last_aux}]", "draft.aux_layer_ids=[{top_layer}]"
 Report = Callable[[str], None]
@@ -54,7 +53,7 @@ the last of the former, and for the latter."""
 def measure_families(
     demo: Path,
     *,
-    steps: int = DEFAULT_STEPS,
+    steps: int | None = None,
     names: Sequence[str] = (),
     folder: Path | None = None,
     seeds: Sequence[int] = (0,),
@@ -64,7 +63,7 @@ def measure_families(
 
     Args:
         demo: folder of a finished demo; nothing in it is changed but for `folder`.
-        steps: optimizer steps of each.
+        steps: optimizer steps of each, default the demo's own.
         names: which families, default all.
         folder: where cache and runs go, default `demo/families`. Several processes may share it.
         seeds: of the drafts' weights and the order of samples; a training each.
@@ -76,7 +75,11 @@ def measure_families(
     chosen = {name: _find(name) for name in names} or FAMILIES
     folder = demo / "families" if folder is None else folder
     base = folder / "families.yaml"
-    publish_bytes(base, dump_recipe(_base_recipe(demo, folder)).encode())
+    recipe = _base_recipe(demo, folder)
+    steps = steps or recipe.train.max_steps
+    if steps is None:
+        raise ConfigError(f"{demo / 'demo.yaml'} has no train.max_steps: give --steps")
+    publish_bytes(base, dump_recipe(recipe).encode())
     report("== the cache that all of them are trained from")
     cache = _run("precompute", base, ())
     found: dict[str, list[FamilyRun]] = {name: [] for name in chosen}

@@ -64,7 +64,7 @@ def precompute(as_json: JsonOption = False) -> None:
 @app.command("families")
 def families(
     demo: Annotated[Path, typer.Option(help="folder of a finished demo")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(min=1, help="optimizer steps of each family")] = 120,
+    steps: Annotated[int | None, typer.Option(min=1, help="of each training; default: the demo's")] = None,
     only: Annotated[list[str] | None, typer.Option(help="a family's name, as often as needed; default: all")] = None,
     folder: Annotated[Path | None, typer.Option(help="for cache and runs; default: families in the demo's")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="trainings of every family")] = 1,

@@ -154,7 +154,7 @@ def _make_target(corpus: CorpusFiles, folder: Path, size: DemoSize, report: Repo
         def show(step: TargetStep) -> None:
             progress.update(1, f"loss {step.loss:.3f}")
 
-        made = train_target(corpus.train, tokenizer, unfinished, training=size.training, shape=size.shape, on_step=show)
+        made = train_target(corpus.train, tokenizer, unfinished, training=size.training, on_step=show)
     unfinished.rename(folder)
     report(_target_line(made))
 

@@ -1,20 +1,19 @@
-"""How much of everything a demo makes: a glance, the five minutes of `make demo`, or a target that took its time."""
+"""How much of everything a demo makes: a glance, or the five minutes of `make demo`."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from eaglepipe.cache.publish import publish_json
-from eaglepipe.demo.target import TargetShape, TargetTraining
+from eaglepipe.demo.target import TargetTraining
 from eaglepipe.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
-    """Rows of the corpus, the target and its training, and overrides of the demo's recipe."""
+    """Rows of the corpus, the training of the target, and overrides of the demo's recipe."""
 
     name: str
-    shape: TargetShape
     training: TargetTraining
     train_rows: int = 12_000
     prompt_rows: int = 2_500
@@ -24,22 +23,13 @@ class DemoSize:
 
 FAST = DemoSize(
     name="fast",
-    shape=TargetShape(),
-    training=TargetTraining(max_steps=40),
+    training=TargetTraining(max_steps=80),
     train_rows=600,
     prompt_rows=600,
     depths=3,
     settings=("train.epochs=1", "train.eval_every_steps=20", "regenerate.max_new_tokens=64"),
 )
-STANDARD = DemoSize(name="standard", shape=TargetShape(), training=TargetTraining())
-LONG = DemoSize(
-    name="long",
-    shape=TargetShape(num_hidden_layers=12),
-    training=TargetTraining(max_steps=1_000, max_seconds=2_400.0),
-    settings=("train.epochs=3", "train.max_steps=240"),
-)
-"""After 250 steps or so a target learns to copy from its prompt, which takes several layers: from then on its answers
-are about what was asked, and its aux layers differ in what they hold."""
+STANDARD = DemoSize(name="standard", training=TargetTraining())
 
 
 def claim_folder(folder: Path, size: DemoSize) -> None:

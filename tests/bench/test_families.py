@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,16 @@ def test_every_family_is_a_recipe(name: str, demo: Path, tmp_path: Path) -> None
     (tmp_path / "families.yaml").write_text(dump_recipe(_base_recipe(demo, tmp_path)))
     settings = [setting.format(last_aux=5, top_layer=8) for setting in FAMILIES[name].settings]
     load_recipe(tmp_path / "families.yaml", settings)
+
+
+def test_families_are_trained_as_long_as_the_demo_s_draft_or_as_said(tmp_path: Path, demo: Path) -> None:
+    shutil.copytree(demo, tmp_path / "demo")
+    recipe = load_recipe(demo / "demo.yaml", ["train.max_steps=1"])
+    (tmp_path / "demo" / "demo.yaml").write_text(dump_recipe(recipe))
+    assert measure_families(tmp_path / "demo", names=["eagle3-k1"], report=lambda _: None).steps == 1
+    (tmp_path / "demo" / "demo.yaml").write_text(dump_recipe(load_recipe(demo / "demo.yaml", ["train.max_steps=null"])))
+    with pytest.raises(ConfigError, match=r"no train\.max_steps: give --steps"):
+        measure_families(tmp_path / "demo", names=["eagle3-k1"], report=lambda _: None)
 
 
 def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth(demo: Path, tmp_path: Path) -> None:

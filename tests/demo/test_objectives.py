@@ -6,12 +6,12 @@ import pytest
 
 from eaglepipe.config import load_recipe
 from eaglepipe.demo.run import demo_recipe
-from eaglepipe.demo.size import FAST, LONG, STANDARD, DemoSize
+from eaglepipe.demo.size import FAST, STANDARD, DemoSize
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.objectives import objective_of
 
 
-@pytest.mark.parametrize(("size", "depths"), [(FAST, 3), (STANDARD, 7), (LONG, 7)])
+@pytest.mark.parametrize(("size", "depths"), [(FAST, 3), (STANDARD, 7)])
 def test_objectives_share_the_cache_and_nothing_else(tmp_path: Path, size: DemoSize, depths: int) -> None:
     recipes = [demo_recipe(tmp_path, size=size, objective=name) for name in ("eagle3", "peagle")]
     for section in ("target", "data", "vocab", "cache", "regenerate"):
