@@ -1,7 +1,7 @@
 """The demo's target: a small Llama, really trained on the demo's conversations within three minutes of two cores.
 
-Narrow and deep, as for its size no language model is: it learns to copy from its prompt, which takes several layers, so
-that its answers are about what was asked; and its layers have to overwrite what they hold, as those of large ones do.
+Narrow and deep, as no language model of its size is: what a layer holds the next ones overwrite in part, as in large
+models, so that it matters to a draft which layers it reads.
 
 The number of steps is fixed, so that one machine always makes the same target; a slower one reaches its time limit
 first, and the learning rate follows whichever share is further on, so that it too ends fully annealed.
