@@ -1,7 +1,7 @@
 """The demo's target: a small Llama, really trained on the demo's conversations within three minutes of two cores.
 
-Narrow and deep, as no language model of its size is: what a layer holds the next ones overwrite in part, as in large
-models, so that it matters to a draft which layers it reads.
+Narrow and deep: its layers differ in what they tell a draft, where those of a wide and shallow one of equal cost were
+alike, and it takes many times as long as a draft's one layer, so that drafting pays.
 
 The number of steps is fixed, so that one machine always makes the same target; a slower one reaches its time limit
 first, and the learning rate follows whichever share is further on, so that it too ends fully annealed.
