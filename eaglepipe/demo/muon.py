@@ -5,6 +5,7 @@ Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural ne
 share AdamW's learning rate is from Liu et al., "Muon is Scalable for LLM Training" (2025).
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -14,31 +15,40 @@ NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon:
-    """The update rule for hidden matrices; `parameters` are 2-D, and each has a gradient at every step."""
+    """The update rule for hidden matrices, equal shapes together; each has a gradient at every step."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], *, momentum: float = 0.95, weight_decay: float = 0.0):
-        self._averages = [(parameter, torch.zeros_like(parameter)) for parameter in parameters]
+        by_shape: defaultdict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            by_shape[parameter.shape].append(parameter)
+        self._groups = [(group, torch.zeros(len(group), *shape)) for shape, group in by_shape.items()]
         self._momentum = momentum
         self._weight_decay = weight_decay
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """One update from the gradients that the parameters hold; the gradients are used up."""
-        for parameter, average in self._averages:
-            assert parameter.grad is not None
-            average.lerp_(parameter.grad, 1.0 - self._momentum)
-            update = orthogonalize(parameter.grad.lerp_(average, self._momentum))
-            scale = 0.2 * max(update.shape) ** 0.5
-            parameter.mul_(1.0 - learning_rate * self._weight_decay).add_(update, alpha=-learning_rate * scale)
+        """One update from the gradients that the parameters hold."""
+        for parameters, average in self._groups:
+            gradient = torch.stack([_gradient(parameter) for parameter in parameters])
+            average.lerp_(gradient, 1.0 - self._momentum)
+            updates = orthogonalize(gradient.lerp_(average, self._momentum))
+            scale = 0.2 * max(updates.shape[1:]) ** 0.5
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.mul_(1.0 - learning_rate * self._weight_decay).add_(update, alpha=-learning_rate * scale)
 
 
-def orthogonalize(matrix: Tensor, num_iterations: int = 5) -> Tensor:
-    """Bring the singular values of `matrix` [R, C] near one (about 0.7 to 1.2), keeping the singular vectors."""
+def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
+    """Bring the singular values of `matrices` [N, R, C] near one (about 0.7 to 1.2), keeping the singular vectors."""
     linear, cubic, quintic = NEWTON_SCHULZ_COEFFICIENTS
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / (x.norm() + 1e-7)
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(num_iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
-    return x.T if is_tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
+    return x.mT if is_tall else x
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad

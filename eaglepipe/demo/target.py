@@ -9,10 +9,14 @@ first, and the learning rate follows whichever share is further on, so that it t
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -140,21 +144,38 @@ def _train(
     optimizers = _Optimizers(model, training)
     started, progress, num_tokens = time.monotonic(), 0.0, 0
     history: list[TargetStep] = []
-    while progress < 1.0:
-        batch = next(batches)
-        loss = _accumulate(model, batch)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        optimizers.step(training.learning_rate * rate_factor(progress, training.warmup_share))
-        model.zero_grad()
-        seconds = time.monotonic() - started
-        progress = max((len(history) + 1) / training.max_steps, seconds / training.max_seconds)
-        num_tokens += sum(micro.num_tokens for micro in batch)
-        history.append(
-            TargetStep(step=len(history) + 1, loss=loss, progress=progress, seconds=seconds, num_tokens=num_tokens)
-        )
-        if on_step is not None:
-            on_step(history[-1])
+    with one_thread_each(training.rows // training.micro_rows) as pool:
+        while progress < 1.0:
+            batch = next(batches)
+            loss = accumulate_gradients(model, batch, pool)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            optimizers.step(training.learning_rate * rate_factor(progress, training.warmup_share))
+            seconds = time.monotonic() - started
+            progress = max((len(history) + 1) / training.max_steps, seconds / training.max_seconds)
+            num_tokens += sum(micro.num_tokens for micro in batch)
+            step = TargetStep(
+                step=len(history) + 1, loss=loss, progress=progress, seconds=seconds, num_tokens=num_tokens
+            )
+            history.append(step)
+            if on_step is not None:
+                on_step(step)
     return history
+
+
+@contextmanager
+def one_thread_each(num_tasks: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for tasks that run at once, no more than the cores, each with its share of them for its operators.
+
+    Operators of a narrow model are too small to be split: two cores get more from two micro-batches than from one.
+    """
+    cores = torch.get_num_threads()
+    num_threads = min(cores, num_tasks)
+    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(cores // num_threads,))
+    try:
+        with pool:
+            yield pool
+    finally:
+        torch.set_num_threads(cores)
 
 
 def rate_factor(progress: float, warmup_share: float) -> float:
@@ -164,17 +185,25 @@ def rate_factor(progress: float, warmup_share: float) -> float:
     return (1.0 - progress) / (1.0 - warmup_share)
 
 
-def _accumulate(model: LlamaForCausalLM, batch: list[MicroBatch]) -> float:
-    """Add the gradients of the mean loss over a step's answer tokens; the head runs on those alone."""
+def accumulate_gradients(model: LlamaForCausalLM, batch: list[MicroBatch], pool: ThreadPoolExecutor) -> float:
+    """Leave in the parameters the gradients of the mean loss over a step's answer tokens, and return that loss.
+
+    The micro-batches are added in their order, whichever thread was first, so that a step is the same each time.
+    """
     num_labels = sum(int(micro.is_label.sum()) for micro in batch)
-    total = 0.0
-    for micro in batch:
-        hidden = model.model(input_ids=micro.input_ids).last_hidden_state[:, :-1][micro.is_label]
-        labels = micro.input_ids[:, 1:][micro.is_label]
-        loss = F.cross_entropy(model.lm_head(hidden), labels, reduction="sum") / num_labels
-        loss.backward()
-        total += loss.item()
-    return total
+    longest_first = pool.map(partial(_gradients, model, num_labels), reversed(batch))
+    losses, gradients = zip(*longest_first, strict=True)
+    for parameter, *parts in zip(model.parameters(), *gradients, strict=True):
+        parameter.grad = torch.stack(parts).sum(dim=0)
+    return sum(losses)
+
+
+def _gradients(model: LlamaForCausalLM, num_labels: int, micro: MicroBatch) -> tuple[float, tuple[Tensor, ...]]:
+    """A micro-batch's share of the loss and its gradients; the head runs on answer tokens alone."""
+    hidden = model.model(input_ids=micro.input_ids).last_hidden_state[:, :-1][micro.is_label]
+    labels = micro.input_ids[:, 1:][micro.is_label]
+    loss = F.cross_entropy(model.lm_head(hidden), labels, reduction="sum") / num_labels
+    return loss.item(), torch.autograd.grad(loss, list(model.parameters()))
 
 
 class _Optimizers:
