@@ -97,7 +97,7 @@ def run_precompute(
     if left and seal_only:
         raise CacheError(f"{work.folder}: cannot be sealed, {len(left)} of its shards are missing: {left[:8]}")
     if left:
-        report(f"{len(left)} shards are left to other workers; whoever is last writes the manifest")
+        report(f"left to other workers: {len(left)} of {work.plan.shards} shards; whoever is last writes the manifest")
         return _incomplete(work, started, shards_written=written)
     manifest = seal_cache(work.folder, work.plan, inputs.spec, max_length=recipe.data.max_length)
     report(f"{work.folder}: complete, {manifest.bytes_per_token:,.1f} bytes a token")

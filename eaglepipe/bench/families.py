@@ -7,6 +7,7 @@ stopped goes on. To add a family, add its line to `FAMILIES`.
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.target.layers import default_aux_layer_ids
 
 DEPTH = 7
+OTHERS_WAIT_S = 5.0
 _NORMED = ("draft.fc_norm=true", "draft.norm_output=true")
 _LAST_AUX, _TOP_LAYER = "draft.aux_layer_ids=[{last_aux}]", "draft.aux_layer_ids=[{top_layer}]"
 Report = Callable[[str], None]
@@ -81,7 +83,7 @@ def measure_families(
         raise ConfigError(f"{demo / 'demo.yaml'} has no train.max_steps: give --steps")
     publish_bytes(base, dump_recipe(recipe).encode())
     report("== the cache that all of them are trained from")
-    cache = _run("precompute", base, ())
+    cache = _whole_cache(base, report)
     found: dict[str, list[FamilyRun]] = {name: [] for name in chosen}
     for seed in seeds:
         place = folder / f"steps-{steps}-seed-{seed}"
@@ -99,6 +101,14 @@ def measure_families(
             for name, family in chosen.items()
         ),
     )
+
+
+def _whole_cache(base: Path, report: Report) -> dict[str, Any]:
+    """What stage 1 says once every shard is there, those among them that another process had begun."""
+    while not (cache := _run("precompute", base, ()))["complete"]:
+        report(f"the rest is another process's; looking again in {OTHERS_WAIT_S:.0f} s")
+        time.sleep(OTHERS_WAIT_S)
+    return cache
 
 
 def _length(steps: int) -> tuple[str, ...]:

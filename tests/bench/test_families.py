@@ -1,3 +1,4 @@
+import fcntl
 import json
 import shutil
 from dataclasses import replace
@@ -5,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
+from eaglepipe.bench import families
+from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, _whole_cache, measure_families
 from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, FamilyRun
 from eaglepipe.bench.spread import Spread
 from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.config import dump_recipe, load_recipe
 from eaglepipe.errors import ConfigError, EaglepipeError
+from eaglepipe.precompute import run_precompute
 from tests.tiny_project import make_project
 
 
@@ -127,6 +131,28 @@ def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth
     assert load_manifest(Path(report.cache)).complete and Path(report.cache).parent == tmp_path / "caches"
     trained = json.loads((tmp_path / "steps-2-seed-0" / "eagle3-k1" / "train.json").read_text())
     assert trained["steps"] == 2 and trained["simulated_acceptance_length_end"] == family.runs[0].acceptance_length
+
+
+def test_a_shard_that_another_process_has_begun_is_waited_for(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "OTHERS_WAIT_S", 0.1)
+    recipe = _base_recipe(demo, tmp_path)
+    (tmp_path / "families.yaml").write_text(dump_recipe(recipe))
+    planned = run_precompute(recipe, dry_run=True, report=lambda _: None)
+    claims = Path(planned.folder) / WORK_FOLDER / "claims"
+    claims.mkdir(parents=True)
+    said: list[str] = []
+    with (claims / "00000.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def hear(message: str) -> None:
+            said.append(message)
+            if "another process" in message:
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        cache = _whole_cache(tmp_path / "families.yaml", hear)
+    assert len(said) == 1 and load_manifest(Path(cache["folder"])).complete
 
 
 def test_only_a_finished_run_of_the_same_recipe_is_read_back(demo: Path, tmp_path: Path) -> None:
