@@ -7,7 +7,7 @@ from typing import Any
 from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
 from eaglepipe.evaluation.figures import Figure
 
-DEPTH, PROMPTS, NEW_TOKENS = 5, 24, 128
+DEPTH, PROMPTS, NEW_TOKENS = 5, 16, 128
 BASELINES = ("none", "bigram table", "prompt lookup")
 
 
