@@ -43,6 +43,7 @@ FAMILIES: dict[str, Family] = {
     "eagle3.1": Family(what="EAGLE-3.1", settings=_NORMED),
     "eagle3.1-last-aux": Family(what="EAGLE-3.1, last aux layer", settings=(*_NORMED, _LAST_AUX)),
     "eagle3.1-top-layer": Family(what="EAGLE-3.1, target's last", settings=(*_NORMED, _TOP_LAYER)),
+    "eagle3-random-head": Family(what="EAGLE-3, random head", settings=("draft.lm_head_init=random",)),
     "lk-alpha": Family(what="EAGLE-3, LK alpha", settings=("train.loss=alpha",)),
     "lk-lambda": Family(what="EAGLE-3, LK lambda", settings=("train.loss=lambda",)),
     "eagle1": Family(what="EAGLE-1", settings=("train.objective=eagle1", "draft.aux_layer_ids=null")),

@@ -144,7 +144,7 @@ def _train(
     optimizers = _Optimizers(model, training)
     started, progress, num_tokens = time.monotonic(), 0.0, 0
     history: list[TargetStep] = []
-    with one_thread_each(training.rows // training.micro_rows) as pool:
+    with side_by_side(training.rows // training.micro_rows) as pool:
         while progress < 1.0:
             batch = next(batches)
             loss = accumulate_gradients(model, batch, pool)
@@ -163,7 +163,7 @@ def _train(
 
 
 @contextmanager
-def one_thread_each(num_tasks: int) -> Iterator[ThreadPoolExecutor]:
+def side_by_side(num_tasks: int) -> Iterator[ThreadPoolExecutor]:
     """Threads for tasks that run at once, no more than the cores, each with its share of them for its operators.
 
     Operators of a narrow model are too small to be split: two cores get more from two micro-batches than from one.

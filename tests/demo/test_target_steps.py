@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eaglepipe.demo.muon import Muon, orthogonalize
-from eaglepipe.demo.target import accumulate_gradients, one_thread_each
+from eaglepipe.demo.target import accumulate_gradients, side_by_side
 from eaglepipe.demo.target_data import Example, MicroBatch, collate
 
 
@@ -36,7 +36,7 @@ def test_micro_batches_side_by_side_leave_the_gradients_of_the_whole_step(two_th
     lengths = (5, 9, 12, 7)
     examples = [Example(input_ids=torch.randint(1, 50, (n,)), is_answer=torch.rand(n) < 0.5) for n in lengths]
     batch = [collate(examples[:1]), collate(examples[1:3]), collate(examples[3:])]
-    with one_thread_each(len(batch)) as pool:
+    with side_by_side(len(batch)) as pool:
         loss = accumulate_gradients(model, batch, pool)
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -54,7 +54,7 @@ def _losses(model: LlamaForCausalLM, micro: MicroBatch) -> torch.Tensor:
 
 
 def test_the_threads_of_operators_are_as_before_afterwards(two_threads: None) -> None:
-    with one_thread_each(4) as pool:
+    with side_by_side(4) as pool:
         assert list(pool.map(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
     assert torch.get_num_threads() == 2
 
