@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.bench import families
-from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, _whole_cache, measure_families
+from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
 from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, FamilyRun
 from eaglepipe.bench.spread import Spread
 from eaglepipe.cache.reader import load_manifest
@@ -102,7 +102,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = make_project(folder, rows=24)
     project.target.rename(folder / "target.moved-away")
     (folder / "data" / "regenerated.jsonl").write_bytes(b"".join(path.read_bytes() for path in project.sources))
-    project.recipe_file.rename(folder / "demo.yaml")
+    (folder / "demo.yaml").write_text(dump_recipe(load_recipe(project.recipe_file, ["train.max_steps=2"])))
     return folder
 
 
@@ -113,33 +113,19 @@ def test_every_family_is_a_recipe(name: str, demo: Path, tmp_path: Path) -> None
     load_recipe(tmp_path / "families.yaml", settings)
 
 
-def test_families_are_trained_as_long_as_the_demo_s_draft_or_as_said(tmp_path: Path, demo: Path) -> None:
+def test_a_demo_that_says_no_steps_is_told(tmp_path: Path, demo: Path) -> None:
     shutil.copytree(demo, tmp_path / "demo")
-    recipe = load_recipe(demo / "demo.yaml", ["train.max_steps=1"])
-    (tmp_path / "demo" / "demo.yaml").write_text(dump_recipe(recipe))
-    assert measure_families(tmp_path / "demo", names=["eagle3-k1"], report=lambda _: None).steps == 1
     (tmp_path / "demo" / "demo.yaml").write_text(dump_recipe(load_recipe(demo / "demo.yaml", ["train.max_steps=null"])))
     with pytest.raises(ConfigError, match=r"no train\.max_steps: give --steps"):
         measure_families(tmp_path / "demo", names=["eagle3-k1"], report=lambda _: None)
 
 
-def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth(demo: Path, tmp_path: Path) -> None:
-    report = measure_families(demo, steps=2, names=["eagle3-k1"], folder=tmp_path, seeds=(0, 1), report=lambda _: None)
-    (family,) = report.families
-    assert len(family.conditional_acceptance_by_depth) == DEPTH and family.acceptance_length.mean >= 1.0
-    assert [run.seed for run in family.runs] == [0, 1]
-    assert load_manifest(Path(report.cache)).complete and Path(report.cache).parent == tmp_path / "caches"
-    trained = json.loads((tmp_path / "steps-2-seed-0" / "eagle3-k1" / "train.json").read_text())
-    assert trained["steps"] == 2 and trained["simulated_acceptance_length_end"] == family.runs[0].acceptance_length
-
-
-def test_a_shard_that_another_process_has_begun_is_waited_for(
+def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As long as the demo's draft; another process has begun a shard of the cache, and lets go of it."""
     monkeypatch.setattr(families, "OTHERS_WAIT_S", 0.1)
-    recipe = _base_recipe(demo, tmp_path)
-    (tmp_path / "families.yaml").write_text(dump_recipe(recipe))
-    planned = run_precompute(recipe, dry_run=True, report=lambda _: None)
+    planned = run_precompute(_base_recipe(demo, tmp_path), dry_run=True, report=lambda _: None)
     claims = Path(planned.folder) / WORK_FOLDER / "claims"
     claims.mkdir(parents=True)
     said: list[str] = []
@@ -151,8 +137,14 @@ def test_a_shard_that_another_process_has_begun_is_waited_for(
             if "another process" in message:
                 fcntl.flock(other, fcntl.LOCK_UN)
 
-        cache = _whole_cache(tmp_path / "families.yaml", hear)
-    assert len(said) == 1 and load_manifest(Path(cache["folder"])).complete
+        report = measure_families(demo, names=["eagle3-k1"], folder=tmp_path, seeds=(0, 1), report=hear)
+    assert sum("another process" in message for message in said) == 1
+    assert load_manifest(Path(report.cache)).complete and Path(report.cache).parent == tmp_path / "caches"
+    (family,) = report.families
+    assert len(family.conditional_acceptance_by_depth) == DEPTH and family.acceptance_length.mean >= 1.0
+    assert [run.seed for run in family.runs] == [0, 1] and report.steps == 2
+    trained = json.loads((tmp_path / "steps-2-seed-0" / "eagle3-k1" / "train.json").read_text())
+    assert trained["steps"] == 2 and trained["simulated_acceptance_length_end"] == family.runs[0].acceptance_length
 
 
 def test_only_a_finished_run_of_the_same_recipe_is_read_back(demo: Path, tmp_path: Path) -> None:
