@@ -7,6 +7,7 @@ The number of steps is fixed, so that one machine always makes the same target; 
 first, and the learning rate follows whichever share is further on, so that it too ends fully annealed.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,7 +145,7 @@ def _train(
     optimizers = _Optimizers(model, training)
     started, progress, num_tokens = time.monotonic(), 0.0, 0
     history: list[TargetStep] = []
-    with side_by_side(training.rows // training.micro_rows) as pool:
+    with side_by_side(math.ceil(training.rows / training.micro_rows)) as pool:
         while progress < 1.0:
             batch = next(batches)
             loss = accumulate_gradients(model, batch, pool)
@@ -188,7 +189,7 @@ def rate_factor(progress: float, warmup_share: float) -> float:
 def accumulate_gradients(model: LlamaForCausalLM, batch: list[MicroBatch], pool: ThreadPoolExecutor) -> float:
     """Leave in the parameters the gradients of the mean loss over a step's answer tokens, and return that loss.
 
-    The micro-batches are added in their order, whichever thread was first, so that a step is the same each time.
+    They are added longest first, whichever thread was done first, so that a step is the same each time.
     """
     num_labels = sum(int(micro.is_label.sum()) for micro in batch)
     longest_first = pool.map(partial(_gradients, model, num_labels), reversed(batch))
