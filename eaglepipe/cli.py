@@ -110,7 +110,7 @@ def precompute(
     as_json: JsonOption = False,
 ) -> None:
     """Stage 1: run the target once, leave a cache. Run it again to resume."""
-    from eaglepipe.precompute import parse_worker, run_precompute
+    from eaglepipe.precompute.stage import parse_worker, run_precompute
 
     loaded = load(recipe, overrides)
     worker = parse_worker(workers)
@@ -148,7 +148,7 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """What the recipe's corpus would cost to cache, in every profile: bytes a token, total, time, free disk."""
-    from eaglepipe.target.estimate import estimate_recipe
+    from eaglepipe.estimate.prices import estimate_recipe
 
     report = estimate_recipe(
         load(recipe, overrides), entries=entries, measure=measure, disk_bytes_per_second=disk_rate * 1e9
@@ -182,7 +182,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """A run on one page: loss, acceptance, speed and its cache, as HTML and PNG plots."""
-    from eaglepipe.evaluation.report import write_report
+    from eaglepipe.evaluation.report.page import write_report
 
     page = write_report(run, cache)
     print_json({"report": str(page)}, as_json)

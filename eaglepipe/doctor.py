@@ -6,8 +6,8 @@ import platform
 from pathlib import Path
 
 from eaglepipe import __version__
-from eaglepipe.cache.publish import free_bytes
 from eaglepipe.cache.storage import ROOT_VARIABLE, default_root
+from eaglepipe.files.publish import free_bytes
 
 _PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "safetensors", "huggingface_hub")
 _OPTIONAL = {"tensorboard": "trackers", "matplotlib": "plots"}
@@ -50,7 +50,7 @@ def _kernels() -> str:
 
     if not torch.cuda.is_available():
         return "none to try"
-    from eaglepipe.eagle.kernels import try_kernels
+    from eaglepipe.eagle.kernels.available import try_kernels
 
     tried = try_kernels(torch.device("cuda", 0))
     return ", ".join(f"{name} {'works' if works else 'FAILS'}" for name, works in tried.items())

@@ -12,26 +12,26 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from eaglepipe.cache.publish import publish_bytes, publish_json
 from eaglepipe.cache.storage import CacheShare
-from eaglepipe.config import Recipe, dump_recipe
-from eaglepipe.export.started import Start, open_start, take_start
+from eaglepipe.drafts.init_record import Start, open_start, take_start
+from eaglepipe.files.publish import publish_bytes, publish_json
+from eaglepipe.recipe.config import Recipe, dump_recipe
 from eaglepipe.signals import stop_on_signals
-from eaglepipe.training.aux_layers import choose_aux_layers
-from eaglepipe.training.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
-from eaglepipe.training.distributed import World, join_world
-from eaglepipe.training.draft import publish_draft
-from eaglepipe.training.learner import Learner
-from eaglepipe.training.loop import Run, train
-from eaglepipe.training.metrics import MetricsFile
-from eaglepipe.training.objectives import objective_of
-from eaglepipe.training.optim import trainable_parameters
-from eaglepipe.training.run_plan import RunPlan, check_contract, plan_run, resume_contract
-from eaglepipe.training.source import open_caches
-from eaglepipe.training.state import RunState
-from eaglepipe.training.step_log import StepLog, Tracker
-from eaglepipe.training.trackers import TensorBoard, require_tensorboard
-from eaglepipe.training.types import TrainingSource
+from eaglepipe.training.data.aux_subset import choose_aux_layers
+from eaglepipe.training.data.batch import TrainingSource
+from eaglepipe.training.data.source import open_caches
+from eaglepipe.training.objectives.build_eagle3 import publish_draft
+from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.run.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
+from eaglepipe.training.run.distributed import World, join_world
+from eaglepipe.training.run.learner import Learner
+from eaglepipe.training.run.loop import Run, train
+from eaglepipe.training.run.metrics import MetricsFile
+from eaglepipe.training.run.optim import trainable_parameters
+from eaglepipe.training.run.run_plan import RunPlan, check_contract, plan_run, resume_contract
+from eaglepipe.training.run.state import RunState
+from eaglepipe.training.run.step_log import StepLog, Tracker
+from eaglepipe.training.run.trackers import TensorBoard, require_tensorboard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
 @pytest.fixture(scope="session")
 def sealed_cache(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete cache of several shards; read-only for tests."""
-    from eaglepipe.precompute import run_precompute
+    from eaglepipe.precompute.stage import run_precompute
 
     root = tmp_path_factory.mktemp("caches")
     return Path(run_precompute(project.recipe(**{"cache.root": str(root)}), report=lambda _: None).folder)

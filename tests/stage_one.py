@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.precompute import run_precompute
+from eaglepipe.precompute.stage import run_precompute
 from tests.tiny_project import TinyProject
 
 

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.config import Recipe
-from eaglepipe.precompute import run_precompute
-from eaglepipe.training.collate import collate_columns
+from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.recipe.config import Recipe
+from eaglepipe.training.data.collate import collate_columns
 
 WORDS = ["<b>", "<e>", "<u>", "<a>", "who", "are", "you", "i", "am", "the", "target", "and", "now", "still", "me"]
 TEMPLATE = (

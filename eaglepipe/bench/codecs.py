@@ -16,8 +16,8 @@ from eaglepipe.bench.codecs_variants import EXACT, VARIANTS, Variant, make_cache
 from eaglepipe.bench.workers import Workers
 from eaglepipe.cache.manifest import MANIFEST_NAME
 from eaglepipe.cache.reader import REPORT_FILE, Cache
-from eaglepipe.config import load_recipe
 from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.recipe.config import load_recipe
 
 SEEDS = (0, 1, 2)
 

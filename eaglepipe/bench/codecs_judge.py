@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from eaglepipe.config import TrainConfig
-from eaglepipe.training.distributed import World
-from eaglepipe.training.heldout import heldout_batches
-from eaglepipe.training.learner import compute_dtype
-from eaglepipe.training.metrics import acceptance_length
-from eaglepipe.training.objectives import objective_of
-from eaglepipe.training.types import Cut, TrainingSource
+from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.training.data.batch import Cut, TrainingSource
+from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.heldout import heldout_batches
+from eaglepipe.training.run.learner import compute_dtype
+from eaglepipe.training.run.metrics import acceptance_length
 
 WITH_ALPHAS = {"loss": "lambda", "lk_scale": 1.0, "lk_decay": 0.0}
 """Settings under which the loss is plain cross-entropy, w = 1, and yet every alpha is measured."""

@@ -15,14 +15,14 @@ from eaglepipe import __version__
 from eaglepipe.bench.codecs_judge import Judgement, judge
 from eaglepipe.bench.codecs_variants import PairedSource, Variant
 from eaglepipe.cache.identity import IDENTITY_PREFIX, hash_json
-from eaglepipe.cache.publish import publish_json
 from eaglepipe.cache.reader import Cache
-from eaglepipe.config import Recipe, load_recipe
 from eaglepipe.errors import CacheError
+from eaglepipe.files.publish import publish_json
+from eaglepipe.recipe.config import Recipe, load_recipe
 from eaglepipe.train import TrainResult, train_from
-from eaglepipe.training.distributed import join_world
-from eaglepipe.training.draft import build_draft
-from eaglepipe.training.run_plan import plan_run
+from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.run.distributed import join_world
+from eaglepipe.training.run.run_plan import plan_run
 
 HELDOUT_FRACTION = 0.1
 """More than the demo holds out: its steps do not reach the end of the samples, and differences here are small."""

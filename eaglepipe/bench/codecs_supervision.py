@@ -11,11 +11,11 @@ import torch
 
 from eaglepipe.bench.codecs_run import HELDOUT_FRACTION
 from eaglepipe.bench.codecs_variants import Variant, renormalise
-from eaglepipe.cache.deviation import Divergence
-from eaglepipe.cache.probabilities import TargetDistribution
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.supervision.probabilities import TargetDistribution
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.training.order import split_samples
+from eaglepipe.cache_tools.deviation import Divergence
+from eaglepipe.training.data.order import split_samples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import numpy as np
 
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.config import PROFILES
-from eaglepipe.recode import Changes, recode_cache
-from eaglepipe.training.source import JoinedCaches
+from eaglepipe.cache_tools.recode import Changes, recode_cache
+from eaglepipe.recipe.config import PROFILES
+from eaglepipe.training.data.source import JoinedCaches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, FamilyRun
-from eaglepipe.cache.publish import publish_bytes
 from eaglepipe.cache.reader import load_manifest
-from eaglepipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.errors import ConfigError, EaglepipeError
+from eaglepipe.files.publish import publish_bytes
+from eaglepipe.recipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.target.layers import default_aux_layer_ids
 
 DEPTH = 7

@@ -23,16 +23,16 @@ from eaglepipe.bench.made_cache import TargetShape, chat_lengths, make_turns
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.manifest import SHARDS_FOLDER
 from eaglepipe.chat.types import supervised_tokens
-from eaglepipe.config import load_recipe
+from eaglepipe.precompute.batch_job import pad_samples
+from eaglepipe.precompute.batches import Batch
+from eaglepipe.precompute.inputs import Inputs, read_inputs
+from eaglepipe.precompute.plan import Work, make_work
+from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files
+from eaglepipe.recipe.config import load_recipe
 from eaglepipe.signals import StopFlag
-from eaglepipe.target.batch_job import pad_samples
-from eaglepipe.target.batches import Batch
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.inputs import Inputs, read_inputs
 from eaglepipe.target.layers import find_decoder
 from eaglepipe.target.load import load_target
-from eaglepipe.target.plan import Work, make_work
-from eaglepipe.target.shard_run import ShardRun, Worker, publish_fixed_files
 
 TARGET_SHAPE = TargetShape(
     hidden_size=512,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eaglepipe.eagle.plan import Run, UnrollPlan
+from eaglepipe.eagle.unroll.slot_plan import Run, UnrollPlan
 
 _QUERY_BLOCK = 256
 

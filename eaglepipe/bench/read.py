@@ -18,11 +18,11 @@ import torch
 from eaglepipe.bench.made_cache import TargetShape, chat_lengths, write_made_cache
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.reader import Cache
-from eaglepipe.training.buffers import BufferPool
-from eaglepipe.training.loader import Loader
-from eaglepipe.training.objective_eagle3 import draw_slots
-from eaglepipe.training.packing import plan_steps
-from eaglepipe.training.types import Cut, EncodedBatch, Position
+from eaglepipe.training.data.batch import Cut, EncodedBatch, Position
+from eaglepipe.training.data.buffers import BufferPool
+from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.data.packing import plan_steps
+from eaglepipe.training.objectives.eagle3 import draw_slots
 
 _HOST = torch.device("cpu")
 READ_SHAPE = TargetShape(

@@ -20,13 +20,13 @@ from eaglepipe.bench.step_report import StepReport, WorkloadReport
 from eaglepipe.bench.timing import bench_device, median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.target.speed import matmul_rate
-from eaglepipe.training.distributed import World
-from eaglepipe.training.draft import build_draft
-from eaglepipe.training.learner import COMPUTE_DTYPES, Learner
-from eaglepipe.training.loader import Loader
-from eaglepipe.training.objective_eagle3 import draw_slots
-from eaglepipe.training.packing import plan_steps
-from eaglepipe.training.types import Cut, Position
+from eaglepipe.training.data.batch import Cut, Position
+from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.data.packing import plan_steps
+from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.eagle3 import draw_slots
+from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.learner import COMPUTE_DTYPES, Learner
 
 _WAIT_EPOCHS = 2
 

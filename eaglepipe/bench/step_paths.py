@@ -17,18 +17,18 @@ from eaglepipe.bench.products import Products, unroll_products
 from eaglepipe.bench.step_presets import StepPreset, Workload
 from eaglepipe.bench.timing import timed
 from eaglepipe.cache.reader import Cache
-from eaglepipe.config import DraftConfig, TrainConfig
 from eaglepipe.eagle.core import Eagle3TrainerModule
-from eaglepipe.eagle.fused_head import rows_at_once
-from eaglepipe.eagle.plan import UnrollPlan, plan_unroll
-from eaglepipe.eagle.unroll import HostMasks
-from eaglepipe.training.draft import build_draft
-from eaglepipe.training.learner import COMPUTE_DTYPES
-from eaglepipe.training.loader import Loader
-from eaglepipe.training.objective_eagle3 import Eagle3Objective, draw_slots
-from eaglepipe.training.packing import micro_batches
-from eaglepipe.training.supervision import SupervisionDecoder
-from eaglepipe.training.types import Cut, EncodedBatch, Position, Row, StepPlan
+from eaglepipe.eagle.kernels.fused_head import rows_at_once
+from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.eagle.unroll.slot_plan import UnrollPlan, plan_unroll
+from eaglepipe.recipe.config import DraftConfig, TrainConfig
+from eaglepipe.training.data.batch import Cut, EncodedBatch, Position, Row, StepPlan
+from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.data.packing import micro_batches
+from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
+from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.eagle3 import Eagle3Objective, draw_slots
+from eaglepipe.training.run.learner import COMPUTE_DTYPES
 
 Implementation = Literal["compact", "reference"]
 _PACKING_ARGUMENTS = ("seq_lens", "doc_remaining", "position_ids")

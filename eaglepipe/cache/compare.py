@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.claims import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
+from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
 from eaglepipe.cache.identity import differing_leaves, hash_json
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, missing_shards

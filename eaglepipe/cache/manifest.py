@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import canonical_json, hash_json
-from eaglepipe.cache.publish import json_bytes
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.publish import json_bytes
 
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"

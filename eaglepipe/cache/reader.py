@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from eaglepipe.cache.claims import (
+from eaglepipe.cache.codecs.catalog import RowCodec
+from eaglepipe.cache.consistency import (
     START_FILE,
     TARGET_CONFIG_FILE,
     VOCAB_FILE,
@@ -24,7 +25,6 @@ from eaglepipe.cache.claims import (
     load_target_config,
     load_vocab,
 )
-from eaglepipe.cache.codecs import RowCodec
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_file
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, Plan, Sidecar, load_document

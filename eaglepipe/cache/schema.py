@@ -14,8 +14,8 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from eaglepipe.cache.codecs import LOGICAL_DTYPES, RowCodec, inline_codec, make_codec
-from eaglepipe.cache.sparse import id_dtype
+from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, RowCodec, inline_codec, make_codec
+from eaglepipe.cache.supervision.sparse import id_dtype
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError
 from eaglepipe.resources import schema_folder

@@ -20,11 +20,11 @@ from eaglepipe.cache.manifest import (
     document_bytes,
     load_document,
 )
-from eaglepipe.cache.publish import publish_bytes
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError, DataError
+from eaglepipe.files.publish import publish_bytes
 
 HEAD_FILE = "head.json"
 

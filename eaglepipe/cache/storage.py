@@ -10,10 +10,10 @@ from typing import Any
 
 from eaglepipe.cache.identity import diff_fields
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
-from eaglepipe.cache.publish import leftovers
 from eaglepipe.cache.reader import DERIVED_KEY, load_manifest
-from eaglepipe.config import Recipe
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
+from eaglepipe.files.publish import leftovers
+from eaglepipe.recipe.config import Recipe
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"

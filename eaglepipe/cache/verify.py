@@ -6,9 +6,9 @@ from typing import Any
 
 from eaglepipe.cache.identity import hash_file
 from eaglepipe.cache.manifest import PLAN_NAME, SHARDS_FOLDER, FileEntry, Plan, load_document
-from eaglepipe.cache.publish import leftovers
 from eaglepipe.cache.reader import Cache, check_size, load_manifest
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.publish import leftovers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from eaglepipe.cache.manifest import (
     Sidecar,
     document_bytes,
 )
-from eaglepipe.cache.publish import PendingFile, explained_os_errors, publish_bytes
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema, sample_to_batch
 from eaglepipe.cache.types import CachedSample
+from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_bytes
 
 
 def shard_path(folder: Path, shard: int) -> Path:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import datasets
 
 from eaglepipe.chat.readers import PlacedRow, batch_rows
-from eaglepipe.config import SourceConfig
 from eaglepipe.errors import DataError
+from eaglepipe.recipe.config import SourceConfig
 
 _BATCH_ROWS = 256
 

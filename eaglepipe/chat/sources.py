@@ -14,8 +14,8 @@ import xxhash
 from eaglepipe.chat.formats import parse_row
 from eaglepipe.chat.readers import READERS, PlacedRow, file_rows
 from eaglepipe.chat.types import Conversation
-from eaglepipe.config import Recipe, SourceConfig
 from eaglepipe.errors import DataError
+from eaglepipe.recipe.config import Recipe, SourceConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = {*READERS, ".txt", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".yaml", ".yml"}

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from eaglepipe.chat.probe import probe_template
 from eaglepipe.chat.render import ChatTemplate, has_generation_markers, pinned_dates
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer, read_template
-from eaglepipe.config import DataConfig
 from eaglepipe.errors import TemplateError
+from eaglepipe.recipe.config import DataConfig
 
 __all__ = ["ChatTokenizer", "load_chat_tokenizer", "load_tokenizer", "probe_template"]
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds
 from eaglepipe.chat.types import Conversation, DropCounts, TokenSample, supervised_tokens
-from eaglepipe.config import DataConfig
 from eaglepipe.errors import DataError
+from eaglepipe.recipe.config import DataConfig
 
 NO_ASSISTANT_TURN = "no_assistant_turn"
 TOO_SHORT = "too_short"

@@ -32,8 +32,8 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """The caches below a root, and what each was made from."""
-    from eaglepipe.cache.describe import describe_root, root_table
     from eaglepipe.cache.storage import default_root
+    from eaglepipe.cache_tools.describe import describe_root, root_table
 
     root = root or default_root()
     described = describe_root(root)
@@ -45,7 +45,7 @@ def ls(
 @app.command("info")
 def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
     """What a cache holds: counts, bytes a token, layers, codecs, identity."""
-    from eaglepipe.cache.describe import describe_cache
+    from eaglepipe.cache_tools.describe import describe_cache
 
     print_fields(describe_cache(folder), as_json)
 
@@ -98,7 +98,7 @@ def peek(
     as_json: JsonOption = False,
 ) -> None:
     """One sample as it is stored: text, assistant mask, and what the target says after each supervised token."""
-    from eaglepipe.chat.peek import peek_cache
+    from eaglepipe.cache_tools.peek_texts import peek_cache
 
     peek = peek_cache(folder, sample, top=top, rows=rows)
     print_json(peek.to_json() if as_json else None, as_json)
@@ -113,8 +113,8 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Make one cache of several that share target, tokenizer, layers, vocabulary and encodings. Run again to resume."""
-    from eaglepipe.cache.derive import result_json
-    from eaglepipe.cache.merge import merge_caches
+    from eaglepipe.cache_tools.derive import result_json
+    from eaglepipe.cache_tools.merge import merge_caches
 
     print_fields(result_json(out, merge_caches(out, parts)), as_json)
 
@@ -133,7 +133,7 @@ def recode(
     as_json: JsonOption = False,
 ) -> None:
     """Make a cache in other encodings, or with another draft vocabulary, without the target; report the error."""
-    from eaglepipe.recode import Changes, recode_cache
+    from eaglepipe.cache_tools.recode import Changes, recode_cache
 
     changes = Changes(
         aux_codec=aux_codec,

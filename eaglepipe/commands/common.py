@@ -15,7 +15,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 
 
 def load(recipe: str, overrides: list[str] | None) -> Any:
-    from eaglepipe.config import load_recipe
+    from eaglepipe.recipe.config import load_recipe
 
     return load_recipe(recipe_path(recipe), overrides or ())
 
@@ -46,7 +46,7 @@ def cache_shares(recipe: Any) -> Any:
     try:
         return caches_of(recipe)
     except CacheError:
-        from eaglepipe.precompute import find_by_content
+        from eaglepipe.precompute.stage import find_by_content
 
         if (folder := find_by_content(recipe)) is None:
             raise

@@ -24,7 +24,7 @@ def preview(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="samples to show")] = 3,
 ) -> None:
     """Samples as the target reads them, the supervised part marked."""
-    from eaglepipe.target.preview import preview_recipe
+    from eaglepipe.precompute.preview import preview_recipe
 
     typer.echo(preview_recipe(load(recipe, overrides), count=count, colour=sys.stdout.isatty()))
 
@@ -32,7 +32,7 @@ def preview(
 @app.command("regenerate")
 def regenerate(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonOption = False) -> None:
     """Let the target answer the prompts of `regenerate.sources` itself. Run it again to resume."""
-    from eaglepipe.regenerate import run_regenerate
+    from eaglepipe.generation.regenerate import run_regenerate
 
     result = run_regenerate(load(recipe, overrides), report=reporter(as_json))
     print_json(result.to_json(), as_json)

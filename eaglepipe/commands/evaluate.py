@@ -38,8 +38,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """How good a draft is: simulated from its cache and, with --target, by real speculative decoding."""
+    from eaglepipe.decoding.verify import SamplingRule
     from eaglepipe.evaluation.evaluate import EvalOptions, evaluate_run
-    from eaglepipe.evaluation.verify import SamplingRule
 
     if target is None:
         _refuse_without_target(

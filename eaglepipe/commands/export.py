@@ -33,7 +33,7 @@ def export(
         when = "without --check" if check is None else "with --check, which writes nothing"
         raise ConfigError(f"{', '.join(ignored)}: has no meaning {when}; leave it out")
     if check is not None:
-        from eaglepipe.export.check import check_draft
+        from eaglepipe.export.check.check import check_draft
 
         report = check_draft(check, engine, target=target)
         print_json(report.to_json() if as_json else None, as_json)

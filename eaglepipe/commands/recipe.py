@@ -33,7 +33,7 @@ def ls(as_json: JsonOption = False) -> None:
 @app.command("show")
 def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """The resolved recipe, defaults and overrides included."""
-    from eaglepipe.config import dump_recipe
+    from eaglepipe.recipe.config import dump_recipe
 
     typer.echo(dump_recipe(load(recipe, overrides)), nl=False)
 
@@ -46,7 +46,7 @@ def cp(
     """Copy a recipe that ships, to change it."""
     if destination.exists():
         raise ConfigError(f"{destination} exists; it is not overwritten")
-    from eaglepipe.cache.publish import publish_bytes
+    from eaglepipe.files.publish import publish_bytes
 
     publish_bytes(destination, recipe_path(name).read_bytes())
     typer.echo(f"{destination}")

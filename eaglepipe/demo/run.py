@@ -11,11 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.publish import publish_bytes, publish_json
 from eaglepipe.cache.storage import cache_root, declared_sections, list_caches
 from eaglepipe.cache.verify import verify_cache
 from eaglepipe.chat.tokenizer import load_tokenizer
-from eaglepipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
 from eaglepipe.demo.judge import Verdict, judge_draft
 from eaglepipe.demo.quality import QualityReport, judge_answers
@@ -24,10 +22,12 @@ from eaglepipe.demo.summary import summary_text
 from eaglepipe.demo.target import TargetReport, TargetStep, train_target
 from eaglepipe.demo.tokenizer import train_tokenizer
 from eaglepipe.errors import ConfigError, CorruptError
-from eaglepipe.evaluation.report import write_report
-from eaglepipe.precompute import PrecomputeResult, run_precompute
+from eaglepipe.evaluation.report.page import write_report
+from eaglepipe.files.publish import publish_bytes, publish_json
+from eaglepipe.generation.regenerate import RegenerateResult, run_regenerate
+from eaglepipe.precompute.stage import PrecomputeResult, run_precompute
 from eaglepipe.progress import ProgressLine
-from eaglepipe.regenerate import RegenerateResult, run_regenerate
+from eaglepipe.recipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.resources import shipped_recipes
 from eaglepipe.train import TrainResult, run_training
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from eaglepipe.cache.publish import publish_json
 from eaglepipe.demo.target import TargetTraining
 from eaglepipe.errors import ConfigError
+from eaglepipe.files.publish import publish_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,21 @@ from typing import Literal
 import torch
 from torch import nn
 
-from eaglepipe.eagle.checks import check_batch, check_loss_inputs, check_settings, check_values
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.losses import CROSS_ENTROPY, StepLoss
-from eaglepipe.eagle.plan import plan_unroll
-from eaglepipe.eagle.sparse import SparseTargets
-from eaglepipe.eagle.steps import as_slot_mask, count_per_step, count_valid_per_step, prefix_masks, shift_left_with_zero
-from eaglepipe.eagle.unroll import HostMasks, LossSettings, UnrollInputs, UnrollResult, host_masks
-from eaglepipe.eagle.unroll_compact import unroll_compact
-from eaglepipe.eagle.unroll_reference import unroll_reference
+from eaglepipe.eagle.unroll.checks import check_batch, check_loss_inputs, check_settings, check_values
+from eaglepipe.eagle.unroll.compact import unroll_compact
+from eaglepipe.eagle.unroll.interface import HostMasks, LossSettings, UnrollInputs, UnrollResult, host_masks
+from eaglepipe.eagle.unroll.reference import unroll_reference
+from eaglepipe.eagle.unroll.slot_plan import plan_unroll
+from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
+from eaglepipe.eagle.unroll.step_masks import (
+    as_slot_mask,
+    count_per_step,
+    count_valid_per_step,
+    prefix_masks,
+    shift_left_with_zero,
+)
 
 __all__ = [
     "Eagle3StepMetrics",

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eaglepipe.eagle.attention import causal_mask, check_right_padded
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
-from eaglepipe.eagle.frozen_head import FrozenHead, frozen_head_loss
-from eaglepipe.eagle.layers_v12 import Chain
-from eaglepipe.eagle.noise import uniform_noise
-from eaglepipe.eagle.steps import as_slot_mask, count_per_step, prefix_masks, shift_left_with_zero
+from eaglepipe.eagle.kernels.frozen_head import FrozenHead, frozen_head_loss
+from eaglepipe.eagle.kernels.noise import uniform_noise
+from eaglepipe.eagle.layers.blocks_v12 import Chain
+from eaglepipe.eagle.unroll.attention import causal_mask, check_right_padded
+from eaglepipe.eagle.unroll.step_masks import as_slot_mask, count_per_step, prefix_masks, shift_left_with_zero
 from eaglepipe.errors import DraftError
 
 

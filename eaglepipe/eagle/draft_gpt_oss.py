@@ -6,7 +6,7 @@ Its MLP is dense and its attention has no sinks; only positions have to agree wi
 from typing import Any
 
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding
+from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding
 from eaglepipe.errors import DraftError
 
 

@@ -10,18 +10,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
-from eaglepipe.eagle.attention import causal_mask, slot_positions
 from eaglepipe.eagle.draft_config import completed_eagle3_config
-from eaglepipe.eagle.layers import (
+from eaglepipe.eagle.layers.blocks import (
     Eagle3LlamaAttention,
     Eagle3LlamaDecoderLayer,
     Eagle3LlamaMLP,
     Eagle3LlamaPeagleLayer,
     Eagle3LlamaRMSNorm,
 )
+from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding
+from eaglepipe.eagle.layers.target_rows import copy_rows
 from eaglepipe.eagle.peagle_draft import _PeagleDraftMixin
-from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding
-from eaglepipe.eagle.start_rows import copy_rows
+from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
 from eaglepipe.errors import DraftError
 
 __all__ = [

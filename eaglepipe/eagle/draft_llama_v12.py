@@ -12,16 +12,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
-from eaglepipe.eagle.attention import causal_mask, slot_positions
 from eaglepipe.eagle.draft_config import completed_config
-from eaglepipe.eagle.layers_v12 import (
+from eaglepipe.eagle.layers.blocks_v12 import (
     Chain,
     EagleLlamaAttention,
     EagleLlamaDecoderLayer,
     EagleLlamaMLP,
     _build_causal_mask,
 )
-from eaglepipe.eagle.start_rows import copy_rows
+from eaglepipe.eagle.layers.target_rows import copy_rows
+from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
 
 __all__ = [
     "EagleLlamaAttention",

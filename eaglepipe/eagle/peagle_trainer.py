@@ -9,12 +9,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from eaglepipe.eagle.checks import check_batch, check_values
 from eaglepipe.eagle.core import Eagle3StepMetrics, _compute_target_distribution
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.eagle.fused_head import fused_head_loss
+from eaglepipe.eagle.kernels.fused_head import fused_head_loss
+from eaglepipe.eagle.peagle.checks import check_peagle_settings
+from eaglepipe.eagle.peagle.loss import Targets, look_up_targets
+from eaglepipe.eagle.peagle.partitions import PartResult, gradients_in_forward
 from eaglepipe.eagle.peagle_attention import PeagleMask
-from eaglepipe.eagle.peagle_checks import check_peagle_settings
 from eaglepipe.eagle.peagle_data import (
     CodSettings,
     DocumentElements,
@@ -24,11 +25,10 @@ from eaglepipe.eagle.peagle_data import (
     plan_parts,
     supervised_slots,
 )
-from eaglepipe.eagle.peagle_loss import Targets, look_up_targets
-from eaglepipe.eagle.peagle_parts import PartResult, gradients_in_forward
-from eaglepipe.eagle.sparse import SparseTargets
-from eaglepipe.eagle.steps import as_slot_mask
-from eaglepipe.eagle.unroll import HostMasks, UnrollInputs, host_masks
+from eaglepipe.eagle.unroll.checks import check_batch, check_values
+from eaglepipe.eagle.unroll.interface import HostMasks, UnrollInputs, host_masks
+from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
+from eaglepipe.eagle.unroll.step_masks import as_slot_mask
 from eaglepipe.errors import DraftError
 
 

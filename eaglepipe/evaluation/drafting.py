@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+from eaglepipe.decoding.draft_steps import DraftSteps
+from eaglepipe.decoding.drafters import Drafter
+from eaglepipe.decoding.eagle1_steps import Eagle1Steps
+from eaglepipe.decoding.eagle3_steps import Eagle3Steps, PeagleSteps
+from eaglepipe.decoding.strategies import ChainDrafter, ParallelDrafter, TreeDrafter
+from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import EaglepipeError
-from eaglepipe.evaluation.draft_steps import DraftSteps
-from eaglepipe.evaluation.drafters import Drafter
-from eaglepipe.evaluation.steps_eagle1 import Eagle1Steps
-from eaglepipe.evaluation.steps_eagle3 import Eagle3Steps, PeagleSteps
-from eaglepipe.evaluation.strategies import ChainDrafter, ParallelDrafter, TreeDrafter
 from eaglepipe.evaluation.trained import TrainedRun
-from eaglepipe.evaluation.verify import SamplingRule
 
 
 @dataclass(frozen=True, kw_only=True)

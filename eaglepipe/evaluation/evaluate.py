@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
-from eaglepipe.cache.publish import publish_json
+from eaglepipe.decoding.drafters import BigramDrafter, Drafter, LookupDrafter
+from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import EaglepipeError
-from eaglepipe.evaluation.acceptance import Ints, bigram_acceptance_length, bigram_table
-from eaglepipe.evaluation.drafters import BigramDrafter, Drafter, LookupDrafter
+from eaglepipe.evaluation.bigram import Ints, bigram_acceptance_length, bigram_table
 from eaglepipe.evaluation.drafting import TreeShape, chain_drafter, tree_drafter
 from eaglepipe.evaluation.figures import Conditions, Figure, make_figure
-from eaglepipe.evaluation.heldout import HeldoutFigures, count_heldout, heldout_figures
+from eaglepipe.evaluation.heldout_counts import HeldoutFigures, count_heldout, heldout_figures
 from eaglepipe.evaluation.prompts import Turn, cached_turns, file_turns
 from eaglepipe.evaluation.real import DecodeSettings, OpenTarget, measure_real, open_target
 from eaglepipe.evaluation.replay import own_text_share, replay
 from eaglepipe.evaluation.same_target import TargetMatch
 from eaglepipe.evaluation.table import eval_table
 from eaglepipe.evaluation.trained import TrainedRun, open_run
-from eaglepipe.evaluation.verify import SamplingRule
-from eaglepipe.training.distributed import join_world
-from eaglepipe.training.objectives import objective_of
+from eaglepipe.files.publish import publish_json
+from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.run.distributed import join_world
 
 Report = Callable[[str], None]
 GREEDY = SamplingRule()

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from eaglepipe.decoding.decode import DecodeRun
+from eaglepipe.decoding.drafters import Method
+from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.evaluation.bootstrap import Estimate, bootstrap
-from eaglepipe.evaluation.decode import DecodeRun
-from eaglepipe.evaluation.drafters import Method
-from eaglepipe.evaluation.verify import SamplingRule
 
 Kind = Literal["simulated", "real"]
 

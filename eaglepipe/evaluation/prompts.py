@@ -12,9 +12,9 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.chat.sources import iter_conversations
 from eaglepipe.chat.template import ChatTokenizer
 from eaglepipe.chat.types import Conversation
-from eaglepipe.config import SourceConfig
 from eaglepipe.errors import DataError
 from eaglepipe.evaluation.trained import TrainedRun
+from eaglepipe.recipe.config import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 
 from eaglepipe.chat.template import ChatTokenizer
+from eaglepipe.decoding.decode import DecodeRun, Limits, speculate
+from eaglepipe.decoding.drafters import Drafter, NoDraft
+from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import EaglepipeError
-from eaglepipe.evaluation.decode import DecodeRun, Limits, speculate
-from eaglepipe.evaluation.drafters import Drafter, NoDraft
 from eaglepipe.evaluation.figures import Conditions, Figure, make_figure
-from eaglepipe.evaluation.identity import first_difference, num_different
 from eaglepipe.evaluation.prompts import Turn
 from eaglepipe.evaluation.same_target import TargetMatch, match_target
+from eaglepipe.evaluation.same_text import first_difference, num_different
 from eaglepipe.evaluation.trained import TrainedRun
-from eaglepipe.evaluation.verify import SamplingRule
+from eaglepipe.precompute.inputs import read_chat_tokenizer
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.inputs import read_chat_tokenizer
 from eaglepipe.target.load import load_target
 from eaglepipe.target.stepping import SteppingTarget
 from eaglepipe.target.stops import stop_ids

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.codecs import EncodedRows, RowCodec
+from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.evaluation.decode import Decoded, DecodeRun
-from eaglepipe.evaluation.drafters import Drafter, Verified
+from eaglepipe.decoding.decode import Decoded, DecodeRun
+from eaglepipe.decoding.drafters import Drafter, Verified
 from eaglepipe.evaluation.prompts import Turn
-from eaglepipe.training.types import TrainingSource
+from eaglepipe.training.data.batch import TrainingSource
 
 
 @dataclass

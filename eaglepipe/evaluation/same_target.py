@@ -6,8 +6,8 @@ A draft may well be judged on a sibling of its target, a fine-tuned one say: tha
 from dataclasses import dataclass
 
 from eaglepipe.cache.identity import IDENTITY_PREFIX
-from eaglepipe.config import TargetConfig
 from eaglepipe.evaluation.trained import TrainedRun
+from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import resolve_folder
 

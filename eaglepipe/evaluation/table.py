@@ -6,7 +6,7 @@ from operator import mul
 
 from eaglepipe.evaluation.bootstrap import Estimate
 from eaglepipe.evaluation.figures import Figure
-from eaglepipe.evaluation.heldout import HeldoutFigures
+from eaglepipe.evaluation.heldout_counts import HeldoutFigures
 
 _COLUMNS = ("drafter", "shape", "K", "T", "top-p", "batch", "data", "kind", "prompts", "acceptance length [95%]",
             "tokens/forward", "speed", "identical", "rounds accepting more than 0, 1, ... guesses")  # fmt: skip

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 
 from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.storage import CacheShare, caches_of
-from eaglepipe.config import Recipe, load_recipe
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
-from eaglepipe.training.aux_layers import choose_aux_layers
-from eaglepipe.training.objectives import objective_of
-from eaglepipe.training.order import choose_heldout, split_samples
-from eaglepipe.training.source import open_caches
-from eaglepipe.training.tensor_files import load_tensors
-from eaglepipe.training.types import Split, TrainingSource
+from eaglepipe.files.tensors import load_tensors
+from eaglepipe.recipe.config import Recipe, load_recipe
+from eaglepipe.training.data.aux_subset import choose_aux_layers
+from eaglepipe.training.data.batch import Split, TrainingSource
+from eaglepipe.training.data.order import choose_heldout, split_samples
+from eaglepipe.training.data.source import open_caches
+from eaglepipe.training.objectives.choice import objective_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from eaglepipe import __version__
-from eaglepipe.config import TrainConfig
 from eaglepipe.export.engine_config import public_name
 from eaglepipe.export.engines import Engine
 from eaglepipe.export.trained import TrainedDraft
+from eaglepipe.recipe.config import TrainConfig
 
 FAMILIES = {"eagle3": "EAGLE-3", "peagle": "P-EAGLE", "eagle1": "EAGLE-1/2"}
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.export.aux_ids import sglang_ids
+from eaglepipe.drafts.aux_ids import sglang_ids
+from eaglepipe.drafts.reading import AUX_IDS, NORM_FLAGS
+from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.export.layouts import Layout
-from eaglepipe.export.reading import AUX_IDS, NORM_FLAGS
-from eaglepipe.export.shape import DraftShape
 from eaglepipe.export.trained import TrainedDraft
 
 SPECULATORS_VERSION = "0.9.0"  # whose layout this is

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
+from eaglepipe.drafts.shape import DraftShape, Family
 from eaglepipe.errors import DraftError
 from eaglepipe.export.engines import Engine
-from eaglepipe.export.shape import DraftShape, Family
 from eaglepipe.export.trained import TrainedDraft
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from eaglepipe.cache.manifest import MANIFEST_NAME
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import caches_of
-from eaglepipe.config import Recipe, load_recipe
 from eaglepipe.errors import EaglepipeError
+from eaglepipe.recipe.config import Recipe, load_recipe
 
 RECIPE_FILE, TRAIN_FILE, EVAL_FILE = "recipe.yaml", "train.json", "eval.json"
 TARGET_CONFIG_FILE = "target_config.json"

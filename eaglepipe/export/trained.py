@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from eaglepipe.drafts.folder import CONFIG_FILE, read_draft_folder
+from eaglepipe.drafts.reading import Ids, layer_config, read_aux, read_mask_token, read_rope, read_shape
+from eaglepipe.drafts.shape import DraftShape, canonical_tensors, tensor_shapes
 from eaglepipe.eagle.aux_layers import default_boundaries
 from eaglepipe.errors import DraftError
-from eaglepipe.export.folder import CONFIG_FILE, read_draft_folder
-from eaglepipe.export.reading import Ids, layer_config, read_aux, read_mask_token, read_rope, read_shape
 from eaglepipe.export.record import RunRecord, read_record
-from eaglepipe.export.shape import DraftShape, canonical_tensors, tensor_shapes
 
 OPTIONAL = {"embed_tokens.weight", "fc.bias"}
 

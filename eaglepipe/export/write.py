@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from eaglepipe.cache.publish import TEMPORARY_SUFFIX, explained_os_errors, fsync_folder, publish_bytes, publish_json
+from eaglepipe.drafts.folder import CONFIG_FILE, WEIGHTS_FILE, read_draft_folder
 from eaglepipe.errors import DraftError
 from eaglepipe.export.card import model_card
-from eaglepipe.export.check import TargetSizes, check_folder
+from eaglepipe.export.check.check import TargetSizes, check_folder
+from eaglepipe.export.check.findings import Finding
 from eaglepipe.export.engine_config import engine_config, public_name
 from eaglepipe.export.engines import Engine
-from eaglepipe.export.folder import CONFIG_FILE, WEIGHTS_FILE, read_draft_folder
 from eaglepipe.export.layouts import LAYOUTS, layout_tensors, require_servable
-from eaglepipe.export.report import Finding
 from eaglepipe.export.trained import TrainedDraft, open_trained
-from eaglepipe.training.tensor_files import publish_tensors
+from eaglepipe.files.publish import TEMPORARY_SUFFIX, explained_os_errors, fsync_folder, publish_bytes, publish_json
+from eaglepipe.files.tensors import publish_tensors
 
 CARD_FILE = "README.md"
 FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)

@@ -29,8 +29,8 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from eaglepipe.config import TargetConfig
 from eaglepipe.errors import ResourceError, TargetError
+from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.fingerprint import read_header, weight_files
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]

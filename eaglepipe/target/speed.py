@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from eaglepipe.config import Recipe
+from eaglepipe.recipe.config import Recipe
 from eaglepipe.target.fingerprint import num_parameters
 from eaglepipe.target.load import read_target_config, resolve_device, resolve_folder
 

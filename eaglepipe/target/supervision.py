@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from eaglepipe.cache.sparse import SparseRows, SparseRule, encode_sparse, to_draft_index
+from eaglepipe.cache.supervision.sparse import SparseRows, SparseRule, encode_sparse, to_draft_index
 from eaglepipe.eagle.core import _compute_target_distribution
 from eaglepipe.vocab import DraftVocab
 

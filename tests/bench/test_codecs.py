@@ -14,16 +14,16 @@ from eaglepipe.bench.codecs_report import CodecsReport, VariantReport, describe_
 from eaglepipe.bench.codecs_run import HELDOUT_FRACTION, RunResult, TrainingRun, train_one
 from eaglepipe.bench.codecs_supervision import SupervisionError, measure_supervision
 from eaglepipe.bench.codecs_variants import EXACT, VARIANTS, PairedSource, Variant, make_cache, renormalise
-from eaglepipe.cache.probabilities import TargetDistribution
 from eaglepipe.cache.reader import Cache
-from eaglepipe.config import PROFILES, dump_recipe
+from eaglepipe.cache.supervision.probabilities import TargetDistribution
+from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.recode import Changes, recode_cache
+from eaglepipe.recipe.config import PROFILES, dump_recipe
 from eaglepipe.train import run_training
-from eaglepipe.training.distributed import join_world
-from eaglepipe.training.draft import build_draft
-from eaglepipe.training.order import split_samples
-from eaglepipe.training.run_plan import plan_run
+from eaglepipe.training.data.order import split_samples
+from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.run.distributed import join_world
+from eaglepipe.training.run.run_plan import plan_run
 from tests.tiny_project import TinyProject
 
 TOP_8 = Variant(name="sparse top 8", changes=Changes(supervision="sparse", tolerance=0.0, max_entries=8))

@@ -12,9 +12,9 @@ from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, Family
 from eaglepipe.bench.spread import Spread
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.config import dump_recipe, load_recipe
 from eaglepipe.errors import ConfigError, EaglepipeError
-from eaglepipe.precompute import run_precompute
+from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.recipe.config import dump_recipe, load_recipe
 from tests.tiny_project import make_project
 
 

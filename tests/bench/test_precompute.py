@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from tiny_bench import SHAPE
 
 from eaglepipe.bench.precompute import PrecomputeReport, measure_precompute
+from tests.bench.tiny_bench import SHAPE
 
 
 @pytest.fixture(scope="module")

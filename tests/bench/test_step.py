@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_bench import CHAT, FULL, PRESET, SHAPE
 
 from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.products import AttentionProducts, LinearProducts, unroll_products
@@ -13,6 +12,7 @@ from eaglepipe.bench.step_paths import StepPath
 from eaglepipe.bench.step_presets import StepPreset, Workload, find_step_preset
 from eaglepipe.bench.step_report import StepReport
 from eaglepipe.errors import ConfigError
+from tests.bench.tiny_bench import CHAT, FULL, PRESET, SHAPE
 
 CPU = torch.device("cpu")
 KEYS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.identity import hash_file, hash_json
-from eaglepipe.cache.publish import publish_json
 from eaglepipe.cache.reader import Cache
+from eaglepipe.files.publish import publish_json
 
 
 def read_everything(folder: Path) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from eaglepipe.cache.codecs import EncodedRows
+from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.precompute import run_precompute
+from eaglepipe.precompute.stage import run_precompute
 from tests.tiny_project import TinyProject
 
 FEW = {

@@ -9,17 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eaglepipe.cache.codecs import EncodedRows
-from eaglepipe.cache.describe import describe_cache
-from eaglepipe.cache.estimate import token_cost
-from eaglepipe.cache.merge import merge_caches
-from eaglepipe.cache.peek import peek_sample
+from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.token_cost import token_cost
 from eaglepipe.cache.verify import verify_cache
+from eaglepipe.cache_tools.describe import describe_cache
+from eaglepipe.cache_tools.merge import merge_caches
+from eaglepipe.cache_tools.peek import peek_sample
+from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.precompute import run_precompute
-from eaglepipe.recode import Changes, recode_cache
-from eaglepipe.training.source import open_caches
+from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.training.data.source import open_caches
 from tests.tiny_project import TinyProject
 
 

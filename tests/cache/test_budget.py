@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from eaglepipe.cache.estimate import token_cost
 from eaglepipe.cache.schema import ShardSpec, batch_to_sample
-from eaglepipe.cache.sparse import SparseRule, encode_sparse, id_dtype
+from eaglepipe.cache.supervision.sparse import SparseRule, encode_sparse, id_dtype
+from eaglepipe.cache.token_cost import token_cost
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardWriter
-from eaglepipe.config import CacheConfig
+from eaglepipe.recipe.config import CacheConfig
 
 WIDTH, DRAFT_VOCAB, TOKENS, SUPERVISED = 4096, 32_000, 750, 450
 BUDGET = {"exact": 4 * WIDTH * 2 + 13, "compact": 12_700, "tiny": 8_500}

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.cache import codec_fp8
-from eaglepipe.cache.codec_integer import IntegerRows
-from eaglepipe.cache.codecs import EncodedRows, RowCodec, inline_codec, make_codec
+from eaglepipe.cache.codecs import fp8 as codec_fp8
+from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec, inline_codec, make_codec
+from eaglepipe.cache.codecs.integer import IntegerRows
 from eaglepipe.errors import CacheError
 
 NARROW = ("fp8", "int8", "int4")

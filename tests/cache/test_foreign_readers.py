@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eaglepipe.config import Recipe
-from eaglepipe.precompute import run_precompute
+from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.recipe.config import Recipe
 from tests.cache.derived import aux_of
 
 WIDTH, BOUNDARIES = 140, (2, 5)  # of two outlier channels a layer, and no multiple of a group

@@ -9,14 +9,14 @@ import pytest
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
-from eaglepipe.cache.describe import describe_root, root_table
 from eaglepipe.cache.identity import diff_fields, hash_json
 from eaglepipe.cache.storage import find_cache, list_caches
-from eaglepipe.config import DraftConfig, PrecomputeConfig, TrainConfig
-from eaglepipe.config_objective import SERVES
+from eaglepipe.cache_tools.describe import describe_root, root_table
 from eaglepipe.errors import CacheError
-from eaglepipe.precompute import run_precompute
-from eaglepipe.target.inputs import read_inputs
+from eaglepipe.precompute.inputs import read_inputs
+from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.recipe.config import DraftConfig, PrecomputeConfig, TrainConfig
+from eaglepipe.recipe.objectives import SERVES
 from tests.tiny_project import TinyProject
 
 OTHER_VALUES: dict[str, Any] = {

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.cache.codecs import EncodedRows
+from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec, arrow_schema, batch_to_sample, sample_digest, sample_to_batch
-from eaglepipe.cache.sparse import id_dtype
+from eaglepipe.cache.supervision.sparse import id_dtype
 from eaglepipe.cache.types import CachedSample
 
 

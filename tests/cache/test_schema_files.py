@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from eaglepipe.cache.codec_integer import IntegerRows
-from eaglepipe.cache.codecs import LOGICAL_DTYPES, make_codec
+from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, make_codec
+from eaglepipe.cache.codecs.integer import IntegerRows
 from eaglepipe.cache.manifest import Document, Manifest, Plan, Sidecar, json_schema, load_document
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, SUPERVISION_COLUMNS, ShardSpec, arrow_schema, shard_columns

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.cache.sparse import SparseRule, encode_sparse, forced_targets, id_dtype, to_draft_index
+from eaglepipe.cache.supervision.sparse import SparseRule, encode_sparse, forced_targets, id_dtype, to_draft_index
 
 
 def distribution(seed: int, rows: int, size: int, sharpness: float) -> torch.Tensor:

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_chat import dialogue
 
 from eaglepipe.chat.formats import Content, parse_row
 from eaglepipe.errors import DataError
+from tests.chat.tiny_chat import dialogue
 
 CHAT = tuple(dialogue("hello", "fine", system="be brief"))
 

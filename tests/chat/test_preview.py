@@ -1,10 +1,10 @@
 """The preview shows where the mask lies and lets nothing through that a terminal would obey."""
 
 import numpy as np
-from tiny_chat import dialogue, make_chat, make_tokenizer
 
 from eaglepipe.chat.preview import preview_samples
 from eaglepipe.chat.types import Conversation, TokenSample
+from tests.chat.tiny_chat import dialogue, make_chat, make_tokenizer
 
 
 def sample(*texts: str, sample_id: str = "s:1") -> TokenSample:

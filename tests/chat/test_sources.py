@@ -10,13 +10,13 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_chat import dialogue
 
 from eaglepipe.chat.hub import hub_rows
 from eaglepipe.chat.sources import data_fingerprint, is_hub_id, iter_conversations, source_name
 from eaglepipe.chat.types import Conversation
-from eaglepipe.config import SourceConfig
 from eaglepipe.errors import DataError
+from eaglepipe.recipe.config import SourceConfig
+from tests.chat.tiny_chat import dialogue
 
 Write = Callable[..., Path]
 ROWS = [{"id": f"row-{n}", "messages": dialogue(f"question {n}\n", f"é {n}")} for n in range(7)]

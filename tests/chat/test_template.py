@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_chat import (
+
+from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer
+from eaglepipe.errors import DataError, TemplateError
+from tests.chat.tiny_chat import (
     CHATML,
     CHATML_MARKED,
     CONTENT_AND_END,
@@ -20,9 +23,6 @@ from tiny_chat import (
     masked_text,
     refused,
 )
-
-from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer
-from eaglepipe.errors import DataError, TemplateError
 
 
 def test_markers_are_used_when_the_template_has_them() -> None:

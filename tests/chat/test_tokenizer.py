@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_chat import CHATML, CHATML_MARKED, conversation, data_config, dialogue, make_chat, make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from eaglepipe.chat.template import load_chat_tokenizer, load_tokenizer
-from eaglepipe.config import DataConfig, SourceConfig
 from eaglepipe.errors import TargetError, TemplateError
+from eaglepipe.recipe.config import DataConfig, SourceConfig
+from tests.chat.tiny_chat import CHATML, CHATML_MARKED, conversation, data_config, dialogue, make_chat, make_tokenizer
 
 
 @pytest.mark.parametrize("template", [CHATML, CHATML_MARKED])

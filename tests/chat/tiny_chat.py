@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer
 from eaglepipe.chat.types import Conversation, Message
-from eaglepipe.config import DataConfig, SourceConfig
 from eaglepipe.errors import TemplateError
+from eaglepipe.recipe.config import DataConfig, SourceConfig
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.config import load_recipe
 from eaglepipe.demo.run import demo_recipe
 from eaglepipe.demo.size import FAST, STANDARD, DemoSize
 from eaglepipe.errors import ConfigError
-from eaglepipe.training.objectives import objective_of
+from eaglepipe.recipe.config import load_recipe
+from eaglepipe.training.objectives.choice import objective_of
 
 
 @pytest.mark.parametrize(("size", "depths"), [(FAST, 3), (STANDARD, 7)])

@@ -4,11 +4,21 @@ from typing import Any
 
 import pytest
 import torch
-from toy_eagle1 import KEYS, arguments, documents, gradients, hand_loss, make_draft, make_target, make_trainer, padded
 
 from eaglepipe.eagle.core_v12 import EagleTrainerModule
-from eaglepipe.eagle.frozen_head import FrozenHead
+from eaglepipe.eagle.kernels.frozen_head import FrozenHead
 from eaglepipe.errors import DraftError
+from tests.eagle.toy_eagle1 import (
+    KEYS,
+    arguments,
+    documents,
+    gradients,
+    hand_loss,
+    make_draft,
+    make_target,
+    make_trainer,
+    padded,
+)
 
 
 def test_loss_and_gradients_are_those_computed_by_hand_from_the_live_target() -> None:

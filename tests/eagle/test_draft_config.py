@@ -7,7 +7,7 @@ import torch
 
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_gpt_oss import GptOssYarnRotaryEmbedding
-from eaglepipe.eagle.rope import Eagle3LlamaRotaryEmbedding
+from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding
 from eaglepipe.errors import DraftError
 
 COMMON = {"vocab_size": 1000, "num_hidden_layers": 8, "max_position_embeddings": 131_072}

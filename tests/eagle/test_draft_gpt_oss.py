@@ -10,8 +10,8 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding, 
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_gpt_oss import GptOssEagle3DraftModel
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.layers.rope import apply_rotary
 from eaglepipe.eagle.registry import resolve_eagle3_draft_spec
-from eaglepipe.eagle.rope import apply_rotary
 from eaglepipe.errors import DraftError
 
 YARN = {

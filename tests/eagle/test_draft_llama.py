@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from toy_drafts import DRAFT_SIZE, VOCAB_SIZE, make_draft, selected_ids, target_config
 from transformers import AutoConfig
 
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.errors import DraftError
+from tests.eagle.toy_drafts import DRAFT_SIZE, VOCAB_SIZE, make_draft, selected_ids, target_config
 
 LAYER = "model.layers.0"
 KEYS = {

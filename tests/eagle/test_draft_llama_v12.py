@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from toy_eagle1 import KEYS, LLAMA, VOCAB, make_draft
 from transformers import LlamaConfig, Phi3Config, PretrainedConfig, Qwen3Config
 
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama_v12 import EagleLlamaAttention, LlamaEagleDraftModel, _build_causal_mask
 from eaglepipe.eagle.registry import EAGLE1_DRAFT_REGISTRY, resolve_eagle1_draft_spec
 from eaglepipe.errors import DraftError
+from tests.eagle.toy_eagle1 import KEYS, LLAMA, VOCAB, make_draft
 
 
 def test_state_dict_has_exactly_the_documented_keys_and_round_trips(tmp_path: Path) -> None:

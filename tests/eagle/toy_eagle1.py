@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from eaglepipe.eagle.core_v12 import EagleTrainerModule
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
-from eaglepipe.eagle.frozen_head import FrozenHead
+from eaglepipe.eagle.kernels.frozen_head import FrozenHead
 
 VOCAB = 37
 LLAMA: dict[str, Any] = {

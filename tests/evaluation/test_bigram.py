@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from eaglepipe.cache.types import CachedSample, SampleIndex
-from eaglepipe.evaluation import acceptance
-from eaglepipe.evaluation.acceptance import bigram_acceptance_length, bigram_table, chain_counts
-from eaglepipe.training.types import Split
+from eaglepipe.evaluation import bigram as acceptance
+from eaglepipe.evaluation.bigram import bigram_acceptance_length, bigram_table, chain_counts
+from eaglepipe.training.data.batch import Split
 
 VOCAB = 6
 

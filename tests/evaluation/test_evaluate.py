@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from eaglepipe.commands.evaluate import _tree_shape
-from eaglepipe.config import TargetConfig
+from eaglepipe.decoding.decode import Limits, speculate
+from eaglepipe.decoding.drafters import LookupDrafter, NoDraft
+from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import DataError, EaglepipeError
-from eaglepipe.evaluation.decode import Limits, speculate
-from eaglepipe.evaluation.drafters import LookupDrafter, NoDraft
 from eaglepipe.evaluation.drafting import TreeShape, chain_drafter
 from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
 from eaglepipe.evaluation.prompts import cached_turns, file_turns
 from eaglepipe.evaluation.replay import replay
 from eaglepipe.evaluation.trained import open_run
-from eaglepipe.evaluation.verify import SamplingRule
-from eaglepipe.precompute import run_precompute
+from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.load import load_target
 from eaglepipe.target.stepping import SteppingTarget
@@ -148,7 +148,7 @@ def test_the_report_is_left_in_the_runs_folder(own_text: OwnText, report: EvalRe
 
 
 def test_prompts_of_a_file_are_the_tokens_before_each_answer(project: TinyProject, tmp_path: Path) -> None:
-    from eaglepipe.target.inputs import read_chat_tokenizer
+    from eaglepipe.precompute.inputs import read_chat_tokenizer
 
     chat = read_chat_tokenizer(project.recipe())
     assert chat is not None

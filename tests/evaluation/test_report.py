@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.errors import EaglepipeError
-from eaglepipe.evaluation.histograms import cache_figures
-from eaglepipe.evaluation.report import best_step, write_report
-from eaglepipe.recode import Changes, recode_cache
+from eaglepipe.evaluation.report.histograms import cache_figures
+from eaglepipe.evaluation.report.page import best_step, write_report
 from eaglepipe.train import run_training
 from tests.tiny_project import TinyProject
 
@@ -50,7 +50,7 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 def test_without_matplotlib_the_error_says_what_to_install(run: Path, sealed_cache: Path) -> None:
     script = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from pathlib import Path\nfrom eaglepipe.evaluation.report import write_report\n"
+        "from pathlib import Path\nfrom eaglepipe.evaluation.report.page import write_report\n"
         f"write_report(Path({str(run)!r}), [Path({str(sealed_cache)!r})])"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.manifest import Plan, document_bytes, load_document
-from eaglepipe.config import TargetConfig
 from eaglepipe.errors import CacheError
 from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
 from eaglepipe.evaluation.same_target import TargetMatch, match_target
 from eaglepipe.evaluation.trained import open_run
-from eaglepipe.precompute import run_precompute
+from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.train import run_training
 from tests.tiny_project import VOCAB_SIZE, TinyProject

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from eaglepipe.config import DraftConfig, TrainConfig
-from eaglepipe.training.draft import publish_draft
-from eaglepipe.training.objectives import objective_of
+from eaglepipe.recipe.config import DraftConfig, TrainConfig
+from eaglepipe.training.objectives.build_eagle3 import publish_draft
+from eaglepipe.training.objectives.choice import objective_of
 
 DEPTH, VOCAB, HIDDEN = 10, 64, 16
 LLAMA: dict[str, Any] = {

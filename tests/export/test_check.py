@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eaglepipe.errors import CorruptError, DraftError
-from eaglepipe.export.check import check_draft
-from eaglepipe.export.report import CheckReport
+from eaglepipe.export.check.check import check_draft
+from eaglepipe.export.check.findings import CheckReport
 from eaglepipe.export.write import export_draft
 from tests.export.made_drafts import DEPTH, LLAMA, VOCAB, MadeTarget, make_draft, save_draft
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, PreTrainedModel
 
 from eaglepipe.errors import DraftError
-from eaglepipe.export.check import check_draft
+from eaglepipe.export.check.check import check_draft
 from eaglepipe.export.write import export_draft
 from tests.export.engine_forward import chain
 from tests.export.engine_loaders import Served, load_as

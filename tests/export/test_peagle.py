@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from eaglepipe.drafts.init_from import start_from
 from eaglepipe.errors import DraftError
-from eaglepipe.export.check import check_draft
-from eaglepipe.export.start import start_from
+from eaglepipe.export.check.check import check_draft
 from eaglepipe.export.write import export_draft
 from tests.export.engine_forward import layers, project, rms_norm
 from tests.export.engine_loaders import Served, load_as

@@ -3,15 +3,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_targets import CONFIGS, HIDDEN, LAYERS, SHAPE, VOCAB, make_model, save_target, tiny_target
 from transformers import LlamaConfig, Phi3Config
 
-from eaglepipe.config import TargetConfig
 from eaglepipe.errors import TargetError
+from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import load_target
 from eaglepipe.vocab import build_draft_vocab
+from tests.target.tiny_targets import CONFIGS, HIDDEN, LAYERS, SHAPE, VOCAB, make_model, save_target, tiny_target
 
 AUX = (2, 4, LAYERS)
 LENGTHS = (20, 11, 5)

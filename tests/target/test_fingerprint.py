@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_targets import CONFIGS, make_model, save_target
 
 from eaglepipe.errors import TargetError
 from eaglepipe.target.fingerprint import num_parameters, weight_files, weights_fingerprint
+from tests.target.tiny_targets import CONFIGS, make_model, save_target
 
 
 @pytest.fixture(scope="module")

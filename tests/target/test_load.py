@@ -4,11 +4,11 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_targets import CONFIGS, LAYERS, VOCAB, make_model, save_target
 
-from eaglepipe.config import TargetConfig
 from eaglepipe.errors import TargetError
+from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.load import check_tokenizer_fits, load_target, read_target_config
+from tests.target.tiny_targets import CONFIGS, LAYERS, VOCAB, make_model, save_target
 
 
 @pytest.fixture

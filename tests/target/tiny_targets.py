@@ -22,7 +22,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from eaglepipe.config import TargetConfig
+from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.load import TargetModel, load_target
 
 VOCAB, HIDDEN, LAYERS = 67, 32, 7

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_source import tiny_recipe, tiny_source
 
 from eaglepipe.cache.head import HeadSpec
-from eaglepipe.config import DraftConfig
+from eaglepipe.recipe.config import DraftConfig
 from eaglepipe.train import train_from
-from eaglepipe.training.loader import Loader
-from eaglepipe.training.metrics import read_metrics
-from eaglepipe.training.objective_eagle3 import Eagle3Objective, draw_slots
-from eaglepipe.training.supervision import TargetHead
-from eaglepipe.training.types import Position, StepPlan
+from eaglepipe.training.data.batch import Position, StepPlan
+from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.data.supervision_decoder import TargetHead
+from eaglepipe.training.objectives.eagle3 import Eagle3Objective, draw_slots
+from eaglepipe.training.run.metrics import read_metrics
+from tests.training.tiny_source import tiny_recipe, tiny_source
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -7,14 +7,14 @@ import pytest
 
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import CacheShare, caches_of
-from eaglepipe.config import Recipe
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
-from eaglepipe.evaluation.acceptance import bigram_acceptance_length
-from eaglepipe.precompute import run_precompute
+from eaglepipe.evaluation.bigram import bigram_acceptance_length
+from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.recipe.config import Recipe
 from eaglepipe.train import preview_training, run_training
-from eaglepipe.training.metrics import read_metrics
-from eaglepipe.training.order import split_samples
-from eaglepipe.training.source import open_caches
+from eaglepipe.training.data.order import split_samples
+from eaglepipe.training.data.source import open_caches
+from eaglepipe.training.run.metrics import read_metrics
 from tests.tiny_project import TinyProject
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from eaglepipe.cache.codecs import RowCodec, make_codec
+from eaglepipe.cache.codecs.catalog import RowCodec, make_codec
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
-from eaglepipe.config import Recipe
+from eaglepipe.recipe.config import Recipe
 
 VOCAB, DRAFT_VOCAB, HIDDEN, NUM_AUX = 40, 24, 16, 3
 TARGET_CONFIG: dict[str, Any] = {

@@ -1,0 +1,79 @@
+"""How rows of numbers become bytes of a shard and come back on the training device.
+
+Encoders run on the target's device, decoders on the trainer's, so that narrow types travel the whole way.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from eaglepipe.cache.codecs.base import EncodedRows, RowCodec
+from eaglepipe.cache.codecs.fp8 import Fp8Rows
+from eaglepipe.cache.codecs.inline import InlineScales
+from eaglepipe.cache.codecs.integer import IntegerRows
+from eaglepipe.errors import CacheError
+
+__all__ = ["FLOAT_DTYPES", "LOGICAL_DTYPES", "EncodedRows", "FloatRows", "RowCodec", "inline_codec", "make_codec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatRows:
+    """Rows kept in a floating-point type as they are: exact when the type is the target's own."""
+
+    name: str
+    row_shape: tuple[int, ...]
+    num_scales: int = 0
+    scale_dtype: torch.dtype = torch.float32
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return FLOAT_DTYPES[self.name]
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.row_shape) * self.dtype.itemsize
+
+    def encode(self, rows: torch.Tensor) -> EncodedRows:
+        """[N, *row_shape] of any float dtype -> bytes on the same device."""
+        flat = rows.to(self.dtype).reshape(rows.shape[0], math.prod(self.row_shape)).contiguous()
+        return EncodedRows(payload=flat.view(torch.uint8))
+
+    def decode(self, encoded: EncodedRows) -> torch.Tensor:
+        """Bytes -> [N, *row_shape] in the codec's dtype, on the bytes' device, sharing their memory."""
+        return encoded.payload.view(self.dtype).reshape(encoded.payload.shape[0], *self.row_shape)
+
+
+FLOAT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LOGICAL_DTYPES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "fp8": "float8_e4m3fn",
+    "int8": "int8",
+    "int4": "int4",
+}
+_CODECS: dict[str, Callable[[str, tuple[int, ...]], RowCodec]] = {
+    **dict.fromkeys(FLOAT_DTYPES, lambda name, shape: FloatRows(name=name, row_shape=shape)),
+    "fp8": lambda _, shape: Fp8Rows(row_shape=shape),
+    "int8": lambda _, shape: IntegerRows(bits=8, group=256, max_outliers=16, row_shape=shape),
+    "int4": lambda _, shape: IntegerRows(bits=4, group=32, max_outliers=16, row_shape=shape),
+}
+
+
+def make_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
+    """The codec of that name for rows of that shape.
+
+    Raises:
+        CacheError: unknown name.
+    """
+    if name not in _CODECS:
+        raise CacheError(f"unknown codec {name!r}; this version reads {', '.join(_CODECS)}")
+    return _CODECS[name](name, row_shape)
+
+
+def inline_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
+    """`make_codec`, with scales, if any, at the end of each row's bytes: for columns that have no column of scales."""
+    codec = make_codec(name, row_shape)
+    return InlineScales(inner=codec) if codec.num_scales else codec

@@ -1,0 +1,130 @@
+"""8- and 4-bit integers that outlier channels cannot spoil, and that need nothing but the row itself.
+
+The largest values of each token and layer are kept apart in bfloat16 with their channels; the rest is scaled in groups
+of neighbouring channels, so that what is missed harms only its group. Layers L, width W, groups G, K values apart.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from eaglepipe.cache.codecs.base import EncodedRows
+from eaglepipe.errors import CacheError
+
+# One value in this many may be kept apart.
+_WIDTH_PER_OUTLIER = 64
+_MAX_WIDTH = 2**15
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerRows:
+    """Rows [*layers, W] as signed integers: `x ≈ integer · scale`.
+
+    A group's largest magnitude becomes -2^(bits-1); its scale has the sign that this needs. Bytes of a row: L·G·group
+    integers, channels past W zero, two to a byte in `int4` (the first in the low half); L·K channels as uint16,
+    ascending; their L·K values as bfloat16, which stand in place of the integers there.
+    """
+
+    bits: int
+    group: int
+    max_outliers: int
+    row_shape: tuple[int, ...]
+    scale_dtype: torch.dtype = torch.float16
+
+    def __post_init__(self) -> None:
+        if self.row_shape[-1] > _MAX_WIDTH:
+            raise CacheError(f"{self.name} tells channels by 15 bits: at most {_MAX_WIDTH}, not {self.row_shape[-1]}")
+
+    @property
+    def name(self) -> str:
+        return f"int{self.bits}"
+
+    @property
+    def layers(self) -> int:
+        return math.prod(self.row_shape[:-1])
+
+    @property
+    def group_width(self) -> int:
+        """Channels in a group: `group`, or all of a narrower row, rounded up to an even number."""
+        return min(self.group, self.row_shape[-1] + self.row_shape[-1] % 2)
+
+    @property
+    def groups(self) -> int:
+        """G, of one layer."""
+        return -(-self.row_shape[-1] // self.group_width)
+
+    @property
+    def num_outliers(self) -> int:
+        """K, of one layer."""
+        return min(self.max_outliers, self.row_shape[-1] // _WIDTH_PER_OUTLIER)
+
+    @property
+    def num_scales(self) -> int:
+        return self.layers * self.groups
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(self._parts())
+
+    def _parts(self) -> list[int]:
+        """Bytes of a row's integers, channels and values."""
+        apart = self.layers * self.num_outliers * 2
+        return [self.num_scales * self.group_width * self.bits // 8, apart, apart]
+
+    def encode(self, rows: torch.Tensor) -> EncodedRows:
+        """[N, *row_shape] -> bytes and float16 scales; NaN and Inf stay visible after decoding."""
+        count = rows.shape[0]
+        values = rows.reshape(count, self.layers, self.row_shape[-1]).float()
+        channels = values.abs().topk(self.num_outliers, dim=-1).indices.sort(dim=-1).values
+        apart = values.gather(-1, channels).to(torch.bfloat16)
+        integers, scales = self._quantise(values.scatter(-1, channels, 0.0))
+        parts = [self._pack(integers), _bytes(channels.to(torch.int16)), _bytes(apart)]
+        return EncodedRows(payload=torch.cat(parts, dim=1), scales=scales)
+
+    def decode(self, encoded: EncodedRows) -> torch.Tensor:
+        """Bytes -> float32 [N, *row_shape], on the bytes' device."""
+        assert encoded.scales is not None
+        count = encoded.payload.shape[0]
+        packed, channels, apart = encoded.payload.split(self._parts(), dim=1)
+        steps = self._unpack(packed).reshape(count, self.num_scales, self.group_width).float()
+        padded = (steps * encoded.scales.float()[..., None]).reshape(count, self.layers, self.groups * self.group_width)
+        values = padded[..., : self.row_shape[-1]]
+        if self.num_outliers:
+            of_layer = (count, self.layers, self.num_outliers)
+            index = channels.contiguous().view(torch.int16).reshape(of_layer).long()
+            values = values.scatter(-1, index, apart.contiguous().view(torch.bfloat16).reshape(of_layer).float())
+        return values.reshape(count, *self.row_shape)
+
+    def _quantise(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [N, L, W] -> int8 [N, L·G·group] and float16 [N, L·G]."""
+        pad = self.groups * self.group_width - self.row_shape[-1]
+        grouped = functional.pad(values, (0, pad)).reshape(values.shape[0], self.num_scales, self.group_width)
+        extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
+        scales = (extreme / -(2 ** (self.bits - 1))).to(self.scale_dtype)
+        divisor = scales.float()
+        steps = torch.where(divisor == 0, 0.0, grouped / torch.where(divisor == 0, 1.0, divisor))
+        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        integers = steps.round().clamp(low, high).nan_to_num(0.0).to(torch.int8)
+        return integers.flatten(1), scales.squeeze(-1)
+
+    def _pack(self, integers: torch.Tensor) -> torch.Tensor:
+        """int8 [N, n] -> uint8 [N, n·bits/8]."""
+        if self.bits == 8:
+            return integers.view(torch.uint8)
+        nibbles = integers.view(torch.uint8) & 15
+        return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+
+    def _unpack(self, packed: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, n·bits/8] -> int8 [N, n]."""
+        signed = packed.contiguous().view(torch.int8)
+        if self.bits == 8:
+            return signed
+        low = (packed << 4).contiguous().view(torch.int8) >> 4
+        return torch.stack([low, signed >> 4], dim=-1).flatten(1)
+
+
+def _bytes(values: torch.Tensor) -> torch.Tensor:
+    """[N, ...] of any dtype -> uint8 [N, bytes]."""
+    return values.flatten(1).contiguous().view(torch.uint8)

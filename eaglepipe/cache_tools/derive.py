@@ -1,0 +1,227 @@
+"""Makes a cache from other caches, without a target: plan first, shard by shard, manifest last.
+
+Stopped anywhere and run again, it redoes only what was not published; everything read is checked against its digest.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from eaglepipe.cache.identity import diff_fields, hash_json
+from eaglepipe.cache.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    FileEntry,
+    Manifest,
+    Plan,
+    RefusedSample,
+    Sidecar,
+    document_bytes,
+    load_document,
+)
+from eaglepipe.cache.reader import DERIVED_KEY, REPORT_FILE, Cache, load_manifest, missing_shards
+from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
+from eaglepipe.cache.seal import seal_cache
+from eaglepipe.cache.storage import WORK_FOLDER
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.cache.writer import ShardWriter
+from eaglepipe.errors import CacheError, ResourceError
+from eaglepipe.files.publish import free_bytes, json_bytes, publish_bytes, publish_copy, put_if_absent
+from eaglepipe.progress import ProgressLine
+
+_ORIGIN_FILE = f"{WORK_FOLDER}/derived.json"
+_DISK_MARGIN = 1.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOrigin:
+    """Where the samples of one new shard come from, and which of them the old shard had refused already."""
+
+    cache: Cache
+    samples: tuple[int, ...]
+    refused: tuple[RefusedSample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derivation:
+    """A planned cache: shard i holds the samples of `origins[i]`; `files` are the rest, as bytes or to be copied."""
+
+    folder: Path
+    plan: Plan
+    spec: ShardSpec
+    max_length: int
+    origins: tuple[ShardOrigin, ...]
+    files: Mapping[str, bytes | tuple[Path, FileEntry]]
+    estimated_bytes: int
+
+
+Refused = tuple[str, str]
+Convert = Callable[[ShardOrigin, int], Iterator[CachedSample | Refused]]
+"""The samples of a new shard, by its number; each as stored, or (id, reason) where it cannot be."""
+
+
+def derived_plan(
+    folder: Path,
+    first: Cache,
+    *,
+    fields: dict[str, Any],
+    declared: dict[str, Any],
+    origin: dict[str, Any],
+    origins: Sequence[ShardOrigin],
+    drops: Mapping[str, int],
+) -> Plan:
+    """The plan of a cache made from others; its identity covers theirs and what was done to them.
+
+    Args:
+        fields: target, data, vocab and cache of the new identity.
+        declared: the same in a recipe's words. No recipe finds a derived cache by them: `train.caches` names it.
+        origin: JSON of what was done to which identities.
+    """
+    identity_fields = {**fields, "schema_version": SCHEMA_VERSION, DERIVED_KEY: origin}
+    index = [(part.cache.index, list(part.samples)) for part in origins]
+    data = json_bytes(origin)
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        name=folder.name,
+        identity=hash_json(identity_fields),
+        identity_fields=identity_fields,
+        declared={**declared, DERIVED_KEY: origin},
+        batch_tokens=load_document(first.folder / PLAN_NAME, Plan).batch_tokens,
+        samples=sum(len(samples) for _, samples in index),
+        tokens=sum(int(part.num_tokens[samples].sum()) for part, samples in index),
+        supervised_tokens=sum(int(part.num_supervised[samples].sum()) for part, samples in index),
+        shards=len(origins),
+        drops={reason: count for reason, count in sorted(drops.items()) if count},
+        staging=FileEntry(path=_ORIGIN_FILE, bytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data)),
+    )
+
+
+def shard_origins(cache: Cache) -> list[ShardOrigin]:
+    """Every sample of a cache, shard by shard."""
+    origins, first = [], 0
+    for shard, entry in zip(cache.manifest.shards, cache.manifest.sidecars, strict=True):
+        refused = load_document(cache.folder / entry.path, Sidecar).refused
+        samples = tuple(range(first, first + shard.samples))
+        origins.append(ShardOrigin(cache=cache, samples=samples, refused=refused))
+        first += shard.samples
+    return origins
+
+
+def check_free_for(folder: Path, sources: Sequence[Path]) -> None:
+    """Refuse an output folder that is one of the sources, or holds what is not a cache.
+
+    Raises:
+        CacheError: nothing is written then.
+    """
+    for source in sources:
+        if folder.resolve() == source.resolve():
+            raise CacheError(f"{folder}: a cache cannot be made from itself; name another folder")
+    if folder.exists() and not folder.is_dir():
+        raise CacheError(f"{folder}: exists and is not a folder")
+    if folder.is_dir() and not (folder / PLAN_NAME).exists():
+        strangers = sorted(path.name for path in folder.iterdir() if path.name != WORK_FOLDER)
+        if strangers:
+            raise CacheError(f"{folder}: holds other files ({', '.join(strangers[:4])}); name a new or empty folder")
+
+
+def existing_manifest(folder: Path, plan: Plan) -> Manifest | None:
+    """The manifest of the same cache, complete already.
+
+    Raises:
+        CacheError: the folder holds another cache, told field by field.
+    """
+    if not (folder / PLAN_NAME).exists():
+        return None
+    found = load_document(folder / PLAN_NAME, Plan)
+    if found.identity != plan.identity:
+        lines = "\n  ".join(diff_fields(found.identity_fields, plan.identity_fields))
+        raise CacheError(f"{folder} holds another cache; name a new folder. What differs:\n  {lines}")
+    return load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+
+
+def write_derived(
+    derivation: Derivation, convert: Convert, *, verb: str, report: Callable[[], bytes] | None = None
+) -> Manifest:
+    """Publish what is missing of a derived cache, and seal it; `report` gives what lies in it as `recode.json`.
+
+    Raises:
+        CorruptError: a sample or a file of a source is not what was published; nothing made from it stays.
+        ResourceError: the disk is too small.
+    """
+    folder, plan = derivation.folder, derivation.plan
+    if (done := existing_manifest(folder, plan)) is not None:
+        return done
+    missing = missing_shards(folder, plan)
+    _check_disk(derivation, len(missing))
+    if not put_if_absent(folder / PLAN_NAME, document_bytes(plan)):
+        existing_manifest(folder, plan)
+    publish_bytes(folder / _ORIGIN_FILE, json_bytes(plan.identity_fields[DERIVED_KEY]))
+    for name, content in derivation.files.items():
+        if isinstance(content, bytes):
+            publish_bytes(folder / name, content)
+        else:
+            source, entry = content
+            publish_copy(source / entry.path, folder / name, digest=entry.xxh3_128)
+    with ProgressLine(verb, total=plan.shards, unit="shard", initial=plan.shards - len(missing)) as progress:
+        for shard in missing:
+            _write_shard(derivation, shard, convert)
+            progress.update(1)
+    if report is not None:
+        publish_bytes(folder / REPORT_FILE, report())
+    return seal_cache(folder, plan, derivation.spec, max_length=derivation.max_length)
+
+
+def _write_shard(derivation: Derivation, shard: int, convert: Convert) -> None:
+    origin = derivation.origins[shard]
+    writer = ShardWriter(derivation.folder, shard, spec=derivation.spec, identity=derivation.plan.identity)
+    try:
+        for sample in origin.refused:
+            writer.refuse(sample.sample_id, sample.reason)
+        for item in convert(origin, shard):
+            if isinstance(item, CachedSample):
+                writer.write(item)
+            else:
+                writer.refuse(*item)
+        writer.finish()
+    finally:
+        writer.abort()
+
+
+def _check_disk(derivation: Derivation, missing: int) -> None:
+    needed = int(derivation.estimated_bytes * _DISK_MARGIN * missing / max(1, derivation.plan.shards))
+    free = free_bytes(derivation.folder)
+    if needed > free:
+        raise ResourceError(
+            f"{derivation.folder} needs {needed / 1e9:,.3g} GB more, its disk has {free / 1e9:,.3g} GB free; "
+            "name a folder on a larger disk"
+        )
+
+
+def copied_files(cache: Cache, *, without: Sequence[str] = ()) -> dict[str, bytes | tuple[Path, FileEntry]]:
+    """The files of a cache that are neither its plan nor shards, to be copied with their digests checked."""
+    left_out = {PLAN_NAME, *without}
+    return {entry.path: (cache.folder, entry) for entry in cache.manifest.files if entry.path not in left_out}
+
+
+def source_fields(cache: Cache) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Identity fields and declared sections of a cache's plan."""
+    plan = load_document(cache.folder / PLAN_NAME, Plan)
+    return dict(plan.identity_fields), dict(plan.declared)
+
+
+def result_json(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """What `cache merge` and `cache recode` report of the cache that they made."""
+    return {
+        "folder": str(folder),
+        "identity": manifest.identity,
+        "samples": manifest.samples,
+        "tokens": manifest.tokens,
+        "supervised_tokens": manifest.supervised_tokens,
+        "shards": len(manifest.shards),
+        "bytes": manifest.bytes,
+        "bytes_per_token": round(manifest.bytes_per_token, 3),
+        "drops": dict(manifest.drops),
+    }

@@ -1,0 +1,270 @@
+"""A cache in another encoding, or with another draft vocabulary, made from a cache and not from the target.
+
+What is lost on the way is measured sample by sample and kept in the new cache as `recode.json`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
+from eaglepipe.cache.identity import hash_json
+from eaglepipe.cache.manifest import Manifest
+from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.storage import WORK_FOLDER
+from eaglepipe.cache.supervision.probabilities import full_head
+from eaglepipe.cache.supervision.sparse import SparseRule
+from eaglepipe.cache.token_cost import token_cost
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.cache_tools.derive import (
+    Derivation,
+    ShardOrigin,
+    check_free_for,
+    copied_files,
+    derived_plan,
+    existing_manifest,
+    result_json,
+    shard_origins,
+    source_fields,
+    write_derived,
+)
+from eaglepipe.cache_tools.deviation import RecodeSums
+from eaglepipe.cache_tools.recode_vocab import end_of_turn, new_vocab, vocab_files
+from eaglepipe.cache_tools.reencode import Reencoder, SparseCut
+from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.files.publish import json_bytes, publish_json
+from eaglepipe.recipe.config import CacheConfig
+from eaglepipe.vocab import DraftVocab
+
+_CODEC_FIELDS = {"dense": "probs_codec", "hidden": "hidden_codec"}
+_SPARSE_CODEC = "fp16"
+_CONVERSIONS = {"hidden": ("hidden", "dense", "sparse"), "dense": ("dense", "sparse"), "sparse": ("sparse",)}
+"""What each kind of stored supervision can be turned into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What to change; None keeps what the source has."""
+
+    aux_codec: str | None = None
+    supervision: str | None = None
+    codec: str | None = None  # of the supervision rows
+    draft_size: int | None = None
+    vocab_from: Path | None = None  # a cache or published draft whose vocabulary is taken over
+    tolerance: float | None = None  # with supervision that becomes sparse; None: a recipe's default
+    max_entries: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecodeResult:
+    """The new cache, and what the change did to its numbers."""
+
+    cache: dict[str, Any]
+    errors: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.cache, "errors": self.errors}
+
+    def table(self) -> str:
+        """Two lines a column."""
+        lines = [f"{self.cache['folder']}: complete, {self.cache['bytes_per_token']:,.1f} bytes a token"]
+        for column, figures in self.errors.items():
+            lines.append(f"{column:20} " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        return "\n".join(lines)
+
+
+def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
+    """Make `folder` from `source` with some changes; run again, it goes on where it was stopped.
+
+    Raises:
+        ConfigError: nothing to change, or a codec that does not fit.
+        CacheError: the source does not hold what the change needs, or `folder` is taken.
+        CorruptError: the source is damaged.
+    """
+    check_free_for(folder, [source])
+    cache = Cache.open(source)
+    _check_cut(cache, changes)
+    vocab = new_vocab(cache, draft_size=changes.draft_size, vocab_from=changes.vocab_from)
+    spec = _new_spec(cache, changes, vocab)
+    if spec == cache.spec and vocab is None:
+        raise ConfigError(f"nothing to change: {source} is encoded like that already")
+    rule = _sparse_rule(cache, changes, spec)
+    derivation = _plan(folder, cache, spec, vocab, rule)
+    if (done := existing_manifest(folder, derivation.plan)) is not None:
+        return _result(folder, done)
+    tensors = cache.start_tensors()
+    head = full_head(cache, tensors) if vocab is not None else None
+    if vocab is not None:
+        derivation = replace(derivation, files={**derivation.files, **vocab_files(vocab, tensors)})
+    cut = None if rule is None else SparseCut(rule=rule, end_of_turn=end_of_turn(cache))
+    ids = None if vocab is None else vocab.selected_token_ids
+    reencoder = Reencoder(cache, spec, tensors, full_head=head, draft_ids=ids, cut=cut)
+    del tensors
+    manifest = write_derived(
+        derivation,
+        lambda origin, shard: _convert(reencoder, origin, _sums_file(folder, shard)),
+        verb="recode",
+        report=lambda: json_bytes(_report(folder, derivation, spec)),
+    )
+    return _result(folder, manifest)
+
+
+def _convert(reencoder: Reencoder, origin: ShardOrigin, sums_file: Path) -> Iterator[CachedSample | tuple[str, str]]:
+    total = RecodeSums()
+    for number in origin.samples:
+        sample = origin.cache.read(number)
+        converted, sums = reencoder.convert(sample)
+        if converted is None:
+            yield sample.sample_id, "its numbers are not finite in the new encoding"
+        else:
+            total += sums
+            yield converted
+    publish_json(sums_file, total.to_json())
+
+
+def _sums_file(folder: Path, shard: int) -> Path:
+    return folder / WORK_FOLDER / "deviations" / f"{shard:05d}.json"
+
+
+def _report(folder: Path, derivation: Derivation, spec: ShardSpec) -> dict[str, Any]:
+    files = [_sums_file(folder, shard) for shard in range(derivation.plan.shards)]
+    total = sum((RecodeSums.from_json(json.loads(file.read_bytes())) for file in files), RecodeSums())
+    return total.report(spec.supervision)
+
+
+def _result(folder: Path, manifest: Manifest) -> RecodeResult:
+    errors = json.loads((folder / REPORT_FILE).read_bytes())
+    return RecodeResult(cache=result_json(folder, manifest), errors=errors)
+
+
+def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None, rule: SparseRule | None) -> Derivation:
+    fields, declared = source_fields(cache)
+    cut = {} if rule is None else asdict(rule)
+    encodings = {name: getattr(spec, name) for name in ("supervision", "aux_codec", "supervision_codec")} | cut
+    size = {"draft_size": spec.draft_vocab_size}
+    declared_cache = {"supervision": spec.supervision, "aux_codec": spec.aux_codec, **cut}
+    if spec.supervision in _CODEC_FIELDS:
+        declared_cache[_CODEC_FIELDS[spec.supervision]] = spec.supervision_codec
+    new_ids = {} if vocab is None else {"draft_vocabulary": hash_json(vocab.selected_token_ids.tolist())}
+    origins = tuple(shard_origins(cache))
+    manifest = cache.manifest
+    plan = derived_plan(
+        folder,
+        cache,
+        fields={**fields, "vocab": {**fields["vocab"], **size}, "cache": {**_kept(fields["cache"], spec), **encodings}},
+        declared={
+            **declared,
+            "vocab": {**declared["vocab"], **size},
+            "cache": {**_kept(declared["cache"], spec), **declared_cache},
+        },
+        origin={"recoded": cache.identity, "to": {**encodings, **new_ids}},
+        origins=origins,
+        drops={reason: count for reason, count in manifest.drops.items() if reason != "refused"},
+    )
+    return Derivation(
+        folder=folder,
+        plan=plan,
+        spec=spec,
+        max_length=cache.max_length,
+        origins=origins,
+        files=copied_files(cache, without=[REPORT_FILE, *([VOCAB_FILE, START_FILE] if vocab is not None else [])]),
+        estimated_bytes=_estimated_bytes(manifest, spec, rule),
+    )
+
+
+def _kept(cache: dict[str, Any], spec: ShardSpec) -> dict[str, Any]:
+    """Without what does not outlive hidden supervision."""
+    return cache if spec.last_hidden == "all" else {name: cache[name] for name in cache if name != "last_hidden"}
+
+
+def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | None) -> int:
+    """Of the shards; at most that, where supervision becomes sparse."""
+    entries = 0.0 if rule is None else float(rule.max_entries)
+    new, old = (
+        token_cost(
+            one,
+            supervised_share=manifest.supervised_tokens / max(1, manifest.tokens),
+            tokens_per_sample=manifest.tokens / max(1, manifest.samples),
+            entries=entries,
+        ).total
+        for one in (spec, manifest.shard_spec())
+    )
+    if spec.supervision == "sparse" and rule is None:
+        return int(sum(shard.bytes for shard in manifest.shards) + (new - old) * manifest.tokens)
+    return int(new * manifest.tokens)
+
+
+def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> ShardSpec:
+    old = cache.spec
+    supervision = changes.supervision or old.supervision
+    possible = _CONVERSIONS[old.supervision]
+    if supervision not in possible:
+        raise CacheError(
+            f"{cache.folder}: supervision {old.supervision!r} cannot become {supervision!r}, only "
+            f"{' or '.join(map(repr, possible))}; what is not stored has to be computed by the target"
+        )
+    if vocab is not None and old.supervision != "hidden":
+        raise CacheError(
+            f"{cache.folder}: another draft vocabulary can only be computed from supervision 'hidden', and this cache "
+            f"stores {old.supervision!r}; precompute with cache.supervision=hidden and cache.full_head=true"
+        )
+    kept = old.supervision_codec if supervision == old.supervision else None
+    settings = _checked_codecs(changes.aux_codec or old.aux_codec, supervision, changes.codec or kept)
+    return replace(
+        old,
+        supervision=supervision,
+        aux_codec=settings.aux_codec,
+        supervision_codec=_codec_of(settings),
+        draft_vocab_size=old.draft_vocab_size if vocab is None else vocab.size,
+        last_hidden=old.last_hidden if supervision == "hidden" else "supervised",
+    )
+
+
+def _checked_codecs(aux_codec: str, supervision: str, codec: str | None) -> CacheConfig:
+    """The codecs as a recipe's `cache` section would name them, which knows the ones that fit."""
+    wanted = {"supervision": supervision, "aux_codec": aux_codec}
+    if codec is not None and supervision in _CODEC_FIELDS:
+        wanted[_CODEC_FIELDS[supervision]] = codec
+    elif codec not in (None, _SPARSE_CODEC):
+        raise ConfigError(f"codec {codec!r}: entries of sparse supervision are {_SPARSE_CODEC}")
+    return _checked(wanted)
+
+
+def _codec_of(settings: CacheConfig) -> str:
+    name = _CODEC_FIELDS.get(settings.supervision)
+    return _SPARSE_CODEC if name is None else str(getattr(settings, name))
+
+
+def _check_cut(cache: Cache, changes: Changes) -> None:
+    """Refuse options of sparse supervision where none is made."""
+    if changes.tolerance is None and changes.max_entries is None:
+        return
+    if cache.supervision == "sparse":
+        raise ConfigError(
+            f"{cache.folder}: its supervision is sparse already and is carried over as it is; tolerance and "
+            "max_entries apply where 'hidden' or 'dense' becomes 'sparse'"
+        )
+    if changes.supervision != "sparse":
+        raise ConfigError("tolerance and max_entries need supervision 'sparse'")
+
+
+def _sparse_rule(cache: Cache, changes: Changes, spec: ShardSpec) -> SparseRule | None:
+    """How to cut, where supervision becomes sparse."""
+    if spec.supervision != "sparse" or cache.supervision == "sparse":
+        return None
+    given = {"tolerance": changes.tolerance, "max_entries": changes.max_entries}
+    settings = _checked({name: value for name, value in given.items() if value is not None})
+    return SparseRule(tolerance=settings.tolerance, max_entries=settings.max_entries)
+
+
+def _checked(wanted: dict[str, Any]) -> CacheConfig:
+    try:
+        return CacheConfig.model_validate(wanted)
+    except ValidationError as error:
+        lines = [f"{item['loc'][0]} {item['input']!r}: {item['msg']}" for item in error.errors(include_url=False)]
+        raise ConfigError("; ".join(lines)) from None

@@ -1,0 +1,88 @@
+"""The draft vocabulary of a cache that is made from another: chosen as precomputing does, from what the cache keeps."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache_tools.derive import source_fields
+from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
+from eaglepipe.drafts.folder import CONFIG_FILE
+from eaglepipe.drafts.init_from import published_vocab
+from eaglepipe.errors import ConfigError, VocabError
+from eaglepipe.recipe.config import DataConfig
+from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors
+
+
+def new_vocab(cache: Cache, *, draft_size: int | None, vocab_from: Path | None) -> DraftVocab | None:
+    """The draft vocabulary of that size, or of that cache or published draft; None where it is the one the cache has.
+
+    Raises:
+        ConfigError: both are asked for.
+        VocabError: the other cache is of another tokenizer or target vocabulary.
+    """
+    if vocab_from is not None and draft_size is not None:
+        raise ConfigError("the draft vocabulary is either of a size or another cache's, not both")
+    if vocab_from is not None:
+        vocab = _vocab_from(vocab_from, cache)
+    elif draft_size is not None:
+        counts = cache.token_counts.numpy()
+        vocab = build_draft_vocab(counts, draft_size, cache.spec.vocab_size, _forced_ids(cache))
+    else:
+        return None
+    return None if torch.equal(vocab.selected_token_ids, cache.selected_token_ids) else vocab
+
+
+def end_of_turn(cache: Cache) -> int | None:
+    """The id that ends a turn; None where the corpus came as token ids."""
+    chat = _chat_tokenizer(cache)
+    return None if chat is None else chat.end_of_turn
+
+
+def vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """`vocab.safetensors`, and `target.safetensors` with the head rows of the new draft vocabulary."""
+    full = "lm_head_full" if "lm_head_full.weight" in tensors else "lm_head"
+    ids = vocab.selected_token_ids
+    new = {**tensors, "lm_head.weight": tensors[f"{full}.weight"][ids].contiguous()}
+    if f"{full}.bias" in tensors:
+        new["lm_head.bias"] = tensors[f"{full}.bias"][ids].contiguous()
+    if full == "lm_head":
+        new.update({f"lm_head_full.{name.rpartition('.')[2]}": tensors[name] for name in _head_names(tensors)})
+    return {VOCAB_FILE: save(vocab_tensors(vocab)), START_FILE: save(new)}
+
+
+def _vocab_from(folder: Path, cache: Cache) -> DraftVocab:
+    if (folder / CONFIG_FILE).is_file():
+        return published_vocab(folder, cache.token_counts)
+    return _vocab_of(Cache.open(folder), cache)
+
+
+def _vocab_of(other: Cache, cache: Cache) -> DraftVocab:
+    tokenizers = [source_fields(one)[0]["data"].get("tokenizer") for one in (other, cache)]
+    if other.spec.vocab_size != cache.spec.vocab_size or tokenizers[0] != tokenizers[1]:
+        raise VocabError(f"{other.folder} and {cache.folder} do not have the same tokenizer and target vocabulary")
+    return DraftVocab(
+        selected_token_ids=other.selected_token_ids,
+        selected_token_mask=other.selected_token_mask,
+        counts=cache.token_counts,
+    )
+
+
+def _forced_ids(cache: Cache) -> set[int]:
+    """The special ids that precomputing forces into a draft vocabulary, found with the cache's own tokenizer."""
+    chat = _chat_tokenizer(cache)
+    return set() if chat is None else chat.special_ids()
+
+
+def _chat_tokenizer(cache: Cache) -> ChatTokenizer | None:
+    folder = cache.folder / "tokenizer"
+    if not folder.is_dir():
+        return None
+    data = DataConfig.model_validate({**source_fields(cache)[1]["data"], "chat_template": None})
+    return load_chat_tokenizer(load_tokenizer(str(folder)), data)
+
+
+def _head_names(tensors: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in ("lm_head.weight", "lm_head.bias") if name in tensors]

@@ -1,0 +1,178 @@
+"""lm_head and soft cross-entropy in chunks of rows: logits live for one chunk, their gradient replaces them in place.
+
+The gradients of hidden states and weight are finished in the forward, so that the head runs once for all TTT steps and
+no step's logits are kept or computed again.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+
+from eaglepipe.eagle.kernels import row_kernels
+from eaglepipe.eagle.kernels.probe import agrees
+from eaglepipe.eagle.kernels.row_ops import RowLosses, row_blocks, row_dots, softmax_in_place, take_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLoss:
+    """R rows: the weighted loss, which alone carries a gradient, each row's own loss, and its greedy draft token."""
+
+    loss: torch.Tensor  # float32, no dimensions
+    row_losses: torch.Tensor  # float32 [R]
+    predicted: torch.Tensor  # int64 [R]
+
+
+class TargetRows(Protocol):
+    """N rows of targets over D draft tokens, dense or sparse."""
+
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
+        """Against target rows `rows` [r], the gradient in `dtype`; `logits` [r, D] are given up."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseRows:
+    """Targets as rows of probabilities over the whole draft vocabulary."""
+
+    probs: torch.Tensor  # [N, D]
+
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
+        """As `TargetRows`."""
+        if row_kernels.available(logits):
+            losses, predicted, gradient = row_kernels.dense_losses(logits, self.probs, rows, dtype)
+            return RowLosses(losses=losses, predicted=predicted, gradient=gradient)
+        losses, predicted = logits.new_empty(len(rows)), torch.empty_like(rows)
+        for block in row_blocks(logits):
+            losses[block], predicted[block] = _dense_losses(logits[block], take_rows(self.probs, rows[block]))
+        return RowLosses(losses=losses, predicted=predicted, gradient=logits.to(dtype))
+
+
+def _dense_losses(logits: torch.Tensor, target_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    probs = target_probs.to(logits.dtype)
+    mass, overlap = probs.sum(dim=-1), row_dots(logits, probs)
+    log_partition, _, predicted = softmax_in_place(logits)
+    logits.mul_(mass[:, None]).sub_(probs)
+    return log_partition * mass - overlap, predicted
+
+
+def fused_head_loss(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: TargetRows,
+    target_rows: torch.Tensor,
+    row_weights: torch.Tensor,
+    *,
+    chunk_rows: int | None,
+) -> HeadLoss:
+    """sum_r row_weights[r] · CE(targets[target_rows[r]], hidden_states[r] @ weight.T), float32.
+
+    Args:
+        hidden_states: [R, H].
+        weight: [D, H].
+        targets: no gradient.
+        target_rows: int64 [R].
+        row_weights: float32 [R], no gradient.
+        chunk_rows: rows whose logits are held at once; None: as `rows_at_once` says.
+    """
+    device = hidden_states.device.type
+    chunk_rows = rows_at_once(hidden_states.device) if chunk_rows is None else chunk_rows
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    loss, row_losses, predicted = _FusedHeadLoss.apply(
+        hidden_states, weight, targets, target_rows, row_weights, chunk_rows, dtype, torch.is_grad_enabled()
+    )
+    return HeadLoss(loss=loss, row_losses=row_losses, predicted=predicted)
+
+
+def rows_at_once(device: torch.device) -> int:
+    """Rows of a chunk on this device.
+
+    The weight's gradient is read and written once a chunk, which a fast device feels; logits fill memory.
+    """
+    return 512 if device.type == "cpu" else 4096
+
+
+class _FusedHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - what autograd.Function passes on
+        ctx: Any,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        targets: TargetRows,
+        target_rows: torch.Tensor,
+        row_weights: torch.Tensor,
+        chunk_rows: int,
+        dtype: torch.dtype,
+        wants_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        num_rows = hidden_states.shape[0]
+        row_losses = row_weights.new_empty(num_rows)
+        predicted = torch.empty(num_rows, dtype=torch.int64, device=hidden_states.device)
+        grad_hidden = torch.empty_like(hidden_states) if wants_gradient and ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if wants_gradient and ctx.needs_input_grad[1] else None
+        cast_weight = weight.to(dtype)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            buffer = row_weights.new_empty(min(chunk_rows, num_rows), weight.shape[0], dtype=torch.float32)
+            for start in range(0, num_rows, chunk_rows):
+                span = slice(start, min(start + chunk_rows, num_rows))
+                hidden = hidden_states[span].to(dtype)
+                logits = buffer[: hidden.shape[0]]
+                _matmul_into(logits, hidden, cast_weight)
+                found = targets.losses(logits, target_rows[span], dtype)
+                row_losses[span], predicted[span], grad_logits = found.losses, found.predicted, found.gradient
+                if grad_hidden is not None:
+                    grad_hidden[span] = (grad_logits @ cast_weight) * row_weights[span, None]
+                if grad_weight is not None:
+                    weighted = (hidden * row_weights[span, None]).to(dtype)
+                    _accumulate(grad_weight, grad_logits, weighted)
+        ctx.gradients = (grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(row_losses, predicted)
+        return (row_losses * row_weights).sum(), row_losses, predicted
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        assert ctx.gradients is not None, "the fused head's gradients are gone after one backward"
+        scaled = tuple(None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.gradients)
+        ctx.gradients = None
+        return *scaled, None, None, None, None, None, None
+
+
+def _matmul_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    if hidden.dtype == logits.dtype:
+        torch.mm(hidden, weight.t(), out=logits)
+    elif wide_products_work(hidden.device, hidden.dtype):
+        torch.mm(hidden, weight.t(), out_dtype=logits.dtype, out=logits)
+    else:
+        logits.copy_(hidden @ weight.t())
+
+
+def _accumulate(grad_weight: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
+    if grad_weight.dtype == grad_logits.dtype:
+        grad_weight.addmm_(grad_logits.t(), hidden)
+    elif grad_weight.dtype == torch.float32 and wide_products_work(hidden.device, hidden.dtype):
+        torch.addmm(grad_weight, grad_logits.t(), hidden, out_dtype=torch.float32, out=grad_weight)
+    else:
+        grad_weight += grad_logits.t() @ hidden
+
+
+@cache
+def wide_products_work(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of matrices in `dtype` can leave their float32 sums unrounded, as CUDA's library can."""
+    if device.type != "cuda":
+        return False
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(*shape, generator=generator).to(device, dtype) for shape in ((16, 64), (64, 32)))
+    start = torch.randn(16, 32, generator=generator).to(device)
+
+    def fast() -> tuple[torch.Tensor, ...]:
+        product, total = torch.empty_like(start), start.clone()
+        torch.mm(left, right, out_dtype=torch.float32, out=product)
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+        return product, total
+
+    def plain() -> tuple[torch.Tensor, ...]:
+        product = (left.double() @ right.double()).float()
+        return product, start + product
+
+    return agrees(f"the product of {dtype} matrices into float32", fast, plain, tolerance=1e-5)

@@ -1,0 +1,85 @@
+"""RMSNorm, SwiGLU and rotary embedding with backwards of their own: fewer passes over memory, fewer tensors kept."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
+
+
+def rms_norm(states: torch.Tensor, norm: Eagle3LlamaRMSNorm) -> torch.Tensor:
+    """`norm(states)` for [n, H]; computed in float32 at least, of the wider dtype of states and weight."""
+    output: torch.Tensor = _RMSNorm.apply(states, norm.weight, norm.eps)
+    return output
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) · up, keeping nothing but the two."""
+    output: torch.Tensor = _SwiGLU.apply(gate, up)
+    return output
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`apply_rotary` for [n, heads, d] and tables [n, 1, R] whose halves are equal, keeping nothing but the tables."""
+    output: torch.Tensor = _Rotate.apply(states, cos.to(states.dtype), sin.to(states.dtype))
+    return output
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = states.to(torch.promote_types(states.dtype, torch.float32))
+        scale = (torch.linalg.vector_norm(wide, dim=-1).square_() / wide.shape[-1] + eps).rsqrt_()[..., None]
+        ctx.save_for_backward(states, weight, scale)
+        return (wide * scale).mul_(weight).to(torch.promote_types(states.dtype, weight.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight, scale = ctx.saved_tensors
+        normed = states * scale
+        grad_output = grads[0].to(normed.dtype)
+        grad_weight = (grad_output * normed).sum(0) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, None
+        grad_normed = grad_output * weight
+        overlap = torch.linalg.vecdot(grad_normed, normed)[..., None] / normed.shape[-1]
+        grad_states = grad_normed.addcmul_(normed, overlap, value=-1).mul_(scale)
+        return grad_states.to(states.dtype), grad_weight, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_up = F.silu(gate).mul_(grads[0])
+        return torch.ops.aten.silu_backward(grads[0] * up, gate), grad_up
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(states, cos, sin, direction=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grads[0], cos, sin, direction=-1), None, None
+
+
+def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
+    """Turn the first R of d by the tables' angles, or back."""
+    size = cos.shape[-1]
+    half = size // 2
+    output = torch.empty_like(states, memory_format=torch.contiguous_format)
+    torch.mul(states[..., :size], cos, out=output[..., :size])
+    output[..., :half].addcmul_(states[..., half:size], sin[..., :half], value=-direction)
+    output[..., half:size].addcmul_(states[..., :half], sin[..., half:], value=direction)
+    output[..., size:] = states[..., size:]
+    return output

@@ -1,0 +1,182 @@
+"""Step 0's causal attention, one run of queries after the other: by a flash kernel on a CPU, plainly elsewhere.
+
+Shapes: n queries, kv key-value heads with G query heads each, C cached keys, d head size; m and s: of one block.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from eaglepipe.eagle.unroll.slot_plan import Run
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunByRun:
+    """A `CausalKernel` that needs nothing of the device."""
+
+    runs: tuple[Run, ...]
+    scale: float
+
+    def forward(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `CausalKernel`."""
+        output = torch.empty_like(queries, memory_format=torch.contiguous_format)
+        normaliser = queries.new_empty(queries.shape[:-1], dtype=torch.promote_types(queries.dtype, torch.float32))
+        for span, blocks in _blocks(self.runs):
+            parts = [
+                _block_forward(queries[span], keys[block], values[block], causal, self.scale)
+                for block, causal in blocks
+            ]
+            _merge(parts, output[span], normaliser[span])
+        return output, normaliser
+
+    def backward(  # noqa: PLR0917 - what a flash backward takes, in its order
+        self,
+        grad_output: torch.Tensor,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        output: torch.Tensor,
+        normaliser: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `CausalKernel`."""
+        grad_queries = torch.zeros_like(queries)
+        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
+        for span, blocks in _blocks(self.runs):
+            for block, causal in blocks:
+                grad_query, grad_key, grad_value = _block_backward(
+                    grad_output[span],
+                    queries[span],
+                    keys[block],
+                    values[block],
+                    output[span],
+                    normaliser[span],
+                    causal,
+                    self.scale,
+                )
+                grad_queries[span] += grad_query
+                grad_keys[block] += grad_key
+                grad_values[block] += grad_value
+        return grad_queries, grad_keys, grad_values
+
+
+def _blocks(runs: Sequence[Run]) -> Iterator[tuple[slice, list[tuple[slice, bool]]]]:
+    """Each run's queries, and its blocks of cached keys: the triangle of the run itself, and all before it."""
+    offset = 0
+    for run in runs:
+        blocks = [(slice(run.first, run.first + run.count), True)]
+        if run.first > run.document:
+            blocks.append((slice(run.document, run.first), False))
+        yield slice(offset, offset + run.count), blocks
+        offset += run.count
+
+
+def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]], output: torch.Tensor, normaliser: torch.Tensor) -> None:
+    """Write the softmax over all parts' keys into `output` and `normaliser`."""
+    (first, first_norm), *others = parts
+    if not others:
+        output.copy_(first)
+        normaliser.copy_(first_norm)
+        return
+    ((second, second_norm),) = others
+    torch.logaddexp(first_norm, second_norm, out=normaliser)
+    output.copy_(first * (first_norm - normaliser).exp()[..., None].to(first.dtype))
+    output.addcmul_(second, (second_norm - normaliser).exp()[..., None].to(second.dtype))
+
+
+def _heads_first(states: torch.Tensor) -> torch.Tensor:
+    """[m, kv, G, d] -> [kv, G, m, d]."""
+    return states.permute(1, 2, 0, 3)
+
+
+def _block_heads(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [m, kv, G, d] -> [kv, G, m, d]; keys and values [s, kv, d] -> [kv, G, s, d], shared without a copy."""
+    key, value = (states[:, :, None].expand(-1, -1, queries.shape[2], -1) for states in (keys, values))
+    return _heads_first(queries), _heads_first(key), _heads_first(value)
+
+
+def _block_forward(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries [m, kv, G, d] over keys [s, kv, d] -> output [m, kv, G, d], log-sum-exp [m, kv, G]."""
+    forward = _flash_forward_cpu if queries.device.type == "cpu" else _plain_forward
+    output, normaliser = forward(*_block_heads(queries, keys, values), causal, scale)
+    return output.permute(2, 0, 1, 3), normaliser.permute(2, 0, 1)
+
+
+def _block_backward(  # noqa: PLR0917 - what a flash backward takes, in its order
+    grad_output: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+    normaliser: torch.Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of one block inside a softmax that `output` and `normaliser` are the whole of."""
+    heads = _block_heads(queries, keys, values)
+    whole = (_heads_first(output), normaliser.permute(1, 2, 0))
+    backward = _flash_backward_cpu if queries.device.type == "cpu" else _plain_backward
+    grad_query, grad_key, grad_value = backward(_heads_first(grad_output), *heads, *whole, causal, scale)
+    return grad_query.permute(2, 0, 1, 3), grad_key.sum(1).transpose(0, 1), grad_value.sum(1).transpose(0, 1)
+
+
+def _flash_forward_cpu(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    output, normaliser = _flash(queries, keys, values, 0.0, causal, scale=scale)
+    return output, normaliser
+
+
+def _flash_backward_cpu(  # noqa: PLR0917
+    grad_output: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+    normaliser: torch.Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grads = _flash_backward(grad_output, queries, keys, values, output, normaliser, 0.0, causal, scale=scale)
+    return grads[0], grads[1], grads[2]
+
+
+def _scores(queries: torch.Tensor, keys: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
+    scores = (queries @ keys.transpose(-1, -2)).to(torch.promote_types(queries.dtype, torch.float32)) * scale
+    if not causal:
+        return scores
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(future, -torch.inf)
+
+
+def _plain_forward(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = _scores(queries, keys, causal, scale)
+    return scores.softmax(-1).to(values.dtype) @ values, scores.logsumexp(-1)
+
+
+def _plain_backward(  # noqa: PLR0917
+    grad_output: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+    normaliser: torch.Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    weights = (_scores(queries, keys, causal, scale) - normaliser[..., None]).exp_()
+    delta = (grad_output * output).sum(-1, keepdim=True)
+    grad_scores = weights * (grad_output @ values.transpose(-1, -2) - delta) * scale
+    grad_scores, weights = grad_scores.to(queries.dtype), weights.to(queries.dtype)
+    return grad_scores @ keys, grad_scores.transpose(-1, -2) @ queries, weights.transpose(-1, -2) @ grad_output

@@ -1,0 +1,294 @@
+"""The TTT unroll over the slots that a loss depends on; same losses and gradients as the reference.
+
+Three exact savings: queries, MLP and later steps run for active slots only (see `plan`); the embedding's half of the
+fused projections is computed once, since a later step reads the same tokens, a slot further; and the head runs once,
+over the loss rows of all steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.kernels.fused_head import DenseRows, HeadLoss, fused_head_loss
+from eaglepipe.eagle.kernels.fused_lk import lk_head_loss
+from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
+from eaglepipe.eagle.layers.fused_ops import rms_norm, rotate, swiglu
+from eaglepipe.eagle.layers.rope import Rotary
+from eaglepipe.eagle.unroll.attention_runs import run_attention
+from eaglepipe.eagle.unroll.interface import LossSettings, UnrollInputs, UnrollResult
+from eaglepipe.eagle.unroll.slot_plan import Runs, UnrollPlan
+from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SparseTargets, top_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """One layer through the steps: its projections split by what they read, and its keys and values so far.
+
+    C cached slots; q and kv are the sizes of all query heads, and of all keys and values together.
+    """
+
+    module: Any
+    state_norm: Eagle3LlamaRMSNorm
+    query_weight: torch.Tensor  # [q, H], reads the normed state
+    key_value_weight: torch.Tensor  # [kv, H]
+    query_offsets: torch.Tensor | None  # what embeddings and biases add, [step 0's queries, q] or [q]; None: nothing
+    key_value_offsets: torch.Tensor | None  # [C, kv] or [kv]
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """What one layer reads in one step; None stands for all rows, in order."""
+
+    runs: Runs
+    queries: torch.Tensor | None  # among the states
+    query_offsets: torch.Tensor | None
+    key_value_offsets: torch.Tensor | None
+    query_rotary: Rotary
+    key_rotary: Rotary
+
+
+def unroll_compact(
+    draft: LlamaEagle3DraftModel,
+    inputs: UnrollInputs,
+    settings: LossSettings,
+    plan: UnrollPlan,
+    *,
+    head_chunk_rows: int | None,
+) -> UnrollResult:
+    """Unroll K = len(settings.step_weights) steps as planned."""
+    aux = inputs.aux_hidden_states.flatten(0, 1)
+    states = draft.project_hidden_states(_pick(aux, plan.cached))
+    layers = _split_layers(draft, inputs.input_ids.flatten()[plan.cached], plan.active, states.dtype)
+    head_inputs = []
+    for index, step in enumerate(plan.steps):
+        if step.kept is not None:
+            states = states.index_select(0, step.kept)
+            for layer in layers:
+                _keep_columns(layer, step.kept)
+        for layer, places in zip(layers, _layer_places(draft, inputs, plan, index), strict=True):
+            states = _run_layer(draft, layer, states, places)
+        states = rms_norm(states, draft.model.norm) if draft.config.norm_output else states
+        loss_states = _pick(states, step.rows)
+        head_inputs.append(loss_states if draft.config.norm_output else rms_norm(loss_states, draft.model.norm))
+    head, alphas = _head_loss(draft, torch.cat(head_inputs), inputs, settings, plan, chunk_rows=head_chunk_rows)
+    return _count(inputs, plan, head, alphas)
+
+
+def _head_loss(
+    draft: LlamaEagle3DraftModel,
+    states: torch.Tensor,
+    inputs: UnrollInputs,
+    settings: LossSettings,
+    plan: UnrollPlan,
+    *,
+    chunk_rows: int | None,
+) -> tuple[HeadLoss, torch.Tensor | None]:
+    """Losses of all steps' rows from their normed states [R, H], and with an LK loss each row's alpha, [R]."""
+    rows_per_step = [len(step.rows) for step in plan.steps]
+    weights = zip(settings.step_weights, rows_per_step, strict=True)
+    arguments = (
+        states,
+        draft.lm_head.weight,
+        _target_rows(inputs.target_probs, plan),
+        torch.cat([step.row_targets for step in plan.steps]),
+        torch.cat([weight.expand(count) for weight, count in weights]),
+    )
+    if not settings.loss.needs_mass:
+        return fused_head_loss(*arguments, chunk_rows=chunk_rows), None
+    assert inputs.draft_mass is not None
+    return lk_head_loss(
+        *arguments,
+        draft_mass=inputs.draft_mass.flatten(),
+        loss=settings.loss,
+        rows_per_step=rows_per_step,
+        mean_alphas=settings.mean_alphas,
+        chunk_rows=chunk_rows,
+    )
+
+
+def _split_layers(
+    draft: LlamaEagle3DraftModel, token_ids: torch.Tensor, active: torch.Tensor, dtype: torch.dtype
+) -> list[_Layer]:
+    fused: Any = draft.model.layers[0]
+    deeper = list(draft.model.layers)[1:]
+    width = draft.config.hidden_size
+    embeds = rms_norm(draft.model.embed_tokens(token_ids).to(dtype), fused.input_layernorm)
+    query_embeds = embeds if deeper else _pick(embeds, active)
+    query_weight, key_value_weight, query_bias, key_value_bias = _projections(fused.self_attn)
+    first = _Layer(
+        module=fused,
+        state_norm=fused.hidden_norm,
+        query_weight=query_weight[:, width:],
+        key_value_weight=key_value_weight[:, width:],
+        query_offsets=F.linear(query_embeds, query_weight[:, :width], query_bias),
+        key_value_offsets=F.linear(embeds, key_value_weight[:, :width], key_value_bias),
+    )
+    return [first, *(_plain_layer(layer) for layer in deeper)]
+
+
+def _plain_layer(layer: Any) -> _Layer:
+    query_weight, key_value_weight, query_bias, key_value_bias = _projections(layer.self_attn)
+    return _Layer(
+        module=layer,
+        state_norm=layer.input_layernorm,
+        query_weight=query_weight,
+        key_value_weight=key_value_weight,
+        query_offsets=query_bias,
+        key_value_offsets=key_value_bias,
+    )
+
+
+def _projections(
+    attention: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Query weight, key and value weights stacked, and their biases."""
+    key, value = attention.k_proj, attention.v_proj
+    biases = None if key.bias is None else torch.cat((key.bias, value.bias))
+    return attention.q_proj.weight, torch.cat((key.weight, value.weight)), attention.q_proj.bias, biases
+
+
+def _keep_columns(layer: _Layer, kept: torch.Tensor) -> None:
+    for columns in (layer.keys, layer.values):
+        columns[1:] = [column.index_select(0, kept) for column in columns[1:]]
+
+
+def _layer_places(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, plan: UnrollPlan, index: int) -> list[_Places]:
+    """What each layer reads in step `index`: only the last one can leave queries out of step 0."""
+    depth, step = draft.config.num_hidden_layers, plan.steps[index]
+    positions = inputs.position_ids.flatten()
+    longest = inputs.position_ids.max() + 1
+
+    def rotary(slots: torch.Tensor) -> Rotary:
+        cos, sin = draft.model.rotary_emb(positions[slots] + index, longest=longest)
+        return cos[:, None], sin[:, None]
+
+    here = rotary(step.slots)
+    if index:
+        sources = plan.active[step.sources]
+        fused, plain = (
+            _Places(
+                runs=step.runs,
+                queries=None,
+                query_offsets=query_offsets,
+                key_value_offsets=key_value_offsets,
+                query_rotary=here,
+                key_rotary=here,
+            )
+            for query_offsets, key_value_offsets in ((sources if depth > 1 else step.sources, sources), (None, None))
+        )
+        return [fused, *[plain] * (depth - 1)]
+    everywhere = rotary(plan.cached)
+    whole, last = (
+        _Places(
+            runs=runs,
+            queries=queries,
+            query_offsets=None,
+            key_value_offsets=None,
+            query_rotary=query_rotary,
+            key_rotary=everywhere,
+        )
+        for runs, queries, query_rotary in ((plan.documents, None, everywhere), (step.runs, plan.active, here))
+    )
+    return [*[whole] * (depth - 1), last]
+
+
+def _run_layer(draft: LlamaEagle3DraftModel, layer: _Layer, states: torch.Tensor, places: _Places) -> torch.Tensor:
+    arguments = (layer, states, places, tuple(layer.keys), tuple(layer.values))
+    if draft.model.gradient_checkpointing and draft.training:
+        states, key, value = checkpoint(_layer_step, *arguments, use_reentrant=False)
+    else:
+        states, key, value = _layer_step(*arguments)
+    layer.keys.append(key)
+    layer.values.append(value)
+    return states
+
+
+def _layer_step(
+    layer: _Layer,
+    states: torch.Tensor,
+    places: _Places,
+    keys: tuple[torch.Tensor, ...],
+    values: tuple[torch.Tensor, ...],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States [rows, H] -> new states [queries, H], and this step's keys and values [rows, kv heads, d]."""
+    attention = layer.module.self_attn
+    normed = rms_norm(states, layer.state_norm)
+    key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, places.key_value_offsets)
+    key, value = key_values.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
+    key = rotate(key, *places.key_rotary)
+    if places.queries is not None:
+        states, normed = _pick(states, places.queries), _pick(normed, places.queries)
+    query = _project(normed, layer.query_weight, layer.query_offsets, places.query_offsets)
+    query = rotate(query.unflatten(-1, (-1, attention.head_dim)), *places.query_rotary)
+    attended = run_attention(query, (*keys, key), (*values, value), places.runs, attention.scale)
+    states = states + attention.o_proj(attended.flatten(1))
+    mlp, inner = layer.module.mlp, rms_norm(states, layer.module.post_attention_layernorm)
+    return states + mlp.down_proj(swiglu(mlp.gate_proj(inner), mlp.up_proj(inner))), key, value
+
+
+def _pick(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`states[rows]` for ascending rows, none twice: as many as there are means all, without a copy."""
+    return states if len(rows) == len(states) else states.index_select(0, rows)
+
+
+def _project(
+    states: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor | None, rows: torch.Tensor | None
+) -> torch.Tensor:
+    if offsets is None:
+        return F.linear(states, weight)
+    return torch.addmm(offsets if rows is None else offsets.index_select(0, rows), states, weight.t())
+
+
+@torch.no_grad()
+def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss, alphas: torch.Tensor | None) -> UnrollResult:
+    """Sums for each step, from every loss row's own loss and greedy token."""
+    targets = _target_tokens(inputs.target_probs, plan)
+    rows_per_step = [len(step.rows) for step in plan.steps]
+    losses, drafts = head.row_losses.split(rows_per_step), head.predicted.split(rows_per_step)
+    unbroken = torch.ones_like(inputs.position_mask).flatten()
+    correct, hits = [], []
+    for step, predicted in zip(plan.steps, drafts, strict=True):
+        matched = predicted == targets[step.row_targets]
+        correct.append(matched.sum())
+        unbroken = unbroken & torch.zeros_like(unbroken).index_copy_(0, step.row_slots, matched)
+        hits.append(unbroken.sum())
+    result = UnrollResult(
+        loss=head.loss,
+        loss_sums=torch.stack([step_losses.sum() for step_losses in losses]),
+        correct=torch.stack(correct),
+        hits=torch.stack(hits),
+    )
+    return result if alphas is None else _with_alphas(result, inputs, plan, alphas.split(rows_per_step))
+
+
+def _with_alphas(
+    result: UnrollResult, inputs: UnrollInputs, plan: UnrollPlan, alphas: Sequence[torch.Tensor]
+) -> UnrollResult:
+    """Add what the alphas of each step's rows come to; a slot without a row at a step is not reached there."""
+    reached = torch.ones_like(inputs.position_mask, dtype=alphas[0].dtype).flatten()
+    sampled = []
+    for step, of_step in zip(plan.steps, alphas, strict=True):
+        reached = reached * torch.zeros_like(reached).index_copy_(0, step.row_slots, of_step)
+        sampled.append(reached.sum())
+    sums = [of_step.sum() for of_step in alphas]
+    return replace(result, alpha_sums=torch.stack(sums), sampled_hits=torch.stack(sampled))
+
+
+def _target_rows(targets: torch.Tensor | SparseTargets, plan: UnrollPlan) -> DenseRows | SparseRows:
+    if isinstance(targets, SparseTargets):
+        return SparseRows(targets=targets, max_entries=plan.max_entries)
+    return DenseRows(probs=targets.flatten(0, -2))
+
+
+def _target_tokens(targets: torch.Tensor | SparseTargets, plan: UnrollPlan) -> torch.Tensor:
+    """The target's greedy draft token for each row of its probabilities, int64."""
+    if isinstance(targets, SparseTargets):
+        return top_tokens(targets, plan.max_entries)
+    return targets.flatten(0, -2).max(dim=-1).indices

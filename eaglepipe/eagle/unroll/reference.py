@@ -1,0 +1,101 @@
+"""The TTT unroll, plainly: every slot goes through every step. What the compact unroll is tested against."""
+
+import torch
+
+from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.unroll.attention import causal_mask
+from eaglepipe.eagle.unroll.interface import LossSettings, UnrollInputs, UnrollResult
+from eaglepipe.eagle.unroll.sparse_rows import (
+    DenseTargets,
+    SparseTargets,
+    bucketed_acceptance,
+    bucketed_cross_entropy,
+    densify,
+)
+from eaglepipe.eagle.unroll.step_masks import shift_left_with_zero, step_masks
+
+
+def unroll_reference(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, settings: LossSettings) -> UnrollResult:
+    """Unroll K = len(settings.step_weights) steps over all slots."""
+    ids, targets = inputs.input_ids, _dense_targets(inputs, draft.config.draft_vocab_size)
+    mass = _mass_at_slots(inputs)
+    num_steps = len(settings.step_weights)
+    state = draft.project_hidden_states(inputs.aux_hidden_states)
+    mask = causal_mask(inputs.attention_mask, inputs.seq_lens, ids.shape[0], ids.shape[1], ids.device)
+    cache: list[list[torch.Tensor]] = [[] for _ in range(2 * draft.config.num_hidden_layers)]
+    counted = step_masks(inputs.position_mask, inputs.doc_remaining, num_steps)
+    unbroken, reached = torch.ones_like(inputs.position_mask), torch.ones_like(mass)
+    loss_sums, alpha_sums, sampled, correct, hits = [], [], [], [], []
+    for step, slots in enumerate(counted):
+        state = draft(ids, state, mask, inputs.position_ids, cache)
+        logits = draft.compute_logits(state)
+        loss_sum, alphas = _loss_sums(logits, targets, mass, slots, settings, step=step)
+        loss_sums.append(loss_sum)
+        alpha_sums.append(alphas.sum())
+        reached = reached * alphas
+        sampled.append(reached.sum())
+        matched = slots & (logits.argmax(dim=-1) == targets.probs.argmax(dim=-1))
+        unbroken = unbroken & matched
+        correct.append(matched.sum())
+        hits.append(unbroken.sum())
+        ids, targets, mass = shift_left_with_zero(ids), _shift(targets), shift_left_with_zero(mass)
+    sums = torch.stack(loss_sums)
+    return UnrollResult(
+        loss=(sums * settings.step_weights).sum(),
+        loss_sums=sums.detach(),
+        correct=torch.stack(correct),
+        hits=torch.stack(hits),
+        alpha_sums=torch.stack(alpha_sums) if settings.loss.needs_mass else None,
+        sampled_hits=torch.stack(sampled) if settings.loss.needs_mass else None,
+    )
+
+
+def _loss_sums(
+    logits: torch.Tensor,
+    targets: DenseTargets,
+    mass: torch.Tensor,
+    slots: torch.Tensor,
+    settings: LossSettings,
+    *,
+    step: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss over the counted slots of one step, and their alphas [B, T] without gradient, 0 elsewhere."""
+    losses = bucketed_cross_entropy(logits, targets)
+    if not settings.loss.needs_mass:
+        return torch.where(slots, losses, 0.0).sum(), torch.zeros_like(losses)
+    alpha = bucketed_acceptance(logits, targets, mass)
+    counted = torch.where(slots, alpha.detach(), 0.0)
+    mean = counted.sum() / slots.sum().clamp(min=1) if settings.mean_alphas is None else settings.mean_alphas[step]
+    losses = settings.loss.of_rows(losses, alpha, settings.loss.cross_entropy_weight(mean))
+    return torch.where(slots, losses, 0.0).sum(), counted
+
+
+def _mass_at_slots(inputs: UnrollInputs) -> torch.Tensor:
+    """The draft vocabulary's mass of each slot, [B, T]; 0 where there is none."""
+    if inputs.draft_mass is None:
+        return torch.zeros_like(inputs.position_mask, dtype=torch.float32)
+    return inputs.draft_mass if inputs.draft_mass.dim() == 2 else _at_slots(inputs.draft_mass, inputs.position_mask)
+
+
+def _dense_targets(inputs: UnrollInputs, draft_size: int) -> DenseTargets:
+    targets, mask = inputs.target_probs, inputs.position_mask
+    if isinstance(targets, SparseTargets):
+        probs, kept, tail = (_at_slots(rows, mask) for rows in densify(targets, draft_size))
+        return DenseTargets(probs=probs, kept=kept, tail=tail)
+    return DenseTargets(probs=targets if targets.dim() == 3 else _at_slots(targets, mask))
+
+
+def _at_slots(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Rows [S, ...] at the S slots set in `mask` [B, T], zero elsewhere: [B, T, ...]."""
+    spread = rows.new_zeros(*mask.shape, *rows.shape[1:])
+    spread[mask] = rows
+    return spread
+
+
+def _shift(targets: DenseTargets) -> DenseTargets:
+    """Every row of the targets one slot to the left, as ids and masks roll."""
+    return DenseTargets(
+        probs=shift_left_with_zero(targets.probs),
+        kept=None if targets.kept is None else shift_left_with_zero(targets.kept),
+        tail=None if targets.tail is None else shift_left_with_zero(targets.tail),
+    )

@@ -1,0 +1,204 @@
+"""What the compact unroll computes: index tables, made on the host from masks alone.
+
+Slots are coupled only through step 0's keys and values, so a slot is *active* at step k when it has supervision left at
+k or later. Active slots form runs, contiguous inside one document; a run keeps its start and loses slots at its end.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from eaglepipe.eagle.kernels.transfer import to_device
+from eaglepipe.eagle.unroll.attention import document_ids
+from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.eagle.unroll.step_masks import step_masks
+
+MERGED_GAP = 16
+"""Idle slots between two runs of one document that cost less to compute than to cut around."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Contiguous queries `first`..`first + count` of one document, whose keys begin at `document`; cached places."""
+
+    document: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeySpans:
+    """R runs as sequences of queries and keys, for a kernel that takes all at once; E keys of all runs together.
+
+    A run's keys are those of its document up to its last query's own.
+    """
+
+    keys: torch.Tensor  # int64 [E], cached places, run after run
+    query_ends: torch.Tensor  # int32 [R + 1], from 0: run r has queries query_ends[r]..query_ends[r + 1]
+    key_ends: torch.Tensor  # int32 [R + 1], likewise
+    most_queries: int  # of a run at most; 2 at least, since kernels lay single queries out differently
+    most_keys: int
+
+    @classmethod
+    def of(cls, runs: tuple[Run, ...], device: torch.device) -> "KeySpans":
+        """Tables on `device`; nothing is read back from it."""
+        columns = [(run.document, run.first + run.count, run.count) for run in runs]
+        starts, ends, counts = torch.tensor(columns, dtype=torch.int64).reshape(-1, 3).unbind(1)
+        lengths = ends - starts
+        return cls(
+            keys=to_device(_ranges(starts, ends), device),
+            query_ends=to_device(_from_zero(counts), device),
+            key_ends=to_device(_from_zero(lengths), device),
+            most_queries=max([2, *counts.tolist()]),
+            most_keys=max([0, *lengths.tolist()]),
+        )
+
+
+def _from_zero(counts: torch.Tensor) -> torch.Tensor:
+    return F.pad(counts.cumsum(0), (1, 0)).int()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """All runs of one step."""
+
+    runs: tuple[Run, ...]
+    spans: KeySpans | None  # only where a device has a kernel for them
+
+    @classmethod
+    def on(cls, device: torch.device, runs: tuple[Run, ...]) -> "Runs":
+        return cls(runs=runs, spans=KeySpans.of(runs, device) if device.type == "cuda" else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """One step; n active slots, r of them in its loss. A slot's number is flat, row by row."""
+
+    runs: Runs
+    slots: torch.Tensor  # int64 [n], the active slots
+    kept: torch.Tensor | None  # int64 [n], their places among the step before's; None: all of them
+    sources: torch.Tensor  # int64 [n], where among step 0's active slots the token of this step is
+    rows: torch.Tensor  # int64 [r], places among the active slots
+    row_slots: torch.Tensor  # int64 [r], the same as slots
+    row_targets: torch.Tensor  # int64 [r], rows of the target probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnrollPlan:
+    """All steps; C cached slots: those whose step 0 key some active slot reads."""
+
+    cached: torch.Tensor  # int64 [C], slots
+    documents: Runs  # each document, as far as it is cached
+    active: torch.Tensor  # int64 [n of step 0], places among the cached slots
+    steps: tuple[StepPlan, ...]
+    max_entries: int  # of a row of sparse targets, at least 1
+
+
+def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, device: torch.device) -> UnrollPlan:
+    """Plan `num_steps` steps for a batch. Tables go to `device`; nothing is read back from it."""
+    counted = [mask.flatten() for mask in step_masks(masks.position_mask, masks.doc_remaining, num_steps)]
+    active = _active(counted)
+    document_starts = _document_starts(masks)
+    firsts, lasts = _runs(active[0], document_starts)
+    ends = [_run_ends(mask, firsts, lasts) for mask in active]
+    starts = document_starts[firsts]
+    is_last = torch.cat((starts[1:] != starts[:-1], torch.ones(min(1, len(starts)), dtype=torch.bool)))
+    cached = _ranges(starts[is_last], ends[0][is_last])
+    num_slots = masks.position_mask.numel()
+    place = _places(cached, num_slots)
+    place_in_first = _places(_ranges(firsts, ends[0]), num_slots)
+    target_row = torch.arange(num_slots)
+    if probs_are_compact:
+        target_row = masks.position_mask.flatten().long().cumsum(0) - 1
+
+    def plan_step(step: int) -> StepPlan:
+        slots = _ranges(firsts, ends[step])
+        row_slots = counted[step].nonzero()[:, 0]
+        return StepPlan(
+            runs=Runs.on(device, _as_runs(place, starts, firsts, ends[step])),
+            slots=to_device(slots, device),
+            kept=_kept(firsts, ends[step - 1], ends[step], device) if step else None,
+            sources=to_device(place_in_first[(slots + step).clamp(max=num_slots - 1)], device),
+            rows=to_device(_places(slots, num_slots)[row_slots], device),
+            row_slots=to_device(row_slots, device),
+            row_targets=to_device(target_row[row_slots + step], device),
+        )
+
+    return UnrollPlan(
+        cached=to_device(cached, device),
+        documents=Runs.on(device, _as_runs(place, starts[is_last], starts[is_last], ends[0][is_last])),
+        active=to_device(place[_ranges(firsts, ends[0])], device),
+        steps=tuple(plan_step(step) for step in range(num_steps)),
+        max_entries=_max_entries(masks.row_offsets),
+    )
+
+
+def _max_entries(row_offsets: torch.Tensor | None) -> int:
+    return 1 if row_offsets is None or len(row_offsets) < 2 else int(row_offsets.diff().max())
+
+
+def _active(counted: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Slots with supervision left, for each step."""
+    left = list(counted)
+    for step in range(len(left) - 2, -1, -1):
+        left[step] = left[step] | left[step + 1]
+    return left
+
+
+def _document_starts(masks: HostMasks) -> torch.Tensor:
+    """For each slot, the first slot of its document: int64 [B·T]."""
+    batch, num_slots = masks.position_mask.shape
+    documents = torch.zeros(batch, num_slots, dtype=torch.int64)
+    if masks.seq_lens is not None:
+        documents = document_ids(masks.seq_lens, num_slots)
+    begins = torch.ones(batch, num_slots, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    slots = torch.arange(batch * num_slots)
+    return torch.where(begins.flatten(), slots, 0).cummax(0).values
+
+
+def _runs(active: torch.Tensor, document_starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last slot of each run, int64 [R]; runs closer than MERGED_GAP in one document are one."""
+    slots = active.nonzero()[:, 0]
+    if not len(slots):
+        return slots, slots
+    documents = document_starts[slots]
+    breaks = (slots.diff() > MERGED_GAP + 1) | (documents.diff() != 0)
+    edge = torch.ones(1, dtype=torch.bool)
+    return slots[torch.cat((edge, breaks))], slots[torch.cat((breaks, edge))]
+
+
+def _run_ends(active: torch.Tensor, firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
+    """One past each run's last active slot, int64 [R]; its first slot where none is left."""
+    ends = torch.where(active, torch.arange(1, len(active) + 1), 0).cummax(0).values
+    return torch.maximum(ends[lasts], firsts)
+
+
+def _ranges(firsts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """All numbers of the ranges first..end, one range after the other."""
+    counts = ends - firsts
+    offsets = torch.repeat_interleave(firsts - counts.cumsum(0) + counts, counts)
+    return torch.arange(len(offsets)) + offsets
+
+
+def _places(slots: torch.Tensor, num_slots: int) -> torch.Tensor:
+    """Where each slot is in `slots`, int64 [B·T]; 0 for those that are not."""
+    places = torch.zeros(num_slots, dtype=torch.int64)
+    places[slots] = torch.arange(len(slots))
+    return places
+
+
+def _kept(
+    firsts: torch.Tensor, ends_before: torch.Tensor, ends: torch.Tensor, device: torch.device
+) -> torch.Tensor | None:
+    if torch.equal(ends_before, ends):
+        return None
+    counts_before = ends_before - firsts
+    offsets = counts_before.cumsum(0) - counts_before
+    return to_device(_ranges(offsets, offsets + ends - firsts), device)
+
+
+def _as_runs(place: torch.Tensor, starts: torch.Tensor, firsts: torch.Tensor, ends: torch.Tensor) -> tuple[Run, ...]:
+    columns = (place[starts].tolist(), place[firsts].tolist(), (ends - firsts).tolist())
+    return tuple(Run(document=d, first=f, count=c) for d, f, c in zip(*columns, strict=True) if c)

@@ -1,0 +1,184 @@
+"""Supervision by the target's few likely tokens and one bucket for all others; rows stay ragged, never dense.
+
+A row's loss is -(sum_i p_i log q_i + tail · log q_tail): the kept tokens' gradient is q_i - p_i whatever was left out.
+Symbols: S rows, E entries of all rows, D draft vocabulary, r rows of a chunk, M entries of a row at most.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from eaglepipe.eagle.kernels.row_ops import RowLosses, RowSoftmax
+from eaglepipe.eagle.losses import acceptance, overlap, soft_cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTargets:
+    """S rows of a distribution over the draft vocabulary; row s has entries row_offsets[s]..row_offsets[s + 1].
+
+    Every row has an entry at least, and no token twice.
+    """
+
+    probs: torch.Tensor  # [E], any float dtype, in any order inside a row
+    ids: torch.Tensor  # int64 [E], 0..D-1
+    row_offsets: torch.Tensor  # int64 [S + 1], from 0 to E
+    tail: torch.Tensor  # float32 [S], mass of all tokens that have no entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entries:
+    """Rows as rectangles [r, M]; a shorter row repeats its last entry, so that scattering by `ids` is unambiguous."""
+
+    ids: torch.Tensor
+    probs: torch.Tensor
+    present: torch.Tensor  # bool, False for repetitions
+    tail: torch.Tensor  # [r], 0 where every token has an entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseRows:
+    """What the head's loss asks of sparse targets: row losses and the logits' gradient, for a chunk of rows."""
+
+    targets: SparseTargets
+    max_entries: int  # M
+
+    def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
+        """Against target rows `rows` [r]; `logits` [r, D] are given up."""
+        split = split_kept(self, logits, rows)
+        kept, mass = split.kept, split.mass
+        gradient = split.tail.scaled(mass * split.tail_share() - kept.tail, dtype)
+        gradient.scatter_(-1, kept.ids, (mass[:, None] * split.kept_shares() - kept.probs).to(dtype))
+        return RowLosses(losses=split.cross_entropy(), predicted=split.predicted, gradient=gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRows:
+    """Rows of logits cut at the kept tokens, against which a loss is taken; logs are natural."""
+
+    kept: _Entries
+    kept_logits: torch.Tensor  # [r, M]
+    probs: torch.Tensor  # [r, M], the target's, 0 for repetitions
+    mass: torch.Tensor  # [r], of kept tokens and tail together: 1 but for rounding
+    log_partition: torch.Tensor  # [r]
+    tail: RowSoftmax  # over its own tokens: kept ones have 0 in it; a row without others has no numbers
+    predicted: torch.Tensor  # int64 [r], the greedy token of all
+
+    def kept_shares(self) -> torch.Tensor:
+        """The draft's probabilities of the kept tokens, [r, M]."""
+        return (self.kept_logits - self.log_partition[:, None]).exp()
+
+    def tail_share(self) -> torch.Tensor:
+        """The draft's probability of the tail bucket, [r]."""
+        return (self.tail.log_partition - self.log_partition).exp()
+
+    def cross_entropy(self) -> torch.Tensor:
+        """`bucketed_cross_entropy` of each row, [r]."""
+        losses = (self.probs * (self.log_partition[:, None] - self.kept_logits)).sum(-1)
+        tail = self.kept.tail
+        return losses + torch.where(tail > 0, tail * (self.log_partition - self.tail.log_partition), 0.0)
+
+
+def split_kept(targets: SparseRows, logits: torch.Tensor, rows: torch.Tensor) -> SplitRows:
+    """Cut `logits` [r, D] at the entries of target rows `rows` [r].
+
+    `logits` are given up for the tail's softmax, over its own tokens: no difference of nearly equal numbers, however
+    small the tail's share.
+    """
+    kept = _entries(targets.targets, rows, targets.max_entries, logits)
+    kept_logits = logits.gather(-1, kept.ids)
+    tail = RowSoftmax.of(logits.scatter_(-1, kept.ids, -torch.inf))
+    present_logits = kept_logits.masked_fill(~kept.present, -torch.inf)
+    probs = kept.probs * kept.present
+    return SplitRows(
+        kept=kept,
+        kept_logits=kept_logits,
+        probs=probs,
+        mass=probs.sum(-1) + kept.tail,
+        log_partition=torch.logaddexp(present_logits.logsumexp(-1), tail.log_partition),
+        tail=tail,
+        predicted=_greedy(present_logits, kept.ids, tail.top, tail.token),
+    )
+
+
+def _greedy(
+    kept_logits: torch.Tensor, kept_ids: torch.Tensor, tail_top: torch.Tensor, tail_token: torch.Tensor
+) -> torch.Tensor:
+    kept_top, kept_token = _top(kept_logits, kept_ids)
+    tied = torch.minimum(kept_token, tail_token)
+    return torch.where(tail_top > kept_top, tail_token, torch.where(tail_top == kept_top, tied, kept_token))
+
+
+def _top(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest of each row of values [r, M] and its id, the lowest of equals."""
+    top = values.amax(-1, keepdim=True)
+    return top[:, 0], ids.masked_fill(values != top, torch.iinfo(ids.dtype).max).amin(-1)
+
+
+def _entries(targets: SparseTargets, rows: torch.Tensor, max_entries: int, like: torch.Tensor) -> _Entries:
+    """Rows `rows` [r] over a vocabulary of like.shape[-1], probabilities in the dtype of `like`."""
+    starts = targets.row_offsets.index_select(0, rows)
+    counts = targets.row_offsets.index_select(0, rows + 1) - starts
+    order = torch.arange(max_entries, device=rows.device)
+    places = starts[:, None] + torch.minimum(order, counts[:, None] - 1)
+    return _Entries(
+        ids=targets.ids[places],
+        probs=targets.probs[places].to(like.dtype),
+        present=order < counts[:, None],
+        tail=torch.where(counts < like.shape[-1], targets.tail.index_select(0, rows), 0.0).to(like.dtype),
+    )
+
+
+def top_tokens(targets: SparseTargets, max_entries: int) -> torch.Tensor:
+    """Each row's entry of the highest probability, the lower id of equals: int64 [S]."""
+    rows = torch.arange(len(targets.tail), device=targets.tail.device)
+    entries = _entries(targets, rows, max_entries, targets.probs[None])
+    return _top(entries.probs, entries.ids)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseTargets:
+    """Targets written out, as the reference learns from them; without a tail, every token is kept."""
+
+    probs: torch.Tensor  # [..., D], 0 where not kept
+    kept: torch.Tensor | None = None  # bool [..., D]
+    tail: torch.Tensor | None = None  # [...]
+
+
+def densify(targets: SparseTargets, draft_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Probabilities [S, D], kept tokens bool [S, D] and tail [S] of sparse targets over D = draft_size tokens."""
+    rows = torch.repeat_interleave(targets.row_offsets.diff())
+    probs = targets.probs.new_zeros(len(targets.tail), draft_size)
+    probs[rows, targets.ids] = targets.probs
+    kept = torch.zeros_like(probs, dtype=torch.bool)
+    kept[rows, targets.ids] = True
+    return probs, kept, targets.tail
+
+
+def bucketed_cross_entropy(logits: torch.Tensor, targets: DenseTargets) -> torch.Tensor:
+    """-(sum_kept p_i log q_i + tail · log q_tail), q = softmax(logits), q_tail = 1 - sum_kept q_i: [..., D] -> [...].
+
+    Plainly, in float32 at least. A tail without tokens counts for nothing.
+    """
+    if targets.kept is None or targets.tail is None:
+        return soft_cross_entropy(logits, targets.probs)
+    log_q = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    has_tail = ~targets.kept.all(dim=-1)
+    log_q_tail = log_q.masked_fill(targets.kept & has_tail[..., None], -torch.inf).logsumexp(dim=-1)
+    tail = torch.where(has_tail, targets.tail, 0.0)
+    return -(targets.probs.to(log_q.dtype) * log_q).sum(dim=-1) - tail * log_q_tail
+
+
+def bucketed_acceptance(logits: torch.Tensor, targets: DenseTargets, draft_mass: torch.Tensor) -> torch.Tensor:
+    """sum_kept min(m p_i, q_i) + min(m tail, q_tail), m the mass [...] of the draft vocabulary: [..., D] -> [...].
+
+    Plainly, in float32 at least. All tokens of the tail are one bucket, whose overlap is at least the sum of theirs:
+    with a tail this is an upper bound of alpha, and without one it is `acceptance`.
+    """
+    if targets.kept is None or targets.tail is None:
+        return acceptance(logits, targets.probs, draft_mass)
+    q = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
+    mass = draft_mass.to(q.dtype)
+    q_tail = q.masked_fill(targets.kept, 0.0).sum(dim=-1)
+    tail = torch.where(targets.kept.all(dim=-1), 0.0, targets.tail.to(q.dtype)) * mass
+    kept = overlap(targets.probs.to(q.dtype) * mass[..., None], q.masked_fill(~targets.kept, 0.0))
+    return kept.sum(dim=-1) + overlap(tail, q_tail)

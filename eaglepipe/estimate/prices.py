@@ -1,0 +1,179 @@
+"""`eaglepipe estimate`: what a recipe's corpus would cost in each profile, before anything is computed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.storage import cache_root
+from eaglepipe.cache.supervision.sparse import SparseRule
+from eaglepipe.cache.token_cost import token_cost
+from eaglepipe.estimate.corpus_counts import CorpusCounts, count_corpus
+from eaglepipe.estimate.entries import measure_entries
+from eaglepipe.estimate.table import cost_table
+from eaglepipe.files.publish import free_bytes
+from eaglepipe.precompute.inputs import read_inputs, with_settings
+from eaglepipe.recipe.config import PROFILES, CacheConfig, Recipe
+from eaglepipe.target.speed import forward_seconds
+
+DISK_BYTES_PER_SECOND = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingCost:
+    """One way to encode the corpus."""
+
+    name: str  # a profile, `recipe` for settings that are none, or `dense` for what profiles save
+    supervision: str
+    supervision_codec: str
+    aux_codec: str
+    entries: float | None  # of a supervised token, with sparse supervision
+    chosen: bool  # the recipe's own
+    bytes_per_token: float
+    by_column: dict[str, float]
+    total_bytes: int
+    precompute_seconds: float
+    epochs_to_pay: int | None  # None: reading takes longer than computing again
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostReport:
+    """The corpus and what each encoding of it would take."""
+
+    samples: int
+    tokens: int
+    supervised_tokens: int
+    drops: dict[str, int]
+    forward_seconds: float
+    free_bytes: int
+    disk_bytes_per_second: float
+    entries_from: str  # measured | given | limit
+    encodings: tuple[EncodingCost, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> str:
+        return cost_table(self.to_json())
+
+
+def estimate_recipe(
+    recipe: Recipe,
+    *,
+    entries: float | None = None,
+    measure: bool = False,
+    disk_bytes_per_second: float = DISK_BYTES_PER_SECOND,
+) -> CostReport:
+    """Tokenise the corpus, count, and price every profile.
+
+    Args:
+        entries: mean entries of a supervised token with sparse supervision; default: `cache.max_entries`, the most.
+        measure: load the target and measure `entries` on the first samples.
+        disk_bytes_per_second: what the disk under the cache reads and writes.
+
+    Raises:
+        EaglepipeError: whatever `precompute` would refuse before its first forward.
+    """
+    inputs = read_inputs(recipe)
+    counts = count_corpus(inputs)
+    seconds = forward_seconds(recipe, counts.tokens)
+    settings = _settings(recipe)
+    sparse = [_rule(cache) for cache in settings.values() if cache.supervision == "sparse"]
+    found = measure_entries(inputs, counts, sparse) if measure else {}
+    given = {} if entries is None else dict.fromkeys(sparse, entries)
+    costs = [
+        _price(
+            name,
+            with_settings(inputs.spec, cache),
+            counts,
+            entries=_entries(cache, {**found, **given}, inputs.spec.draft_vocab_size),
+            forward=seconds,
+            disk=disk_bytes_per_second,
+            chosen=cache is recipe.cache or _same(cache, recipe.cache),
+        )
+        for name, cache in settings.items()
+    ]
+    return CostReport(
+        samples=counts.samples,
+        tokens=counts.tokens,
+        supervised_tokens=counts.supervised_tokens,
+        drops=counts.drops,
+        forward_seconds=seconds,
+        free_bytes=free_bytes(cache_root(recipe)),
+        disk_bytes_per_second=disk_bytes_per_second,
+        entries_from="given" if given else "measured" if found else "limit",
+        encodings=tuple(costs),
+    )
+
+
+def _settings(recipe: Recipe) -> dict[str, CacheConfig]:
+    """The profiles, what they are compared with, and the recipe's own settings where those are none of them."""
+    named = {name: CacheConfig.model_validate({"profile": name}) for name in PROFILES}
+    named["dense"] = CacheConfig(profile=None, supervision="dense", aux_codec="bf16")
+    if not any(_same(recipe.cache, cache) for cache in named.values()):
+        named = {"recipe": recipe.cache, **named}
+    return named
+
+
+def _same(one: CacheConfig, other: CacheConfig) -> bool:
+    """Whether two settings store the same at every token."""
+    return _stored(one) == _stored(other)
+
+
+def _stored(cache: CacheConfig) -> tuple[object, ...]:
+    of_rows: dict[str, object] = {
+        "dense": cache.probs_codec,
+        "sparse": (cache.tolerance, cache.max_entries),
+        "hidden": (cache.hidden_codec, cache.last_hidden),
+    }
+    return cache.aux_codec, cache.supervision, of_rows[cache.supervision]
+
+
+def _rule(cache: CacheConfig) -> SparseRule:
+    return SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries)
+
+
+def _entries(cache: CacheConfig, known: Mapping[SparseRule, float], draft_size: int) -> float | None:
+    if cache.supervision != "sparse":
+        return None
+    return float(min(known.get(_rule(cache), cache.max_entries), cache.max_entries, draft_size))
+
+
+def _price(
+    name: str,
+    spec: ShardSpec,
+    counts: CorpusCounts,
+    *,
+    entries: float | None,
+    forward: float,
+    disk: float,
+    chosen: bool,
+) -> EncodingCost:
+    cost = token_cost(
+        spec,
+        supervised_share=counts.supervised_share,
+        tokens_per_sample=counts.tokens_per_sample,
+        entries=entries or 0.0,
+    )
+    transfer = cost.total * counts.tokens / disk
+    return EncodingCost(
+        name=name,
+        supervision=spec.supervision,
+        supervision_codec=spec.supervision_codec,
+        aux_codec=spec.aux_codec,
+        entries=entries,
+        chosen=chosen,
+        bytes_per_token=cost.total,
+        by_column=cost.by_column,
+        total_bytes=int(cost.total * counts.tokens),
+        precompute_seconds=max(forward, transfer),
+        epochs_to_pay=epochs_to_pay(forward, transfer),
+    )
+
+
+def epochs_to_pay(forward: float, transfer: float) -> int | None:
+    """Fewest epochs n with `max(forward, transfer) + n · transfer < n · forward`, seconds; None where there is none."""
+    if transfer >= forward:
+        return None
+    return math.floor(max(forward, transfer) / (forward - transfer)) + 1

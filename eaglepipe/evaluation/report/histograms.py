@@ -1,0 +1,73 @@
+"""What a cache's tokens are like: lengths, how sure the target is, how much of it the draft vocabulary covers.
+
+Lengths are of every sample; the rest is read from samples spread evenly over the cache, so that cost stays bounded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.supervision.probabilities import TargetDistribution
+from eaglepipe.cache.types import CachedSample
+
+Floats = NDArray[np.float64]
+MAX_SAMPLES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFigures:
+    """N samples, R of their supervised tokens."""
+
+    num_tokens: NDArray[np.int64]  # [N]
+    entropy: Floats  # [R] of the target inside the draft vocabulary, nats; the tail of sparse rows counts as one token
+    draft_mass: Floats  # [R] share of the full softmax that the draft vocabulary holds
+    covered: float  # share of the read supervised tokens whose top-1 is in the draft vocabulary
+
+
+def cache_figures(folders: Sequence[Path], *, max_rows: int = 128) -> CacheFigures:
+    """Figures of the caches that a run trained from, taken together; at most `max_rows` rows of a sample are read.
+
+    Raises:
+        CacheError, CorruptError: a cache is missing, incomplete or damaged.
+    """
+    caches = [Cache.open(folder) for folder in folders]
+    lengths = np.concatenate([cache.index.num_tokens for cache in caches]).astype(np.int64)
+    entropy: list[Floats] = []
+    mass: list[Floats] = []
+    num_rows, num_covered = 0, 0
+    for cache in caches:
+        distribution = None if cache.supervision == "sparse" else TargetDistribution(cache)
+        for sample in _spread(cache.num_samples, MAX_SAMPLES // len(caches) or 1):
+            read = cache.read(int(sample))
+            supervised = np.flatnonzero(read.supervised)
+            rows = _spread(len(supervised), max_rows)
+            entropy.append(_sparse_entropy(read, rows) if distribution is None else _entropy(distribution, read, rows))
+            mass.append(read.draft_mass[supervised[rows]].astype(np.float64))
+            num_rows += len(supervised)
+            num_covered += int(read.position_mask.sum())
+    return CacheFigures(
+        num_tokens=lengths,
+        entropy=np.concatenate(entropy),
+        draft_mass=np.concatenate(mass),
+        covered=num_covered / max(1, num_rows),
+    )
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the numbers 0..count-1, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.zeros(0, np.int64)
+
+
+def _entropy(distribution: TargetDistribution, sample: CachedSample, rows: NDArray[np.int64]) -> Floats:
+    return torch.special.entr(distribution.of(sample, rows)).sum(dim=-1).double().numpy()
+
+
+def _sparse_entropy(sample: CachedSample, rows: NDArray[np.int64]) -> Floats:
+    assert sample.tail_mass is not None
+    buckets = [np.append(sample.sparse_row(int(row))[1], sample.tail_mass[row]) for row in rows]
+    return np.array([float(torch.special.entr(torch.from_numpy(probs)).sum()) for probs in buckets], np.float64)

@@ -1,0 +1,152 @@
+"""Answers on their way to a file: an append-only log that a kill at any byte leaves usable.
+
+Line 0 holds the settings; line i the outcome of input row i-1. Rows are appended a window at a time, and a log is only
+ever continued at a window's border, so that a continued run draws the same numbers as an undisturbed one.
+"""
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from eaglepipe.cache.identity import diff_fields
+from eaglepipe.errors import ConfigError
+from eaglepipe.files.publish import explained_os_errors
+
+Row = dict[str, Any]  # "status": written | skipped | error, and "conversation" or "id", "where", "reason"
+
+
+@dataclass
+class Tally:
+    """Rows by outcome; their sum is the number of rows seen."""
+
+    written: int = 0
+    tokens: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Row) -> None:
+        if row["status"] == "written":
+            self.written += 1
+            self.tokens += row["tokens"]
+        else:
+            (self.skipped if row["status"] == "skipped" else self.errors)[row["reason"]] += 1
+
+    @property
+    def rows(self) -> int:
+        return self.written + self.skipped.total() + self.errors.total()
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none."""
+    return _parsed(path.read_bytes()) if path.is_file() else None
+
+
+class AnswerLog:
+    """The log at `path`, locked against a second writer; a context manager."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], window_rows: int) -> None:
+        """Open or continue the log; what follows its last whole window is cut off.
+
+        Raises:
+            ConfigError: another run is writing it, or it was begun with other settings.
+        """
+        self.path = path
+        with explained_os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream: BinaryIO = path.open("a+b")
+        try:
+            self._lock()
+            self.tally = self._resume(settings, window_rows)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def __enter__(self) -> "AnswerLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what counts is on disk already; flushing to a full disk would only fail again
+            self._stream.close()
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Make a window's rows durable."""
+        self._write(b"".join(json_line(row) for row in rows))
+        for row in rows:
+            self.tally.add(row)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in input order."""
+        with self.path.open("rb") as stream:
+            stream.readline()
+            for line in stream:
+                yield json.loads(line)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{self.path}: another run is writing this output; wait for it or end it") from None
+
+    def _resume(self, settings: Mapping[str, Any], window_rows: int) -> Tally:
+        self._stream.seek(0)
+        first = self._stream.readline()
+        header = _parsed(first)
+        if header is None and _header(settings).startswith(first):
+            self._stream.truncate(0)
+            self._write(_header(settings))
+            return Tally()
+        if header is None or "settings" not in header:
+            raise ConfigError(f"{self.path}: not a log of answers; move it away, or choose another regenerate.output")
+        differences = list(diff_fields(header["settings"], settings))
+        if differences:
+            raise ConfigError(
+                f"{self.path} was begun with other settings; restore them, or delete it to start over:\n"
+                + "\n".join(f"  {line}" for line in differences)
+            )
+        tally, whole = Tally(), self._stream.tell()
+        for window in _whole_windows(self._stream, window_rows):
+            for row in window:
+                tally.add(row)
+            whole = self._stream.tell()
+        self._stream.truncate(whole)
+        return tally
+
+    def _write(self, data: bytes) -> None:
+        with explained_os_errors(self.path):
+            self._stream.write(data)
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+
+
+def _whole_windows(stream: BinaryIO, window_rows: int) -> Iterator[list[Row]]:
+    """Windows of rows up to the first line that is torn, or missing."""
+    while True:
+        rows = [row for row in (_parsed(stream.readline()) for _ in range(window_rows)) if row is not None]
+        if len(rows) < window_rows:
+            return
+        yield rows
+
+
+def _header(settings: Mapping[str, Any]) -> bytes:
+    return json_line({"settings": dict(settings)})
+
+
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """One line of JSON, UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _parsed(line: bytes) -> Row | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,22 @@
+"""`data preview`: the first samples of a recipe, as its target would read them."""
+
+from itertools import islice
+
+from eaglepipe.chat.preview import preview_samples
+from eaglepipe.chat.sources import check_regenerated, iter_conversations
+from eaglepipe.chat.template import load_chat_tokenizer, load_tokenizer
+from eaglepipe.chat.tokens import iter_token_samples
+from eaglepipe.chat.types import DropCounts
+from eaglepipe.recipe.config import Recipe
+from eaglepipe.target.load import resolve_folder
+
+
+def preview_recipe(recipe: Recipe, *, count: int, colour: bool) -> str:
+    """Text of the first `count` samples that are not dropped; assistant turns in colour or in brackets."""
+    check_regenerated(recipe)
+    folder = resolve_folder(recipe.target, weights=False)
+    tokenizer = load_tokenizer(str(folder), None, recipe.target.trust_remote_code)
+    chat = load_chat_tokenizer(tokenizer, recipe.data)
+    drops = DropCounts()
+    samples = iter_token_samples(iter_conversations(recipe.data.sources), chat, recipe.data, drops)
+    return preview_samples(islice(samples, count), tokenizer, colour=colour)

@@ -1,0 +1,165 @@
+"""The tokenised corpus as one mapped Arrow file, between reading conversations and running the target.
+
+Memory stays at a few bytes a sample however long the corpus is. The file is a pure function of its samples.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from eaglepipe.cache.mapped import MappedArrow
+from eaglepipe.chat.types import TokenSample, supervised_tokens
+from eaglepipe.errors import DataError
+from eaglepipe.files.publish import PendingFile, explained_os_errors
+from eaglepipe.vocab import add_counts
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("turns", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+_BATCH_SAMPLES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedStatistics:
+    """What the plan needs to know of a staged corpus of N samples."""
+
+    num_tokens: NDArray[np.int32]  # [N]
+    num_supervised: NDArray[np.int32]  # [N]
+    kept: NDArray[np.int64]  # samples that are no repetition of an earlier one
+    token_counts: NDArray[np.int64]  # [V] assistant tokens by id
+
+    @property
+    def num_duplicates(self) -> int:
+        return len(self.num_tokens) - len(self.kept)
+
+
+def write_staging(samples: Iterable[TokenSample], path: Path) -> None:
+    """Stream samples into `path`, published whole.
+
+    Raises:
+        DataError: there is no sample.
+    """
+    pending = PendingFile(path)
+    try:
+        with explained_os_errors(path), pa.ipc.new_file(pa.PythonFile(pending.stream, mode="w"), _SCHEMA) as writer:
+            num_samples = 0
+            for group in _groups(samples):
+                num_samples += len(group)
+                writer.write_batch(_to_batch(group))
+        if num_samples == 0:
+            raise DataError("no sample is left to train on")
+    except BaseException:
+        pending.abort()
+        raise
+    pending.publish()
+
+
+def _groups(samples: Iterable[TokenSample]) -> Iterator[list[TokenSample]]:
+    iterator = iter(samples)
+    while group := list(islice(iterator, _BATCH_SAMPLES)):
+        yield group
+
+
+def _to_batch(group: list[TokenSample]) -> pa.RecordBatch:
+    columns = [
+        pa.array([sample.sample_id for sample in group], pa.string()),
+        pa.array([sample.source for sample in group], pa.string()),
+        _lists([sample.input_ids for sample in group]),
+        _lists([sample.turns for sample in group]),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+
+
+def _lists(rows: list[NDArray[np.int32]]) -> pa.ListArray:
+    offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows).astype(np.int32)))
+
+
+class StagedTokens:
+    """Random access to a staged corpus through a memory map."""
+
+    def __init__(self, path: Path) -> None:
+        self._mapped = MappedArrow(path)
+        self._reader = self._mapped.reader
+        sizes = [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)]
+        self._first = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def read(self, sample: int) -> TokenSample:
+        group = int(np.searchsorted(self._first, sample, side="right")) - 1
+        found = _from_batch(self._reader.get_batch(group), sample - int(self._first[group]))
+        self._mapped.touched(found.input_ids.nbytes + found.turns.nbytes)
+        return found
+
+    def statistics(self, vocab_size: int) -> StagedStatistics:
+        """One pass over the corpus, group by group.
+
+        Raises:
+            DataError: one id names two different samples, or a token id is outside the target's vocabulary.
+        """
+        num_tokens, num_supervised = array("i"), array("i")
+        id_hashes, content_hashes = array("Q"), array("Q")
+        counts = np.zeros(vocab_size, np.int64)
+        for group in self._groups():
+            for sample in group:
+                num_tokens.append(len(sample.input_ids))
+                num_supervised.append(int(supervised_tokens(sample.turns).sum()))
+                id_hashes.append(xxhash.xxh3_64_intdigest(sample.sample_id.encode()))
+                content_hashes.append(xxhash.xxh3_64_intdigest(sample.input_ids.tobytes() + sample.turns.tobytes()))
+            _check_range(group, vocab_size)
+            add_counts(counts, np.concatenate([sample.input_ids[sample.turns > 0] for sample in group]))
+        return StagedStatistics(
+            num_tokens=np.array(num_tokens, np.int32),
+            num_supervised=np.array(num_supervised, np.int32),
+            kept=self._first_of_each(np.array(id_hashes, np.uint64), np.array(content_hashes, np.uint64)),
+            token_counts=counts,
+        )
+
+    def _groups(self) -> Iterator[list[TokenSample]]:
+        for group in range(self._reader.num_record_batches):
+            batch = self._reader.get_batch(group)
+            self._mapped.touched(batch.nbytes)
+            yield [_from_batch(batch, row) for row in range(batch.num_rows)]
+
+    def _first_of_each(self, ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.int64]:
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        conflicts = np.flatnonzero(contents != contents[first[inverse]])
+        if len(conflicts):
+            sample_id = self.read(int(conflicts[0])).sample_id
+            raise DataError(f"sample id {sample_id!r} names {len(conflicts) + 1} different samples; ids must be unique")
+        return np.sort(first)
+
+
+def _check_range(group: list[TokenSample], vocab_size: int) -> None:
+    for sample in group:
+        low, high = int(sample.input_ids.min()), int(sample.input_ids.max())
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
+            raise DataError(
+                f"sample {sample.sample_id!r}: token id {wrong} is outside the target's vocabulary of {vocab_size}"
+            )
+
+
+def _from_batch(batch: pa.RecordBatch, row: int) -> TokenSample:
+    offsets = batch.column(2).offsets
+    start, stop = offsets[row].as_py(), offsets[row + 1].as_py()
+    return TokenSample(
+        sample_id=batch.column(0)[row].as_py(),
+        source=batch.column(1)[row].as_py(),
+        input_ids=batch.column(2).values[start:stop].to_numpy(),
+        turns=batch.column(3).values[start:stop].to_numpy(),
+    )

@@ -1,0 +1,167 @@
+"""The values that pass between order, packing, loader and loop.
+
+B rows · T slots of a row · S slots set in position_mask · K TTT steps. A document is one cached sample in a packed row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.cache.codecs.catalog import RowCodec
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.types import CachedSample, SampleIndex
+from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.training.data.supervision_rows import EncodedSupervision
+
+
+class SampleSource(Protocol):
+    """What the order, the loader and the bigram reference need of a cache."""
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def index(self) -> SampleIndex: ...
+
+    @property
+    def aux_codec(self) -> RowCodec: ...
+
+    @property
+    def supervision_codec(self) -> RowCodec: ...
+
+    def read(self, i: int, /) -> CachedSample: ...
+
+
+class TrainingSource(SampleSource, Protocol):
+    """All that stage 2 knows of a target: the attributes of an open cache."""
+
+    @property
+    def supervision(self) -> str: ...
+
+    @property
+    def last_hidden(self) -> str: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    @property
+    def head(self) -> HeadSpec: ...
+
+    @property
+    def selected_token_ids(self) -> torch.Tensor: ...
+
+    @property
+    def selected_token_mask(self) -> torch.Tensor: ...
+
+    @property
+    def target_config(self) -> dict[str, Any]: ...
+
+    @property
+    def aux_layer_ids(self) -> tuple[int, ...]: ...
+
+    def start_tensors(self) -> dict[str, torch.Tensor]: ...
+
+
+Row = tuple[int, ...]
+"""The samples packed into one row, by their number in the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which samples train and which are held out, both by ascending number."""
+
+    train: NDArray[np.int64]
+    heldout: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a set of samples is cut into rows, micro-batches and ranks; never decides which samples those are."""
+
+    pack_length: int
+    micro_batch_tokens: int
+    world_size: int = 1
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands in the data; all that resuming the order needs."""
+
+    epoch: int = 0
+    samples_done: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """One optimizer step: its samples, this rank's micro-batches of them, and where the order stands after it."""
+
+    samples: NDArray[np.int64]
+    micro_batches: tuple[tuple[Row, ...], ...]
+    after: Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reads:
+    """Which of a sample's rows a batch carries."""
+
+    supervision: Literal["covered", "supervised", "none"] = "covered"
+    """`covered`: slots set in position_mask. `supervised`: slots set in loss_mask, those whose top-1 lies outside the
+    draft vocabulary too."""
+    aux: bool = True
+    last_hidden: bool = False  # of every token, supervised or not
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedBatch:
+    """A micro-batch on its way to the device: shifted ids and masks, and rows that are still encoded."""
+
+    input_ids: torch.Tensor  # int64 [B, T], shifted
+    loss_mask: torch.Tensor  # bool [B, T], shifted supervised mask
+    position_mask: torch.Tensor  # bool [B, T, 1], shifted
+    attention_mask: torch.Tensor  # int64 [B, T]
+    position_ids: torch.Tensor  # int64 [B, T], restarting at each document, 0 in the pad
+    seq_lens: torch.Tensor  # int64 [B, max_docs], the pad folded into the last document
+    doc_remaining: torch.Tensor  # int64 [B, T], 0 in the pad
+    aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad; no rows without `Reads.aux`
+    aux_scales: torch.Tensor | None  # float32 [B*T, scales]
+    supervision: EncodedSupervision  # rows of the slots that `Reads.supervision` asks for, in order
+    last_hidden_payload: torch.Tensor | None = None  # uint8 [B*T, supervision row bytes], not shifted, zeros in the pad
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what the objective drew for this batch
+    masks: HostMasks | None = None  # what is above, on the host whatever the device
+
+    def to(self, device: torch.device) -> "EncodedBatch":
+        """The same batch on a device; copies from pinned memory do not block."""
+        return replace(
+            self,
+            **_moved(self, device),
+            supervision=replace(self.supervision, **_moved(self.supervision, device)),
+            extras={name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()},
+        )
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*_tensors(self).values(), *_tensors(self.supervision).values(), *self.extras.values()]
+
+
+def _moved(value: EncodedBatch | EncodedSupervision, device: torch.device) -> dict[str, Any]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in _tensors(value).items()}
+
+
+def _tensors(value: EncodedBatch | EncodedSupervision) -> dict[str, torch.Tensor]:
+    found = {f.name: getattr(value, f.name) for f in fields(value)}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepHeader:
+    """What a rank knows of its part of a step before the first forward."""
+
+    plan: StepPlan
+    counts: torch.Tensor  # int64 [K] elements in the loss at each depth, this rank
+    num_tokens: int  # real tokens, this rank
+    num_supervised: int  # supervised tokens, this rank
+    num_slots: int  # tokens and padding, this rank

@@ -1,0 +1,83 @@
+"""Which samples train, and in which order: pure functions of ids, seed and epoch, not of workers or ranks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from eaglepipe.training.data.batch import Split
+
+_HASH_RANGE = float(2**64)
+
+
+def heldout_hash(sample_id: str) -> float:
+    """A fixed number in [0, 1) for a sample id; the same in every cache, run and version."""
+    return xxhash.xxh3_64_intdigest(sample_id.encode()) / _HASH_RANGE
+
+
+def split_samples(sample_ids: Sequence[str], heldout_fraction: float) -> Split:
+    """Hold out the samples whose hash is below the fraction.
+
+    A positive fraction of two or more samples holds out at least one, the lowest hash, and leaves at least one; a
+    single sample trains.
+    """
+    hashes = np.array([heldout_hash(sample_id) for sample_id in sample_ids])
+    heldout = hashes < heldout_fraction
+    if len(hashes) < 2:
+        heldout[:] = False
+    elif heldout.all():
+        heldout[hashes.argmax()] = False
+    elif heldout_fraction > 0 and not heldout.any():
+        heldout[hashes.argmin()] = True
+    numbers = np.arange(len(hashes))
+    return Split(train=numbers[~heldout], heldout=numbers[heldout])
+
+
+def choose_heldout(sample_ids: Sequence[str], split: Split, max_samples: int | None) -> NDArray[np.int64]:
+    """The held-out samples that an evaluation reads: those of lowest hash, by ascending number."""
+    if max_samples is None or len(split.heldout) <= max_samples:
+        return split.heldout
+    hashes = np.array([heldout_hash(sample_ids[i]) for i in split.heldout])
+    return np.sort(split.heldout[np.argsort(hashes, kind="stable")[:max_samples]])
+
+
+def epoch_order(
+    samples: NDArray[np.int64],
+    *,
+    identity: str,
+    seed: int,
+    epoch: int,
+    weights: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """The samples of one epoch in training order; weighted caches are interleaved by the one permutation.
+
+    Args:
+        samples: numbers of the samples that train.
+        weights: of every sample of the source; None, or 1 everywhere, gives each sample once.
+    """
+    if weights is not None:
+        samples = weighted_samples(samples, weights[samples], identity=identity, seed=seed, epoch=epoch)
+    return _generator(f"order/{identity}/{seed}/{epoch}").permutation(samples)
+
+
+def weighted_samples(
+    samples: NDArray[np.int64], weights: NDArray[np.float64], *, identity: str, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """What one epoch holds: a sample of weight w floor(w) times, and once more in a share frac(w) of the epochs.
+
+    Each epoch has round(w·n) of the n samples that share a weight. Those drawn for the fraction go round a fixed
+    permutation, so that over the epochs any two samples are drawn equally often, give or take one.
+    """
+    parts = []
+    for weight in np.unique(weights):
+        of_weight = samples[weights == weight]
+        whole, drawn = divmod(max(1, round(weight * len(of_weight))), len(of_weight))
+        circle = _generator(f"draw/{identity}/{seed}/{float(weight)!r}").permutation(of_weight) if drawn else of_weight
+        places = (epoch * drawn + np.arange(drawn)) % len(of_weight)
+        parts += [np.repeat(of_weight, whole), circle[places]]
+    return np.concatenate([samples[:0], *parts])
+
+
+def _generator(purpose: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(xxhash.xxh3_128_intdigest(purpose.encode())))

@@ -1,0 +1,132 @@
+"""One or several caches of the same target as one source of samples, safe to read from several threads."""
+
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eaglepipe.cache.codecs.catalog import RowCodec
+from eaglepipe.cache.compare import check_same_target
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.identity import hash_json
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.storage import CacheShare
+from eaglepipe.cache.types import CachedSample, SampleIndex
+from eaglepipe.errors import ConfigError
+from eaglepipe.training.data.batch import TrainingSource
+
+
+def open_caches(given: Sequence[Path | CacheShare]) -> "JoinedCaches":
+    """Open complete caches that a draft can be trained from together; a path alone has weight 1.
+
+    Raises:
+        CacheError: a cache cannot be opened, or two of them are not of the same target, vocabulary and encodings.
+        ConfigError: no cache is named, or none holds a sample.
+    """
+    if not given:
+        raise ConfigError("no cache to train from: name one in train.caches, or run `eaglepipe precompute` first")
+    shares = [CacheShare(folder=share) if isinstance(share, Path) else share for share in given]
+    caches = [Cache.open(share.folder) for share in shares]
+    for cache in caches[1:]:
+        check_same_target(caches[0], cache, advice="train from one of them")
+    if sum(cache.num_samples for cache in caches) == 0:
+        raise ConfigError(f"{', '.join(str(share.folder) for share in shares)}: no samples to train from")
+    return JoinedCaches(caches, [share.weight for share in shares])
+
+
+class JoinedCaches:
+    """A `TrainingSource` over caches one after the other; its first cache speaks for the target."""
+
+    def __init__(self, caches: Sequence[TrainingSource], weights: Sequence[float] | None = None) -> None:
+        self._caches = tuple(caches)
+        self._weights = tuple(weights or [1.0] * len(caches))
+        self._first = np.cumsum([0] + [len(cache.index.sample_ids) for cache in caches])
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Of the caches, their order, and their weights where they are not all 1."""
+        identities = [cache.identity for cache in self._caches]
+        if self._is_weighted:
+            return hash_json([identities, self._weights])
+        return identities[0] if len(identities) == 1 else hash_json(identities)
+
+    @functools.cached_property
+    def index(self) -> SampleIndex:
+        indices = [cache.index for cache in self._caches]
+        index = indices[0] if len(indices) == 1 else _joined(indices)
+        if not self._is_weighted:
+            return index
+        return replace(index, weights=np.repeat(self._weights, [len(part.sample_ids) for part in indices]))
+
+    @property
+    def _is_weighted(self) -> bool:
+        return any(weight != 1.0 for weight in self._weights)
+
+    def read(self, i: int, /) -> CachedSample:
+        """Sample `i` of all caches; raises what the cache raises."""
+        cache = int(np.searchsorted(self._first, i, side="right")) - 1
+        with self._lock:
+            return self._caches[cache].read(i - int(self._first[cache]))
+
+    @property
+    def max_length(self) -> int:
+        return max(cache.max_length for cache in self._caches)
+
+    @property
+    def supervision(self) -> str:
+        return self._caches[0].supervision
+
+    @property
+    def last_hidden(self) -> str:
+        return self._caches[0].last_hidden
+
+    @property
+    def aux_codec(self) -> RowCodec:
+        return self._caches[0].aux_codec
+
+    @property
+    def supervision_codec(self) -> RowCodec:
+        return self._caches[0].supervision_codec
+
+    @property
+    def head(self) -> HeadSpec:
+        return self._caches[0].head
+
+    @property
+    def selected_token_ids(self) -> torch.Tensor:
+        return self._caches[0].selected_token_ids
+
+    @property
+    def selected_token_mask(self) -> torch.Tensor:
+        return self._caches[0].selected_token_mask
+
+    @property
+    def target_config(self) -> dict[str, Any]:
+        return self._caches[0].target_config
+
+    @property
+    def aux_layer_ids(self) -> tuple[int, ...]:
+        return self._caches[0].aux_layer_ids
+
+    def start_tensors(self) -> dict[str, torch.Tensor]:
+        return self._caches[0].start_tensors()
+
+
+def _joined(indices: Sequence[SampleIndex]) -> SampleIndex:
+    sources = tuple(dict.fromkeys(source for index in indices for source in index.sources))
+    renumbered = [
+        np.array([sources.index(name) for name in index.sources], np.int16)[index.source_of] for index in indices
+    ]
+    return SampleIndex(
+        sample_ids=tuple(sample_id for index in indices for sample_id in index.sample_ids),
+        num_tokens=np.concatenate([index.num_tokens for index in indices]),
+        num_supervised=np.concatenate([index.num_supervised for index in indices]),
+        sources=sources,
+        source_of=np.concatenate(renumbered),
+    )

@@ -1,0 +1,130 @@
+"""EAGLE-1/2 as an objective, offline: features and head from the cache, noise drawn by sample and epoch.
+
+Both are trained in the same way; EAGLE-2 differs in how a draft is used, by a tree that grows while decoding.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xxhash
+from torch import nn
+from transformers import PreTrainedModel
+
+from eaglepipe.cache.codecs.catalog import EncodedRows
+from eaglepipe.cache.types import SampleIndex
+from eaglepipe.eagle.core_v12 import EagleTrainerModule
+from eaglepipe.eagle.kernels.frozen_head import FrozenHead
+from eaglepipe.eagle.unroll.step_masks import count_per_step, prefix_masks
+from eaglepipe.errors import CacheError
+from eaglepipe.recipe.config import DraftConfig, TrainConfig
+from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
+from eaglepipe.training.data.collate import Columns
+from eaglepipe.training.data.costs import FULL_HEAD_COST, FUSE_COST, LAYER_COST, PAIR_COST, Costs
+from eaglepipe.training.objectives.build_eagle1 import build_eagle1_draft
+from eaglepipe.training.objectives.interface import Decoder, Drawn
+
+
+@dataclass(frozen=True)
+class Eagle1Objective:
+    """An `Objective`; the loss is a mean over supervised slots, at depth 0 alone.
+
+    Evaluations also follow a chain of `train.ttt_steps` depths; the acceptance length that a training step logs is of
+    the first depth, so at most 2.
+    """
+
+    config: TrainConfig
+    reads: Reads = Reads(aux=False, supervision="none", last_hidden=True)  # noqa: RUF009 - frozen
+
+    @property
+    def loss_weights(self) -> tuple[float, ...]:
+        return (1.0, *[0.0] * (self.config.ttt_steps - 1))
+
+    def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
+        """Every token goes through the whole draft, and reads its row, which is about as long as the longest sample.
+
+        An evaluation's chain repeats all of it at every depth, which changes no proportion.
+        """
+        tokens, supervised = index.num_tokens.astype(np.float64), index.num_supervised.astype(np.float64)
+        layer = LAYER_COST + PAIR_COST * float(tokens.max(initial=0.0))
+        return tokens * (FUSE_COST + num_layers * layer) + supervised * FULL_HEAD_COST
+
+    def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
+        return counts.clamp(min=1)
+
+    def build_draft(self, source: TrainingSource, config: DraftConfig) -> PreTrainedModel:
+        _check_source(source)
+        draft = build_eagle1_draft(source, config, seed=self.config.seed)
+        draft.gradient_checkpointing = self.config.gradient_checkpointing
+        return draft
+
+    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
+        weight, bias = _full_head(source.start_tensors())
+        device = draft.fc.weight.device
+        weight = weight.to(device) if device.type == "cuda" else weight.float()
+        head = FrozenHead(weight=weight, bias=bias, logit_scale=source.head.logit_scale, soft_cap=source.head.soft_cap)
+        noise, steps = self.config.feature_noise, self.config.ttt_steps
+        return EagleTrainerModule(draft, head, feature_noise=noise, chain_steps=steps)
+
+    def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
+        codec = source.supervision_codec
+
+        def decode(batch: EncodedBatch) -> dict[str, Any]:
+            assert batch.last_hidden_payload is not None
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                features = codec.decode(EncodedRows(payload=batch.last_hidden_payload)).to(dtype)
+            return {
+                "input_ids": batch.input_ids,
+                "attention_mask": batch.attention_mask,
+                "loss_mask": batch.loss_mask,
+                "target_hidden_states": features.reshape(*batch.input_ids.shape, -1),
+                "position_ids": batch.position_ids,
+                "seq_lens": batch.seq_lens,
+                "doc_remaining": batch.doc_remaining,
+                "noise_seeds": batch.extras.get("noise_seeds"),
+            }
+
+        return decode
+
+    def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
+        steps = self.config.ttt_steps
+        masks = list(prefix_masks(columns.loss_mask, columns.doc_remaining, 1 if training else steps))
+        counts = F.pad(count_per_step(iter(masks)), (0, steps - len(masks)))
+        if not training or self.config.feature_noise == 0.0:
+            return Drawn(counts=counts)
+        return Drawn(counts=counts, extras={"noise_seeds": _noise_seeds(columns, self.config.seed, epoch)})
+
+
+def _noise_seeds(columns: Columns, seed: int, epoch: int) -> torch.Tensor:
+    """One 32-bit seed a slot, of the slot's document, epoch and run alone: int64 [B, T], 0 in the pad."""
+    seeds = np.zeros(tuple(columns.input_ids.shape), np.int64)
+    for row, documents in enumerate(columns.documents):
+        start = 0
+        for document in documents:
+            name = xxhash.xxh3_64_intdigest(document.sample_id.encode())
+            end = start + len(document.input_ids)
+            seeds[row, start:end] = np.random.default_rng([seed, epoch, name]).integers(0, 2**32, end - start)
+            start = end
+    return torch.from_numpy(seeds)
+
+
+def _check_source(source: TrainingSource) -> None:
+    has_features = source.supervision == "hidden" and source.last_hidden == "all"
+    has_head = len(source.selected_token_ids) == len(source.selected_token_mask) or (
+        "lm_head_full.weight" in source.start_tensors()
+    )
+    needs = {"the last hidden state of every token": has_features, "all rows of the lm_head": has_head}
+    lacking = [name for name, is_there in needs.items() if not is_there]
+    if lacking:
+        raise CacheError(
+            f"this cache does not hold {' and '.join(lacking)}, which EAGLE-1/2 learns from; precompute with "
+            "cache.last_hidden=all (and cache.supervision=hidden) and cache.full_head=true"
+        )
+
+
+def _full_head(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [V, Ht] and bias [V] of the target's lm_head; the draft's rows are all of them where D = V."""
+    name = "lm_head_full" if "lm_head_full.weight" in tensors else "lm_head"
+    return tensors[f"{name}.weight"], tensors.get(f"{name}.bias")

@@ -1,0 +1,93 @@
+"""EAGLE-3 as an objective: K TTT steps, a decaying weight a step, nothing random."""
+
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from eaglepipe.cache.types import SampleIndex
+from eaglepipe.eagle.core import Eagle3TrainerModule, count_valid_per_step
+from eaglepipe.eagle.losses import StepLoss
+from eaglepipe.recipe.config import DraftConfig, TrainConfig
+from eaglepipe.training.data.batch import Reads, TrainingSource
+from eaglepipe.training.data.collate import Columns
+from eaglepipe.training.data.costs import Costs, draft_costs
+from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
+from eaglepipe.training.data.supervision_rows import counted
+from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.interface import Decoder, Draw, Drawn
+
+
+@dataclass(frozen=True)
+class Eagle3Objective:
+    """An `Objective`; the loss of a step is its mean over the slots that count there."""
+
+    config: TrainConfig
+    reads: Reads = Reads()  # noqa: RUF009 - frozen
+
+    @property
+    def loss_weights(self) -> tuple[float, ...]:
+        decayed = [self.config.step_decay**step for step in range(self.config.ttt_steps)]
+        return tuple(weight / sum(decayed) for weight in decayed)
+
+    def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
+        """Supervised slots go through every step; layers before the last see all slots of step 0."""
+        tokens, supervised = index.num_tokens.astype(np.float64), index.num_supervised.astype(np.float64)
+        steps = self.config.ttt_steps
+        return draft_costs(
+            num_keys=tokens,
+            contexts=tokens,
+            losses=steps * supervised,
+            inner=tokens + (steps - 1) * supervised,
+            num_layers=num_layers,
+        )
+
+    def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
+        return counts.clamp(min=1)
+
+    def build_draft(self, source: TrainingSource, config: DraftConfig) -> PreTrainedModel:
+        draft = build_draft(source, config, seed=self.config.seed)
+        draft.model.gradient_checkpointing = self.config.gradient_checkpointing
+        return draft
+
+    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
+        return Eagle3TrainerModule(
+            draft,
+            source.selected_token_ids,
+            source.selected_token_mask,
+            self.config.ttt_steps,
+            step_decay=self.config.step_decay,
+            loss=self._loss,
+        )
+
+    def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
+        decoder = SupervisionDecoder(source, device=device, dtype=dtype)
+        return lambda batch: {**decoder.decode(batch).arguments(), **batch.extras, "masks": batch.masks}
+
+    def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
+        drawn = draw_slots(self.config.ttt_steps)(columns, epoch)
+        return replace(drawn, extras={"draft_mass": _draft_mass(columns)}) if self._loss.needs_mass else drawn
+
+    @property
+    def _loss(self) -> StepLoss:
+        return StepLoss(kind=self.config.loss, scale=self.config.lk_scale, decay=self.config.lk_decay)
+
+
+def draw_slots(ttt_steps: int) -> Draw:
+    """Count slots at each TTT step; nothing is random."""
+
+    def draw(columns: Columns, _epoch: int) -> Drawn:
+        mask = columns.position_mask.squeeze(-1)
+        return Drawn(counts=count_valid_per_step(mask, columns.doc_remaining, ttt_steps))
+
+    return draw
+
+
+def _draft_mass(columns: Columns) -> torch.Tensor:
+    """The draft vocabulary's share of the target's distribution at the slots that count, in order: float32 [S]."""
+    documents = chain.from_iterable(columns.documents)
+    rows = [document.draft_mass[counted(document)] for document in documents]
+    return torch.from_numpy(np.concatenate([np.empty(0, np.float32), *rows]))

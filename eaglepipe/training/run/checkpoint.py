@@ -1,0 +1,175 @@
+"""Checkpoints as folders of safetensors and JSON: visible only when whole, checked before they are trusted.
+
+`checkpoints/step-0000100/` holds draft.safetensors (trainable tensors; frozen embeddings come from the cache),
+optimizer.safetensors, state.json and, written last, the marker with every file's size and hash.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eaglepipe.cache.identity import hash_file
+from eaglepipe.errors import CorruptError
+from eaglepipe.files.publish import explained_os_errors, fsync_folder, publish_json
+from eaglepipe.files.tensors import load_tensors, publish_tensors
+from eaglepipe.training.run.state import RunState, state_from_json, state_to_json
+
+VERSION = 1
+MARKER = "COMPLETE"
+DRAFT_FILE, OPTIMIZER_FILE, STATE_FILE = "draft.safetensors", "optimizer.safetensors", "state.json"
+_FILES = (DRAFT_FILE, OPTIMIZER_FILE, STATE_FILE)
+_TEMPORARY_PREFIX = ".tmp-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint whose files have been checked; tensors are loaded when asked for."""
+
+    folder: Path
+    state: RunState
+    contract: dict[str, Any]  # what a resuming run must agree with
+
+    def draft_tensors(self) -> dict[str, torch.Tensor]:
+        return load_tensors(self.folder / DRAFT_FILE)
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        return load_tensors(self.folder / OPTIMIZER_FILE)
+
+
+def save_checkpoint(
+    root: Path,
+    *,
+    state: RunState,
+    contract: Mapping[str, Any],
+    draft: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
+) -> Path:
+    """Publish a checkpoint of this step, replacing one of the same step.
+
+    Raises:
+        ResourceError: full disk; earlier checkpoints are untouched.
+    """
+    final = root / step_name(state.step)
+    temporary = root / f"{_TEMPORARY_PREFIX}{final.name}-{uuid.uuid4().hex}"
+    with explained_os_errors(final):
+        temporary.mkdir(parents=True)
+        try:
+            publish_tensors(temporary / DRAFT_FILE, draft)
+            publish_tensors(temporary / OPTIMIZER_FILE, optimizer)
+            publish_json(
+                temporary / STATE_FILE, {"version": VERSION, "state": state_to_json(state), "contract": dict(contract)}
+            )
+            publish_json(temporary / MARKER, {name: _file_entry(temporary / name) for name in _FILES})
+            _replace_folder(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return final
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Check every file of a checkpoint and read its state.
+
+    Raises:
+        CorruptError: naming the file that is missing, altered or of another version.
+    """
+    marker = _read_json(folder / MARKER)
+    for name in _FILES:
+        path = folder / name
+        if not path.is_file() or marker.get(name) != _file_entry(path):
+            raise CorruptError(f"{path}: missing, or not the bytes that were saved")
+    values = _read_json(folder / STATE_FILE)
+    if values.get("version") != VERSION:
+        raise CorruptError(f"{folder}: checkpoint version {values.get('version')!r}; this release reads {VERSION}")
+    try:
+        return Checkpoint(folder=folder, state=state_from_json(values["state"]), contract=values["contract"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"{folder / STATE_FILE}: not a run's state ({error})") from None
+
+
+def load_latest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that passes its checks; None where there is none at all.
+
+    Raises:
+        CorruptError: there are checkpoints, and every one of them fails.
+    """
+    folders = checkpoint_folders(root)
+    failures: list[str] = []
+    for folder in reversed(folders):
+        try:
+            checkpoint = load_checkpoint(folder)
+        except CorruptError as error:
+            failures.append(str(error))
+            continue
+        for failure in failures:
+            warn(f"{failure}; going back to {folder.name}")
+        return checkpoint
+    if failures:
+        raise CorruptError("no checkpoint can be trusted; delete them to start again\n  " + "\n  ".join(failures))
+    return None
+
+
+def checkpoint_folders(root: Path) -> list[Path]:
+    """Published checkpoints, oldest first."""
+    return sorted(root.glob("step-*")) if root.is_dir() else []
+
+
+def prune_checkpoints(root: Path, *, keep: int, step: int) -> None:
+    """Keep the newest ones up to `step`, and the best of each of those.
+
+    The rest goes: older ones, damaged ones of steps that are taken again, and what a killed save left behind.
+    """
+    newest = [folder for folder in checkpoint_folders(root) if folder.name <= step_name(step)][-keep:]
+    kept = {folder.name for folder in newest} | {best for folder in newest if (best := _best_of(folder))}
+    for folder in checkpoint_folders(root):
+        if folder.name not in kept:
+            _remove_folder(folder)
+    for leftover in root.glob(f"{_TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover)
+
+
+def _best_of(folder: Path) -> str | None:
+    try:
+        best = state_from_json(_read_json(folder / STATE_FILE)["state"]).best_step
+    except (CorruptError, KeyError, TypeError, AttributeError):
+        return None
+    return None if best is None else step_name(best)
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:07d}"
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptError(f"{path}: not readable ({error})") from None
+    if not isinstance(value, dict):
+        raise CorruptError(f"{path}: a JSON object is expected")
+    return value
+
+
+def _replace_folder(temporary: Path, final: Path) -> None:
+    fsync_folder(temporary)
+    if final.exists():
+        _remove_folder(final)
+    temporary.rename(final)
+    fsync_folder(final.parent)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Out of sight first, so that a kill half-way leaves no torn checkpoint under its name."""
+    hidden = folder.with_name(f"{_TEMPORARY_PREFIX}{folder.name}-{uuid.uuid4().hex}")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)

@@ -1,0 +1,173 @@
+"""Owns what learns: trainer module, optimizer and decoder on one device; one call an optimizer step."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from eaglepipe.cache.types import SampleIndex
+from eaglepipe.eagle.kernels.transfer import to_device
+from eaglepipe.errors import ConfigError
+from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.training.data.batch import EncodedBatch, TrainingSource
+from eaglepipe.training.data.costs import Costs
+from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.interface import StepMetrics
+from eaglepipe.training.objectives.mean_alphas import NAME as MEAN_ALPHAS
+from eaglepipe.training.objectives.mean_alphas import MeanAlphas
+from eaglepipe.training.run.distributed import World, sum_gradients
+from eaglepipe.training.run.optim import (
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    set_learning_rate,
+    trainable_parameters,
+)
+
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """What forwards report by depth, added over micro-batches and then over ranks: float64 [K] each."""
+
+    loss_sums: torch.Tensor
+    counts: torch.Tensor
+    correct: torch.Tensor
+    hits: torch.Tensor
+    valid: torch.Tensor
+
+    @staticmethod
+    def zeros(num_depths: int, device: torch.device) -> "Counters":
+        rows = torch.zeros(5, num_depths, dtype=torch.float64, device=device)
+        return Counters.of(rows)
+
+    @staticmethod
+    def of(rows: torch.Tensor) -> "Counters":
+        loss_sums, counts, correct, hits, valid = rows
+        return Counters(loss_sums=loss_sums, counts=counts, correct=correct, hits=hits, valid=valid)
+
+    def stacked(self) -> torch.Tensor:
+        """[5, K], as `of` takes it."""
+        return torch.stack([self.loss_sums, self.counts, self.correct, self.hits, self.valid])
+
+    def __add__(self, other: "Counters") -> "Counters":
+        return Counters.of(self.stacked() + other.stacked())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """This rank's part of an optimizer step, still on the device so that nothing waits for it."""
+
+    loss: torch.Tensor  # float32 [], this rank's share of the token-weighted loss
+    grad_norm: torch.Tensor  # float32 [], of the summed gradients before clipping
+    counters: Counters
+
+
+class Learner:
+    """A draft in training."""
+
+    def __init__(self, source: TrainingSource, draft: PreTrainedModel, config: TrainConfig, world: World) -> None:
+        self._config, self._world = config, world
+        self._dtype = compute_dtype(config, world.device)
+        self.objective = objective_of(config)
+        self.num_depths = len(self.objective.loss_weights)
+        self.draft = draft.to(world.device)
+        self.module = self.objective.make_module(self.draft, source).to(world.device)
+        self._decode = self.objective.make_decoder(source, device=world.device, dtype=self._dtype)
+        self._optimizer = make_optimizer(self.draft, config)
+        self._alphas = MeanAlphas(self.num_depths, world) if config.loss == "lambda" else None
+        self.evaluation = objective_of(config.evaluated)
+        as_trained = config.evaluated == config
+        self._measured = self.module if as_trained else self.evaluation.make_module(self.draft, source).to(world.device)
+
+    def step(self, batches: Iterable[EncodedBatch], counts: torch.Tensor, learning_rate: float) -> StepOutcome:
+        """Take one optimizer step.
+
+        Args:
+            batches: this rank's micro-batches, possibly none.
+            counts: int64 [K], elements in the loss at each depth over all micro-batches and ranks.
+        """
+        self.module.train()
+        normalizers = to_device(self.objective.normalizers(counts), self._world.device)
+        loss = torch.zeros((), device=self._world.device)
+        counters = Counters.zeros(self.num_depths, self._world.device)
+        given = {} if self._alphas is None else self._alphas.arguments()
+        for batch in batches:
+            with self._autocast():
+                metrics = self.module(**self._arguments(batch), **given, normalizers=normalizers)
+            if metrics.loss.requires_grad:
+                metrics.loss.backward()
+            loss += metrics.loss.detach()
+            counters = counters + _counters(metrics)
+            if self._alphas is not None:
+                self._alphas.add(metrics.alpha_sums)
+        if self._alphas is not None:
+            self._alphas.close(counts)
+        parameters = list(trainable_parameters(self.draft).values())
+        sum_gradients(parameters, self._world)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
+        set_learning_rate(self._optimizer, learning_rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepOutcome(loss=loss, grad_norm=grad_norm, counters=counters)
+
+    @torch.no_grad()
+    def measure(self, batch: EncodedBatch) -> Counters:
+        """Counters of a batch that is not learned from, by the depths of `evaluation`."""
+        self._measured.eval()
+        with self._autocast():
+            return _counters(self._measured(**self._arguments(batch)))
+
+    def costs(self, index: SampleIndex, *, training: bool) -> Costs:
+        """What each sample costs to train on or to measure, [N]."""
+        objective = self.objective if training else self.evaluation
+        return objective.costs(index, num_layers=self.draft.config.num_hidden_layers, training=training)
+
+    def draft_tensors(self) -> dict[str, torch.Tensor]:
+        """The float32 masters that training changes."""
+        return {name: parameter.detach() for name, parameter in trainable_parameters(self.draft).items()}
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        carried = {} if self._alphas is None else self._alphas.tensors()
+        return {**optimizer_tensors(self.draft, self._optimizer), **carried}
+
+    def restore_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        if self._alphas is not None:
+            self._alphas.restore(tensors)
+        of_parameters = {name: value for name, value in tensors.items() if name != MEAN_ALPHAS}
+        load_optimizer_tensors(self.draft, self._optimizer, of_parameters)
+
+    @torch.no_grad()
+    def restore_draft(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `draft_tensors` gave."""
+        for name, parameter in trainable_parameters(self.draft).items():
+            parameter.copy_(tensors[name])
+
+    def _arguments(self, batch: EncodedBatch) -> dict[str, Any]:
+        return self._decode(batch.to(self._world.device))
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._world.device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+
+def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The dtype of activations; `auto` is bfloat16 on CUDA and float32 on the CPU.
+
+    Raises:
+        ConfigError: float16, whose gradients would need scaling.
+    """
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if config.dtype not in COMPUTE_DTYPES:
+        raise ConfigError(f"train.dtype {config.dtype} is not supported; use bfloat16 or float32")
+    return COMPUTE_DTYPES[config.dtype]
+
+
+def _counters(metrics: StepMetrics) -> Counters:
+    rows = [getattr(metrics, name) for name in ("loss_sums", "counts", "correct", "hits", "valid")]
+    return Counters.of(torch.stack([row.detach().double() for row in rows]))

@@ -1,0 +1,182 @@
+"""The loop of stage 2: steps, log rows, evaluations, checkpoints and stopping, at moments fixed by the step number.
+
+What a checkpoint of step n holds includes everything that step n caused, its evaluation too, so continuing from it is
+the same as never having stopped.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eaglepipe.errors import StoppedError
+from eaglepipe.progress import ProgressLine
+from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.signals import StopFlag
+from eaglepipe.training.data.batch import EncodedBatch, StepHeader, TrainingSource
+from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.data.packing import plan_steps
+from eaglepipe.training.run.checkpoint import prune_checkpoints, save_checkpoint
+from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.heldout import evaluate
+from eaglepipe.training.run.learner import Learner
+from eaglepipe.training.run.optim import learning_rate
+from eaglepipe.training.run.run_plan import RunPlan
+from eaglepipe.training.run.state import RunState
+from eaglepipe.training.run.step_log import StepLog, TakenStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The fixed parts of a run."""
+
+    source: TrainingSource
+    config: TrainConfig
+    plan: RunPlan
+    world: World
+    learner: Learner
+    log: StepLog
+    checkpoints: Path
+    contract: Mapping[str, Any]
+
+    def finished(self, state: RunState) -> bool:
+        out_of_patience = state.out_of_patience(self.config.early_stop_patience)
+        return state.step >= self.plan.total_steps or out_of_patience
+
+
+def train(run: Run, state: RunState, stop: StopFlag) -> RunState:
+    """Continue from a state to the end of the run.
+
+    Raises:
+        StoppedError: a signal came; the step it came in is finished and saved.
+        DraftError: the loss is not a number any more.
+    """
+    if run.finished(state):
+        return state
+    with _progress(run, state) as progress, _loader(run, state) as loader:
+        if state.step == 0:
+            state = _evaluate(run, state, progress.write)
+        run.log.start()
+        for header, batches in loader:
+            state = _take_step(run, state, header, batches)
+            stopping = run.world.any(bool(stop))
+            state = _after_step(run, state, loader, progress, stopping=stopping)
+            if run.finished(state):
+                break
+            if stopping:
+                name = stop.signal_name or "a signal on another rank"
+                raise StoppedError(f"stopped by {name} after step {state.step} with everything saved; run it again")
+    return state
+
+
+def _progress(run: Run, state: RunState) -> ProgressLine:
+    return ProgressLine("train", total=run.plan.total_steps, unit="step", initial=state.step, enabled=run.world.is_main)
+
+
+def _loader(run: Run, state: RunState) -> Loader:
+    index = run.source.index
+    plans = plan_steps(
+        run.plan.split.train,
+        index.num_tokens,
+        run.learner.costs(index, training=True),
+        identity=run.source.identity,
+        seed=run.config.seed,
+        epochs=run.config.epochs,
+        batch_tokens=run.config.batch_tokens,
+        cut=run.plan.cut,
+        start=state.position,
+        weights=index.weights,
+    )
+    return Loader(
+        run.source,
+        plans,
+        draw=partial(run.learner.objective.draw, training=True),
+        reads=run.learner.objective.reads,
+        device=run.world.device,
+        prefetch_batches=run.config.prefetch_batches,
+    )
+
+
+def _take_step(run: Run, state: RunState, header: StepHeader, batches: Iterator[EncodedBatch]) -> RunState:
+    sizes = torch.tensor([header.num_tokens, header.num_supervised, header.num_slots])
+    totals = run.world.sum(torch.cat([header.counts, sizes]))
+    num_tokens, num_supervised, num_slots = totals[-3:].tolist()
+    rate = learning_rate(state.step, total_steps=run.plan.total_steps, config=run.config)
+    outcome = run.learner.step(batches, totals[:-3], rate)
+    state = replace(
+        state,
+        step=state.step + 1,
+        position=header.plan.after,
+        tokens=state.tokens + num_tokens,
+        supervised_tokens=state.supervised_tokens + num_supervised,
+    )
+    taken = TakenStep(
+        step=state.step,
+        epoch=state.position.epoch,
+        learning_rate=rate,
+        num_tokens=num_tokens,
+        num_supervised=num_supervised,
+        num_slots=num_slots,
+        outcome=outcome,
+    )
+    run.log.add(taken)
+    return state
+
+
+def _after_step(run: Run, state: RunState, loader: Loader, progress: ProgressLine, *, stopping: bool) -> RunState:
+    last = state.step >= run.plan.total_steps
+    evaluating = last or state.step % run.config.eval_every_steps == 0
+    saving = last or stopping or state.step % run.config.checkpoint_every_steps == 0
+    status = ""
+    if evaluating or saving or state.step % run.config.log_every_steps == 0:
+        window = run.log.close(loader.waited_seconds)
+        status = window.status
+        state = replace(
+            state,
+            train_seconds=state.train_seconds + window.seconds,
+            waited_seconds=state.waited_seconds + window.waited_seconds,
+        )
+    progress.update(1, status)
+    if evaluating:
+        best_before = state.best_step
+        state = _evaluate(run, state, progress.write)
+        saving = saving or state.best_step != best_before or run.finished(state)
+    if saving:
+        _save(run, state)
+    if evaluating or saving:
+        run.log.start()
+    return state
+
+
+def _evaluate(run: Run, state: RunState, say: Callable[[str], None]) -> RunState:
+    samples = run.plan.evaluated
+    if len(samples) == 0:
+        return state
+    evaluation = evaluate(
+        run.learner,
+        run.source,
+        samples,
+        config=run.config,
+        cut=run.plan.cut,
+        world=run.world,
+        step=state.step,
+    )
+    run.log.add_evaluation(evaluation)
+    say(evaluation.describe())
+    return state.after_evaluation(evaluation)
+
+
+def _save(run: Run, state: RunState) -> None:
+    if run.world.is_main:
+        save_checkpoint(
+            run.checkpoints,
+            state=state,
+            contract=run.contract,
+            draft=run.learner.draft_tensors(),
+            optimizer=run.learner.optimizer_tensors(),
+        )
+        prune_checkpoints(run.checkpoints, keep=run.config.keep_checkpoints, step=state.step)
+    run.world.barrier()

@@ -1,0 +1,76 @@
+"""metrics.jsonl: a row an optimizer step and a row an evaluation, each once however often a run was killed."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.files.publish import publish_bytes
+from eaglepipe.training.run.state import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What is logged of one optimizer step; rates and shares are those of the logging window it belongs to."""
+
+    step: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    simulated_acceptance_length: float
+    tokens: int
+    supervised_tokens: int
+    padding: float  # share of slots that hold no token
+    tokens_per_s: float
+    data_wait_share: float
+
+
+class MetricsFile:
+    """The open file; rows are flushed as they come."""
+
+    def __init__(self, path: Path, *, last_step: int) -> None:
+        """Keep the rows up to `last_step`; later ones belong to steps that will be taken again."""
+        self.path = path
+        publish_bytes(path, _lines(row for row in read_metrics(path) if row["step"] <= last_step and last_step > 0))
+        self._stream = path.open("a", encoding="utf-8")
+
+    def add_step(self, record: StepRecord) -> None:
+        self._add({"kind": "step", **asdict(record)})
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        self._add({"kind": "evaluation", **asdict(evaluation)})
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self._stream.write(_lines([row]).decode())
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics file; a last line torn by a kill is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def acceptance_length(hits: Iterable[float], valid: Iterable[float]) -> float:
+    """`1 + sum_k hits[k] / max(1, valid[k])` (spec 5), from counts that were added up before."""
+    return 1.0 + sum(hit / max(1.0, of) for hit, of in zip(hits, valid, strict=True))
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinities have no JSON; they become null."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}

@@ -1,0 +1,76 @@
+"""AdamW over float32 masters, its learning rate as a pure function of the step, and its state as named tensors."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from eaglepipe.recipe.config import TrainConfig
+
+ADAM_EPSILON = 1e-8
+
+
+def learning_rate(step: int, *, total_steps: int, config: TrainConfig) -> float:
+    """Rate of step number `step`, from 0: linear warm-up to the peak, then a cosine that ends at the minimum ratio."""
+    warmup_steps = math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    low = config.min_learning_rate_ratio
+    return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter that takes gradients; frozen embeddings are not among them."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW in which only matrices decay: not norms, biases or embeddings.
+
+    Every parameter must be float32: bfloat16 is a matter of autocast.
+    """
+    parameters = trainable_parameters(model)
+    assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for p in parameters.values() if p.ndim >= 2 and id(p) not in embeddings]
+    decaying = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in parameters.values() if id(parameter) not in decaying]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    on_cuda = any(parameter.is_cuda for parameter in parameters.values())
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=ADAM_EPSILON,
+        fused=on_cuda,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `<state>.<parameter>`, without anything that must be unpickled."""
+    return dict(_named_state(model, optimizer))
+
+
+def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in trainable_parameters(model).items():
+        for key, value in optimizer.state[parameter].items():
+            yield f"{key}.{name}", value
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` gave, bit for bit, on each parameter's device."""
+    parameters = trainable_parameters(model)
+    for full_name, value in tensors.items():
+        key, _, name = full_name.partition(".")
+        parameter = parameters[name]
+        on_host = key == "step" and not optimizer.defaults["fused"]
+        optimizer.state[parameter][key] = value.to("cpu" if on_host else parameter.device, copy=True)

@@ -1,0 +1,152 @@
+"""Everything about a run that metadata decides before the first step, and what a resuming run must agree with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eaglepipe.cache.identity import diff_fields
+from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.recipe.config import DraftConfig, Recipe, TrainConfig
+from eaglepipe.training.data.batch import Cut, SampleSource, Split, TrainingSource
+from eaglepipe.training.data.order import choose_heldout, epoch_order, split_samples
+from eaglepipe.training.data.packing import count_steps
+from eaglepipe.training.run.distributed import World
+
+FREE_ON_RESUME = frozenset(
+    {
+        "output_dir",
+        "caches",
+        "epochs",
+        "max_steps",
+        "micro_batch_tokens",
+        "pack_length",
+        "device",
+        "dtype",
+        "gradient_checkpointing",
+        "sequence_partitions",
+        "eval_every_steps",
+        "early_stop_patience",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+        "tensorboard",
+        "prefetch_batches",
+    }
+)
+"""Settings of `train` that may change between two starts of one run: they cut, watch or end it, but do not decide what
+an optimizer step learns. `caches` is among them because identity and weights are compared, not the paths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run in numbers."""
+
+    split: Split
+    evaluated: NDArray[np.int64]  # the held-out samples that evaluations read
+    total_steps: int
+    train_tokens: int  # of the first epoch
+    cut: Cut
+    notes: tuple[str, ...] = ()
+
+
+def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPlan:
+    """Plan a run from the cache's index.
+
+    Raises:
+        ConfigError: rows are shorter than the longest sample, or longer than a micro-batch.
+    """
+    index = source.index
+    split = split_samples(index.sample_ids, config.heldout_fraction)
+    cut = Cut(
+        pack_length=row_length(source, config),
+        micro_batch_tokens=config.micro_batch_tokens,
+        world_size=world.size,
+        rank=world.rank,
+    )
+    steps = count_steps(
+        split.train,
+        index.num_tokens,
+        identity=source.identity,
+        seed=config.seed,
+        epochs=config.epochs,
+        batch_tokens=config.batch_tokens,
+        weights=index.weights,
+    )
+    first = epoch_order(split.train, identity=source.identity, seed=config.seed, epoch=0, weights=index.weights)
+    return RunPlan(
+        split=split,
+        evaluated=choose_heldout(index.sample_ids, split, config.eval_max_samples),
+        total_steps=steps if config.max_steps is None else min(steps, config.max_steps),
+        train_tokens=int(index.num_tokens[first].sum()),
+        cut=cut,
+        notes=tuple(_notes(split, config)),
+    )
+
+
+def row_length(source: TrainingSource, config: TrainConfig) -> int:
+    """Most slots of a packed row: as asked for, else a whole micro-batch, in which nothing is padded.
+
+    EAGLE-1's attention holds a row's scores whole, so its rows are no longer than the longest sample may be.
+    """
+    longest = int(source.index.num_tokens.max())
+    length = config.pack_length or config.micro_batch_tokens
+    if config.pack_length is None and config.objective in ("eagle1", "eagle2"):
+        length = min(length, source.max_length)
+    if length > config.micro_batch_tokens:
+        raise ConfigError(
+            f"train.pack_length is {length}, more than train.micro_batch_tokens ({config.micro_batch_tokens}): "
+            "a micro-batch holds whole rows"
+        )
+    if length < longest:
+        name = "train.micro_batch_tokens" if config.pack_length is None else "train.pack_length"
+        raise ConfigError(f"{name} is {length}, but the longest sample has {longest} tokens; raise it to at least that")
+    return length
+
+
+def _notes(split: Split, config: TrainConfig) -> list[str]:
+    if config.heldout_fraction == 0.0 or len(split.heldout) == 0:
+        return ["nothing is held out: no evaluation, no early stop, and the last step's draft is the result"]
+    share = len(split.heldout) / (len(split.heldout) + len(split.train))
+    if len(split.heldout) == 1:
+        return [f"one sample is held out ({share:.1%}); its acceptance length says little about others"]
+    return []
+
+
+def resume_contract(recipe: Recipe, source: SampleSource, *, start_digest: str | None = None) -> dict[str, Any]:
+    """What must be the same for a run to continue: the cache, the draft's shape and what a step learns.
+
+    The draft that a run started from is compared by the digest of its weights, not by its path.
+    """
+    train = recipe.train.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
+    draft = recipe.draft.model_dump(mode="json", exclude={"init"})
+    start = {} if start_digest is None else {"init": start_digest}
+    return {"cache": source.identity, "draft": draft, "train": train, **start}
+
+
+def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) -> None:
+    """Refuse to continue another run.
+
+    Raises:
+        CacheError: the cache is another one.
+        ConfigError: settings differ, each named with both values.
+    """
+    if saved["cache"] != current["cache"]:
+        raise CacheError(
+            f"{folder} was trained from cache {saved['cache']}, this is {current['cache']}; "
+            "give train.output_dir another value to start a new run"
+        )
+    differences = list(diff_fields(_with_defaults(saved), current))
+    if differences:
+        lines = "\n  ".join(differences)
+        raise ConfigError(
+            f"{folder} cannot be continued with these changes; undo them or change train.output_dir\n  {lines}"
+        )
+
+
+def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A contract written before some settings existed: such a run had their defaults."""
+    train = TrainConfig().model_dump(mode="json", exclude=set(FREE_ON_RESUME))
+    draft = DraftConfig().model_dump(mode="json", exclude={"init"})
+    return {**saved, "train": {**train, **saved["train"]}, "draft": {**draft, **saved["draft"]}}

@@ -1,0 +1,82 @@
+"""What a run remembers between its steps, and so between its processes; as JSON and back without loss."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from eaglepipe.training.data.batch import Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The draft on the held-out samples; lists are by depth, counts are added before anything is divided."""
+
+    step: int
+    samples: int
+    loss: float
+    accuracy_by_depth: tuple[float, ...]  # greedy draft = target's top-1, among the slots in the loss
+    acceptance_by_depth: tuple[float, ...]  # the first k+1 drafts all match
+    conditional_acceptance_by_depth: tuple[float, ...]  # draft k+1 matches, given that those before it did
+    simulated_acceptance_length: float
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What the best checkpoint has most of."""
+        return self.simulated_acceptance_length, -self.loss
+
+    def describe(self) -> str:
+        """One line for people."""
+        depths = " ".join(f"{accuracy:.1%}" for accuracy in self.accuracy_by_depth)
+        length = self.simulated_acceptance_length
+        return f"held out, step {self.step}: loss {self.loss:.4f} · acceptance length {length:.3f} · accuracy {depths}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands after `step` optimizer steps."""
+
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    tokens: int = 0
+    supervised_tokens: int = 0
+    train_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    first: Evaluation | None = None
+    best: Evaluation | None = None
+    evaluations_without_gain: int = 0
+
+    def after_evaluation(self, evaluation: Evaluation) -> "RunState":
+        """Take note of an evaluation: longer acceptance is better, then a lower loss.
+
+        The first one, before any step, is a reference and never the best.
+        """
+        if self.step == 0:
+            return replace(self, first=evaluation)
+        if self.best is None or evaluation.merit > self.best.merit:
+            return replace(self, best=evaluation, evaluations_without_gain=0)
+        return replace(self, evaluations_without_gain=self.evaluations_without_gain + 1)
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        return patience is not None and self.evaluations_without_gain >= patience
+
+    @property
+    def best_step(self) -> int | None:
+        return None if self.best is None else self.best.step
+
+
+def state_to_json(state: RunState) -> dict[str, Any]:
+    return asdict(state)
+
+
+def state_from_json(values: Mapping[str, Any]) -> RunState:
+    """The state that `state_to_json` wrote; KeyError or TypeError where it is another shape."""
+    known = dict(values)
+    for name in ("first", "best"):
+        known[name] = None if known[name] is None else _evaluation(known[name])
+    known["position"] = Position(**known["position"])
+    return RunState(**known)
+
+
+def _evaluation(values: Mapping[str, Any]) -> Evaluation:
+    exact: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Evaluation(**exact)

@@ -1,0 +1,53 @@
+"""P-EAGLE's pass with a cache against the one that trains it: the same logits at every depth."""
+
+import pytest
+import torch
+
+from eaglepipe.decoding.drafters import Verified
+from eaglepipe.decoding.eagle3_steps import PeagleSteps
+from tests.decoding.tiny_decoding import tiny_draft, tiny_stepping
+
+DEPTH, LENGTH = 4, 9
+
+
+@pytest.mark.parametrize("settings", [{}, {"fc_norm": True, "norm_output": True}, {"num_hidden_layers": 3}])
+@torch.no_grad()
+def test_all_depths_behind_any_slot_are_those_of_the_training_pass(settings: dict[str, object]) -> None:
+    draft = tiny_draft(tiny_stepping(), 16, parallel_drafting=True, mask_token_id=30, **settings)
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(30, (2, LENGTH + 1), generator=generator)
+    aux = torch.randn(2, LENGTH, 3, 32, generator=generator)
+    steps = PeagleSteps(draft)
+    steps.begin(2)
+    ends = torch.tensor([0, 0])
+    for counts in ([3, 5], [1, 2], [4, 1]):
+        new = torch.tensor(counts)
+        places = ends[:, None] + torch.arange(int(new.max()))
+        logits = steps.guess_all(
+            Verified(
+                aux=torch.stack([aux[row, places[row].clamp(max=LENGTH - 1)] for row in range(2)]),
+                last_hidden=None,
+                next_tokens=torch.stack([tokens[row, (places[row] + 1).clamp(max=LENGTH)] for row in range(2)]),
+                counts=new,
+                sequences=(),
+            ),
+            DEPTH,
+        )
+        ends = ends + new
+        for row in range(2):
+            expected = trained(draft, aux[row, : ends[row]], tokens[row, 1 : ends[row] + 1])
+            torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def trained(draft: object, aux: torch.Tensor, next_tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [K, D] of the newest slot's element at every depth, by the training forward."""
+    num_slots = len(aux)
+    anchor = torch.cat((torch.arange(num_slots), torch.full((DEPTH - 1,), num_slots - 1)))
+    depth = torch.cat((torch.zeros(num_slots, dtype=torch.int64), torch.arange(1, DEPTH)))
+    ids = torch.cat((next_tokens, torch.full((DEPTH - 1,), 30)))
+    projected = draft.project_hidden_states(aux)
+    hidden = torch.cat((projected, draft.masked_projected_hidden().expand(DEPTH - 1, -1)))
+    total = num_slots + DEPTH
+    mask = draft.build_peagle_block_mask(anchor, depth, torch.tensor([total]), total)
+    states = draft.forward_peagle(ids[None], hidden[None], (anchor + depth)[None], mask)
+    return draft.compute_logits(states)[0, num_slots - 1 :]

@@ -1,0 +1,92 @@
+"""A target and a draft with random weights, small enough to decode with in a test."""
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig
+
+from eaglepipe.decoding.drafters import Method, Proposal, Verified
+from eaglepipe.eagle.draft_config import draft_config_from_target
+from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.target.capture import HFEagle3TargetModel
+from eaglepipe.target.load import TargetModel
+from eaglepipe.target.stepping import SteppingTarget
+from tests.target.tiny_targets import make_model
+
+
+def tiny_stepping(vocab: int = 31, *, hidden_size: int = 32, sharpness: float = 4.0) -> SteppingTarget:
+    """A Llama of 3 layers; its logits are spread by `sharpness`, so that greedy choices are no near-ties."""
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    model = make_model(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(sharpness)
+    target = TargetModel(model=model, text_config=config, folder=Path("nowhere"), device=torch.device("cpu"))
+    return SteppingTarget(HFEagle3TargetModel(target, [1, 2, 3]))
+
+
+def tiny_draft(target: SteppingTarget, draft_vocab: int | None = None, **settings: object) -> LlamaEagle3DraftModel:
+    """A random draft for it, with a vocabulary of every other id where `draft_vocab` is smaller."""
+    config = draft_config_from_target(target.target.text_config, draft_vocab_size=draft_vocab, **settings)
+    torch.manual_seed(3)
+    draft = LlamaEagle3DraftModel(config).float().eval()
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    if config.draft_vocab_size < config.vocab_size:
+        draft.set_vocab_mapping(torch.arange(config.draft_vocab_size) * 2)
+    return draft
+
+
+class KnowingDrafter:
+    """Proposes the target's own greedy continuation, some of it spoilt, hidden in a tree among wrong siblings."""
+
+    def __init__(self, target: SteppingTarget, *, depth: int, siblings: int, spoilt: float) -> None:
+        self._target, self._siblings, self._spoilt = target, siblings, spoilt
+        self._draws = torch.Generator().manual_seed(11)
+        size = depth * (1 + siblings)
+        self.method = Method(drafter="knowing", shape="tree" if siblings else "chain", depth=depth, size=size)
+
+    def begin(self, num_rows: int) -> None: ...
+
+    def extend(self, verified: Verified) -> None:
+        self._sequences = [list(sequence) for sequence in verified.sequences]
+
+    def select(self, rows: torch.Tensor) -> None:
+        self._sequences = [self._sequences[row] for row in rows.tolist()]
+
+    def propose(self, generator: torch.Generator) -> Proposal:
+        rows = [self._guesses(sequence) for sequence in self._sequences]
+        tokens, parents = zip(*rows, strict=True)
+        return Proposal(tokens=torch.tensor(tokens), parents=torch.tensor(parents))
+
+    def _guesses(self, sequence: list[int]) -> tuple[list[int], list[int]]:
+        tokens, parents, path = [], [], -1
+        for _ in range(self.method.depth):
+            right = plain_greedy(self._target, sequence, 1)[0]
+            level = [(right + 1 + i) % self._target.target.vocab_size for i in range(self._siblings)]
+            place = int(torch.randint(self._siblings + 1, (), generator=self._draws))
+            spoilt = float(torch.rand((), generator=self._draws)) < self._spoilt
+            level.insert(place, (right + 9) % self._target.target.vocab_size if spoilt else right)
+            tokens += level
+            parents += [path] * len(level)
+            path = len(tokens) - len(level) + place
+            sequence = [*sequence, level[place]]
+        return tokens, parents
+
+
+def plain_greedy(target: SteppingTarget, sequence: list[int], count: int) -> list[int]:
+    """The target's greedy continuation, every token by a forward over everything before it."""
+    sequence, start = list(sequence), len(sequence)
+    for _ in range(count):
+        ids = torch.tensor([sequence])
+        hidden = target.model.capture(ids, torch.ones_like(ids)).last_hidden[0, -1:]
+        sequence.append(int(target.model.head_logits(hidden).argmax()))
+    return sequence[start:]

@@ -1,0 +1,227 @@
+"""The regenerate stage on a real, random target; its answers end at one of many stop tokens."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
+
+from eaglepipe.errors import ConfigError, DataError, EaglepipeError
+from eaglepipe.generation.regenerate import WINDOW_BATCHES, run_regenerate
+from eaglepipe.recipe.config import Recipe
+
+BATCH = 2
+WINDOW = BATCH * WINDOW_BATCHES
+NUM_ROWS = 8 * WINDOW + 3  # two windows at most for each of three stops, and some to go
+
+
+@pytest.fixture(scope="module")
+def target(project, tmp_path_factory) -> Path:
+    """Its head's bias keeps it to letters; every fourth of them ends an answer, by its generation config."""
+    folder = tmp_path_factory.mktemp("talker")
+    tokenizer = AutoTokenizer.from_pretrained(project.target)
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        initializer_range=0.5,
+    )
+    model = PhiForCausalLM(config)
+    letters = [token for token in range(len(tokenizer)) if tokenizer.decode([token]).isalpha()]
+    with torch.no_grad():
+        model.lm_head.bias.fill_(-1e4)[letters] = 0.0
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *letters[::4]]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def conversation(number):
+    system = [{"role": "system", "content": "Be brief."}] if number % 4 == 0 else []
+    turns = [
+        {"role": "user", "content": f"Tell me about {number} " * (1 + number % 5)},
+        {"role": "assistant", "content": "something the target never said"},
+    ]
+    more = [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": "nor this"}]
+    return {"id": f"row{number}", "messages": system + turns + (more if number % 3 == 0 else [])}
+
+
+@pytest.fixture
+def make_recipe(target, tmp_path):
+    source = tmp_path / "prompts.jsonl"
+
+    def make(rows=None, **settings) -> Recipe:
+        if rows is not None:
+            source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        regenerate = {"sources": [{"path": str(source)}], "output": str(tmp_path / "answers.jsonl")}
+        sampling = {"max_new_tokens": 80, "batch_size": BATCH, "temperature": 1.0, **settings}
+        return Recipe.model_validate(
+            {
+                "name": "answers",
+                "target": {"path": str(target)},
+                "data": {"sources": [{"path": str(source)}]},
+                "regenerate": {**regenerate, **sampling},
+            }
+        )
+
+    return make
+
+
+def run(recipe):
+    return run_regenerate(recipe, report=lambda _: None)
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_every_assistant_turn_is_the_targets_own_continuation_of_what_stands_before_it(make_recipe, target):
+    result = run(make_recipe([conversation(number) for number in range(WINDOW + 3)], temperature=0.0))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    stops = model.generation_config.eos_token_id
+    answers = read(result.output)
+    assert {len(answer["messages"]) for answer in answers} >= {2, 4}
+    for answer in answers:
+        for position, message in enumerate(answer["messages"]):
+            if message["role"] == "assistant":
+                prompt = tokenizer.apply_chat_template(
+                    answer["messages"][:position], add_generation_prompt=True, return_tensors="pt", return_dict=True
+                )
+                output = model.generate(**prompt, do_sample=False, max_new_tokens=80, pad_token_id=0)[0]
+                assert int(output[-1]) in stops
+                assert tokenizer.decode(output[prompt["input_ids"].shape[1] : -1]) == message["content"]
+
+
+def test_rows_keep_their_order_ids_and_everything_up_to_the_last_assistant_turn(make_recipe):
+    rows = [conversation(number) for number in range(20)]
+    rows[1]["messages"].append({"role": "user", "content": "a question nobody answered"})
+    result = run(make_recipe(rows))
+    answers = read(result.output)
+    assert result.success == len(answers) > 10
+    by_id = {f"prompts:{row['id']}": row["messages"] for row in rows}
+    assert [answer["id"] for answer in answers] == [name for name in by_id if name in {a["id"] for a in answers}]
+    for answer in answers:
+        old, new = by_id[answer["id"]], answer["messages"]
+        assert [message["role"] for message in new] == [m["role"] for m in old][: len(new)]
+        assert new[-1]["role"] == "assistant" and answer["source"] == "prompts"
+        for before, after in zip(old, new, strict=False):
+            assert (before == after) == (before["role"] != "assistant")
+
+
+def test_success_errors_and_skipped_add_up_to_the_input(make_recipe):
+    odd = [
+        {"id": "only-a-prompt", "messages": [{"role": "user", "content": "hi"}]},
+        {"id": "nobody-asks", "messages": [{"role": "system", "content": "hi"}]},
+        {"id": "tokens", "input_ids": [1, 2, 3], "labels": [-100, 2, 3]},
+        {"id": "long", "messages": [{"role": "user", "content": "x " * 300}, {"role": "assistant", "content": "y"}]},
+    ]
+    result = run(make_recipe([conversation(number) for number in range(10)] + odd))
+    assert result.success + result.errors + result.skipped == result.input == 14
+    assert result.errors_by_reason == {"prompt too long": 1}
+    assert result.skipped_by_reason["nothing to answer"] == 1
+    left_out = {row["id"]: row for row in read(result.output + ".left-out.jsonl")}
+    assert len(left_out) == result.errors + result.skipped
+    assert left_out["prompts:long"]["where"].endswith("prompts.jsonl:14")
+    assert "prompts:tokens" in left_out
+
+
+def test_answers_that_do_not_end_are_left_out(make_recipe):
+    result = run(make_recipe([conversation(number) for number in range(24)], max_new_tokens=3))
+    assert result.skipped_by_reason["unfinished after max_new_tokens"] > 0
+    assert len(read(result.output)) == result.success == 24 - result.skipped
+
+
+def start_and_signal(recipe, log, after_rows, number):
+    """The stage in a process of its own, sent a signal once that many rows are in its log; its exit code."""
+
+    def body():
+        try:
+            run(recipe)
+        except EaglepipeError as error:
+            os._exit(error.exit_code)
+        os._exit(0)
+
+    # Rows of its own: by then the stage listens to signals, while rows of the run before are there at once.
+    enough = max(after_rows, log.read_bytes().count(b"\n") if log.exists() else 0)
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    while process.is_alive():
+        if log.exists() and log.read_bytes().count(b"\n") > enough:
+            os.kill(process.pid, number)
+            break
+        time.sleep(0.001)
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
+def test_stopped_in_any_window_and_run_again_it_writes_the_same_bytes(make_recipe, tmp_path, number, code):
+    recipe = make_recipe([conversation(number) for number in range(NUM_ROWS)])
+    output, log = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.part"
+    undisturbed = run(recipe)
+    expected = output.read_bytes()
+    output.unlink()
+    codes = [start_and_signal(recipe, log, rows, number) for rows in (1, WINDOW + 1, 2 * WINDOW + 1)]
+    assert codes == [code] * 3 and not output.exists()
+    assert log.read_bytes().count(b"\n") > 2 * WINDOW
+    result = run(recipe)
+    assert output.read_bytes() == expected and not log.exists()
+    assert (result.success, result.tokens, result.input) == (undisturbed.success, undisturbed.tokens, NUM_ROWS)
+
+
+def test_a_finished_output_returns_its_result_without_touching_a_file(make_recipe, tmp_path):
+    recipe = make_recipe([conversation(number) for number in range(5)])
+    first = run(recipe)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = run(recipe)
+    assert again.to_json() == {**first.to_json(), "seconds": 0.0}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_an_output_made_with_other_settings_is_refused_with_the_difference(make_recipe):
+    rows = [conversation(number) for number in range(5)]
+    output = run(make_recipe(rows)).output
+    before = Path(output).read_bytes()
+    with pytest.raises(ConfigError, match=r"sampling\.seed: 0 -> 7"):
+        run(make_recipe(seed=7))
+    with pytest.raises(ConfigError, match=r"data: "):
+        run(make_recipe(rows[:4]))
+    assert Path(output).read_bytes() == before
+
+
+def test_a_file_that_the_stage_did_not_make_is_never_overwritten(make_recipe, tmp_path):
+    (tmp_path / "answers.jsonl").write_text("precious\n")
+    with pytest.raises(ConfigError, match="was not finished by this command"):
+        run(make_recipe([conversation(0)]))
+    assert (tmp_path / "answers.jsonl").read_text() == "precious\n"
+
+
+def test_an_output_without_a_single_answer_is_an_error_and_no_file(make_recipe, tmp_path):
+    with pytest.raises(DataError, match="no conversation could be answered"):
+        run(make_recipe([{"messages": [{"role": "system", "content": "hi"}]}]))
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_a_malformed_line_is_named_before_anything_is_written(make_recipe, tmp_path):
+    recipe = make_recipe([conversation(0)])
+    with (tmp_path / "prompts.jsonl").open("a") as stream:
+        stream.write("{broken\n")
+    with pytest.raises(DataError, match=r"prompts\.jsonl:2"):
+        run(recipe)
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_a_recipe_without_the_section_says_so(make_recipe):
+    with pytest.raises(ConfigError, match="no `regenerate` section"):
+        run(make_recipe([conversation(0)]).model_copy(update={"regenerate": None}))

@@ -1,0 +1,116 @@
+"""Stage 1 killed, stopped, out of disk, doubled or torn: run again, it leaves the bytes of a run that nothing met."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eaglepipe.cache.manifest import PLAN_NAME
+from eaglepipe.cache.verify import verify_cache
+from eaglepipe.errors import CacheError
+from eaglepipe.files.publish import leftovers
+from eaglepipe.precompute.stage import run_precompute
+from tests.cache.damage import rewrite
+from tests.stage_one import quiet, shard_bytes
+from tests.tiny_project import TinyProject
+
+
+def run_in_process(recipe_file: Path, root: Path, prelude: str) -> subprocess.CompletedProcess[str]:
+    """Stage 1 through the command line, in a process in which `prelude` has run first."""
+    program = f"import sys; sys.argv = ['eaglepipe', 'precompute', {str(recipe_file)!r}, 'cache.root={root}']\n"
+    program += prelude + "\nfrom eaglepipe.cli import main\nmain()"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+
+
+SIGNAL_AFTER_ONE_SHARD = """
+import os, signal
+from eaglepipe.cache.writer import ShardWriter
+finish, done = ShardWriter.finish, []
+def counted(self):
+    done.append(1)
+    if len(done) == 2:
+        os.kill(os.getpid(), signal.{name})
+    return finish(self)
+ShardWriter.finish = counted
+"""
+
+
+def test_killed_run_keeps_its_published_shards_and_resumes_to_the_same_bytes(
+    project: TinyProject, tmp_path: Path, sealed_cache: Path
+) -> None:
+    killed = run_in_process(project.recipe_file, tmp_path, SIGNAL_AFTER_ONE_SHARD.format(name="SIGKILL"))
+    assert killed.returncode == -signal.SIGKILL
+    folder = next(tmp_path.iterdir())
+    assert len(list((folder / "shards").glob("*.json"))) == 1
+    assert leftovers(folder)
+    result = run_precompute(project.recipe(**{"cache.root": tmp_path}), report=quiet)
+    assert result.shards_written == result.shards - 1
+    assert {n: b for n, b in shard_bytes(folder).items() if not n.startswith(".")} == shard_bytes(sealed_cache)
+    assert verify_cache(folder, full=True).ok
+
+
+def test_terminated_run_exits_75_and_resumes(project: TinyProject, tmp_path: Path, sealed_cache: Path) -> None:
+    stopped = run_in_process(project.recipe_file, tmp_path, SIGNAL_AFTER_ONE_SHARD.format(name="SIGTERM"))
+    assert stopped.returncode == 75, stopped.stderr
+    assert "stopped by SIGTERM" in stopped.stderr and "Traceback" not in stopped.stderr
+    folder = next(tmp_path.iterdir())
+    assert not leftovers(folder)
+    run_precompute(project.recipe(**{"cache.root": tmp_path}), report=quiet)
+    assert shard_bytes(folder) == shard_bytes(sealed_cache)
+
+
+def test_full_disk_is_one_line_with_exit_code_4_and_leaves_no_half_file(project: TinyProject, tmp_path: Path) -> None:
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "import eaglepipe.precompute.shard_run as run; publish = run.publish_fixed_files\n"
+    limit += "def then_limited(*a):\n    publish(*a); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+    limit += "run.publish_fixed_files = then_limited\n"
+    limit += "import eaglepipe.precompute.stage as p; p.publish_fixed_files = then_limited"
+    full = run_in_process(project.recipe_file, tmp_path, limit)
+    assert full.returncode == 4, full.stderr
+    assert "disk full while writing" in full.stderr and "Traceback" not in full.stderr
+    folder = next(tmp_path.iterdir())
+    assert not list((folder / "shards").iterdir())
+
+
+def test_two_runs_at_once_on_one_folder_lose_and_double_nothing(
+    project: TinyProject, tmp_path: Path, sealed_cache: Path
+) -> None:
+    command = [sys.executable, "-m", "eaglepipe", "precompute", str(project.recipe_file), f"cache.root={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    folder = next(tmp_path.iterdir())
+    assert shard_bytes(folder) == shard_bytes(sealed_cache)
+    assert verify_cache(folder, full=True).ok
+
+
+def test_shard_whose_sidecar_was_lost_in_a_power_cut_is_redone(
+    project: TinyProject, tmp_path: Path, sealed_cache: Path
+) -> None:
+    folder = Path(shutil.copytree(sealed_cache, tmp_path / sealed_cache.name))
+    (folder / "manifest.json").unlink()
+    (folder / "shards" / "00001.json").unlink()
+    (folder / "shards" / "00001.arrow").write_bytes(b"torn")
+    result = run_precompute(project.recipe(**{"cache.root": tmp_path}), report=quiet)
+    assert result.shards_written == 1
+    assert shard_bytes(folder) == shard_bytes(sealed_cache)
+
+
+def test_plan_of_another_recipe_in_the_folder_is_refused_field_by_field(
+    project: TinyProject, tmp_path: Path, sealed_cache: Path
+) -> None:
+    folder = Path(shutil.copytree(sealed_cache, tmp_path / sealed_cache.name))
+    (folder / "manifest.json").unlink()
+
+    def older(plan: dict[str, object]) -> None:
+        plan["identity"] = "0" * 32
+        plan["identity_fields"]["data"]["max_length"] = 128  # type: ignore[index]
+
+    rewrite(folder / PLAN_NAME, older)
+    with pytest.raises(CacheError, match=r"data\.max_length: 128 -> 256"):
+        run_precompute(project.recipe(**{"cache.root": tmp_path}), report=quiet)

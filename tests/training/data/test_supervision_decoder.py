@@ -1,0 +1,125 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eaglepipe.cache.head import HeadSpec
+from eaglepipe.eagle.core import Eagle3StepMetrics, Eagle3TrainerModule, _shift_left_with_zero
+from eaglepipe.recipe.config import DraftConfig
+from eaglepipe.training.data.collate import collate_columns, collate_payload
+from eaglepipe.training.data.supervision_decoder import SupervisionDecoder, TargetHead, TrainerInputs
+from eaglepipe.training.objectives.build_eagle3 import build_draft
+from tests.training.tiny_source import DRAFT_VOCAB, VOCAB, TinySource, tiny_source
+
+CPU = torch.device("cpu")
+
+
+def inputs_of(source: TinySource, rows: tuple[tuple[int, ...], ...]) -> TrainerInputs:
+    columns = collate_columns(tuple(tuple(source.read(i) for i in row) for row in rows))
+    batch = collate_payload(
+        columns,
+        aux_bytes=source.aux_codec.row_bytes,
+        aux_scales=0,
+        row_bytes=source.samples[0].supervision_payload.shape[1],
+        pinned=False,
+        run=lambda copy: copy(),
+    )
+    return SupervisionDecoder(source, device=CPU, dtype=torch.float32).decode(batch)
+
+
+def trainer(source: TinySource) -> Eagle3TrainerModule:
+    draft = build_draft(source, DraftConfig(), seed=0)
+    return Eagle3TrainerModule(draft, source.selected_token_ids, source.selected_token_mask, 3)
+
+
+def gradients(module: nn.Module, metrics: Eagle3StepMetrics) -> list[torch.Tensor]:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(metrics.loss, parameters))
+
+
+def live_arguments(source: TinySource, sample: int) -> dict[str, torch.Tensor]:
+    """What a live target would hand over for one unpadded sample: full-vocabulary logits that agree with the cache."""
+    cached = source.read(sample)
+    hidden = torch.zeros(len(cached.input_ids), source.supervision_codec.row_shape[0])
+    rows = torch.from_numpy(cached.supervision_payload.copy()).view(torch.float32)
+    hidden[torch.from_numpy(cached.supervised.copy())] = rows
+    logits = torch.full((len(hidden), VOCAB), -1e4)
+    logits[:, source.selected_token_ids] = hidden @ source.tensors["lm_head.weight"].T
+    uncovered = torch.from_numpy(cached.supervised & ~cached.position_mask)
+    outside = int((~source.selected_token_mask).nonzero()[0])
+    logits[uncovered, outside] = 1e4
+    ids = torch.from_numpy(cached.input_ids.copy()).long()[None]
+    return {
+        "input_ids": _shift_left_with_zero(ids),
+        "attention_mask": torch.ones_like(ids),
+        "loss_mask": _shift_left_with_zero(torch.from_numpy(cached.supervised.copy())[None]),
+        "aux_hidden_states": torch.from_numpy(cached.aux_payload.copy()).view(torch.float32)[None],
+        "target_logits": _shift_left_with_zero(logits[None]),
+        "doc_remaining": torch.arange(len(hidden) - 1, -1, -1)[None],
+    }
+
+
+def test_cached_and_live_supervision_agree_bit_for_bit() -> None:
+    source = tiny_source()
+    module = trainer(source)
+    for sample in range(4):
+        cached = module(**inputs_of(source, ((sample,),)).arguments())
+        live = module(**live_arguments(source, sample))
+        assert torch.equal(cached.loss, live.loss)
+        for mine, theirs in zip(gradients(module, cached), gradients(module, live), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("supervision", ["hidden", "dense", "sparse"])
+def test_packed_documents_learn_what_padded_rows_learn(supervision: str) -> None:
+    source = tiny_source(supervision=supervision)
+    module = trainer(source)
+    packed = module(**inputs_of(source, ((0, 1, 2), (3,))).arguments())
+    padded = module(**inputs_of(source, ((0,), (1,), (2,), (3,))).arguments())
+    assert packed.counts.tolist() == padded.counts.tolist()
+    assert packed.hits.tolist() == padded.hits.tolist() and packed.valid.tolist() == padded.valid.tolist()
+    torch.testing.assert_close(packed.loss, padded.loss, rtol=1e-5, atol=0)
+    for mine, theirs in zip(gradients(module, packed), gradients(module, padded), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_dense_and_hidden_caches_give_the_same_distribution() -> None:
+    rows = ((0, 1), (2,))
+    dense, hidden = (inputs_of(tiny_source(supervision=kind), rows) for kind in ("dense", "hidden"))
+    assert dense.target_probs.shape == (int(dense.position_mask.sum()), DRAFT_VOCAB)
+    torch.testing.assert_close(dense.target_probs, hidden.target_probs)
+
+
+def test_sparse_cache_gives_the_kept_probabilities_of_the_slots_that_count() -> None:
+    rows = ((0, 1), (2,), (3, 4))
+    dense, sparse = (inputs_of(tiny_source(supervision=kind), rows) for kind in ("dense", "sparse"))
+    targets = sparse.target_probs
+    assert torch.equal(sparse.position_mask, dense.position_mask)
+    assert targets.row_offsets[0] == 0 and targets.row_offsets[-1] == len(targets.ids) == len(targets.probs)
+    assert targets.row_offsets.diff().unique().numel() > 1  # rows of different lengths
+    for row, expected in enumerate(dense.target_probs):
+        span = slice(*targets.row_offsets[row : row + 2].tolist())
+        torch.testing.assert_close(targets.probs[span].float(), expected[targets.ids[span]], rtol=1e-3, atol=0)
+        assert float(targets.probs[span].float().sum() + targets.tail[row]) == pytest.approx(1.0, abs=1e-6)
+        assert float(targets.tail[row]) <= 0.101
+
+
+def test_ids_above_the_signed_range_stay_themselves() -> None:
+    """uint16 holds a draft vocabulary of 65,536; 40,000 must not come back negative."""
+    source = tiny_source(supervision="sparse")
+    ids = source.samples[0].sparse_ids
+    for dtype, offset in ((np.uint16, 40_000), (np.uint32, 3_000_000_000)):
+        moved = replace(source.samples[0], sparse_ids=ids.astype(dtype) + dtype(offset))
+        shifted = inputs_of(replace(source, samples=(moved,)), ((0,),)).target_probs.ids
+        assert torch.equal(shifted, inputs_of(source, ((0,),)).target_probs.ids + offset)
+
+
+def test_head_applies_bias_scale_and_soft_cap_in_float32() -> None:
+    hidden, weight = torch.randn(5, 4, dtype=torch.bfloat16), torch.randn(6, 4, dtype=torch.bfloat16)
+    head = TargetHead(weight=weight, bias=torch.arange(6.0), spec=HeadSpec(logit_scale=0.5, soft_cap=3.0))
+    expected = torch.tanh(0.5 * (hidden.double() @ weight.double().T + torch.arange(6.0).double()) / 3.0) * 3.0
+    probabilities = head.probabilities(hidden)
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities.double(), expected.softmax(1), rtol=1e-5, atol=1e-7)

@@ -1,0 +1,79 @@
+"""What only real processes show: two ranks, a real kill, and what an import pulls in."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from eaglepipe.train import train_from
+from eaglepipe.training.run.metrics import read_metrics
+from tests.training.tiny_source import tiny_recipe, tiny_source
+
+HERE = Path(__file__).parent
+RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from tests.training.tiny_source import tiny_recipe, tiny_source
+from eaglepipe.train import train_from
+train_from(tiny_recipe(Path(sys.argv[2])), tiny_source())
+"""
+
+
+def start(folder: Path, **environment: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", RUN, str(HERE), str(folder)]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE)
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    train_from(tiny_recipe(folder), tiny_source())
+    return folder
+
+
+def test_two_ranks_follow_the_trajectory_of_one(tmp_path: Path, alone: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [start(tmp_path, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors.decode()
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
+    single = load_file(alone / "draft" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "draft" / "model.safetensors").items():
+        assert tensor.flatten().tolist() == pytest.approx(single[name].flatten().tolist(), rel=1e-3, abs=1e-5)
+
+
+def test_a_real_kill_loses_nothing_but_time(tmp_path: Path, alone: Path) -> None:
+    process = start(tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    train_from(tiny_recipe(tmp_path), tiny_source())
+    assert losses(tmp_path) == losses(alone)
+    finals = [load_file(folder / "draft" / "model.safetensors") for folder in (tmp_path, alone)]
+    assert all((finals[0][name] == tensor).all() for name, tensor in finals[1].items())
+
+
+def test_training_imports_neither_the_target_nor_datasets() -> None:
+    code = "import sys, eaglepipe.train; print([m for m in sys.modules if m.split('.')[0] == 'datasets' or "
+    code += "m.startswith('eaglepipe.target') or m.startswith('eaglepipe.precompute.stage')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"
