@@ -23,7 +23,7 @@ from eaglepipe.demo.target import TargetReport, TargetStep, train_target
 from eaglepipe.demo.tokenizer import train_tokenizer
 from eaglepipe.errors import ConfigError, CorruptError
 from eaglepipe.evaluation.report.page import write_report
-from eaglepipe.files.publish import publish_bytes, publish_json
+from eaglepipe.files.publish import publish_bytes, publish_json, published_folder
 from eaglepipe.generation.regenerate import RegenerateResult, run_regenerate
 from eaglepipe.precompute.stage import PrecomputeResult, run_precompute
 from eaglepipe.progress import ProgressLine
@@ -148,14 +148,15 @@ def _make_target(corpus: CorpusFiles, folder: Path, size: DemoSize, report: Repo
         report(f"{folder}: already trained")
         return
     tokenizer = train_tokenizer(corpus.train)
-    unfinished = folder.with_name("target.unfinished")
-    with ProgressLine("target", total=size.training.max_steps, unit="step") as progress:
+    with (
+        published_folder(folder) as unfinished,
+        ProgressLine("target", total=size.training.max_steps, unit="step") as progress,
+    ):
 
         def show(step: TargetStep) -> None:
             progress.update(1, f"loss {step.loss:.3f}")
 
         made = train_target(corpus.train, tokenizer, unfinished, training=size.training, on_step=show)
-    unfinished.rename(folder)
     report(_target_line(made))
 
 

@@ -1,7 +1,5 @@
 """Writes a draft as one engine loads it: weights, config and card, checked first and then visible at once."""
 
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from eaglepipe.export.engine_config import engine_config, public_name
 from eaglepipe.export.engines import Engine
 from eaglepipe.export.layouts import LAYOUTS, layout_tensors, require_servable
 from eaglepipe.export.trained import TrainedDraft, open_trained
-from eaglepipe.files.publish import TEMPORARY_SUFFIX, explained_os_errors, fsync_folder, publish_bytes, publish_json
+from eaglepipe.files.publish import publish_bytes, publish_json, published_folder
 from eaglepipe.files.tensors import publish_tensors
 
 CARD_FILE = "README.md"
@@ -76,15 +74,11 @@ def export_draft(
     name = target_name or public_name(draft.target.name) or "target"
     config = engine_config(draft, layout, dtype=dtype, target_name=name, draft_tokens=_draft_tokens(draft))
     tensors = layout_tensors(draft, layout, DTYPES[dtype])
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    try:
-        publish_tensors(temporary / WEIGHTS_FILE, tensors)
-        publish_json(temporary / CONFIG_FILE, config)
-        publish_bytes(temporary / CARD_FILE, model_card(draft, engine, dtype=dtype, target_name=name).encode())
-        warnings = _own_check(temporary, draft, engine)
-        _put_in_place(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with published_folder(out) as folder:
+        publish_tensors(folder / WEIGHTS_FILE, tensors)
+        publish_json(folder / CONFIG_FILE, config)
+        publish_bytes(folder / CARD_FILE, model_card(draft, engine, dtype=dtype, target_name=name).encode())
+        warnings = _own_check(folder, draft, engine)
     return ExportResult(
         folder=out,
         engine=engine,
@@ -132,16 +126,3 @@ def _require_replaceable(out: Path) -> None:
         raise DraftError(
             f"{out}: holds {', '.join(strange[:5])}, which is no earlier export; give --out another folder"
         )
-
-
-def _put_in_place(temporary: Path, out: Path) -> None:
-    with explained_os_errors(out):
-        fsync_folder(temporary)
-        if out.exists():
-            old = out.with_name(f".{out.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-            out.rename(old)
-            temporary.rename(out)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(out)
-        fsync_folder(out.parent)

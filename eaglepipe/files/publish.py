@@ -1,4 +1,4 @@
-"""The one way a file comes into being: unique temporary sibling, write, check, fsync, rename, fsync the folder.
+"""Atomic publication of files and folders: unique temporary sibling, write, check, fsync, rename, fsync the parent.
 
 A reader sees a published file whole or not at all, also after a kill or a power cut.
 """
@@ -17,14 +17,14 @@ import xxhash
 
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 
-TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY_SUFFIX = ".tmp"
 _CHUNK_BYTES = 4 * 2**20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
 def explained_os_errors(path: Path) -> Iterator[None]:
-    """Turns what the system refuses into an error that names the file, and the space left where the disk is full."""
+    """Turn an OSError into an error that names the file, and the space left if the disk is full."""
     try:
         yield
     except OSError as error:
@@ -37,7 +37,7 @@ def explained_os_errors(path: Path) -> Iterator[None]:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free on the file system that holds `path`, which need not exist yet."""
+    """Return the bytes free on the file system that holds `path`, which need not exist yet."""
     existing = path
     while not existing.exists():
         existing = existing.parent
@@ -49,46 +49,81 @@ class PendingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+        self.temporary = _temporary_sibling(path)
         with explained_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.stream: BinaryIO = self.temporary.open("xb")
 
     def publish(self, check: Callable[[Path], None] | None = None) -> None:
-        """Make it durable and visible. `check` sees the finished temporary file and may raise.
+        """Make the file durable and visible. `check` receives the finished temporary file and may raise.
 
         A failure anywhere, fsync included, publishes nothing.
         """
         try:
             with explained_os_errors(self.path):
-                self.stream.flush()
-                os.fsync(self.stream.fileno())
                 self.stream.close()
+                _fsync(self.temporary)
                 if check is not None:
                     check(self.temporary)
-                self.temporary.replace(self.path)
-                fsync_folder(self.path.parent)
+                _move(self.temporary, self.path)
         except BaseException:
             self.abort()
             raise
 
     def abort(self) -> None:
-        """Drop what was written."""
+        """Drop all that was written."""
         with suppress(OSError):  # flushing to a full disk fails again here; the file goes anyway
             self.stream.close()
         self.temporary.unlink(missing_ok=True)
 
 
-def publish_bytes(path: Path, data: bytes) -> None:
-    """Publish a small file whole."""
+@contextmanager
+def published_file(path: Path) -> Iterator[PendingFile]:
+    """Yield a pending file that is published if the block succeeds, and dropped if it raises."""
     pending = PendingFile(path)
     try:
         with explained_os_errors(path):
-            pending.stream.write(data)
+            yield pending
     except BaseException:
         pending.abort()
         raise
     pending.publish()
+
+
+@contextmanager
+def published_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that takes the place of `path` if the block succeeds, and goes if it raises.
+
+    A folder that is already at `path` stays whole until then.
+
+    Raises:
+        ResourceError: full disk.
+    """
+    temporary = _temporary_sibling(path)
+    try:
+        with explained_os_errors(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            _fsync(temporary)
+            if path.exists():
+                with _out_of_sight(path):
+                    _move(temporary, path)
+            else:
+                _move(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; a kill half-way leaves nothing torn under its name."""
+    with _out_of_sight(folder):
+        pass
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Publish a small file whole."""
+    with published_file(path) as pending:
+        pending.stream.write(data)
 
 
 def publish_copy(source: Path, path: Path, *, digest: str) -> None:
@@ -97,19 +132,13 @@ def publish_copy(source: Path, path: Path, *, digest: str) -> None:
     Raises:
         CorruptError: its bytes do not have that xxh3_128; nothing is published then.
     """
-    found = xxhash.xxh3_128()
-    pending = PendingFile(path)
-    try:
-        with source.open("rb") as stream, explained_os_errors(path):
-            while chunk := stream.read(_CHUNK_BYTES):
-                pending.stream.write(chunk)
-                found.update(chunk)
-        if found.hexdigest() != digest:
+    copied = xxhash.xxh3_128()
+    with source.open("rb") as stream, published_file(path) as pending:
+        while chunk := stream.read(_CHUNK_BYTES):
+            pending.stream.write(chunk)
+            copied.update(chunk)
+        if copied.hexdigest() != digest:
             raise CorruptError(f"{source}: its bytes do not match the manifest's checksum")
-    except BaseException:
-        pending.abort()
-        raise
-    pending.publish()
 
 
 def publish_json(path: Path, value: Any) -> None:
@@ -118,39 +147,54 @@ def publish_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """The bytes `publish_json` writes."""
+    """Return the bytes that `publish_json` writes."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:
     """Publish `path` unless it exists; True for the one writer that made it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+    pending = PendingFile(path)
     try:
         with explained_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = temporary.open("xb")
-        with explained_os_errors(path), stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.link(temporary, path)
+            pending.stream.write(data)
+            pending.stream.close()
+            _fsync(pending.temporary)
+        os.link(pending.temporary, path)
     except FileExistsError:
         return False
     finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        pending.abort()
+    _fsync(path.parent)
     return True
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files and folders that killed writers left below `folder`."""
+    return sorted(folder.rglob(f".*{_TEMPORARY_SUFFIX}"))
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
+
+
+def _move(source: Path, target: Path) -> None:
+    source.replace(target)
+    _fsync(target.parent)
+
+
+@contextmanager
+def _out_of_sight(folder: Path) -> Iterator[None]:
+    """Rename a folder to a temporary name, and delete it there after the block."""
+    hidden = _temporary_sibling(folder)
+    _move(folder, hidden)
+    yield
+    shutil.rmtree(hidden)
+
+
+def _fsync(path: Path) -> None:
+    """Make a file's bytes, or the renames inside a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Temporary files that a killed writer left behind."""
-    return sorted(folder.rglob(f".*{TEMPORARY_SUFFIX}"))

@@ -1,8 +1,6 @@
-"""Tensors to and from safetensors files: published atomically, and refused when they are not what they should be."""
+"""Tensors to and from safetensors files: published atomically, refused if absent or malformed."""
 
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from eaglepipe.errors import CorruptError
-from eaglepipe.files.publish import TEMPORARY_SUFFIX, explained_os_errors, fsync_folder
+from eaglepipe.files.publish import published_file
 
 
 def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -20,23 +18,14 @@ def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         ResourceError: full disk.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    contents = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with explained_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.touch()
-            mode = temporary.stat().st_mode  # safetensors would leave it readable by its owner alone
-            _save(temporary, contents)
-            temporary.chmod(mode)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync_folder(path.parent)
+    with published_file(path) as pending:
+        mode = pending.temporary.stat().st_mode  # safetensors leaves it readable by its owner alone
+        _save(pending.temporary, {name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+        pending.temporary.chmod(mode)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, on the CPU.
+    """Load all tensors of a file, on the CPU.
 
     Raises:
         CorruptError: absent or malformed.
@@ -47,11 +36,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CorruptError(f"{path}: {error}") from None
 
 
-def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))  # a full disk is told in the message alone
+        number = re.search(r"os error (\d+)", str(error))  # only the message tells a full disk from a bad tensor
         raise error if number is None else OSError(int(number[1]), str(error)) from error
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.chat.types import TokenSample, supervised_tokens
 from eaglepipe.errors import DataError
-from eaglepipe.files.publish import PendingFile, explained_os_errors
+from eaglepipe.files.publish import published_file
 from eaglepipe.vocab import add_counts
 
 _SCHEMA = pa.schema(
@@ -51,19 +51,14 @@ def write_staging(samples: Iterable[TokenSample], path: Path) -> None:
     Raises:
         DataError: there is no sample.
     """
-    pending = PendingFile(path)
-    try:
-        with explained_os_errors(path), pa.ipc.new_file(pa.PythonFile(pending.stream, mode="w"), _SCHEMA) as writer:
-            num_samples = 0
+    num_samples = 0
+    with published_file(path) as pending:
+        with pa.ipc.new_file(pa.PythonFile(pending.stream, mode="w"), _SCHEMA) as writer:
             for group in _groups(samples):
                 num_samples += len(group)
                 writer.write_batch(_to_batch(group))
         if num_samples == 0:
             raise DataError("no sample is left to train on")
-    except BaseException:
-        pending.abort()
-        raise
-    pending.publish()
 
 
 def _groups(samples: Iterable[TokenSample]) -> Iterator[list[TokenSample]]:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.errors import EaglepipeError, ResourceError
-from eaglepipe.files.publish import PendingFile, leftovers, publish_bytes, put_if_absent
+from eaglepipe.files.publish import (
+    PendingFile,
+    leftovers,
+    publish_bytes,
+    published_folder,
+    put_if_absent,
+    remove_folder,
+)
 
 
 def test_nothing_appears_before_publish(tmp_path: Path) -> None:
@@ -80,3 +87,34 @@ def test_killed_writer_leaves_only_a_temporary_file(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "a.bin").exists()
     assert len(leftovers(tmp_path)) == 1
+
+
+def test_folder_takes_the_place_of_the_old_one_only_when_its_block_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with published_folder(path) as folder:
+        publish_bytes(folder / "old", b"1")
+        assert not path.exists()
+    with pytest.raises(ValueError, match="half"), published_folder(path) as folder:
+        publish_bytes(folder / "new", b"2")
+        raise ValueError("half")
+    assert [file.name for file in path.iterdir()] == ["old"]
+    with published_folder(path) as folder:
+        publish_bytes(folder / "new", b"2")
+        assert (path / "old").exists()
+    assert [file.name for file in path.iterdir()] == ["new"]
+    assert leftovers(tmp_path) == []
+    remove_folder(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_while_filling_a_folder_the_old_one_stays(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from eaglepipe.files.publish import published_folder\n"
+        "with published_folder(Path(sys.argv[1]) / 'folder') as folder:\n"
+        "    (folder / 'new').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    publish_bytes(tmp_path / "folder" / "old", b"1")
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, env={**os.environ})
+    assert done.returncode == -signal.SIGKILL
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["old"]
+    assert [path.name[:8] for path in leftovers(tmp_path)] == [".folder."]

@@ -6,7 +6,6 @@ optimizer.safetensors, state.json and, written last, the marker with every file'
 
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from eaglepipe.cache.identity import hash_file
 from eaglepipe.errors import CorruptError
-from eaglepipe.files.publish import explained_os_errors, fsync_folder, publish_json
+from eaglepipe.files.publish import leftovers, publish_json, published_folder, remove_folder
 from eaglepipe.files.tensors import load_tensors, publish_tensors
 from eaglepipe.training.run.state import RunState, state_from_json, state_to_json
 
@@ -24,7 +23,6 @@ VERSION = 1
 MARKER = "COMPLETE"
 DRAFT_FILE, OPTIMIZER_FILE, STATE_FILE = "draft.safetensors", "optimizer.safetensors", "state.json"
 _FILES = (DRAFT_FILE, OPTIMIZER_FILE, STATE_FILE)
-_TEMPORARY_PREFIX = ".tmp-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +54,12 @@ def save_checkpoint(
         ResourceError: full disk; earlier checkpoints are untouched.
     """
     final = root / step_name(state.step)
-    temporary = root / f"{_TEMPORARY_PREFIX}{final.name}-{uuid.uuid4().hex}"
-    with explained_os_errors(final):
-        temporary.mkdir(parents=True)
-        try:
-            publish_tensors(temporary / DRAFT_FILE, draft)
-            publish_tensors(temporary / OPTIMIZER_FILE, optimizer)
-            publish_json(
-                temporary / STATE_FILE, {"version": VERSION, "state": state_to_json(state), "contract": dict(contract)}
-            )
-            publish_json(temporary / MARKER, {name: _file_entry(temporary / name) for name in _FILES})
-            _replace_folder(temporary, final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with published_folder(final) as folder:
+        publish_tensors(folder / DRAFT_FILE, draft)
+        publish_tensors(folder / OPTIMIZER_FILE, optimizer)
+        values = {"version": VERSION, "state": state_to_json(state), "contract": dict(contract)}
+        publish_json(folder / STATE_FILE, values)
+        publish_json(folder / MARKER, {name: _file_entry(folder / name) for name in _FILES})
     return final
 
 
@@ -129,9 +119,9 @@ def prune_checkpoints(root: Path, *, keep: int, step: int) -> None:
     kept = {folder.name for folder in newest} | {best for folder in newest if (best := _best_of(folder))}
     for folder in checkpoint_folders(root):
         if folder.name not in kept:
-            _remove_folder(folder)
-    for leftover in root.glob(f"{_TEMPORARY_PREFIX}*"):
-        shutil.rmtree(leftover)
+            remove_folder(folder)
+    for leftover in leftovers(root):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _best_of(folder: Path) -> str | None:
@@ -158,18 +148,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptError(f"{path}: a JSON object is expected")
     return value
-
-
-def _replace_folder(temporary: Path, final: Path) -> None:
-    fsync_folder(temporary)
-    if final.exists():
-        _remove_folder(final)
-    temporary.rename(final)
-    fsync_folder(final.parent)
-
-
-def _remove_folder(folder: Path) -> None:
-    """Out of sight first, so that a kill half-way leaves no torn checkpoint under its name."""
-    hidden = folder.with_name(f"{_TEMPORARY_PREFIX}{folder.name}-{uuid.uuid4().hex}")
-    folder.rename(hidden)
-    shutil.rmtree(hidden)

@@ -107,7 +107,7 @@ def test_killed_while_saving_the_previous_one_is_used(tmp_path: Path, written: i
     save(tmp_path, 10)
     save(tmp_path, 20)
     whole = tmp_path / "step-0000020"
-    torn = tmp_path / ".tmp-step-0000020-0123"
+    torn = tmp_path / ".step-0000020.0123.tmp"
     torn.mkdir()
     for name in ["draft.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"][:written]:
         shutil.copy(whole / name, torn / name)
