@@ -97,7 +97,7 @@ def test_rows_masks_and_shift_of_a_two_turn_conversation(tmp_path: Path) -> None
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0]
     top1 = logits.argmax(-1).numpy()
-    inside = np.isin(top1, cache.selected_token_ids.numpy())
+    inside = np.isin(top1, cache.vocab.selected_token_ids.numpy())
     assert row.target_top1.tolist() == np.where(supervised, top1, -1).tolist()
     assert row.position_mask.tolist() == (supervised & inside).tolist()
 

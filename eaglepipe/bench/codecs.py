@@ -97,7 +97,7 @@ def _finished_demo(folder: Path) -> tuple[Path, Path]:
             f"{folder}: not a finished demo (one cache and train/recipe.yaml); run `eaglepipe demo` first"
         )
     cache = Cache.open(manifests[0].parent)
-    found = (cache.supervision, cache.spec.supervision_codec, cache.spec.aux_codec)
+    found = (cache.spec.supervision, cache.spec.supervision_codec, cache.spec.aux_codec)
     if found != ("hidden", "bf16", "bf16"):
         raise CacheError(
             f"{cache.folder} stores {found[0]} supervision in {found[1]} and aux states in {found[2]}; the comparison "

@@ -32,7 +32,7 @@ def measure_supervision(variant: Variant, exact: Path, folder: Path) -> Supervis
     """Compare a variant's supervision with that of the exact cache, in float64."""
     source, cache = Cache.open(exact), Cache.open(folder)
     exact_rows = TargetDistribution(source)
-    rows = None if cache.supervision == "sparse" else TargetDistribution(cache)
+    rows = None if cache.spec.supervision == "sparse" else TargetDistribution(cache)
     kl, learned, entries, mass = Divergence(), Divergence(), 0, 0.0
     for number in split_samples(source.index.sample_ids, HELDOUT_FRACTION).heldout.tolist():
         reference, sample = source.read(number), cache.read(number)

@@ -156,8 +156,8 @@ def make_module(
     """A trainer module around a draft of one layer in the target's shape, embeddings frozen."""
     return Eagle3TrainerModule(
         build_draft(cache, draft_settings(shape), seed=0),
-        cache.selected_token_ids,
-        cache.selected_token_mask,
+        cache.vocab.selected_token_ids,
+        cache.vocab.selected_token_mask,
         ttt_steps,
         implementation=implementation,
     )

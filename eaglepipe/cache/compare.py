@@ -120,7 +120,7 @@ def _first_difference(first: Cache, other: Cache) -> str | None:
     for section, name in _TARGET_FIELDS:
         if mine.get(section, {}).get(name) != others.get(section, {}).get(name):
             return f"{section}.{name}{_config_hint(first, other) if name == 'config' else ''}"
-    ids, other_ids = set(first.selected_token_ids.tolist()), set(other.selected_token_ids.tolist())
+    ids, other_ids = set(first.vocab.selected_token_ids.tolist()), set(other.vocab.selected_token_ids.tolist())
     if ids != other_ids:
         return f"draft vocabulary ({len(ids)} and {len(other_ids)} tokens, {len(ids & other_ids)} in common)"
     for field, old, new in differing_leaves(

@@ -17,6 +17,7 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError
+from eaglepipe.vocab import DraftVocab
 
 VOCAB_FILE = "vocab.safetensors"
 START_FILE = "target.safetensors"
@@ -44,11 +45,11 @@ def check_claims(folder: Path, manifest: Manifest) -> None:
     load_target_config(folder / TARGET_CONFIG_FILE, spec)
 
 
-def load_vocab(path: Path, spec: ShardSpec) -> dict[str, torch.Tensor]:
-    """`selected_token_ids` int64 [D], ascending, `selected_token_mask` bool [V] and `counts` int64 [V].
+def load_vocab(path: Path, spec: ShardSpec) -> DraftVocab:
+    """Read `vocab.safetensors`.
 
     Raises:
-        CorruptError: anything else.
+        CorruptError: a tensor has not the dtype and shape that the spec tells, or the ids are not those of the mask.
     """
     try:
         tensors = load_file(path)
@@ -65,7 +66,7 @@ def load_vocab(path: Path, spec: ShardSpec) -> dict[str, torch.Tensor]:
             raise CorruptError(f"{path}: {name} is {_told(found)}, and {_told(wanted)} by the manifest")
     if not torch.equal(tensors["selected_token_mask"].nonzero().flatten(), tensors["selected_token_ids"]):
         raise CorruptError(f"{path}: selected_token_ids are not ascending, or not those of selected_token_mask")
-    return tensors
+    return DraftVocab(**{name: tensors[name] for name in expected})
 
 
 def load_target_config(path: Path, spec: ShardSpec) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from eaglepipe.cache.codecs.catalog import RowCodec
 from eaglepipe.cache.consistency import (
     START_FILE,
     TARGET_CONFIG_FILE,
@@ -25,7 +24,6 @@ from eaglepipe.cache.consistency import (
     load_target_config,
     load_vocab,
 )
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_file
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, Plan, Sidecar, load_document
 from eaglepipe.cache.mapped import MappedArrow
@@ -33,6 +31,7 @@ from eaglepipe.cache.schema import arrow_schema, batch_to_sample, sample_digest
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.vocab import DraftVocab
 
 REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
@@ -46,7 +45,7 @@ class Cache:
 
     def __init__(self, folder: Path, manifest: Manifest, sidecars: list[Sidecar]) -> None:
         self.folder, self.manifest = folder, manifest
-        self.spec = manifest.shard_spec()
+        self.spec, self.head = manifest.shard_spec(), manifest.spec.head()
         self.index = _join_indices(sidecars)
         self._first_sample = np.cumsum([0] + [entry.samples for entry in manifest.shards])
         self._verified = np.zeros(manifest.samples, np.bool_)
@@ -89,51 +88,10 @@ class Cache:
     def max_length(self) -> int:
         return self.manifest.spec.max_length
 
-    @property
-    def supervision(self) -> str:
-        return self.spec.supervision
-
-    @property
-    def last_hidden(self) -> str:
-        """Tokens whose last hidden state is stored, where supervision is hidden: `supervised` or `all`."""
-        return self.spec.last_hidden
-
-    @property
-    def aux_layer_ids(self) -> tuple[int, ...]:
-        return self.spec.aux_layer_ids
-
-    @property
-    def aux_codec(self) -> RowCodec:
-        """Codec of `aux_payload`, rows of shape (A, Ht)."""
-        return self.spec.aux
-
-    @property
-    def supervision_codec(self) -> RowCodec:
-        """Codec of `supervision_payload`, rows of shape (D,) where dense, (Ht,) where hidden, (1,) where sparse."""
-        return self.spec.rows
-
-    @property
-    def head(self) -> HeadSpec:
-        return self.manifest.spec.head()
-
     @functools.cached_property
-    def _vocab(self) -> dict[str, torch.Tensor]:
+    def vocab(self) -> DraftVocab:
+        """The draft vocabulary, with the corpus's assistant tokens counted by target id."""
         return load_vocab(self.folder / VOCAB_FILE, self.spec)
-
-    @property
-    def selected_token_ids(self) -> torch.Tensor:
-        """Target ids of the draft vocabulary, int64 [D], ascending."""
-        return self._vocab["selected_token_ids"]
-
-    @property
-    def selected_token_mask(self) -> torch.Tensor:
-        """Membership in the draft vocabulary, bool [V]."""
-        return self._vocab["selected_token_mask"]
-
-    @property
-    def token_counts(self) -> torch.Tensor:
-        """Assistant tokens of the corpus by target id, int64 [V]: what a draft vocabulary is chosen by."""
-        return self._vocab["counts"]
 
     @functools.cached_property
     def target_config(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, RowCodec, inline_codec, make_codec
+from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, EncodedRows, RowCodec, inline_codec, make_codec
 from eaglepipe.cache.supervision.sparse import id_dtype
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError
@@ -55,6 +55,10 @@ class ShardSpec:
     @functools.cached_property
     def aux(self) -> RowCodec:
         return make_codec(self.aux_codec, (len(self.aux_layer_ids), self.hidden_size))
+
+    def decode_aux(self, encoded: EncodedRows) -> torch.Tensor:
+        """Rows of `aux_payload` -> states [N, A, Ht] of the layers in `aux_layer_ids`."""
+        return self.aux.decode(encoded)
 
     @functools.cached_property
     def rows(self) -> RowCodec:

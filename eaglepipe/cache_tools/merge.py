@@ -29,6 +29,7 @@ from eaglepipe.cache_tools.derive import (
     write_derived,
 )
 from eaglepipe.errors import CacheError, printable
+from eaglepipe.vocab import vocab_tensors
 
 
 def merge_caches(folder: Path, parts: Sequence[Path]) -> Manifest:
@@ -143,16 +144,10 @@ def _one_or_all(values: list[Any]) -> Any:
 
 def _joined_vocab(caches: Sequence[Cache], duplicates: Sequence[CachedSample]) -> bytes:
     """The common draft vocabulary, with counts over all that is kept."""
-    counts = torch.stack([cache.token_counts for cache in caches]).sum(dim=0)
+    counts = torch.stack([cache.vocab.counts for cache in caches]).sum(dim=0)
     for sample in duplicates:
         counts -= torch.from_numpy(np.bincount(sample.input_ids[sample.loss_mask], minlength=len(counts)))
-    first = caches[0]
-    tensors = {
-        "selected_token_ids": first.selected_token_ids,
-        "selected_token_mask": first.selected_token_mask,
-        "counts": counts.clamp(min=0),
-    }
-    return save(tensors)
+    return save(vocab_tensors(replace(caches[0].vocab, counts=counts.clamp(min=0))))
 
 
 def _joined_drops(caches: Sequence[Cache], duplicates: int) -> Counter[str]:

@@ -80,7 +80,7 @@ def peek_sample(cache: Cache, number: int, rows: slice, *, top: int) -> PeekedSa
 def _tops(cache: Cache, sample: CachedSample, stored: NDArray[np.int64], top: int) -> list[Top]:
     if len(stored) == 0:
         return []
-    distribution, ids = TargetDistribution(cache), cache.selected_token_ids
+    distribution, ids = TargetDistribution(cache), cache.vocab.selected_token_ids
     found: list[Top] = []
     for start in range(0, len(stored), ROWS_AT_ONCE):
         best = distribution.of(sample, stored[start : start + ROWS_AT_ONCE]).topk(min(top, len(ids)), dim=-1)
@@ -93,7 +93,7 @@ def _tops(cache: Cache, sample: CachedSample, stored: NDArray[np.int64], top: in
 
 def _sparse_tops(cache: Cache, sample: CachedSample, stored: NDArray[np.int64], top: int) -> list[Top]:
     """The largest of the stored entries, which may be fewer than `top`."""
-    ids = cache.selected_token_ids.numpy()
+    ids = cache.vocab.selected_token_ids.numpy()
     found: list[Top] = []
     for row in stored.tolist():
         index, probs = sample.sparse_row(row)

@@ -244,7 +244,7 @@ def _check_cut(cache: Cache, changes: Changes) -> None:
     """Refuse options of sparse supervision where none is made."""
     if changes.tolerance is None and changes.max_entries is None:
         return
-    if cache.supervision == "sparse":
+    if cache.spec.supervision == "sparse":
         raise ConfigError(
             f"{cache.folder}: its supervision is sparse already and is carried over as it is; tolerance and "
             "max_entries apply where 'hidden' or 'dense' becomes 'sparse'"
@@ -255,7 +255,7 @@ def _check_cut(cache: Cache, changes: Changes) -> None:
 
 def _sparse_rule(cache: Cache, changes: Changes, spec: ShardSpec) -> SparseRule | None:
     """How to cut, where supervision becomes sparse."""
-    if spec.supervision != "sparse" or cache.supervision == "sparse":
+    if spec.supervision != "sparse" or cache.spec.supervision == "sparse":
         return None
     given = {"tolerance": changes.tolerance, "max_entries": changes.max_entries}
     settings = _checked({name: value for name, value in given.items() if value is not None})

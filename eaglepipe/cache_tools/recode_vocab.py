@@ -1,5 +1,6 @@
 """The draft vocabulary of a cache that is made from another: chosen as precomputing does, from what the cache keeps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,11 +29,11 @@ def new_vocab(cache: Cache, *, draft_size: int | None, vocab_from: Path | None) 
     if vocab_from is not None:
         vocab = _vocab_from(vocab_from, cache)
     elif draft_size is not None:
-        counts = cache.token_counts.numpy()
+        counts = cache.vocab.counts.numpy()
         vocab = build_draft_vocab(counts, draft_size, cache.spec.vocab_size, _forced_ids(cache))
     else:
         return None
-    return None if torch.equal(vocab.selected_token_ids, cache.selected_token_ids) else vocab
+    return None if torch.equal(vocab.selected_token_ids, cache.vocab.selected_token_ids) else vocab
 
 
 def end_of_turn(cache: Cache) -> int | None:
@@ -55,7 +56,7 @@ def vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor]) -> dict[str
 
 def _vocab_from(folder: Path, cache: Cache) -> DraftVocab:
     if (folder / CONFIG_FILE).is_file():
-        return published_vocab(folder, cache.token_counts)
+        return published_vocab(folder, cache.vocab.counts)
     return _vocab_of(Cache.open(folder), cache)
 
 
@@ -63,11 +64,7 @@ def _vocab_of(other: Cache, cache: Cache) -> DraftVocab:
     tokenizers = [source_fields(one)[0]["data"].get("tokenizer") for one in (other, cache)]
     if other.spec.vocab_size != cache.spec.vocab_size or tokenizers[0] != tokenizers[1]:
         raise VocabError(f"{other.folder} and {cache.folder} do not have the same tokenizer and target vocabulary")
-    return DraftVocab(
-        selected_token_ids=other.selected_token_ids,
-        selected_token_mask=other.selected_token_mask,
-        counts=cache.token_counts,
-    )
+    return replace(other.vocab, counts=cache.vocab.counts)
 
 
 def _forced_ids(cache: Cache) -> set[int]:

@@ -62,7 +62,7 @@ class Reencoder:
 
         `cut` is for supervision that becomes sparse; what is sparse already is carried over.
         """
-        self._cut, self._ids = cut, cache.selected_token_ids if draft_ids is None else draft_ids
+        self._cut, self._ids = cut, cache.vocab.selected_token_ids if draft_ids is None else draft_ids
         self._cache, self._spec = cache, spec
         self._full_head, self._draft_ids = full_head, draft_ids
         old = cache.spec
@@ -74,7 +74,7 @@ class Reencoder:
             self._in_draft = np.zeros(spec.vocab_size, np.bool_)
             self._in_draft[draft_ids.numpy()] = True
             self._head = full_head.select(draft_ids)
-        elif cache.supervision == "hidden" and not self._same_rows:
+        elif old.supervision == "hidden" and not self._same_rows:
             self._head = draft_head(cache, tensors)
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class Reencoder:
             return {}, RecodeSums(aux=Deviation(count=sample.aux_payload.size)), True
         scales = None if sample.aux_scales is None else torch.from_numpy(sample.aux_scales.copy())
         stored = EncodedRows(payload=torch.from_numpy(sample.aux_payload.copy()), scales=scales)
-        old = self._cache.aux_codec.decode(stored)
+        old = self._cache.spec.decode_aux(stored)
         encoded = self._spec.aux.encode(old)
         new = self._spec.aux.decode(encoded)
         columns = {
@@ -111,7 +111,7 @@ class Reencoder:
         if self._same_rows:
             return {}, True
         payload = torch.from_numpy(sample.last_hidden_payload.copy())
-        encoded = self._spec.rows.encode(self._cache.supervision_codec.decode(EncodedRows(payload=payload)))
+        encoded = self._spec.rows.encode(self._cache.spec.rows.decode(EncodedRows(payload=payload)))
         finite = bool(torch.isfinite(self._spec.rows.decode(encoded)).all())
         return {"last_hidden_payload": encoded.payload.numpy()}, finite
 
@@ -146,7 +146,7 @@ class Reencoder:
 
     def _chunk(self, stored: torch.Tensor) -> _Chunk:
         exact = self._distribution(stored)
-        kept = exact if self._spec.supervision != self._cache.supervision else stored
+        kept = exact if self._spec.supervision != self._cache.spec.supervision else stored
         encoded = self._spec.rows.encode(kept)
         new = self._spec.rows.decode(encoded)
         again = self._distribution(new) if self._spec.supervision == "hidden" else _normalised(new)

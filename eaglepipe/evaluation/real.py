@@ -65,7 +65,7 @@ def open_target(run: TrainedRun, path: Path | None, device: str) -> OpenTarget:
                 f"trained for has {expected[name]}; give that one"
             )
     chat = read_chat_tokenizer(recipe)
-    stepping = SteppingTarget(HFEagle3TargetModel(target, run.source.aux_layer_ids))
+    stepping = SteppingTarget(HFEagle3TargetModel(target, run.source.spec.aux_layer_ids))
     match = match_target(run, settings)
     return OpenTarget(stepping=stepping, chat=chat, stops=stop_ids(target, chat), match=match)
 

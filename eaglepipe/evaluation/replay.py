@@ -5,14 +5,14 @@ newest token, its guesses are judged by the target's choices along the text, and
 text that is the target's own greedy answer this is what `decode.speculate` does, round for round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec
+from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.decoding.decode import Decoded, DecodeRun
 from eaglepipe.decoding.drafters import Drafter, Verified
@@ -91,10 +91,10 @@ def _open(source: TrainingSource, turn: Turn, device: torch.device, dtype: torch
     return _Replayed(
         tokens=sample.input_ids[: turn.stop].tolist(),
         choices=sample.target_top1[: turn.stop].tolist(),
-        aux=_decoded(source.aux_codec, sample.aux_payload, sample.aux_scales, turn.stop, device).to(dtype),
+        aux=_decoded(source.spec.decode_aux, sample.aux_payload, sample.aux_scales, turn.stop, device).to(dtype),
         last_hidden=None
         if hidden is None
-        else _decoded(source.supervision_codec, hidden, None, turn.stop, device).to(dtype),
+        else _decoded(source.spec.rows.decode, hidden, None, turn.stop, device).to(dtype),
         start=start,
         stop=turn.stop,
         position=start,
@@ -103,7 +103,7 @@ def _open(source: TrainingSource, turn: Turn, device: torch.device, dtype: torch
 
 
 def _decoded(
-    codec: RowCodec,
+    decode: Callable[[EncodedRows], torch.Tensor],
     payload: NDArray[np.uint8],
     scales: NDArray[np.floating] | None,
     stop: int,
@@ -112,7 +112,7 @@ def _decoded(
     """The first `stop` rows of a column, decoded on the device."""
     moved = [None if part is None else torch.from_numpy(np.array(part[:stop])).to(device) for part in (payload, scales)]
     assert moved[0] is not None
-    return codec.decode(EncodedRows(payload=moved[0], scales=moved[1]))
+    return decode(EncodedRows(payload=moved[0], scales=moved[1]))
 
 
 def _verified(row: _Replayed, known: int) -> Verified:

@@ -89,7 +89,7 @@ def test_drafts_that_are_drawn_are_accepted_by_what_both_distributions_share(
     config = project.recipe().train.model_copy(update={"ttt_steps": 1, "eval_depth": None, "device": "cpu"})
     draft = build_draft(source, project.recipe().draft, seed=0)
     draft.lm_head.weight.data.zero_()
-    numbers, size = np.arange(4), len(cache.selected_token_ids)
+    numbers, size = np.arange(4), len(cache.vocab.selected_token_ids)
     with join_world("cpu") as world:
         plan = plan_run(source, config, world)
         found = judge(draft, source, numbers, config=config, cut=plan.cut, world=world)

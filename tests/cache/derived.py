@@ -51,7 +51,7 @@ def samples(folder: Path) -> dict[str, CachedSample]:
 def aux_of(folder: Path) -> dict[str, torch.Tensor]:
     cache = Cache.open(folder)
     return {
-        name: cache.aux_codec.decode(
+        name: cache.spec.aux.decode(
             EncodedRows(
                 payload=torch.from_numpy(np.copy(sample.aux_payload)),
                 scales=None if sample.aux_scales is None else torch.from_numpy(np.copy(sample.aux_scales)),
@@ -63,7 +63,7 @@ def aux_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def rows_of(folder: Path) -> dict[str, torch.Tensor]:
     """Sample id -> the supervision rows that are stored, float32."""
-    codec = Cache.open(folder).supervision_codec
+    codec = Cache.open(folder).spec.rows
     return {
         name: codec.decode(EncodedRows(payload=torch.from_numpy(np.copy(sample.supervision_payload)))).float()
         for name, sample in samples(folder).items()

@@ -35,7 +35,7 @@ def precompute(project: TinyProject, root: Path, **overrides: object) -> Path:
 
 
 def states(cache: Cache, payload: np.ndarray) -> torch.Tensor:
-    return cache.supervision_codec.decode(EncodedRows(payload=torch.from_numpy(payload.copy()))).float()
+    return cache.spec.rows.decode(EncodedRows(payload=torch.from_numpy(payload.copy()))).float()
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def test_the_file_itself_says_that_all_rows_have_a_state(whole: Path) -> None:
 def test_recoding_keeps_all_states_or_drops_them_with_hidden_supervision(whole: Path, tmp_path: Path) -> None:
     recode_cache(tmp_path / "fp8", whole, Changes(codec="fp8"))
     before, after = Cache.open(whole), Cache.open(tmp_path / "fp8")
-    assert after.last_hidden == "all"
+    assert after.spec.last_hidden == "all"
     one, other = before.read(1), after.read(1)
     assert one.last_hidden_payload is not None and other.last_hidden_payload is not None
     exact, again = states(before, one.last_hidden_payload), states(after, other.last_hidden_payload)
@@ -98,7 +98,7 @@ def test_recoding_keeps_all_states_or_drops_them_with_hidden_supervision(whole: 
 
     recode_cache(tmp_path / "sparse", whole, Changes(supervision="sparse"))
     sparse = Cache.open(tmp_path / "sparse")
-    assert sparse.last_hidden == "supervised" and sparse.read(1).last_hidden_payload is None
+    assert sparse.spec.last_hidden == "supervised" and sparse.read(1).last_hidden_payload is None
     assert "last_hidden" not in json.loads((tmp_path / "sparse" / "plan.json").read_text())["identity_fields"]["cache"]
 
 
@@ -115,7 +115,7 @@ def test_merging_keeps_all_states_and_refuses_a_part_without_them(
     part = precompute(project, tmp_path / "part", **{"data.sources.0.max_samples": 4})
     merge_caches(tmp_path / "merged", [whole, part])
     merged = Cache.open(tmp_path / "merged")
-    assert merged.last_hidden == "all" and merged.read(0).last_hidden_payload is not None
+    assert merged.spec.last_hidden == "all" and merged.read(0).last_hidden_payload is not None
     with pytest.raises(CacheError, match="last_hidden"):
         merge_caches(tmp_path / "refused", [whole, sealed_cache])
     with pytest.raises(CacheError, match="last_hidden"):

@@ -123,7 +123,7 @@ def test_aux_states_are_rebuilt_bit_for_bit_with_pyarrow_and_numpy_alone(sealed_
     raw = np.frombuffer(
         batch.column("aux_hidden_states").buffers()[1], np.uint8, batch.num_rows * field.type.byte_width
     )
-    ours = cache.aux_codec.decode(EncodedRows(payload=torch.from_numpy(cache.read(0).aux_payload.copy())))
+    ours = cache.spec.aux.decode(EncodedRows(payload=torch.from_numpy(cache.read(0).aux_payload.copy())))
     if field.metadata[b"logical_dtype"] == b"bfloat16":
         theirs = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:

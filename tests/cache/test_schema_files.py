@@ -82,7 +82,7 @@ def test_golden_cache_of_every_version_loads_for_ever(folder: Path) -> None:
     checksum = sum(int(cache.read(sample).input_ids.sum()) for sample in range(cache.num_samples))
     assert (cache.num_samples, tokens, checksum) == GOLDEN_FACTS[folder.parent.parent.name]
     aux = cache.read(0).aux_payload.view(np.uint16)
-    assert aux.shape[1] == len(cache.aux_layer_ids) * cache.spec.hidden_size
+    assert aux.shape[1] == len(cache.spec.aux_layer_ids) * cache.spec.hidden_size
 
 
 def test_schema_file_describes_every_codec_as_the_code_has_it() -> None:

@@ -60,7 +60,7 @@ def test_repeated_samples_are_dropped_counted_and_not_in_the_vocabularys_counts(
     counts = torch.zeros(Cache.open(merged).spec.vocab_size, dtype=torch.int64)
     for sample in samples(merged).values():
         counts += torch.from_numpy(np.bincount(sample.input_ids[sample.loss_mask], minlength=len(counts)))
-    assert torch.equal(Cache.open(merged).token_counts, counts)
+    assert torch.equal(Cache.open(merged).vocab.counts, counts)
 
 
 def test_identity_comes_from_the_parts_and_their_order_alone(parts: list[Path], merged: Path, tmp_path: Path) -> None:

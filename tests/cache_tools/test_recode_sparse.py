@@ -49,7 +49,7 @@ def test_sparse_is_what_precomputing_would_have_cut(
     assert verify_cache(tmp_path / "out", full=True).ok
     read_everything(tmp_path / "out")
     cache, theirs = Cache.open(tmp_path / "out"), samples(sparse)
-    ids = cache.selected_token_ids.tolist()
+    ids = cache.vocab.selected_token_ids.tolist()
     end = AutoTokenizer.from_pretrained(full_cache / "tokenizer").eos_token_id
     kl = []
     for name, found in samples(tmp_path / "out").items():

@@ -178,4 +178,4 @@ def test_cache_takes_over_the_vocabulary_of_a_published_draft(project: TinyProje
         recode_cache(tmp_path / "refused", folder, Changes(vocab_from=wrong))
     published = export_draft(save_draft(make_draft(target), tmp_path / "right"), "hf").folder
     recode_cache(tmp_path / "made", folder, Changes(vocab_from=published))
-    assert Cache.open(tmp_path / "made").selected_token_ids.tolist() == target.selected_token_ids.tolist()
+    assert Cache.open(tmp_path / "made").vocab.selected_token_ids.tolist() == target.selected_token_ids.tolist()

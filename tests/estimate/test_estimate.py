@@ -54,7 +54,7 @@ def test_measured_entries_are_what_the_targets_distribution_takes(project: TinyP
     needed = []
     for sample in range(cache.num_samples):
         payload = torch.from_numpy(cache.read(sample).supervision_payload.copy())
-        probs = head.probabilities(cache.supervision_codec.decode(EncodedRows(payload=payload))).numpy()
+        probs = head.probabilities(cache.spec.rows.decode(EncodedRows(payload=payload))).numpy()
         needed += ((np.cumsum(-np.sort(-probs), axis=1) < 0.6).sum(axis=1) + 1).tolist()
     assert measured.entries is not None
     assert 0.97 * np.mean(needed) <= measured.entries <= 1.03 * np.mean(needed) + 2, "and two that are always kept"

@@ -41,8 +41,6 @@ class Source:
     samples: tuple[CachedSample, ...]
     identity: str = "random"
     index: SampleIndex | None = None
-    aux_codec: None = None
-    supervision_codec: None = None
 
     def read(self, i: int, /) -> CachedSample:
         return self.samples[i]

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.recipe.config import DraftConfig, TrainConfig
 from eaglepipe.training.objectives.build_eagle3 import publish_draft
 from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.vocab import DraftVocab
+from tests.training.tiny_source import tiny_vocab
 
 DEPTH, VOCAB, HIDDEN = 10, 64, 16
 LLAMA: dict[str, Any] = {
@@ -57,8 +60,6 @@ class MadeTarget:
     target_config: dict[str, Any] = field(default_factory=lambda: dict(LLAMA))
     aux_layer_ids: tuple[int, ...] = (2, DEPTH // 2, DEPTH - 3)
     draft_size: int = 40
-    supervision: str = "hidden"
-    last_hidden: str = "all"  # as EAGLE-1/2 asks of a cache
 
     @property
     def vocab_size(self) -> int:
@@ -70,8 +71,22 @@ class MadeTarget:
         return chosen.sort().values
 
     @property
-    def selected_token_mask(self) -> torch.Tensor:
-        return torch.zeros(self.vocab_size, dtype=torch.bool).index_fill(0, self.selected_token_ids, True)
+    def vocab(self) -> DraftVocab:
+        return tiny_vocab(self.selected_token_ids, self.vocab_size)
+
+    @property
+    def spec(self) -> ShardSpec:
+        """That of a cache as EAGLE-1/2 asks for."""
+        return ShardSpec(
+            supervision="hidden",
+            aux_codec="bf16",
+            supervision_codec="bf16",
+            aux_layer_ids=self.aux_layer_ids,
+            hidden_size=self.target_config["hidden_size"],
+            vocab_size=self.vocab_size,
+            draft_vocab_size=self.draft_size,
+            last_hidden="all",
+        )
 
     @property
     def embeddings(self) -> torch.Tensor:

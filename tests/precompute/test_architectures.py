@@ -83,9 +83,9 @@ def decoded(source: TrainingSource, sample: int) -> TrainerInputs:
     row = source.read(sample)
     batch = collate_payload(
         collate_columns(((row,),)),
-        aux_bytes=source.aux_codec.row_bytes,
+        aux_bytes=source.spec.aux.row_bytes,
         aux_scales=0,
-        row_bytes=source.supervision_codec.row_bytes,
+        row_bytes=source.spec.rows.row_bytes,
         pinned=False,
         run=lambda copy: copy(),
     )
@@ -117,7 +117,7 @@ def assert_rows_are_the_targets_own(model: PreTrainedModel, folder: Path) -> Non
         logits = output.logits[0].float()
         answered = torch.from_numpy(np.flatnonzero(row.position_mask))
         assert np.array_equal(row.target_top1[row.supervised], logits.argmax(-1).numpy()[row.supervised])
-        wanted = torch.softmax(logits[answered][:, source.selected_token_ids], dim=-1)
+        wanted = torch.softmax(logits[answered][:, source.vocab.selected_token_ids], dim=-1)
         torch.testing.assert_close(found.target_probs, wanted, rtol=1e-4, atol=1e-6)
 
 

@@ -27,8 +27,8 @@ def decoded(cache: Cache, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Aux states [T, A, Ht] and supervision rows [S, width] as stored."""
     stored = cache.read(sample)
     return (
-        cache.aux_codec.decode(EncodedRows(payload=torch.from_numpy(stored.aux_payload.copy()))),
-        cache.supervision_codec.decode(EncodedRows(payload=torch.from_numpy(stored.supervision_payload.copy()))),
+        cache.spec.aux.decode(EncodedRows(payload=torch.from_numpy(stored.aux_payload.copy()))),
+        cache.spec.rows.decode(EncodedRows(payload=torch.from_numpy(stored.supervision_payload.copy()))),
     )
 
 
@@ -36,13 +36,13 @@ def decoded(cache: Cache, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_every_stored_number_equals_the_targets_own(project: TinyProject, tmp_path: Path, supervision: str) -> None:
     cache = cache_of(project, tmp_path, **EXACT, **{"cache.supervision": supervision})
     model = AutoModelForCausalLM.from_pretrained(project.target)
-    ids = cache.selected_token_ids
+    ids = cache.vocab.selected_token_ids
     for sample in range(0, cache.num_samples, 5):
         stored = cache.read(sample)
         with torch.no_grad():
             output = model(torch.from_numpy(stored.input_ids.copy())[None].long(), output_hidden_states=True)
         aux, rows = decoded(cache, sample)
-        states = torch.stack([output.hidden_states[b][0] for b in cache.aux_layer_ids], 1)
+        states = torch.stack([output.hidden_states[b][0] for b in cache.spec.aux_layer_ids], 1)
         torch.testing.assert_close(aux, states, rtol=1e-5, atol=1e-5)
         logits, supervised = output.logits[0].double(), torch.from_numpy(stored.supervised)
         full = logits.softmax(-1)
@@ -72,7 +72,7 @@ def test_start_tensors_are_the_targets_embeddings_and_head_rows(sealed_cache: Pa
     start = cache.start_tensors()
     assert torch.equal(start["embed_tokens.weight"], weights["model.embed_tokens.weight"])
     assert torch.equal(start["norm.weight"], weights["model.norm.weight"])
-    assert torch.equal(start["lm_head.weight"], weights["lm_head.weight"][cache.selected_token_ids])
+    assert torch.equal(start["lm_head.weight"], weights["lm_head.weight"][cache.vocab.selected_token_ids])
     assert "lm_head_full.weight" not in start
 
 

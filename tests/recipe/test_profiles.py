@@ -31,7 +31,7 @@ def cache_of(project: TinyProject, root: Path, **overrides: object) -> Cache:
 def aux_of(cache: Cache, sample: int) -> torch.Tensor:
     stored = cache.read(sample)
     scales = None if stored.aux_scales is None else torch.from_numpy(stored.aux_scales.copy())
-    return cache.aux_codec.decode(EncodedRows(payload=torch.from_numpy(stored.aux_payload.copy()), scales=scales))
+    return cache.spec.aux.decode(EncodedRows(payload=torch.from_numpy(stored.aux_payload.copy()), scales=scales))
 
 
 def test_presets_are_filled_in_and_given_fields_win(project: TinyProject) -> None:

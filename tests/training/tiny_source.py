@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from eaglepipe.cache.codecs.catalog import RowCodec, make_codec
 from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.recipe.config import Recipe
+from eaglepipe.vocab import DraftVocab
 
 VOCAB, DRAFT_VOCAB, HIDDEN, NUM_AUX = 40, 24, 16, 3
 TARGET_CONFIG: dict[str, Any] = {
@@ -35,30 +36,15 @@ class TinySource:
 
     identity: str
     samples: tuple[CachedSample, ...]
-    supervision: str
+    spec: ShardSpec
     max_length: int
-    selected_token_ids: torch.Tensor
+    vocab: DraftVocab
     tensors: dict[str, torch.Tensor]
     head: HeadSpec = NO_CAP
-    aux_layer_ids: tuple[int, ...] = (2, 4, 5)
-    last_hidden: str = "supervised"
 
     @property
     def target_config(self) -> dict[str, Any]:
         return TARGET_CONFIG
-
-    @property
-    def selected_token_mask(self) -> torch.Tensor:
-        return torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, self.selected_token_ids, True)
-
-    @property
-    def aux_codec(self) -> RowCodec:
-        return make_codec("fp32", (NUM_AUX, HIDDEN))
-
-    @property
-    def supervision_codec(self) -> RowCodec:
-        width = {"dense": DRAFT_VOCAB, "hidden": HIDDEN}.get(self.supervision, 1)
-        return make_codec("fp16" if self.supervision == "sparse" else "fp32", (width,))
 
     @property
     def index(self) -> SampleIndex:
@@ -105,13 +91,33 @@ def tiny_source(
         hidden = [as_bytes(states[torch.from_numpy(sample.input_ids).long()]) for sample in samples]
         samples = [replace(sample, last_hidden_payload=rows) for sample, rows in zip(samples, hidden, strict=True)]
     return TinySource(
-        last_hidden="all" if for_eagle1 else "supervised",
         identity=identity,
         samples=tuple(samples),
-        supervision=supervision,
+        spec=tiny_spec(supervision, for_eagle1=for_eagle1),
         max_length=16,
-        selected_token_ids=ids,
+        vocab=tiny_vocab(ids, VOCAB),
         tensors=tensors,
+    )
+
+
+def tiny_spec(supervision: str, *, for_eagle1: bool = False) -> ShardSpec:
+    return ShardSpec(
+        supervision=supervision,
+        aux_codec="fp32",
+        supervision_codec="fp16" if supervision == "sparse" else "fp32",
+        aux_layer_ids=(2, 4, 5),
+        hidden_size=HIDDEN,
+        vocab_size=VOCAB,
+        draft_vocab_size=DRAFT_VOCAB,
+        last_hidden="all" if for_eagle1 else "supervised",
+    )
+
+
+def tiny_vocab(ids: torch.Tensor, vocab_size: int) -> DraftVocab:
+    return DraftVocab(
+        selected_token_ids=ids,
+        selected_token_mask=torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, ids, True),
+        counts=torch.zeros(vocab_size, dtype=torch.int64),
     )
 
 

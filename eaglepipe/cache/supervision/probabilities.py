@@ -71,7 +71,7 @@ def stored_rows(cache: Cache, sample: CachedSample, rows: NDArray[np.int64]) -> 
     """Some of the S rows that a sample stores, decoded: hidden states [n, Ht] or probabilities [n, D]."""
     assert sample.sparse_counts is None, "sparse rows have no common width; see CachedSample.sparse_row"
     payload = torch.from_numpy(sample.supervision_payload[rows])
-    return cache.supervision_codec.decode(EncodedRows(payload=payload))
+    return cache.spec.rows.decode(EncodedRows(payload=payload))
 
 
 class TargetDistribution:
@@ -79,7 +79,7 @@ class TargetDistribution:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._head = draft_head(cache, cache.start_tensors()) if cache.supervision == "hidden" else None
+        self._head = draft_head(cache, cache.start_tensors()) if cache.spec.supervision == "hidden" else None
 
     def of(self, sample: CachedSample, rows: NDArray[np.int64]) -> torch.Tensor:
         """float32 [n, D], rows summing to 1, of some of the sample's S supervised tokens."""

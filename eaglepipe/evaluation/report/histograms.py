@@ -41,7 +41,7 @@ def cache_figures(folders: Sequence[Path], *, max_rows: int = 128) -> CacheFigur
     mass: list[Floats] = []
     num_rows, num_covered = 0, 0
     for cache in caches:
-        distribution = None if cache.supervision == "sparse" else TargetDistribution(cache)
+        distribution = None if cache.spec.supervision == "sparse" else TargetDistribution(cache)
         for sample in _spread(cache.num_samples, MAX_SAMPLES // len(caches) or 1):
             read = cache.read(int(sample))
             supervised = np.flatnonzero(read.supervised)

@@ -1,25 +1,43 @@
-"""Lets a draft read some of a cache's aux layers, so that one cache serves drafts that differ in them.
+"""Choice of the aux layers that a draft reads, so that one cache serves drafts that differ in them.
 
 Rows are read and moved whole and cut on the training device, after decoding: a codec may mix layers in its bytes.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import asdict, dataclass
 
 import torch
 
-from eaglepipe.cache.codecs.catalog import EncodedRows
+from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec, make_codec
+from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.data.batch import TrainingSource
+from eaglepipe.training.data.source import JoinedCaches
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxSubsetSpec(ShardSpec):
+    """The spec of shards of whose layers, `stored_layer_ids`, only those in `aux_layer_ids` are used."""
+
+    stored_layer_ids: tuple[int, ...]
+
+    @functools.cached_property
+    def aux(self) -> RowCodec:
+        return make_codec(self.aux_codec, (len(self.stored_layer_ids), self.hidden_size))
+
+    def decode_aux(self, encoded: EncodedRows) -> torch.Tensor:
+        rows = self.aux.decode(encoded)
+        return torch.stack([rows[:, self.stored_layer_ids.index(b)] for b in self.aux_layer_ids], dim=1)
 
 
 def choose_aux_layers(source: TrainingSource, boundaries: Sequence[int] | None) -> TrainingSource:
-    """The same samples with these boundaries alone, in ascending order; all of them where None is given.
+    """Return a source of the same samples with these boundaries alone, in ascending order; None stands for all.
 
     Raises:
         ConfigError: boundaries that the cache does not have, none at all, repeated or not ascending.
     """
-    stored = source.aux_layer_ids
+    stored = source.spec.aux_layer_ids
     if boundaries is None or tuple(boundaries) == stored:
         return source
     what = f"draft.aux_layer_ids {list(boundaries)}: the cache has the aux layers {list(stored)}"
@@ -28,37 +46,5 @@ def choose_aux_layers(source: TrainingSource, boundaries: Sequence[int] | None) 
     missing = [boundary for boundary in boundaries if boundary not in stored]
     if missing:
         raise ConfigError(f"{what}, and not {missing}; choose among them, or precompute a cache that has it")
-    return cast("TrainingSource", _SomeLayersSource(source, tuple(boundaries)))
-
-
-class _View:
-    """Everything of `inner` but what a subclass defines."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-
-class _SomeLayersSource(_View):
-    def __init__(self, source: TrainingSource, boundaries: tuple[int, ...]) -> None:
-        super().__init__(source)
-        self.aux_layer_ids = boundaries
-        self.aux_codec = _SomeLayersCodec(source.aux_codec, [source.aux_layer_ids.index(b) for b in boundaries])
-
-
-class _SomeLayersCodec(_View):
-    """Decodes rows [N, A, Ht] as the cache stores them to [N, chosen, Ht]."""
-
-    def __init__(self, inner: Any, layers: Sequence[int]) -> None:
-        super().__init__(inner)
-        self._layers = tuple(layers)
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        return (len(self._layers), *self._inner.row_shape[1:])
-
-    def decode(self, encoded: EncodedRows) -> torch.Tensor:
-        rows = self._inner.decode(encoded)
-        return torch.stack([rows[:, layer] for layer in self._layers], dim=1)
+    fields = {**asdict(source.spec), "aux_layer_ids": tuple(boundaries)}
+    return JoinedCaches([source], spec=AuxSubsetSpec(**fields, stored_layer_ids=stored))

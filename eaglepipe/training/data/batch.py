@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.codecs.catalog import RowCodec
 from eaglepipe.cache.head import HeadSpec
+from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.eagle.unroll.interface import HostMasks
 from eaglepipe.training.data.supervision_rows import EncodedSupervision
+from eaglepipe.vocab import DraftVocab
 
 
 class SampleSource(Protocol):
@@ -27,12 +28,6 @@ class SampleSource(Protocol):
     @property
     def index(self) -> SampleIndex: ...
 
-    @property
-    def aux_codec(self) -> RowCodec: ...
-
-    @property
-    def supervision_codec(self) -> RowCodec: ...
-
     def read(self, i: int, /) -> CachedSample: ...
 
 
@@ -40,28 +35,19 @@ class TrainingSource(SampleSource, Protocol):
     """All that stage 2 knows of a target: the attributes of an open cache."""
 
     @property
-    def supervision(self) -> str: ...
-
-    @property
-    def last_hidden(self) -> str: ...
-
-    @property
-    def max_length(self) -> int: ...
+    def spec(self) -> ShardSpec: ...
 
     @property
     def head(self) -> HeadSpec: ...
 
     @property
-    def selected_token_ids(self) -> torch.Tensor: ...
+    def vocab(self) -> DraftVocab: ...
 
     @property
-    def selected_token_mask(self) -> torch.Tensor: ...
+    def max_length(self) -> int: ...
 
     @property
     def target_config(self) -> dict[str, Any]: ...
-
-    @property
-    def aux_layer_ids(self) -> tuple[int, ...]: ...
 
     def start_tensors(self) -> dict[str, torch.Tensor]: ...
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from eaglepipe.cache.codecs.catalog import RowCodec
 from eaglepipe.cache.compare import check_same_target
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.errors import ConfigError
 from eaglepipe.training.data.batch import TrainingSource
+from eaglepipe.vocab import DraftVocab
 
 
 def open_caches(given: Sequence[Path | CacheShare]) -> "JoinedCaches":
@@ -40,9 +40,20 @@ def open_caches(given: Sequence[Path | CacheShare]) -> "JoinedCaches":
 
 
 class JoinedCaches:
-    """A `TrainingSource` over caches one after the other; its first cache speaks for the target."""
+    """A `TrainingSource` over caches one after the other; the first of them stands for the target of all.
 
-    def __init__(self, caches: Sequence[TrainingSource], weights: Sequence[float] | None = None) -> None:
+    `spec` replaces that of the caches where their rows are to be decoded in another way.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[TrainingSource],
+        weights: Sequence[float] | None = None,
+        *,
+        spec: ShardSpec | None = None,
+    ) -> None:
+        self.spec, self.head = spec or caches[0].spec, caches[0].head
+        self.max_length = max(cache.max_length for cache in caches)
         self._caches = tuple(caches)
         self._weights = tuple(weights or [1.0] * len(caches))
         self._first = np.cumsum([0] + [len(cache.index.sample_ids) for cache in caches])
@@ -75,44 +86,12 @@ class JoinedCaches:
             return self._caches[cache].read(i - int(self._first[cache]))
 
     @property
-    def max_length(self) -> int:
-        return max(cache.max_length for cache in self._caches)
-
-    @property
-    def supervision(self) -> str:
-        return self._caches[0].supervision
-
-    @property
-    def last_hidden(self) -> str:
-        return self._caches[0].last_hidden
-
-    @property
-    def aux_codec(self) -> RowCodec:
-        return self._caches[0].aux_codec
-
-    @property
-    def supervision_codec(self) -> RowCodec:
-        return self._caches[0].supervision_codec
-
-    @property
-    def head(self) -> HeadSpec:
-        return self._caches[0].head
-
-    @property
-    def selected_token_ids(self) -> torch.Tensor:
-        return self._caches[0].selected_token_ids
-
-    @property
-    def selected_token_mask(self) -> torch.Tensor:
-        return self._caches[0].selected_token_mask
+    def vocab(self) -> DraftVocab:
+        return self._caches[0].vocab
 
     @property
     def target_config(self) -> dict[str, Any]:
         return self._caches[0].target_config
-
-    @property
-    def aux_layer_ids(self) -> tuple[int, ...]:
-        return self._caches[0].aux_layer_ids
 
     def start_tensors(self) -> dict[str, torch.Tensor]:
         return self._caches[0].start_tensors()

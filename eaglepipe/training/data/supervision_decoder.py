@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec
+from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 from eaglepipe.training.data.batch import EncodedBatch, TrainingSource
@@ -63,16 +63,15 @@ class SupervisionDecoder:
     """Owns what decoding needs on the device: the codecs and, for stored hidden states, the head rows."""
 
     def __init__(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._aux: RowCodec = source.aux_codec
-        self._rows: RowCodec = source.supervision_codec
+        self._spec = source.spec
         self._dtype = dtype
-        self._head = _target_head(source, device) if source.supervision == "hidden" else None
+        self._head = _target_head(source, device) if source.spec.supervision == "hidden" else None
 
     def decode(self, batch: EncodedBatch) -> TrainerInputs:
         """Decode a micro-batch that is on the device."""
         shape = batch.input_ids.shape
         with torch.no_grad(), torch.autocast(batch.input_ids.device.type, enabled=False):
-            aux = self._aux.decode(EncodedRows(payload=batch.aux_payload, scales=batch.aux_scales))
+            aux = self._spec.decode_aux(EncodedRows(payload=batch.aux_payload, scales=batch.aux_scales))
             targets = self._targets(batch.supervision)
         return TrainerInputs(
             input_ids=batch.input_ids,
@@ -94,7 +93,7 @@ class SupervisionDecoder:
                 row_offsets=F.pad(encoded.counts.cumsum(0, dtype=torch.int64), (1, 0)),
                 tail=encoded.tail,
             )
-        rows = self._rows.decode(EncodedRows(payload=encoded.payload))
+        rows = self._spec.rows.decode(EncodedRows(payload=encoded.payload))
         return rows.float() if self._head is None else self._head.probabilities(rows)
 
 

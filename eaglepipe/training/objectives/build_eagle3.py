@@ -34,18 +34,18 @@ def build_draft(
     _check_width(config, int(text_config["hidden_size"]))
     draft_config = draft_config_from_target(
         source.target_config,
-        draft_vocab_size=len(source.selected_token_ids),
-        num_aux_hidden_states=len(source.aux_layer_ids),
+        draft_vocab_size=source.vocab.size,
+        num_aux_hidden_states=len(source.spec.aux_layer_ids),
         parallel_drafting=parallel_drafting,
         **config.model_dump(exclude=_NO_SHAPE),
     )
-    _record_aux_layers(draft_config, source.aux_layer_ids, int(text_config["num_hidden_layers"]))
+    _record_aux_layers(draft_config, source.spec.aux_layer_ids, int(text_config["num_hidden_layers"]))
     spec = resolve_eagle3_draft_spec(_architectures(source))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         draft = spec.draft_cls(draft_config).float()
     tensors = source.start_tensors()
-    draft.set_vocab_mapping(source.selected_token_ids)
+    draft.set_vocab_mapping(source.vocab.selected_token_ids)
     if draft_config.hidden_size == text_config["hidden_size"]:
         draft.copy_embeddings_from_target(tensors["embed_tokens.weight"])
     if config.lm_head_init == "target":

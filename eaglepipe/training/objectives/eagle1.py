@@ -69,7 +69,7 @@ class Eagle1Objective:
         return EagleTrainerModule(draft, head, feature_noise=noise, chain_steps=steps)
 
     def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
-        codec = source.supervision_codec
+        codec = source.spec.rows
 
         def decode(batch: EncodedBatch) -> dict[str, Any]:
             assert batch.last_hidden_payload is not None
@@ -111,10 +111,8 @@ def _noise_seeds(columns: Columns, seed: int, epoch: int) -> torch.Tensor:
 
 
 def _check_source(source: TrainingSource) -> None:
-    has_features = source.supervision == "hidden" and source.last_hidden == "all"
-    has_head = len(source.selected_token_ids) == len(source.selected_token_mask) or (
-        "lm_head_full.weight" in source.start_tensors()
-    )
+    has_features = source.spec.last_hidden == "all"
+    has_head = source.vocab.size == source.vocab.target_size or ("lm_head_full.weight" in source.start_tensors())
     needs = {"the last hidden state of every token": has_features, "all rows of the lm_head": has_head}
     lacking = [name for name, is_there in needs.items() if not is_there]
     if lacking:

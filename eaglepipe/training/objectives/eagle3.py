@@ -56,8 +56,8 @@ class Eagle3Objective:
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
         return Eagle3TrainerModule(
             draft,
-            source.selected_token_ids,
-            source.selected_token_mask,
+            source.vocab.selected_token_ids,
+            source.vocab.selected_token_mask,
             self.config.ttt_steps,
             step_decay=self.config.step_decay,
             loss=self._loss,

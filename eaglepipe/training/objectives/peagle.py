@@ -71,8 +71,8 @@ class PeagleObjective:
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
         return PeagleTrainerModule(
             draft,
-            source.selected_token_ids,
-            source.selected_token_mask,
+            source.vocab.selected_token_ids,
+            source.vocab.selected_token_mask,
             self.config.peagle_depths,
             cod_ratio=self.config.cod_ratio,
             cod_min_ratio=self.config.cod_min_ratio,

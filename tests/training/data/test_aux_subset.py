@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eaglepipe.cache.codecs.catalog import RowCodec, make_codec
 from eaglepipe.errors import ConfigError
 from eaglepipe.recipe.config import DraftConfig, Recipe
 from eaglepipe.train import train_from
@@ -18,22 +17,15 @@ from eaglepipe.training.run.metrics import read_metrics
 from tests.training.tiny_source import HIDDEN, NUM_AUX, TinySource, as_bytes, tiny_recipe, tiny_source
 
 
-class OneLayerSource(TinySource):
+def of_the_last_layer(source: TinySource) -> TinySource:
     """The tiny source as a cache would hold it that was made with its last aux layer alone."""
 
-    @property
-    def aux_codec(self) -> RowCodec:
-        return make_codec("fp32", (1, HIDDEN))
-
-
-def of_the_last_layer(source: TinySource) -> OneLayerSource:
     def cut(payload: Any) -> Any:
         rows = torch.from_numpy(payload.copy()).view(torch.float32).view(-1, NUM_AUX, HIDDEN)
         return as_bytes(rows[:, -1])
 
     samples = tuple(replace(sample, aux_payload=cut(sample.aux_payload)) for sample in source.samples)
-    fields = {name: getattr(source, name) for name in ("identity", "supervision", "max_length", "selected_token_ids")}
-    return OneLayerSource(**fields, tensors=source.tensors, samples=samples, aux_layer_ids=(source.aux_layer_ids[-1],))
+    return replace(source, samples=samples, spec=replace(source.spec, aux_layer_ids=source.spec.aux_layer_ids[-1:]))
 
 
 def recipe_reading(folder: Path, layers: tuple[int, ...] | None) -> Recipe:
@@ -60,17 +52,12 @@ def test_a_draft_of_some_layers_is_that_of_a_cache_with_those_alone(tmp_path: Pa
 
 @pytest.mark.parametrize("codec", ["bf16", "fp8", "int8", "int4"])
 def test_layers_are_cut_after_decoding_whatever_the_encoding(codec: str) -> None:
-    whole = make_codec(codec, (NUM_AUX, HIDDEN))
-    encoded = whole.encode(torch.randn(7, NUM_AUX, HIDDEN, generator=torch.Generator().manual_seed(0)))
     source = tiny_source(1)
-    some = choose_aux_layers(WithCodec(source, whole), (2, 5)).aux_codec
-    assert (some.row_bytes, some.row_shape) == (whole.row_bytes, (2, HIDDEN))
-    assert torch.equal(some.decode(encoded), whole.decode(encoded)[:, [0, 2]])
-
-
-class WithCodec:
-    def __init__(self, source: TinySource, codec: RowCodec) -> None:
-        self.aux_layer_ids, self.aux_codec = source.aux_layer_ids, codec
+    whole = replace(source.spec, aux_codec=codec)
+    encoded = whole.aux.encode(torch.randn(7, NUM_AUX, HIDDEN, generator=torch.Generator().manual_seed(0)))
+    some = choose_aux_layers(replace(source, spec=whole), (2, 5)).spec
+    assert (some.aux.row_bytes, some.aux_layer_ids) == (whole.aux.row_bytes, (2, 5))
+    assert torch.equal(some.decode_aux(encoded), whole.decode_aux(encoded)[:, [0, 2]])
 
 
 def test_all_layers_by_name_are_no_choice() -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eaglepipe.cache.codecs.catalog import RowCodec, make_codec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.recipe.config import DraftConfig, TrainConfig
 from eaglepipe.training.data import costs as costs_module
@@ -22,7 +21,16 @@ from eaglepipe.training.objectives import eagle1 as objective_eagle1
 from eaglepipe.training.objectives.choice import objective_of
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
-from tests.training.tiny_source import NUM_AUX, TARGET_CONFIG, TinySource, as_bytes, made_index, tiny_source
+from tests.training.tiny_source import (
+    NUM_AUX,
+    TARGET_CONFIG,
+    TinySource,
+    as_bytes,
+    made_index,
+    tiny_source,
+    tiny_spec,
+    tiny_vocab,
+)
 
 CPU = World(device=torch.device("cpu"))
 WIDTH, VOCAB, DRAFT_VOCAB = 32, 1002, 250
@@ -39,18 +47,6 @@ class Scaled8B(TinySource):
     def target_config(self) -> dict[str, Any]:
         sizes = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 112, "num_attention_heads": 4}
         return {**TARGET_CONFIG, **sizes, "max_position_embeddings": 256}
-
-    @property
-    def selected_token_mask(self) -> torch.Tensor:
-        return torch.arange(VOCAB) < DRAFT_VOCAB
-
-    @property
-    def aux_codec(self) -> RowCodec:
-        return make_codec("fp32", (NUM_AUX, WIDTH))
-
-    @property
-    def supervision_codec(self) -> RowCodec:
-        return make_codec("fp32", (DRAFT_VOCAB if self.supervision == "dense" else WIDTH,))
 
 
 def document(number: int, length: int, turns: list[tuple[int, int]], *, for_eagle1: bool) -> CachedSample:
@@ -80,10 +76,14 @@ def source(*, for_eagle1: bool) -> Scaled8B:
     return Scaled8B(
         identity="scaled",
         samples=tuple(document(i, *shape, for_eagle1=for_eagle1) for i, shape in enumerate(DOCUMENTS)),
-        supervision="hidden" if for_eagle1 else "dense",
-        last_hidden="all" if for_eagle1 else "supervised",
+        spec=replace(
+            tiny_spec("hidden" if for_eagle1 else "dense", for_eagle1=for_eagle1),
+            hidden_size=WIDTH,
+            vocab_size=VOCAB,
+            draft_vocab_size=DRAFT_VOCAB,
+        ),
         max_length=180,
-        selected_token_ids=torch.arange(DRAFT_VOCAB),
+        vocab=tiny_vocab(torch.arange(DRAFT_VOCAB), VOCAB),
         tensors={
             "embed_tokens.weight": torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)),
             "lm_head.weight": head[:DRAFT_VOCAB],

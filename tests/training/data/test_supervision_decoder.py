@@ -20,7 +20,7 @@ def inputs_of(source: TinySource, rows: tuple[tuple[int, ...], ...]) -> TrainerI
     columns = collate_columns(tuple(tuple(source.read(i) for i in row) for row in rows))
     batch = collate_payload(
         columns,
-        aux_bytes=source.aux_codec.row_bytes,
+        aux_bytes=source.spec.aux.row_bytes,
         aux_scales=0,
         row_bytes=source.samples[0].supervision_payload.shape[1],
         pinned=False,
@@ -31,7 +31,7 @@ def inputs_of(source: TinySource, rows: tuple[tuple[int, ...], ...]) -> TrainerI
 
 def trainer(source: TinySource) -> Eagle3TrainerModule:
     draft = build_draft(source, DraftConfig(), seed=0)
-    return Eagle3TrainerModule(draft, source.selected_token_ids, source.selected_token_mask, 3)
+    return Eagle3TrainerModule(draft, source.vocab.selected_token_ids, source.vocab.selected_token_mask, 3)
 
 
 def gradients(module: nn.Module, metrics: Eagle3StepMetrics) -> list[torch.Tensor]:
@@ -42,13 +42,13 @@ def gradients(module: nn.Module, metrics: Eagle3StepMetrics) -> list[torch.Tenso
 def live_arguments(source: TinySource, sample: int) -> dict[str, torch.Tensor]:
     """What a live target would hand over for one unpadded sample: full-vocabulary logits that agree with the cache."""
     cached = source.read(sample)
-    hidden = torch.zeros(len(cached.input_ids), source.supervision_codec.row_shape[0])
+    hidden = torch.zeros(len(cached.input_ids), source.spec.rows.row_shape[0])
     rows = torch.from_numpy(cached.supervision_payload.copy()).view(torch.float32)
     hidden[torch.from_numpy(cached.supervised.copy())] = rows
     logits = torch.full((len(hidden), VOCAB), -1e4)
-    logits[:, source.selected_token_ids] = hidden @ source.tensors["lm_head.weight"].T
+    logits[:, source.vocab.selected_token_ids] = hidden @ source.tensors["lm_head.weight"].T
     uncovered = torch.from_numpy(cached.supervised & ~cached.position_mask)
-    outside = int((~source.selected_token_mask).nonzero()[0])
+    outside = int((~source.vocab.selected_token_mask).nonzero()[0])
     logits[uncovered, outside] = 1e4
     ids = torch.from_numpy(cached.input_ids.copy()).long()[None]
     return {

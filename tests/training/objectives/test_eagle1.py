@@ -130,7 +130,7 @@ def test_the_draft_learns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [tiny_source(), tiny_source(supervision="dense"), tiny_source(supervision="sparse")],
-    ids=lambda s: s.supervision,
+    ids=lambda s: s.spec.supervision,
 )
 def test_a_cache_without_features_or_head_is_refused_before_any_step(source: TinySource, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"cache\.last_hidden=all .*cache\.full_head=true"):

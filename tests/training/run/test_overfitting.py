@@ -23,7 +23,7 @@ def lying_source() -> TinySource:
     base, tables = tiny_source(1, supervision="dense"), np.random.default_rng(0)
     successor = tables.permutation(USED_TOKENS)
     aux = tables.normal(size=(USED_TOKENS, NUM_AUX * HIDDEN))
-    ids = base.selected_token_ids.numpy()
+    ids = base.vocab.selected_token_ids.numpy()
     samples = []
     for number, name in enumerate(names):
         generator = np.random.default_rng(number)
