@@ -1,35 +1,32 @@
-"""What matters of this machine before a long run, in one look."""
+"""Versions, devices, free disk and environment of this machine, in one look before a long run."""
 
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from eaglepipe import __version__
 from eaglepipe.cache.storage import ROOT_VARIABLE, default_root
 from eaglepipe.files.publish import free_bytes
 
-_PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "safetensors", "huggingface_hub")
-_OPTIONAL = {"tensorboard": "trackers", "matplotlib": "plots"}
+_OPTIONAL_EXTRAS = ("plots", "trackers")
 
 
 def examine() -> dict[str, str]:
-    """Versions, devices, free disk and environment, each as one line."""
+    """Return one line for each fact about this machine, by name."""
     import torch
 
-    versions = {name: _installed(name) for name in _PACKAGES}
-    optional = {
-        name: _installed(name, f"absent: pip install 'eaglepipe[{extra}]'") for name, extra in _OPTIONAL.items()
-    }
     root = default_root()
     return {
         "eaglepipe": __version__,
         "python": platform.python_version(),
-        **versions,
-        **optional,
+        **package_versions(),
         "cpu threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
-        "cuda": ", ".join(_devices()) or "none; everything runs on the CPU in float32",
-        "cuda kernels": _kernels(),
+        "cuda": ", ".join(_cuda_devices()) or "none; everything runs on the CPU in float32",
+        "cuda kernels": _cuda_kernels(),
         "cache root": f"{root} ({ROOT_VARIABLE} {'set' if ROOT_VARIABLE in os.environ else 'not set'})",
         "free for caches": f"{free_bytes(root) / 1e9:,.1f} GB",
         "free for runs": f"{free_bytes(Path.cwd()) / 1e9:,.1f} GB",
@@ -37,29 +34,48 @@ def examine() -> dict[str, str]:
     }
 
 
-def _installed(name: str, otherwise: str = "absent") -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return otherwise
+def package_versions() -> dict[str, str]:
+    """Return the installed version of every dependency, with the tested range if the version is outside it."""
+    versions = {}
+    for requirement, extra in _requirements():
+        name = requirement.name.replace("-", "_")
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = f"absent: pip install 'eaglepipe[{extra}]'" if extra else "absent"
+            continue
+        bounds = sorted(map(str, requirement.specifier), key=lambda bound: bound.startswith("<"))
+        is_tested = requirement.specifier.contains(version, prereleases=True)
+        versions[name] = version if is_tested else f"{version} (tested: {','.join(bounds)})"
+    return versions
 
 
-def _kernels() -> str:
-    """Which fused kernels training will take on the first device; the others are done plainly, as warnings say."""
+def _requirements() -> Iterator[tuple[Requirement, str | None]]:
+    """Yield the requirements of eaglepipe, then those of its optional extras, each with the extra's name."""
+    requirements = [Requirement(text) for text in importlib.metadata.requires("eaglepipe") or ()]
+    yield from ((requirement, None) for requirement in requirements if requirement.marker is None)
+    for extra in _OPTIONAL_EXTRAS:
+        for requirement in requirements:
+            if requirement.marker is not None and requirement.marker.evaluate({"extra": extra}):
+                yield requirement, extra
+
+
+def _cuda_devices() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [f"{device.name} {device.total_memory / 2**30:.0f} GiB" for device in devices]
+
+
+def _cuda_kernels() -> str:
+    """Return which fused kernels work on the first device; training does without the others, with a warning."""
     import torch
 
     if not torch.cuda.is_available():
         return "none to try"
     from eaglepipe.eagle.kernels.available import try_kernels
 
-    tried = try_kernels(torch.device("cuda", 0))
-    return ", ".join(f"{name} {'works' if works else 'FAILS'}" for name, works in tried.items())
-
-
-def _devices() -> list[str]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [f"{device.name} {device.total_memory / 2**30:.0f} GiB" for device in found]
+    results = try_kernels(torch.device("cuda", 0))
+    return ", ".join(f"{name} {'works' if works else 'FAILS'}" for name, works in results.items())
