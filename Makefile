@@ -8,10 +8,11 @@ VENV      ?= .venv
 BIN       := $(VENV)/bin
 EAGLEPIPE := $(BIN)/eaglepipe
 LAUNCH     = $(if $(GPUS),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m eaglepipe,$(EAGLEPIPE))
+INSTALL   := -m pip install --quiet --constraint constraints.txt
 MANIFEST   = $(addsuffix /manifest.json,$(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo precompute train batch estimate bench test check format clean need-recipe
+.PHONY: help demo precompute train batch estimate bench test check format lock clean need-recipe
 .SECONDEXPANSION:
 
 help: ## This list
@@ -51,6 +52,14 @@ check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 format: $(VENV)/.installed-dev ## Let ruff mend what it can
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+lock: ## Renew constraints.txt with the newest versions that pyproject.toml allows; run the tests before you keep it
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && set -e; \
+	$(PYTHON) -m venv "$$folder"; \
+	"$$folder/bin/python" -m pip install --quiet -e ".[dev]"; \
+	"$$folder/bin/python" -m pip freeze --all --exclude pip --exclude-editable > "$$folder/frozen"; \
+	{ sed -n '/^#/p' constraints.txt; sed 's/+.*//' "$$folder/frozen"; } > "$$folder/constraints"; \
+	cp "$$folder/constraints" constraints.txt
+
 clean: ## Remove caches of tools and builds (never caches/ or runs/)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -61,10 +70,10 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eaglepipe needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e .
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.installed

@@ -1,10 +1,14 @@
-"""What `make train` runs: stage 1 exactly where the recipe's own cache is missing, then stage 2."""
+"""The Makefile: `make train` runs stage 1 exactly if the recipe's own cache is missing; installs use tested versions."""
 
 import os
 import subprocess
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 RECORDER = """#!/bin/sh
@@ -53,3 +57,21 @@ def test_a_complete_cache_is_trained_from_at_once(make, tmp_path: Path) -> None:
 def test_a_cache_that_is_named_and_not_there_starts_no_stage_one(make, tmp_path: Path) -> None:
     code, called = make(tmp_path / "nowhere")
     assert code != 0 and called == []
+
+
+@pytest.mark.parametrize("stamp", [".installed", ".installed-dev"])
+def test_environments_are_installed_with_the_tested_versions(tmp_path: Path, stamp: str) -> None:
+    command = ["make", "-C", ROOT, "--dry-run", f"VENV={tmp_path}", str(tmp_path / stamp)]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (install,) = [line for line in planned.splitlines() if "pip install" in line]
+    assert "--constraint constraints.txt -e" in install
+
+
+def test_constraints_pin_every_dependency_inside_its_range() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in (*project["dependencies"], *chain(*project["optional-dependencies"].values())):
+        requirement = Requirement(text)
+        assert any(bound.operator == "<" for bound in requirement.specifier), f"{text} has no upper bound"
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
