@@ -12,7 +12,7 @@ INSTALL   := -m pip install --quiet --constraint constraints.txt
 MANIFEST   = $(addsuffix /manifest.json,$(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo precompute train batch estimate bench test check format lock clean need-recipe
+.PHONY: help demo precompute train batch estimate bench study test check format lock clean need-recipe
 .SECONDEXPANSION:
 
 help: ## This list
@@ -42,6 +42,9 @@ estimate: $(VENV)/.installed need-recipe ## What RECIPE's cache would cost in ev
 
 bench: $(VENV)/.installed ## Peak memory of both stages on a corpus and on one 16 times larger
 	$(EAGLEPIPE) bench memory
+
+study: $(VENV)/.installed ## A comparison on a finished demo, as in ARGS="codecs runs/demo --steps 80" or ARGS="families --seeds 3"
+	$(BIN)/python -m tests.studies $(ARGS)
 
 test: $(VENV)/.installed-dev ## The whole test suite
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

@@ -48,12 +48,12 @@ app.command("export")(export)
 app.command("eval")(evaluate.evaluate)
 
 
-def main() -> None:
-    """Run a command; expected errors end with their exit code and one message, without a traceback."""
+def main(command: typer.Typer = app) -> None:
+    """Run the command line; expected errors end with their exit code and one message, without a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        app()
+        command()
     except EaglepipeError as error:
         _fail(str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The Makefile: `make train` runs stage 1 exactly if the recipe's own cache is missing; installs use tested versions."""
+"""The Makefile: `make train` runs stage 1 exactly if the recipe has no cache; installs use the tested versions."""
 
 import os
 import subprocess

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -12,6 +12,14 @@ from eaglepipe.errors import CacheError, ConfigError
 RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a recipe that ships")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+
+
+class Report(Protocol):
+    """What a measurement returns, for programs and for people."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def table(self) -> str: ...
 
 
 def load(recipe: str, overrides: list[str] | None) -> Any:
@@ -87,7 +95,8 @@ def _readable(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def report_bench(report: Any, as_json: bool) -> None:
+def print_report(report: Report, as_json: bool) -> None:
+    """Print a report as JSON or as its table."""
     if as_json:
         print_json(report.to_json(), as_json)
     else:

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-MODULES = ("codecs", "families", "memory", "precompute", "read", "step")
+MODULES = ("memory", "precompute", "read", "step")
 
 
 def test_benchmarks_are_imported_without_datasets() -> None:

@@ -1,4 +1,4 @@
-"""`bench codecs`: what every encoding costs, and what it does to a draft that is trained the same way from it.
+"""`study codecs`: what every encoding costs, and what it does to a draft that is trained the same way from it.
 
 All caches are made from one exact cache; all drafts see the same samples in the same order and are judged on the exact
 cache. What is finished is kept, so that a stopped measurement goes on.
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from eaglepipe.bench.codecs_report import CodecsReport, describe_variant
-from eaglepipe.bench.codecs_run import TrainingRun, train_one
-from eaglepipe.bench.codecs_supervision import measure_supervision
-from eaglepipe.bench.codecs_variants import EXACT, VARIANTS, Variant, make_cache, one_of_each_cache
-from eaglepipe.bench.workers import Workers
 from eaglepipe.cache.manifest import MANIFEST_NAME
 from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.recipe.config import load_recipe
+from tests.studies.codecs_report import CodecsReport, describe_variant
+from tests.studies.codecs_run import TrainingRun, train_one
+from tests.studies.codecs_supervision import measure_supervision
+from tests.studies.codecs_variants import EXACT, VARIANTS, Variant, make_cache, one_of_each_cache
+from tests.studies.workers import Workers
 
 SEEDS = (0, 1, 2)
 

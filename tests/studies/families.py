@@ -1,4 +1,4 @@
-"""`bench families`: every family of drafts, trained for as many steps from one cache of the demo's target, in a table.
+"""`study families`: every family of drafts, trained for as many steps from one cache of the demo's target, in a table.
 
 Each row is an ordinary run of `eaglepipe train` in a process of its own; what is finished is read back, what was
 stopped goes on. To add a family, add its line to `FAMILIES`.
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, FamilyRun
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.files.publish import publish_bytes
 from eaglepipe.recipe.config import Recipe, dump_recipe, load_recipe
 from eaglepipe.target.layers import default_aux_layer_ids
+from tests.studies.families_report import FamiliesReport, FamilyResult, FamilyRun
 
 DEPTH = 7
 OTHERS_WAIT_S = 5.0

@@ -1,4 +1,4 @@
-"""One draft of `bench codecs`: trained from a variant's cache, judged on the exact cache, its result kept in a file."""
+"""One draft of `study codecs`: trained from a variant's cache, judged on the exact cache, its result kept in a file."""
 
 import contextlib
 import json
@@ -12,8 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from eaglepipe import __version__
-from eaglepipe.bench.codecs_judge import Judgement, judge
-from eaglepipe.bench.codecs_variants import PairedSource, Variant
 from eaglepipe.cache.identity import IDENTITY_PREFIX, hash_json
 from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError
@@ -23,6 +21,8 @@ from eaglepipe.train import TrainResult, train_from
 from eaglepipe.training.objectives.build_eagle3 import build_draft
 from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
+from tests.studies.codecs_judge import Judgement, judge
+from tests.studies.codecs_variants import PairedSource, Variant
 
 HELDOUT_FRACTION = 0.1
 """More than the demo holds out: its steps do not reach the end of the samples, and differences here are small."""

@@ -8,12 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eaglepipe.bench.codecs import measure_codecs
-from eaglepipe.bench.codecs_judge import judge
-from eaglepipe.bench.codecs_report import CodecsReport, VariantReport, describe_variant
-from eaglepipe.bench.codecs_run import HELDOUT_FRACTION, RunResult, TrainingRun, train_one
-from eaglepipe.bench.codecs_supervision import SupervisionError, measure_supervision
-from eaglepipe.bench.codecs_variants import EXACT, VARIANTS, PairedSource, Variant, make_cache, renormalise
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.supervision.probabilities import TargetDistribution
 from eaglepipe.cache_tools.recode import Changes, recode_cache
@@ -24,6 +18,12 @@ from eaglepipe.training.data.order import split_samples
 from eaglepipe.training.objectives.build_eagle3 import build_draft
 from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
+from tests.studies.codecs import measure_codecs
+from tests.studies.codecs_judge import judge
+from tests.studies.codecs_report import CodecsReport, VariantReport, describe_variant
+from tests.studies.codecs_run import HELDOUT_FRACTION, RunResult, TrainingRun, train_one
+from tests.studies.codecs_supervision import SupervisionError, measure_supervision
+from tests.studies.codecs_variants import EXACT, VARIANTS, PairedSource, Variant, make_cache, renormalise
 from tests.tiny_project import TinyProject
 
 TOP_8 = Variant(name="sparse top 8", changes=Changes(supervision="sparse", tolerance=0.0, max_entries=8))

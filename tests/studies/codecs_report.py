@@ -1,13 +1,13 @@
-"""The table of `bench codecs`: what each encoding costs, what it does to a draft, and which promises that keeps."""
+"""The table of `study codecs`: what each encoding costs, what it does to a draft, and which promises that keeps."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eaglepipe.bench.codecs_run import RunResult
-from eaglepipe.bench.codecs_supervision import SupervisionError
-from eaglepipe.bench.codecs_variants import EXACT, RENORMALISED
-from eaglepipe.bench.spread import Spread
+from tests.studies.codecs_run import RunResult
+from tests.studies.codecs_supervision import SupervisionError
+from tests.studies.codecs_variants import EXACT, RENORMALISED
+from tests.studies.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class CodecsReport:
     def table(self) -> str:
         """A line a variant, then the promises."""
         lines = [
-            f"bench codecs: {self.target}, {self.steps} steps, seeds {', '.join(map(str, self.seeds))}, judged on "
+            f"study codecs: {self.target}, {self.steps} steps, seeds {', '.join(map(str, self.seeds))}, judged on "
             f"{self.heldout_samples} held-out samples of the exact cache (mean ± standard deviation)",
             f"{'':26} {'':>7} {'':>8} {'':>8} {'':>7} {'greedy':>11} {'sampled':>11} {'differences to exact:':>24}",
             f"{'':26} {'bytes':>7} {'entries':>8} {'KL':>8} {'loss':>7} {'acceptance':>11} {'acceptance':>11} "

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.bench import families
-from eaglepipe.bench.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
-from eaglepipe.bench.families_report import FamiliesReport, FamilyResult, FamilyRun
-from eaglepipe.bench.spread import Spread
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import dump_recipe, load_recipe
+from tests.studies import families
+from tests.studies.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
+from tests.studies.families_report import FamiliesReport, FamilyResult, FamilyRun
+from tests.studies.spread import Spread
 from tests.tiny_project import make_project
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.bench.workers import Workers
 from eaglepipe.errors import CacheError
+from tests.studies.workers import Workers
 
 
 def fail() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eaglepipe.bench.codecs_run import HELDOUT_FRACTION
-from eaglepipe.bench.codecs_variants import Variant, renormalise
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.supervision.probabilities import TargetDistribution
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.deviation import Divergence
 from eaglepipe.training.data.order import split_samples
+from tests.studies.codecs_run import HELDOUT_FRACTION
+from tests.studies.codecs_variants import Variant, renormalise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The encodings that `bench codecs` compares, each made from the exact cache without the target."""
+"""The encodings that `study codecs` compares, each made from the exact cache without the target."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace

@@ -1,10 +1,10 @@
-"""What `bench families` found, for programs and for people."""
+"""What `study families` found, for programs and for people."""
 
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from eaglepipe.bench.spread import Spread
+from tests.studies.spread import Spread
 
 FLAT = 0.9
 """The share of its conditional acceptance that a draft keeps down to the last depth, from which it holds its depth."""
