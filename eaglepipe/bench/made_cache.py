@@ -16,13 +16,13 @@ from safetensors.torch import save
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
 from eaglepipe.cache.head import HeadSpec
-from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import HEAD_FILE, seal_cache
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardWriter
+from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import publish_bytes, publish_json
 
 TOKENS_PER_TURN_PAIR = 320

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
-from eaglepipe.cache.identity import differing_leaves, hash_json
+from eaglepipe.cache.identity import differing_leaves
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, missing_shards
 from eaglepipe.errors import CacheError, printable
+from eaglepipe.files.hashing import hash_json
 
 # Of an identity's fields, those that two caches of one target and one tokenizer share; where from is no part of it.
 _TARGET_FIELDS = (("target", "weights"), ("target", "config"), ("target", "dtype"), ("data", "tokenizer"))

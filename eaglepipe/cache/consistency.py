@@ -4,19 +4,19 @@ Digests tell that a file is the one that was published, not that whoever publish
 from anywhere. Sizes that the manifest declares are bounded by files that are there.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError
+from eaglepipe.files.json_object import read_json_object, text_config
+from eaglepipe.files.tensors import load_tensors
 from eaglepipe.vocab import DraftVocab
 
 VOCAB_FILE = "vocab.safetensors"
@@ -51,10 +51,7 @@ def load_vocab(path: Path, spec: ShardSpec) -> DraftVocab:
     Raises:
         CorruptError: a tensor has not the dtype and shape that the spec tells, or the ids are not those of the mask.
     """
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise CorruptError(f"{path}: not a safetensors file: {error}") from None
+    tensors = load_tensors(path)
     expected = {
         "selected_token_ids": (torch.int64, (spec.draft_vocab_size,)),
         "selected_token_mask": (torch.bool, (spec.vocab_size,)),
@@ -75,13 +72,10 @@ def load_target_config(path: Path, spec: ShardSpec) -> dict[str, Any]:
     Raises:
         CorruptError: anything else.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{path}: not a readable JSON document: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+    config = read_json_object(path)
+    if not isinstance(config.get("text_config", {}), dict):
         raise CorruptError(f"{path}: not the config of a model")
-    text = {**config, **config.get("text_config", {})}
+    text = text_config(config)
     for name in ("vocab_size", "hidden_size"):
         if text.get(name, getattr(spec, name)) != getattr(spec, name):
             raise CorruptError(f"{path}: {name} is {text[name]!r}, and {getattr(spec, name)} by the manifest")

@@ -5,36 +5,9 @@ Fields are nested dicts of JSON values, so that two identities can be told apart
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import xxhash
+from typing import Any
 
 IDENTITY_PREFIX = 12
-_CHUNK_BYTES = 4 * 2**20
-
-
-def canonical_json(value: Any) -> bytes:
-    """One spelling for equal values: sorted keys, no spaces, NaN refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def hash_json(value: Any) -> str:
-    """xxh3_128 of a JSON value's canonical form, hex."""
-    return xxhash.xxh3_128_hexdigest(canonical_json(value))
-
-
-def hash_file(path: Path) -> str:
-    """xxh3_128 of a file's bytes, hex."""
-    with path.open("rb") as stream:
-        return hash_stream(stream)
-
-
-def hash_stream(stream: BinaryIO) -> str:
-    digest = xxhash.xxh3_128()
-    while chunk := stream.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def cache_folder_name(name: str, identity: str) -> str:

@@ -4,16 +4,16 @@ Each carries a checksum of itself, so that a flipped byte in any of them is seen
 trusted before it is compared with what lies on disk.
 """
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from eaglepipe.cache.head import HeadSpec
-from eaglepipe.cache.identity import canonical_json, hash_json
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.hashing import canonical_json, hash_json
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes
 
 MANIFEST_NAME = "manifest.json"
@@ -215,28 +215,11 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise CorruptError(f"{path}: {path.stat().st_size:,} bytes is no {path.name}")
-        raw = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_nan)
-    except FileNotFoundError:
-        raise CacheError(f"{path} does not exist") from None
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{path}: not a readable JSON document: {error}") from None
-    if not isinstance(raw, dict):
-        raise CorruptError(f"{path}: not a JSON object")
-    return raw
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("a key is given twice")
-    return result
-
-
-def _no_nan(token: str) -> None:
-    raise ValueError(f"{token} is not JSON")
+    if not path.exists():
+        raise CacheError(f"{path} does not exist")
+    if path.stat().st_size > MAX_DOCUMENT_BYTES:
+        raise CorruptError(f"{path}: {path.stat().st_size:,} bytes is no {path.name}")
+    return read_json_object(path, strict=True)
 
 
 def json_schema(kind: type[Document]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from eaglepipe.cache.consistency import (
     START_FILE,
@@ -24,13 +23,14 @@ from eaglepipe.cache.consistency import (
     load_target_config,
     load_vocab,
 )
-from eaglepipe.cache.identity import hash_file
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, Plan, Sidecar, load_document
 from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.cache.schema import arrow_schema, batch_to_sample, sample_digest
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.hashing import hash_file
+from eaglepipe.files.tensors import load_tensors
 from eaglepipe.vocab import DraftVocab
 
 REPORT_FILE = "recode.json"
@@ -102,7 +102,7 @@ class Cache:
         """The target's embeddings, final norm and head rows that a draft starts from; checked against their hash."""
         entry = next(entry for entry in self.manifest.files if entry.path == START_FILE)
         check_hash(self.folder, entry)
-        return load_file(self.folder / START_FILE)
+        return load_tensors(self.folder / START_FILE)
 
     def read(self, sample: int) -> CachedSample:
         """Sample number `sample`; views into the mapped shard, to be copied before any computation.

@@ -1,13 +1,11 @@
 """The last step of a cache: everything published is listed, counted and hashed into the manifest."""
 
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from eaglepipe import __version__
 from eaglepipe.cache.head import HeadSpec
-from eaglepipe.cache.identity import hash_file
 from eaglepipe.cache.manifest import (
     ALL_LAST_HIDDEN,
     MANIFEST_NAME,
@@ -24,6 +22,8 @@ from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError, DataError
+from eaglepipe.files.hashing import hash_file
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
 
 HEAD_FILE = "head.json"
@@ -56,8 +56,8 @@ def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocume
 
 def _read_head(path: Path) -> HeadSpec:
     try:
-        return HeadSpec(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+        return HeadSpec(**read_json_object(path))
+    except TypeError as error:
         raise CorruptError(f"{path}: not what is known of a head ({error})") from None
 
 

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.identity import hash_file
 from eaglepipe.cache.manifest import PLAN_NAME, SHARDS_FOLDER, FileEntry, Plan, load_document
 from eaglepipe.cache.reader import Cache, check_size, load_manifest
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.publish import leftovers
 
 

@@ -3,7 +3,6 @@
 What is lost on the way is measured sample by sample and kept in the new cache as `recode.json`.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
-from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.cache.schema import ShardSpec
@@ -37,6 +35,8 @@ from eaglepipe.cache_tools.deviation import RecodeSums
 from eaglepipe.cache_tools.recode_vocab import end_of_turn, new_vocab, vocab_files
 from eaglepipe.cache_tools.reencode import Reencoder, SparseCut
 from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.files.hashing import hash_json
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes, publish_json
 from eaglepipe.recipe.config import CacheConfig
 from eaglepipe.vocab import DraftVocab
@@ -133,12 +133,12 @@ def _sums_file(folder: Path, shard: int) -> Path:
 
 def _report(folder: Path, derivation: Derivation, spec: ShardSpec) -> dict[str, Any]:
     files = [_sums_file(folder, shard) for shard in range(derivation.plan.shards)]
-    total = sum((RecodeSums.from_json(json.loads(file.read_bytes())) for file in files), RecodeSums())
+    total = sum((RecodeSums.from_json(read_json_object(file)) for file in files), RecodeSums())
     return total.report(spec.supervision)
 
 
 def _result(folder: Path, manifest: Manifest) -> RecodeResult:
-    errors = json.loads((folder / REPORT_FILE).read_bytes())
+    errors = read_json_object(folder / REPORT_FILE)
     return RecodeResult(cache=result_json(folder, manifest), errors=errors)
 
 

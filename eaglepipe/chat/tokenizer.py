@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from eaglepipe.cache.identity import hash_json
 from eaglepipe.chat.render import ChatTemplate, Rendered, Span
 from eaglepipe.chat.sources import is_hub_id
 from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import DataError, TargetError, TemplateError
+from eaglepipe.files.hashing import hash_json
 
 TokenIds = NDArray[np.int32]
 

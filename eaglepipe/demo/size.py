@@ -1,11 +1,11 @@
 """How much of everything a demo makes: a glance, or the five minutes of `make demo`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from eaglepipe.demo.target import TargetTraining
 from eaglepipe.errors import ConfigError
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_json
 
 
@@ -42,6 +42,6 @@ def claim_folder(folder: Path, size: DemoSize) -> None:
     if not file.exists():
         publish_json(file, {"size": size.name})
         return
-    found = json.loads(file.read_text(encoding="utf-8"))["size"]
+    found = read_json_object(file)["size"]
     if found != size.name:
         raise ConfigError(f"{folder} is of a {found} demo, not of a {size.name} one: give another --folder")

@@ -1,6 +1,5 @@
 """Reads a draft folder as it was published, by us or by others; nothing in it is ever executed."""
 
-import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 import torch
 
 from eaglepipe.errors import CorruptError, DraftError
-from eaglepipe.files.tensors import load_tensors
+from eaglepipe.files.json_object import read_json_object
+from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, load_tensors, weight_files
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = SINGLE_FILE
 PICKLE_FILE = "pytorch_model.bin"
 
 
@@ -37,48 +36,19 @@ def read_draft_folder(folder: Path) -> DraftFolder:
     config_file = folder / CONFIG_FILE
     if not config_file.is_file():
         raise DraftError(f"{folder}: not a draft folder, it has no {CONFIG_FILE}")
-    weights = weight_files(folder)
+    weights = draft_weight_files(folder)
     tensors: dict[str, torch.Tensor] = {}
     for path in weights:
         tensors |= _load_pickle(path) if path.suffix == ".bin" else load_tensors(path)
-    return DraftFolder(folder=folder, config=read_json(config_file), tensors=tensors, weights=weights)
+    return DraftFolder(folder=folder, config=read_json_object(config_file), tensors=tensors, weights=weights)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CorruptError: absent, not JSON, or another kind of value.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CorruptError(f"{path}: a JSON object is expected, this is a {type(value).__name__}")
-    return value
-
-
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files with a draft's tensors; raises what `read_draft_folder` does."""
-    if (folder / WEIGHTS_FILE).is_file():
-        return (folder / WEIGHTS_FILE,)
-    if (folder / INDEX_FILE).is_file():
-        return _shards(folder)
-    if (folder / PICKLE_FILE).is_file():
-        return (folder / PICKLE_FILE,)
-    raise DraftError(f"{folder}: no weights; looked for {WEIGHTS_FILE}, {INDEX_FILE} and {PICKLE_FILE}")
-
-
-def _shards(folder: Path) -> tuple[Path, ...]:
-    index = read_json(folder / INDEX_FILE).get("weight_map")
-    names = sorted(set(index.values())) if isinstance(index, dict) else []
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CorruptError(f"{folder / INDEX_FILE}: {name!r} is not the name of a file in this folder")
-    if not names:
-        raise CorruptError(f"{folder / INDEX_FILE}: it names no files")
-    return tuple(folder / name for name in names)
+def draft_weight_files(folder: Path) -> tuple[Path, ...]:
+    """List the files with a draft's tensors; raises as `read_draft_folder` does."""
+    files = weight_files(folder) or [path for path in (folder / PICKLE_FILE,) if path.is_file()]
+    if not files:
+        raise DraftError(f"{folder}: no weights; looked for {WEIGHTS_FILE}, {INDEX_FILE} and {PICKLE_FILE}")
+    return tuple(files)
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:

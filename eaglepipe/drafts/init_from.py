@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from eaglepipe.cache.identity import hash_file, hash_json
 from eaglepipe.drafts.aux_ids import to_boundaries
-from eaglepipe.drafts.folder import DraftFolder, read_draft_folder, weight_files
+from eaglepipe.drafts.folder import DraftFolder, draft_weight_files, read_draft_folder
 from eaglepipe.drafts.reading import Ids, read_aux, read_rope, read_shape
 from eaglepipe.drafts.shape import DraftShape, canonical_name, canonical_tensors
 from eaglepipe.errors import CorruptError, DraftError
+from eaglepipe.files.hashing import hash_file, hash_json
 from eaglepipe.vocab import DraftVocab
 
 SETTINGS = {
@@ -32,7 +32,7 @@ _MAPS = ("d2t", "t2d")
 
 def start_digest(folder: Path) -> str:
     """Of the bytes of a published draft's weights: what a run that started from it must agree with when it resumes."""
-    return hash_json([hash_file(path) for path in weight_files(folder)])
+    return hash_json([hash_file(path) for path in draft_weight_files(folder)])
 
 
 def published_vocab(folder: Path, counts: torch.Tensor) -> DraftVocab:

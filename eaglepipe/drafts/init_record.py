@@ -11,10 +11,10 @@ import torch
 import xxhash
 from transformers import PreTrainedModel
 
-from eaglepipe.cache.identity import hash_file
-from eaglepipe.drafts.folder import read_json
 from eaglepipe.drafts.init_from import start_digest, start_from
 from eaglepipe.errors import CorruptError, DraftError
+from eaglepipe.files.hashing import hash_file
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_json
 from eaglepipe.files.tensors import load_tensors, publish_tensors
 from eaglepipe.training.run.checkpoint import checkpoint_folders
@@ -105,7 +105,7 @@ def _read_record(root: Path) -> Kept | None:
     path = root / RECORD_FILE
     if not path.exists():
         return None
-    record = read_json(path)
+    record = read_json_object(path)
     if record.keys() != {"init", "digest", "tensors"}:
         raise CorruptError(_damaged(path))
     return Kept(root=root, **record)

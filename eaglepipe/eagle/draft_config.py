@@ -8,6 +8,7 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from eaglepipe.errors import DraftError
+from eaglepipe.files.json_object import text_config
 
 _ROPE_KEYS_OF_OTHER_MODALITIES = ("mrope_section", "mrope_interleaved", "type")
 _LATENT_KEY_VALUE_HEADS = 8
@@ -138,7 +139,7 @@ def _text_config(target_config: PretrainedConfig | dict[str, Any]) -> Pretrained
     try:
         if model_type in CONFIG_MAPPING:
             return AutoConfig.for_model(model_type, **values).get_text_config(decoder=True)
-        return LlamaConfig(**{**values, **values.get("text_config", {})})
+        return LlamaConfig(**text_config(values))
     except (StrictDataclassError, TypeError, ValueError, ArithmeticError) as error:
         raise DraftError(f"the target's config cannot be used: {error}") from None
 

@@ -16,6 +16,7 @@ from eaglepipe.evaluation.prompts import Turn
 from eaglepipe.evaluation.same_target import TargetMatch, match_target
 from eaglepipe.evaluation.same_text import first_difference, num_different
 from eaglepipe.evaluation.trained import TrainedRun
+from eaglepipe.files.json_object import text_config
 from eaglepipe.precompute.inputs import read_chat_tokenizer
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.load import load_target
@@ -57,7 +58,7 @@ def open_target(run: TrainedRun, path: Path | None, device: str) -> OpenTarget:
     settings = run.recipe.target if path is None else run.recipe.target.model_copy(update={"path": str(path)})
     recipe = run.recipe.model_copy(update={"target": settings})
     target = load_target(settings, device)
-    expected = {**run.source.target_config, **run.source.target_config.get("text_config", {})}
+    expected = text_config(run.source.target_config)
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if getattr(target.text_config, name) != expected[name]:
             raise EaglepipeError(

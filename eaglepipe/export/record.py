@@ -1,6 +1,5 @@
 """What a run folder and its cache tell about a draft: settings, target, corpus, figures. All of it may be missing."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from eaglepipe.cache.manifest import MANIFEST_NAME
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import caches_of
-from eaglepipe.errors import EaglepipeError
+from eaglepipe.errors import CorruptError, EaglepipeError
+from eaglepipe.files.json_object import read_json_object, text_config
 from eaglepipe.recipe.config import Recipe, load_recipe
 
 RECIPE_FILE, TRAIN_FILE, EVAL_FILE = "recipe.yaml", "train.json", "eval.json"
@@ -41,7 +41,7 @@ class RunRecord:
     def target_config(self) -> dict[str, Any]:
         """The target's text config, empty where the cache is gone."""
         config = {} if self.cache is None else self.cache.target_config
-        return {**config, **config.get("text_config", {})}
+        return text_config(config)
 
 
 def read_record(run: Path) -> RunRecord:
@@ -76,7 +76,6 @@ def _cache_facts(recipe: Recipe) -> CacheFacts | None:
 
 def _json_if_there(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except CorruptError:
         return None
-    return value if isinstance(value, dict) else None

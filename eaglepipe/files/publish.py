@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 import xxhash
 
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
+from eaglepipe.files.hashing import CHUNK_BYTES
 
 _TEMPORARY_SUFFIX = ".tmp"
-_CHUNK_BYTES = 4 * 2**20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -134,7 +134,7 @@ def publish_copy(source: Path, path: Path, *, digest: str) -> None:
     """
     copied = xxhash.xxh3_128()
     with source.open("rb") as stream, published_file(path) as pending:
-        while chunk := stream.read(_CHUNK_BYTES):
+        while chunk := stream.read(CHUNK_BYTES):
             pending.stream.write(chunk)
             copied.update(chunk)
         if copied.hexdigest() != digest:

@@ -9,7 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from eaglepipe.errors import CorruptError
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import published_file
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -33,7 +37,28 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CorruptError(f"{path}: {error}") from None
+        raise CorruptError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files of a model folder, one or sharded, sorted; empty if there are none.
+
+    Raises:
+        CorruptError: the index is malformed, or names a file that is not in the folder.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return []
+    weight_map = read_json_object(index).get("weight_map")
+    if not weight_map or not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
+        raise CorruptError(f"{index}: not an index of safetensors files")
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise CorruptError(f"{folder}: weights missing: {', '.join(missing)} (named by {INDEX_FILE})")
+    return [folder / name for name in names]
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -42,11 +42,6 @@ class Tally:
         return self.written + self.skipped.total() + self.errors.total()
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is none."""
-    return _parsed(path.read_bytes()) if path.is_file() else None
-
-
 class AnswerLog:
     """The log at `path`, locked against a second writer; a context manager."""
 

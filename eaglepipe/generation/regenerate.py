@@ -16,8 +16,9 @@ from eaglepipe.chat.sources import data_fingerprint, iter_conversations
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import ConfigError, DataError
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_json
-from eaglepipe.generation.answer_log import AnswerLog, Tally, json_line, read_object
+from eaglepipe.generation.answer_log import AnswerLog, Tally, json_line
 from eaglepipe.generation.generate import Sampling
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
 from eaglepipe.progress import ProgressLine, format_seconds
@@ -129,11 +130,11 @@ def _identity(target: TargetConfig, settings: RegenerateConfig, weights: str, ch
 
 
 def _finished_earlier(files: _Files, identity: Mapping[str, Any], report: Report) -> RegenerateResult:
-    earlier = read_object(files.report)
-    if earlier is None:
+    if not files.report.is_file():
         raise ConfigError(
             f"{files.output} exists and was not finished by this command; move it away, or choose another output"
         )
+    earlier = read_json_object(files.report)
     differences = list(diff_fields(earlier["settings"], identity))
     if differences:
         raise ConfigError(

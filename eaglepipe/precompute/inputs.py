@@ -9,16 +9,18 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from eaglepipe.cache.identity import cache_folder_name, hash_json
+from eaglepipe.cache.identity import cache_folder_name
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import cache_root
 from eaglepipe.cache.supervision.sparse import SparseRule
 from eaglepipe.chat.sources import check_regenerated, data_fingerprint, source_name
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
+from eaglepipe.devices import resolve_device
+from eaglepipe.files.hashing import hash_json
 from eaglepipe.recipe.config import CacheConfig, Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
-from eaglepipe.target.load import check_tokenizer_fits, read_target_config, resolve_device, resolve_folder
+from eaglepipe.target.load import check_tokenizer_fits, read_target_config, resolve_folder
 from eaglepipe.vocab import draft_vocab_size
 
 # Config fields that say who wrote the file or how it is run, not what the model computes.

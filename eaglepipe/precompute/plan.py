@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eaglepipe.cache.identity import diff_fields, hash_file
+from eaglepipe.cache.identity import diff_fields
 from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes, load_document
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import WORK_FOLDER, cache_root, declared_sections, list_caches
@@ -19,6 +19,7 @@ from eaglepipe.chat.sources import iter_conversations
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.chat.types import DropCounts
 from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError, StoppedError
+from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.publish import free_bytes, put_if_absent
 from eaglepipe.precompute.batches import Batch, plan_shards
 from eaglepipe.precompute.inputs import Inputs

@@ -14,6 +14,7 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest
 from eaglepipe.cache.reader import load_manifest, missing_shards
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import cache_root, find_cache, list_caches
+from eaglepipe.devices import resolve_device
 from eaglepipe.eagle.registry import resolve_eagle1_draft_spec, resolve_eagle3_draft_spec
 from eaglepipe.errors import CacheError, ConfigError, DraftError, EaglepipeError
 from eaglepipe.precompute.inputs import Inputs, read_inputs
@@ -23,7 +24,7 @@ from eaglepipe.progress import format_seconds
 from eaglepipe.recipe.config import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.load import load_target, resolve_device
+from eaglepipe.target.load import load_target
 from eaglepipe.target.speed import forward_seconds
 
 Report = Callable[[str], None]
@@ -168,8 +169,8 @@ def _report_missing_draft(architectures: list[str], objective: str, report: Repo
 
 def _device(wanted: str) -> str:
     """Under torchrun each process takes the GPU of its own local rank."""
-    device = resolve_device(wanted)
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device.type == "cuda" and "LOCAL_RANK" in os.environ else str(device)
+    local_rank = os.environ.get("LOCAL_RANK")
+    return str(resolve_device(wanted, None if local_rank is None else int(local_rank)))
 
 
 def _complete(folder: Path, manifest: Manifest, started: float, *, shards_written: int = 0) -> PrecomputeResult:

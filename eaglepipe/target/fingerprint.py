@@ -12,12 +12,11 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from eaglepipe.errors import TargetError
+from eaglepipe.errors import CorruptError, TargetError
+from eaglepipe.files.hashing import CHUNK_BYTES
+from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, weight_files
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 256 * 2**20
-_CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,25 +30,19 @@ class StoredTensor:
     stop: int
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load from a model folder, sorted.
+def target_weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files that transformers would load from a model folder, sorted.
 
     Raises:
         TargetError: none there, or one named by the index is missing.
     """
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        raise TargetError(_no_weights(folder))
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TargetError(f"{index}: not an index of safetensors files ({error!r})") from None
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-    if missing:
-        raise TargetError(f"{folder}: weights missing: {', '.join(missing)} (named by {INDEX_FILE})")
-    return [folder / name for name in names]
+        files = weight_files(folder)
+    except CorruptError as error:
+        raise TargetError(str(error)) from None
+    if not files:
+        raise TargetError(_no_weights(folder))
+    return files
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -59,7 +52,7 @@ def weights_fingerprint(folder: Path) -> str:
         TargetError: weights that are missing, truncated, or not in safetensors files.
     """
     tensors: dict[str, StoredTensor] = {}
-    for file in weight_files(folder):
+    for file in target_weight_files(folder):
         for name, tensor in read_header(file).items():
             if name in tensors:
                 raise TargetError(f"{folder}: tensor {name} is in both {tensors[name].file.name} and {file.name}")
@@ -99,7 +92,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 def num_parameters(folder: Path) -> int:
     """Elements of all stored tensors."""
-    return sum(math.prod(tensor.shape) for file in weight_files(folder) for tensor in read_header(file).values())
+    return sum(math.prod(tensor.shape) for file in target_weight_files(folder) for tensor in read_header(file).values())
 
 
 def _stored(file: Path, entry: dict[str, Any], data_start: int) -> StoredTensor:
@@ -116,7 +109,7 @@ def _hash_range(digest: xxhash.xxh3_128, stream: BinaryIO, tensor: StoredTensor)
     stream.seek(tensor.start)
     left = tensor.stop - tensor.start
     while left:
-        chunk = stream.read(min(left, _CHUNK_BYTES))
+        chunk = stream.read(min(left, CHUNK_BYTES))
         if not chunk:
             raise TargetError(f"{tensor.file}: shrank while it was read")
         digest.update(chunk)

@@ -29,9 +29,10 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from eaglepipe.devices import resolve_device
 from eaglepipe.errors import ResourceError, TargetError
 from eaglepipe.recipe.config import TargetConfig
-from eaglepipe.target.fingerprint import read_header, weight_files
+from eaglepipe.target.fingerprint import read_header, target_weight_files
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _WEIGHT_FILES = ["model*.safetensors"]
@@ -112,28 +113,13 @@ def load_target(config: TargetConfig, device: str = "auto") -> TargetModel:
     """
     place = resolve_device(device)
     folder = resolve_folder(config)
-    for file in weight_files(folder):
+    for file in target_weight_files(folder):
         read_header(file)
     model_config = _read_config(folder, config)
     with _bars_only_on_a_terminal():
         model = _load_weights(folder, model_config, config, place)
     model.requires_grad_(False).eval()
     return TargetModel(model=model, text_config=_text_config(model_config, config.path), folder=folder, device=place)
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one.
-
-    Raises:
-        TargetError: CUDA asked for, or a CUDA device, that this machine does not have.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
-    place = torch.device(device)
-    if place.type == "cuda" and (place.index or 0) >= count:
-        raise TargetError(f"device {device!r}: this machine has {count} CUDA device(s); use device: auto or cpu")
-    return place
 
 
 def check_tokenizer_fits(vocab_size_tokenizer: int, head_rows: int) -> None:

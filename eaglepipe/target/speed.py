@@ -4,9 +4,10 @@ import time
 
 import torch
 
+from eaglepipe.devices import resolve_device
 from eaglepipe.recipe.config import Recipe
 from eaglepipe.target.fingerprint import num_parameters
-from eaglepipe.target.load import read_target_config, resolve_device, resolve_folder
+from eaglepipe.target.load import read_target_config, resolve_folder
 
 _DIMENSION = {"cpu": 1024, "cuda": 8192}
 _MEASURE_SECONDS = 0.3

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.identity import hash_file, hash_json
 from eaglepipe.cache.reader import Cache
+from eaglepipe.files.hashing import hash_file, hash_json
 from eaglepipe.files.publish import publish_json
 
 

@@ -9,10 +9,11 @@ import pytest
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
-from eaglepipe.cache.identity import diff_fields, hash_json
+from eaglepipe.cache.identity import diff_fields
 from eaglepipe.cache.storage import find_cache, list_caches
 from eaglepipe.cache_tools.describe import describe_root, root_table
 from eaglepipe.errors import CacheError
+from eaglepipe.files.hashing import hash_json
 from eaglepipe.precompute.inputs import read_inputs
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import DraftConfig, PrecomputeConfig, TrainConfig

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.manifest import Plan, load_document
 from eaglepipe.cache.reader import Cache, load_manifest
 from eaglepipe.cache.verify import verify_cache
@@ -16,6 +15,7 @@ from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.merge import merge_caches
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.hashing import hash_json
 from eaglepipe.train import preview_training
 from tests.cache.damage import flip, read_everything
 from tests.cache.derived import digests, make_cache, samples

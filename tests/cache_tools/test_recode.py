@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.manifest import Plan, load_document
 from eaglepipe.cache.reader import Cache, load_manifest
 from eaglepipe.cache.storage import find_cache
@@ -17,6 +16,7 @@ from eaglepipe.cache.verify import verify_cache
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.errors import CacheError, ConfigError, CorruptError, VocabError
+from eaglepipe.files.hashing import hash_json
 from eaglepipe.train import run_training
 from tests.cache.damage import flip, read_everything
 from tests.cache.derived import aux_of, digests, few, make_cache, rows_of, samples

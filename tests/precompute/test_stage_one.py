@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
-from eaglepipe.errors import CacheError, DataError, EaglepipeError, ResourceError, TargetError, VocabError
+from eaglepipe.errors import CacheError, ConfigError, DataError, EaglepipeError, ResourceError, TargetError, VocabError
 from eaglepipe.estimate.prices import estimate_recipe
 from eaglepipe.precompute.preview import preview_recipe
 from eaglepipe.precompute.stage import Worker, parse_worker, run_precompute
@@ -185,7 +185,7 @@ def test_disk_that_is_too_small_is_refused_before_the_first_forward(
         ({"data.sources.0.path": "/nowhere.jsonl"}, DataError, "/nowhere.jsonl"),
         ({"data.max_length": 2}, DataError, "no sample is left.*empty_mask"),
         ({"vocab.draft_size": 2}, VocabError, "forced into a draft vocabulary of 2"),
-        ({"precompute.device": "cuda:99"}, TargetError, "CUDA device"),
+        ({"precompute.device": "cuda:99"}, ConfigError, "CUDA device"),
     ],
 )
 def test_bad_settings_are_told_before_anything_is_computed(

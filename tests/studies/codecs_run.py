@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from eaglepipe import __version__
-from eaglepipe.cache.identity import IDENTITY_PREFIX, hash_json
+from eaglepipe.cache.identity import IDENTITY_PREFIX
 from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError
+from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import publish_json
 from eaglepipe.recipe.config import Recipe, load_recipe
 from eaglepipe.train import TrainResult, train_from

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eaglepipe.errors import TargetError
-from eaglepipe.target.fingerprint import num_parameters, weight_files, weights_fingerprint
+from eaglepipe.target.fingerprint import num_parameters, target_weight_files, weights_fingerprint
 from tests.target.tiny_targets import CONFIGS, make_model, save_target
 
 
@@ -27,7 +27,7 @@ def rewrite(folder, change, tmp_path):
 
 
 def test_sharded_and_single_layouts_agree(single, sharded):
-    assert len(weight_files(sharded)) > 2
+    assert len(target_weight_files(sharded)) > 2
     assert weights_fingerprint(single) == weights_fingerprint(sharded)
 
 
@@ -73,7 +73,7 @@ def test_a_truncated_file_is_named(single, tmp_path):
 
 
 def test_a_missing_shard_is_named(sharded):
-    weight_files(sharded)[1].unlink()
+    target_weight_files(sharded)[1].unlink()
     with pytest.raises(TargetError, match="weights missing: model-00002"):
         weights_fingerprint(sharded)
 

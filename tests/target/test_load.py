@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eaglepipe.errors import TargetError
+from eaglepipe.errors import ConfigError, TargetError
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.load import check_tokenizer_fits, load_target, read_target_config
 from tests.target.tiny_targets import CONFIGS, LAYERS, VOCAB, make_model, save_target
@@ -107,7 +107,7 @@ def test_code_in_a_model_folder_runs_only_when_the_recipe_says_so(folder, tmp_pa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_that_is_absent_is_an_error_and_auto_falls_back(folder):
-    with pytest.raises(TargetError, match="0 CUDA device"):
+    with pytest.raises(ConfigError, match="0 CUDA device"):
         load_target(TargetConfig(path=str(folder)), "cuda")
     assert load_target(TargetConfig(path=str(folder)), "auto").device.type == "cpu"
 

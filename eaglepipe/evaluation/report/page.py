@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.report.histograms import cache_figures
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
 from eaglepipe.recipe.config import TrainConfig, load_recipe
 from eaglepipe.training.run.metrics import read_metrics
@@ -103,7 +103,7 @@ def _png(figure: Any) -> bytes:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return read_json_object(path) if path.exists() else {}
 
 
 def _baselines(evaluated: dict[str, Any]) -> dict[str, float]:

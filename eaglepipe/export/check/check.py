@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from eaglepipe.drafts.folder import CONFIG_FILE, WEIGHTS_FILE, DraftFolder, read_draft_folder, read_json
+from eaglepipe.drafts.folder import CONFIG_FILE, WEIGHTS_FILE, DraftFolder, read_draft_folder
 from eaglepipe.drafts.reading import layer_config, read_rope, read_shape
 from eaglepipe.drafts.shape import DraftShape, canonical_name
 from eaglepipe.errors import DraftError
@@ -17,6 +17,7 @@ from eaglepipe.export.check.findings import CheckReport, Finding, error, warning
 from eaglepipe.export.check.tensor_names import check_names, check_pairs
 from eaglepipe.export.check.vocab_maps import check_vocab
 from eaglepipe.export.engines import Engine
+from eaglepipe.files.json_object import read_json_object, text_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +104,11 @@ def read_target(folder: Path) -> TargetSizes:
     path = folder / CONFIG_FILE if folder.is_dir() else folder
     if not path.is_file():
         raise DraftError(f"{folder}: --target takes the target's folder or its {CONFIG_FILE}")
-    return target_sizes(read_json(path))
+    return target_sizes(read_json_object(path))
 
 
 def target_sizes(config: Mapping[str, Any]) -> TargetSizes:
-    text = {**config, **config.get("text_config", {})}
+    text = text_config(config)
     return TargetSizes(
         depth=text.get("num_hidden_layers"),
         model_type=text.get("model_type"),

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from eaglepipe.cache.compare import check_same_target
-from eaglepipe.cache.identity import hash_json
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.errors import ConfigError
+from eaglepipe.files.hashing import hash_json
 from eaglepipe.training.data.batch import TrainingSource
 from eaglepipe.vocab import DraftVocab
 

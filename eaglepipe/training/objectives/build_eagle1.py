@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.registry import resolve_eagle1_draft_spec
 from eaglepipe.errors import ConfigError
+from eaglepipe.files.json_object import text_config
 from eaglepipe.recipe.config import DraftConfig
 from eaglepipe.training.data.batch import TrainingSource
 
@@ -35,7 +36,7 @@ def build_eagle1_draft(source: TrainingSource, config: DraftConfig, *, seed: int
         ConfigError: a hidden size other than the target's, whose features the draft predicts.
         DraftError: no draft for this architecture, or sizes that do not fit together.
     """
-    target = {**source.target_config, **source.target_config.get("text_config", {})}
+    target = text_config(source.target_config)
     if config.hidden_size not in (None, target["hidden_size"]):
         raise ConfigError(
             f"draft.hidden_size is {config.hidden_size}, the target's {target['hidden_size']}: an EAGLE-1/2 draft "

@@ -10,6 +10,7 @@ from eaglepipe.eagle.aux_layers import default_boundaries
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.registry import resolve_eagle3_draft_spec
 from eaglepipe.errors import ConfigError
+from eaglepipe.files.json_object import text_config
 from eaglepipe.files.publish import publish_json
 from eaglepipe.files.tensors import publish_tensors
 from eaglepipe.recipe.config import DraftConfig
@@ -30,8 +31,8 @@ def build_draft(
         ConfigError: the shape asked for cannot take over the target's embeddings or head.
         DraftError: no draft for this architecture, sizes that do not fit together, or no mask token for P-EAGLE.
     """
-    text_config = {**source.target_config, **source.target_config.get("text_config", {})}
-    _check_width(config, int(text_config["hidden_size"]))
+    target = text_config(source.target_config)
+    _check_width(config, int(target["hidden_size"]))
     draft_config = draft_config_from_target(
         source.target_config,
         draft_vocab_size=source.vocab.size,
@@ -39,14 +40,14 @@ def build_draft(
         parallel_drafting=parallel_drafting,
         **config.model_dump(exclude=_NO_SHAPE),
     )
-    _record_aux_layers(draft_config, source.spec.aux_layer_ids, int(text_config["num_hidden_layers"]))
+    _record_aux_layers(draft_config, source.spec.aux_layer_ids, int(target["num_hidden_layers"]))
     spec = resolve_eagle3_draft_spec(_architectures(source))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         draft = spec.draft_cls(draft_config).float()
     tensors = source.start_tensors()
     draft.set_vocab_mapping(source.vocab.selected_token_ids)
-    if draft_config.hidden_size == text_config["hidden_size"]:
+    if draft_config.hidden_size == target["hidden_size"]:
         draft.copy_embeddings_from_target(tensors["embed_tokens.weight"])
     if config.lm_head_init == "target":
         draft.copy_lm_head_from_target(tensors["lm_head.weight"])

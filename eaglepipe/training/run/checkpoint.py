@@ -4,7 +4,6 @@
 optimizer.safetensors, state.json and, written last, the marker with every file's size and hash.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 
 import torch
 
-from eaglepipe.cache.identity import hash_file
 from eaglepipe.errors import CorruptError
+from eaglepipe.files.hashing import hash_file
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import leftovers, publish_json, published_folder, remove_folder
 from eaglepipe.files.tensors import load_tensors, publish_tensors
 from eaglepipe.training.run.state import RunState, state_from_json, state_to_json
@@ -69,12 +69,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CorruptError: naming the file that is missing, altered or of another version.
     """
-    marker = _read_json(folder / MARKER)
+    marker = read_json_object(folder / MARKER)
     for name in _FILES:
         path = folder / name
         if not path.is_file() or marker.get(name) != _file_entry(path):
             raise CorruptError(f"{path}: missing, or not the bytes that were saved")
-    values = _read_json(folder / STATE_FILE)
+    values = read_json_object(folder / STATE_FILE)
     if values.get("version") != VERSION:
         raise CorruptError(f"{folder}: checkpoint version {values.get('version')!r}; this release reads {VERSION}")
     try:
@@ -126,7 +126,7 @@ def prune_checkpoints(root: Path, *, keep: int, step: int) -> None:
 
 def _best_of(folder: Path) -> str | None:
     try:
-        best = state_from_json(_read_json(folder / STATE_FILE)["state"]).best_step
+        best = state_from_json(read_json_object(folder / STATE_FILE)["state"]).best_step
     except (CorruptError, KeyError, TypeError, AttributeError):
         return None
     return None if best is None else step_name(best)
@@ -138,13 +138,3 @@ def step_name(step: int) -> str:
 
 def _file_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptError(f"{path}: not readable ({error})") from None
-    if not isinstance(value, dict):
-        raise CorruptError(f"{path}: a JSON object is expected")
-    return value

@@ -5,7 +5,6 @@ different numbers of micro-batches, or none.
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from eaglepipe.errors import ConfigError
+from eaglepipe.devices import resolve_device
 
 BUCKET_ELEMENTS = 16 * 2**20
 
@@ -67,24 +66,6 @@ def join_world(device: str) -> Iterator[World]:
         yield World(device=own, rank=dist.get_rank(), size=size)
     finally:
         dist.destroy_process_group()
-
-
-def resolve_device(device: str, local_rank: int | None = None) -> torch.device:
-    """`auto` takes CUDA where there is one; under torchrun each process takes the device of its local rank.
-
-    Raises:
-        ConfigError: no kind of device that is known here, or a CUDA device that this machine does not have.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"device {device!r} is not one of auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cpu" or (device == "auto" and count == 0):
-        return torch.device("cpu")
-    named = int(device.partition(":")[2] or 0)
-    index = named if local_rank is None else local_rank
-    if index >= count:
-        raise ConfigError(f"device {device!r}: torch sees {count} CUDA device(s) here; use cpu or auto")
-    return torch.device("cuda", index)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:

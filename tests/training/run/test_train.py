@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from eaglepipe.cache.types import CachedSample
+from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, ConfigError, CorruptError, DraftError, StoppedError
 from eaglepipe.train import train_from
 from eaglepipe.training.run import trackers
-from eaglepipe.training.run.distributed import resolve_device
 from eaglepipe.training.run.metrics import MetricsFile, StepRecord, read_metrics
 from eaglepipe.training.run.run_plan import check_contract, resume_contract
 from eaglepipe.training.run.state import Evaluation

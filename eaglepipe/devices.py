@@ -1,0 +1,27 @@
+"""The device that a run computes on."""
+
+import re
+
+import torch
+
+from eaglepipe.errors import ConfigError
+
+
+def resolve_device(device: str, local_rank: int | None = None) -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` names; `auto` takes CUDA if there is any.
+
+    Args:
+        local_rank: under torchrun, each process takes the CUDA device of its local rank.
+
+    Raises:
+        ConfigError: another kind of device, or a CUDA device that this machine does not have.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"device {device!r} is not one of auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and count == 0):
+        return torch.device("cpu")
+    index = int(device.partition(":")[2] or 0) if local_rank is None else local_rank
+    if index >= count:
+        raise ConfigError(f"device {device!r}: torch sees {count} CUDA device(s) here; use cpu or auto")
+    return torch.device("cuda", index)

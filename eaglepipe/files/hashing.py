@@ -1,0 +1,33 @@
+"""xxh3_128 of files, streams and JSON values, in hex."""
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+CHUNK_BYTES = 4 * 2**20
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one spelling of equal values: sorted keys, no spaces, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def hash_json(value: Any) -> str:
+    """Hash a JSON value in its canonical form."""
+    return xxhash.xxh3_128_hexdigest(canonical_json(value))
+
+
+def hash_file(path: Path) -> str:
+    """Hash a file's bytes."""
+    with path.open("rb") as stream:
+        return hash_stream(stream)
+
+
+def hash_stream(stream: BinaryIO) -> str:
+    """Hash the rest of a stream."""
+    digest = xxhash.xxh3_128()
+    while chunk := stream.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""JSON objects read from files that anyone may have written: configs, indices, published documents."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.errors import CorruptError
+
+
+def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
+    """Read a JSON object, UTF-8.
+
+    Args:
+        strict: refuse keys given twice, NaN and Infinity too.
+
+    Raises:
+        CorruptError: absent, not JSON, or another kind of value.
+    """
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_constant": _no_nan} if strict else {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), **hooks)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptError(f"{path}: not a readable JSON document: {error}") from None
+    if not isinstance(value, dict):
+        raise CorruptError(f"{path}: a JSON object is expected, this is a {type(value).__name__}")
+    return value
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config.json with those of the language model inside, if it has several parts, on top."""
+    return {**config, **config.get("text_config", {})}
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key is given twice")
+    return result
+
+
+def _no_nan(token: str) -> None:
+    raise ValueError(f"{token} is not JSON")
