@@ -1,4 +1,4 @@
-"""Speculative decoding of a batch of prompts, and by the same path the target alone (a drafter that proposes nothing).
+"""Speculative decoding of a batch of prompts; with a drafter that proposes nothing, decoding by the target alone.
 
 A round is one forward of the target over each row's newest token and the guesses below it.
 Shapes: B rows, P padded prompt length, m nodes on a path.
@@ -7,41 +7,39 @@ Shapes: B rows, P padded prompt length, m nodes on a path.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
-from eaglepipe.decoding.drafters import Drafter, Verified
-from eaglepipe.decoding.verify import Decision, SamplingRule, ancestors_of, choose, decide
+from eaglepipe.decoding.drafters import Drafter, VerifiedSlots
+from eaglepipe.decoding.verify import AcceptedPaths, SamplingRule, ancestor_mask, choose_tokens, verify
 from eaglepipe.target.stepping import Read, SteppingTarget
-
-Prompt = NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When an answer ends."""
+class StoppingCriteria:
+    """Limits of an answer: its number of tokens, and tokens that end it."""
 
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """One answer and how it came about."""
+class DecodedAnswer:
+    """Tokens of one answer, and how many of them each round added."""
 
-    token_ids: tuple[int, ...]  # with the stop token that ended it
-    rounds: tuple[int, ...]  # tokens that each round added; the first token is the prompt's forward's
+    token_ids: tuple[int, ...]  # including the stop token that ended it
+    rounds: tuple[int, ...]  # without the first token, which the prompt's forward gives
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeRun:
-    """All answers, in the order of their prompts."""
+class DecodedAnswers:
+    """All answers, in the order of their prompts, and the seconds they took."""
 
-    answers: tuple[Decoded, ...]
+    answers: tuple[DecodedAnswer, ...]
     seconds: float
 
     @property
@@ -51,21 +49,21 @@ class DecodeRun:
 
 @dataclass
 class _Row:
-    """A row on its way."""
+    """A prompt being continued."""
 
     prompt: int
     sequence: list[int]
-    limits: Limits
+    criteria: StoppingCriteria
     answer: list[int] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
     ended: bool = False
 
-    def take(self, tokens: Sequence[int]) -> int:
-        """Add what fits before the end; returns how many tokens that were."""
+    def append(self, tokens: Sequence[int]) -> int:
+        """Add tokens up to the end of the answer; return how many that were."""
         before = len(self.answer)
         for token in tokens:
             self.answer.append(token)
-            if token in self.limits.stop_ids or len(self.answer) == self.limits.max_new_tokens:
+            if token in self.criteria.stop_ids or len(self.answer) == self.criteria.max_new_tokens:
                 self.ended = True
                 break
         self.sequence.extend(tokens)
@@ -76,28 +74,29 @@ class _Row:
 def speculate(
     target: SteppingTarget,
     drafter: Drafter,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[NDArray[np.int32]],
     *,
     rule: SamplingRule,
-    limits: Limits,
+    criteria: StoppingCriteria,
     batch_size: int,
     generator: torch.Generator,
-) -> DecodeRun:
+) -> DecodedAnswers:
     """Continue every prompt; prompts of similar length share a batch.
 
     Raises:
-        TargetError: a sequence longer than the target reads exactly.
+        TargetError: a sequence may grow longer than the target reads exactly.
     """
     order = sorted(range(len(prompts)), key=lambda prompt: len(prompts[prompt]))
-    target.check_room(max(len(prompt) for prompt in prompts) + limits.max_new_tokens)
-    done: dict[int, Decoded] = {}
+    target.check_room(max(len(prompt) for prompt in prompts) + criteria.max_new_tokens)
+    answers: dict[int, DecodedAnswer] = {}
     started = time.monotonic()
     for start in range(0, len(order), batch_size):
-        rows = [_Row(prompt=i, sequence=prompts[i].tolist(), limits=limits) for i in order[start : start + batch_size]]
+        batch = order[start : start + batch_size]
+        rows = [_Row(prompt=number, sequence=prompts[number].tolist(), criteria=criteria) for number in batch]
         _decode_batch(target, drafter, rows, rule, generator)
-        done |= {row.prompt: Decoded(token_ids=tuple(row.answer), rounds=tuple(row.rounds)) for row in rows}
+        answers |= {row.prompt: DecodedAnswer(token_ids=tuple(row.answer), rounds=tuple(row.rounds)) for row in rows}
     seconds = time.monotonic() - started
-    return DecodeRun(answers=tuple(done[prompt] for prompt in range(len(prompts))), seconds=seconds)
+    return DecodedAnswers(answers=tuple(answers[prompt] for prompt in range(len(prompts))), seconds=seconds)
 
 
 def _decode_batch(
@@ -105,81 +104,73 @@ def _decode_batch(
 ) -> None:
     input_ids, lengths = _padded([row.sequence for row in rows], target.device)
     read = target.read_prompts(input_ids, lengths)
-    newest = choose(read.logits[:, 0], rule, generator)
+    newest = choose_tokens(read.logits[:, 0], rule, generator)
     for row, token in zip(rows, newest.tolist(), strict=True):
-        row.take([token])
-    verified = _running(rows, _verified_prompts(read, input_ids, lengths, newest, rows), (target,))
+        row.append([token])
+    verified = _without_ended(rows, _prompt_slots(read, input_ids, lengths, newest, rows), target)
     rows = [row for row in rows if not row.ended]
     drafter.begin(len(rows))
     while rows:
         drafter.extend(verified)
         proposal = drafter.propose(generator)
         newest = torch.tensor([row.sequence[-1] for row in rows], device=target.device)
-        read = target.read(torch.cat((newest[:, None], proposal.tokens), dim=1), ancestors_of(proposal.parents))
-        decision = decide(proposal, read.logits, rule, generator)
-        target.keep(decision.nodes, decision.counts)
-        verified = _running(rows, _take(rows, read, decision, proposal.tokens), (target, drafter))
+        read = target.read(torch.cat((newest[:, None], proposal.tokens), dim=1), ancestor_mask(proposal.parents))
+        paths = verify(proposal, read.logits, rule, generator)
+        target.keep(paths.nodes, paths.counts)
+        verified = _without_ended(rows, _append_paths(rows, read, paths, proposal.tokens), target, drafter)
         rows = [row for row in rows if not row.ended]
 
 
-class _Batch(Protocol):
-    def select(self, rows: torch.Tensor) -> None: ...
-
-
-def _running(rows: list[_Row], verified: Verified, batches: Sequence[_Batch]) -> Verified:
-    """Take the rows that have ended out of every batch; what is left of `verified`."""
-    running = [number for number, row in enumerate(rows) if not row.ended]
-    if len(running) == len(rows) or not running:
+def _without_ended(rows: list[_Row], verified: VerifiedSlots, *batches: SteppingTarget | Drafter) -> VerifiedSlots:
+    """Drop the rows that have ended from the batches; return the verified slots of the others."""
+    active = [number for number, row in enumerate(rows) if not row.ended]
+    if len(active) == len(rows) or not active:
         return verified
-    kept = torch.tensor(running, device=verified.counts.device)
+    selected = torch.tensor(active, device=verified.counts.device)
     for batch in batches:
-        batch.select(kept)
-    return Verified(
-        aux=verified.aux[kept],
-        last_hidden=None if verified.last_hidden is None else verified.last_hidden[kept],
-        next_tokens=verified.next_tokens[kept],
-        counts=verified.counts[kept],
-        sequences=[rows[number].sequence for number in running],
+        batch.select(selected)
+    return VerifiedSlots(
+        aux=verified.aux[selected],
+        last_hidden=None if verified.last_hidden is None else verified.last_hidden[selected],
+        next_tokens=verified.next_tokens[selected],
+        counts=verified.counts[selected],
+        sequences=[rows[number].sequence for number in active],
     )
 
 
-def _verified_prompts(
+def _prompt_slots(
     read: Read, input_ids: torch.Tensor, lengths: torch.Tensor, newest: torch.Tensor, rows: list[_Row]
-) -> Verified:
-    following = F.pad(input_ids[:, 1:], (0, 1))
-    following = following.scatter(1, lengths[:, None] - 1, newest[:, None])
-    return Verified(
+) -> VerifiedSlots:
+    next_tokens = F.pad(input_ids[:, 1:], (0, 1))
+    return VerifiedSlots(
         aux=read.states.aux,
         last_hidden=read.states.last_hidden,
-        next_tokens=following,
+        next_tokens=next_tokens.scatter(1, lengths[:, None] - 1, newest[:, None]),
         counts=lengths,
         sequences=[row.sequence for row in rows],
     )
 
 
-def _take(rows: list[_Row], read: Read, decision: Decision, guesses: torch.Tensor) -> Verified:
-    """Give each row the tokens of its path, and the drafter the states along it."""
-    counts = decision.counts
-    steps = torch.arange(decision.nodes.shape[1], device=counts.device)
-    on_path = F.pad(guesses, (1, 0)).gather(1, decision.nodes)
-    following = F.pad(on_path[:, 1:], (0, 1))
-    following = torch.where(steps == counts[:, None] - 1, decision.own_token[:, None], following)
-    for row, tokens, count in zip(rows, following.tolist(), counts.tolist(), strict=True):
-        row.rounds.append(row.take(tokens[:count]))
+def _append_paths(rows: list[_Row], read: Read, paths: AcceptedPaths, guesses: torch.Tensor) -> VerifiedSlots:
+    """Append to each row the tokens of its path; return the slots along the paths."""
+    counts = paths.counts
+    steps = torch.arange(paths.nodes.shape[1], device=counts.device)
+    on_path = F.pad(guesses, (1, 0)).gather(1, paths.nodes)
+    next_tokens = F.pad(on_path[:, 1:], (0, 1))
+    next_tokens = torch.where(steps == counts[:, None] - 1, paths.next_token[:, None], next_tokens)
+    for row, tokens, count in zip(rows, next_tokens.tolist(), counts.tolist(), strict=True):
+        row.rounds.append(row.append(tokens[:count]))
     batch = torch.arange(len(counts), device=counts.device)[:, None]
-    return Verified(
-        aux=read.states.aux[batch, decision.nodes],
-        last_hidden=read.states.last_hidden[batch, decision.nodes],
-        next_tokens=following,
+    return VerifiedSlots(
+        aux=read.states.aux[batch, paths.nodes],
+        last_hidden=read.states.last_hidden[batch, paths.nodes],
+        next_tokens=next_tokens,
         counts=counts,
         sequences=[row.sequence for row in rows],
     )
 
 
 def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids [B, P], zeros on the right, and lengths [B]."""
-    lengths = [len(sequence) for sequence in sequences]
-    ids = np.zeros((len(sequences), max(lengths)), np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-    return torch.from_numpy(ids).to(device), torch.tensor(lengths, device=device)
+    """Return ids int64 [B, P], zero-padded on the right, and lengths int64 [B]."""
+    input_ids = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
+    return input_ids.to(device), torch.tensor([len(sequence) for sequence in sequences], device=device)

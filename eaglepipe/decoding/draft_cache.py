@@ -1,43 +1,80 @@
-"""Keys and values of a draft layer: those of verified slots, and behind them those of guesses, which never stay.
+"""Key-value cache of a draft layer: verified slots, and behind them guesses, which are always overwritten.
 
-Shapes: B rows, S places, kv key-value heads, d head size, n new tokens.
+Shapes: B rows, S cache entries, n new tokens, kv key-value heads, d head size, H draft hidden.
 """
 
-import torch
+from dataclasses import dataclass
+from typing import Any
 
-_SPARE_PLACES = 64
+import torch
+import torch.nn.functional as F
+
+from eaglepipe.eagle.layers.rope import Rotary, apply_rotary
+
+_SPARE_ENTRIES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Position of each of n new tokens, the cache entry that it writes, and the entries that it attends to."""
+
+    position_ids: torch.Tensor  # int64 [B, n]
+    cache_positions: torch.Tensor  # int64 [B, n]
+    attention_mask: torch.Tensor  # bool [B, n, S], over the first S entries
 
 
 class DraftCache:
-    """One layer. Verified slot t of a row lies at place t; guesses lie behind the longest row."""
+    """Keys and values of one layer. Entry t of a row is its verified slot t; guesses lie behind the longest row."""
 
     def __init__(self) -> None:
-        self._room: torch.Tensor | None = None  # [2, B, S, kv, d], zeros where nothing was written
+        self._entries: torch.Tensor | None = None  # [2, B, S, kv, d], zero until written
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor) -> None:
-        """Put keys and values [B, n, kv, d] at int64 places [B, n]."""
-        room = self._grown(key, int(places.max()) + 1)
-        rows = torch.arange(len(places), device=places.device)[:, None]
-        room[0][rows, places] = key
-        room[1][rows, places] = value
+    def write(self, key: torch.Tensor, value: torch.Tensor, cache_positions: torch.Tensor) -> None:
+        """Store keys and values [B, n, kv, d] at int64 [B, n] entries."""
+        entries = self._grown(key, int(cache_positions.max()) + 1)
+        rows = torch.arange(len(key), device=key.device)[:, None]
+        entries[0][rows, cache_positions] = key
+        entries[1][rows, cache_positions] = value
 
-    def first(self, num_places: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values at places below `num_places`, [B, kv, num_places, d] each."""
-        assert self._room is not None
-        key, value = self._room[:, :, :num_places].transpose(2, 3)
+    def read(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of the first `length` entries, [B, kv, length, d] each."""
+        assert self._entries is not None
+        key, value = self._entries[:, :, :length].transpose(2, 3)
         return key, value
 
     def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only."""
-        assert self._room is not None
-        self._room = self._room[:, rows]
+        """Keep only these rows, int64 [B']."""
+        assert self._entries is not None
+        self._entries = self._entries[:, rows]
 
-    def _grown(self, like: torch.Tensor, num_places: int) -> torch.Tensor:
-        old = self._room
-        if old is not None and old.shape[2] >= num_places:
+    def _grown(self, like: torch.Tensor, length: int) -> torch.Tensor:
+        old = self._entries
+        if old is not None and old.shape[2] >= length:
             return old
-        room = like.new_zeros(2, len(like), num_places + num_places // 2 + _SPARE_PLACES, *like.shape[2:])
+        self._entries = like.new_zeros(2, len(like), length + length // 2 + _SPARE_ENTRIES, *like.shape[2:])
         if old is not None:
-            room[:, :, : old.shape[2]] = old
-        self._room = room
-        return room
+            self._entries[:, :, : old.shape[2]] = old
+        return self._entries
+
+
+def cached_attention(
+    attention: Any, inputs: torch.Tensor, rotary: Rotary, cache: DraftCache, placement: Placement
+) -> torch.Tensor:
+    """Write the keys and values of new tokens [B, n, input size] and return their attention output [B, n, H].
+
+    Args:
+        attention: projections, `head_dim` and `scale` of an `Eagle3LlamaAttention`.
+        rotary: cos and sin at the tokens' positions, [B, n, R] each.
+    """
+    heads, cos, sin = (-1, attention.head_dim), rotary[0][:, :, None], rotary[1][:, :, None]
+    query = apply_rotary(attention.q_proj(inputs).unflatten(-1, heads), cos, sin)
+    key = apply_rotary(attention.k_proj(inputs).unflatten(-1, heads), cos, sin)
+    cache.write(key, attention.v_proj(inputs).unflatten(-1, heads), placement.cache_positions)
+    keys, values = cache.read(placement.attention_mask.shape[-1])
+    groups = query.shape[2] // keys.shape[1]
+    queries = query.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, kv, groups·n, d]
+    mask = placement.attention_mask[:, None].repeat(1, 1, groups, 1)
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=attention.scale)
+    merged = attended.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2)
+    output: torch.Tensor = attention.o_proj(merged)
+    return output

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from eaglepipe.decoding.drafters import BigramDrafter, Drafter, LookupDrafter
+from eaglepipe.decoding.drafters import Drafter
+from eaglepipe.decoding.text_drafters import bigram_drafter, lookup_drafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.bigram import Ints, bigram_acceptance_length, bigram_table
@@ -180,7 +181,7 @@ def _real(job: _Job, decoding: _Decoding) -> list[Figure]:
 def _chains(job: _Job, rule: SamplingRule) -> list[Drafter]:
     """The baselines at the greatest depth, and the draft at each."""
     deepest = max(job.options.depths)
-    baselines: list[Drafter] = [BigramDrafter(job.successor, deepest, job.device), LookupDrafter(deepest, job.device)]
+    baselines: list[Drafter] = [bigram_drafter(job.successor, deepest, job.device), lookup_drafter(deepest, job.device)]
     return [
         *(baselines if job.options.baselines else ()),
         *(chain_drafter(job.run, depth, rule) for depth in job.options.depths),

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eaglepipe.decoding.decode import DecodeRun
-from eaglepipe.decoding.drafters import Method
+from eaglepipe.decoding.decode import DecodedAnswers
+from eaglepipe.decoding.drafters import DraftMethod
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.evaluation.bootstrap import Estimate, bootstrap
 
@@ -28,7 +28,7 @@ class Conditions:
 class Figure:
     """How one method did."""
 
-    method: Method
+    method: DraftMethod
     conditions: Conditions
     prompts: int
     rounds: int
@@ -66,13 +66,13 @@ class Figure:
 
 
 def make_figure(
-    run: DecodeRun,
-    method: Method,
+    run: DecodedAnswers,
+    method: DraftMethod,
     conditions: Conditions,
     sample_ids: Sequence[str],
     *,
     seed: int,
-    alone: DecodeRun | None = None,
+    alone: DecodedAnswers | None = None,
     first_difference: str | None = None,
 ) -> Figure:
     """Sum up a run; intervals are over samples, whose prompts go together.

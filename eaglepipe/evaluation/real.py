@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from eaglepipe.chat.template import ChatTokenizer
-from eaglepipe.decoding.decode import DecodeRun, Limits, speculate
-from eaglepipe.decoding.drafters import Drafter, NoDraft
+from eaglepipe.decoding.decode import DecodedAnswers, StoppingCriteria, speculate
+from eaglepipe.decoding.drafters import Drafter
+from eaglepipe.decoding.text_drafters import no_drafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.figures import Conditions, Figure, make_figure
@@ -81,7 +82,7 @@ def measure_real(
     """A figure for the target alone, then one for each drafter, on the same prompts."""
     conditions = Conditions(kind="real", data=settings.data, rule=settings.rule, batch_size=settings.batch_size)
     ids = [turn.sample_id for turn in turns]
-    nothing = NoDraft(target.stepping.device)
+    nothing = no_drafter(target.stepping.device)
     report(f"decoding {len(turns)} prompts: the target alone")
     alone = decode(target, nothing, turns, settings)
     figures = [make_figure(alone, nothing.method, conditions, ids, seed=settings.seed, alone=alone)]
@@ -97,7 +98,7 @@ def measure_real(
     return figures
 
 
-def decode(target: OpenTarget, drafter: Drafter, turns: Sequence[Turn], settings: DecodeSettings) -> DecodeRun:
+def decode(target: OpenTarget, drafter: Drafter, turns: Sequence[Turn], settings: DecodeSettings) -> DecodedAnswers:
     """Answers to all prompts, the random draws a function of the seed alone."""
     stops = frozenset[int]() if settings.ignore_end else target.stops
     return speculate(
@@ -105,12 +106,12 @@ def decode(target: OpenTarget, drafter: Drafter, turns: Sequence[Turn], settings
         drafter,
         [turn.prompt for turn in turns],
         rule=settings.rule,
-        limits=Limits(max_new_tokens=settings.max_new_tokens, stop_ids=stops),
+        criteria=StoppingCriteria(max_new_tokens=settings.max_new_tokens, stop_ids=stops),
         batch_size=settings.batch_size,
         generator=torch.Generator(target.stepping.device).manual_seed(settings.seed),
     )
 
 
-def _difference(target: OpenTarget, turns: Sequence[Turn], alone: DecodeRun, run: DecodeRun) -> str | None:
+def _difference(target: OpenTarget, turns: Sequence[Turn], alone: DecodedAnswers, run: DecodedAnswers) -> str | None:
     found = first_difference(target.stepping.model, list(turns), alone, run)
     return None if found is None else f"{num_different(alone, run)} of {len(turns)} prompts; first: {found}"

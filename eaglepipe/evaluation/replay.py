@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.decoding.decode import Decoded, DecodeRun
-from eaglepipe.decoding.drafters import Drafter, Verified
+from eaglepipe.decoding.decode import DecodedAnswer, DecodedAnswers
+from eaglepipe.decoding.drafters import Drafter, VerifiedSlots
 from eaglepipe.evaluation.prompts import Turn
 from eaglepipe.training.data.batch import TrainingSource
 
@@ -52,7 +52,7 @@ class _Replayed:
 @torch.inference_mode()
 def replay(
     source: TrainingSource, drafter: Drafter, turns: Sequence[Turn], *, device: torch.device, dtype: torch.dtype
-) -> DecodeRun:
+) -> DecodedAnswers:
     """The rounds that each turn's text takes; `drafter` proposes greedy chains."""
     generator = torch.Generator(device)
     answers = []
@@ -65,8 +65,8 @@ def replay(
             known = row.position
             row.advance(drafter.propose(generator).tokens[0].tolist())
         text = tuple(row.tokens[row.start : row.stop])
-        answers.append(Decoded(token_ids=text, rounds=tuple(row.rounds)))
-    return DecodeRun(answers=tuple(answers), seconds=0.0)
+        answers.append(DecodedAnswer(token_ids=text, rounds=tuple(row.rounds)))
+    return DecodedAnswers(answers=tuple(answers), seconds=0.0)
 
 
 def own_text_share(source: TrainingSource, turns: Sequence[Turn]) -> float:
@@ -115,10 +115,10 @@ def _decoded(
     return decode(EncodedRows(payload=moved[0], scales=moved[1]))
 
 
-def _verified(row: _Replayed, known: int) -> Verified:
+def _verified(row: _Replayed, known: int) -> VerifiedSlots:
     """The slots from `known` up to the newest token, which is the last slot's next token."""
     device = row.aux.device
-    return Verified(
+    return VerifiedSlots(
         aux=row.aux[None, known : row.position],
         last_hidden=None if row.last_hidden is None else row.last_hidden[None, known : row.position],
         next_tokens=torch.tensor([row.tokens[known + 1 : row.position + 1]], device=device),

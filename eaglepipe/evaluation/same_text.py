@@ -6,12 +6,14 @@ tokens whose logits agree in all but the last bits may change places. The gap te
 
 import torch
 
-from eaglepipe.decoding.decode import DecodeRun
+from eaglepipe.decoding.decode import DecodedAnswers
 from eaglepipe.evaluation.prompts import Turn
 from eaglepipe.target.capture import HFEagle3TargetModel
 
 
-def first_difference(model: HFEagle3TargetModel, turns: list[Turn], alone: DecodeRun, run: DecodeRun) -> str | None:
+def first_difference(
+    model: HFEagle3TargetModel, turns: list[Turn], alone: DecodedAnswers, run: DecodedAnswers
+) -> str | None:
     """The first prompt and position at which the runs differ, in words; None where they do not."""
     for number, (turn, own, other) in enumerate(zip(turns, alone.answers, run.answers, strict=True)):
         if own.token_ids == other.token_ids:
@@ -29,7 +31,7 @@ def first_difference(model: HFEagle3TargetModel, turns: list[Turn], alone: Decod
     return None
 
 
-def num_different(alone: DecodeRun, run: DecodeRun) -> int:
+def num_different(alone: DecodedAnswers, run: DecodedAnswers) -> int:
     """Prompts whose answers differ."""
     return sum(a.token_ids != b.token_ids for a, b in zip(alone.answers, run.answers, strict=True))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eaglepipe.decoding.drafters import Verified
+from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.decoding.eagle3_steps import Eagle3Steps
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from tests.decoding.tiny_decoding import tiny_draft, tiny_stepping
@@ -38,7 +38,7 @@ def test_a_chain_from_any_slot_gives_the_logits_of_the_unroll(settings: dict[str
         new = torch.tensor(counts)
         places = ends[:, None] + torch.arange(int(new.max()))
         state, logits = steps.extend(
-            Verified(
+            VerifiedSlots(
                 aux=torch.stack([aux[row, places[row]] for row in range(2)]),
                 last_hidden=None,
                 next_tokens=torch.stack([tokens[row, places[row] + 1] for row in range(2)]),
@@ -62,7 +62,7 @@ def test_guesses_on_other_branches_of_a_tree_are_not_read() -> None:
     draft = tiny_draft(tiny_stepping(), 16)
     generator = torch.Generator().manual_seed(6)
     aux, tokens = torch.randn(1, 5, 3, 32, generator=generator), torch.randint(31, (1, 5), generator=generator)
-    verified = Verified(aux=aux, last_hidden=None, next_tokens=tokens, counts=torch.tensor([5]), sequences=())
+    verified = VerifiedSlots(aux=aux, last_hidden=None, next_tokens=tokens, counts=torch.tensor([5]), sequences=())
 
     def stepped(branches: list[int]) -> torch.Tensor:
         """Logits after two levels whose first level is these tokens; the second grows from the first of them."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eaglepipe.cache.head import HeadSpec
-from eaglepipe.decoding.drafters import Verified
+from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.decoding.eagle1_steps import Eagle1Steps
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
@@ -40,7 +40,7 @@ def test_a_chain_from_any_slot_gives_the_logits_of_the_trained_chain(num_layers:
         new = torch.tensor(counts)
         places = ends[:, None] + torch.arange(int(new.max()))
         state, logits = steps.extend(
-            Verified(
+            VerifiedSlots(
                 aux=torch.empty(2, 0),
                 last_hidden=torch.stack([features[row, places[row]] for row in range(2)]),
                 next_tokens=torch.stack([tokens[row, places[row] + 1] for row in range(2)]),

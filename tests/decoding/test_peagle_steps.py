@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eaglepipe.decoding.drafters import Verified
+from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.decoding.eagle3_steps import PeagleSteps
 from tests.decoding.tiny_decoding import tiny_draft, tiny_stepping
 
@@ -23,8 +23,8 @@ def test_all_depths_behind_any_slot_are_those_of_the_training_pass(settings: dic
     for counts in ([3, 5], [1, 2], [4, 1]):
         new = torch.tensor(counts)
         places = ends[:, None] + torch.arange(int(new.max()))
-        logits = steps.guess_all(
-            Verified(
+        logits = steps.draft_all(
+            VerifiedSlots(
                 aux=torch.stack([aux[row, places[row].clamp(max=LENGTH - 1)] for row in range(2)]),
                 last_hidden=None,
                 next_tokens=torch.stack([tokens[row, (places[row] + 1).clamp(max=LENGTH)] for row in range(2)]),

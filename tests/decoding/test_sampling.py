@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eaglepipe.decoding.decode import Limits, speculate
+from eaglepipe.decoding.decode import StoppingCriteria, speculate
 from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.eagle3_steps import Eagle3Steps
 from eaglepipe.decoding.strategies import ChainDrafter, TreeDrafter
@@ -53,7 +53,7 @@ def test_the_first_three_tokens_are_distributed_as_the_targets_own(
         drafter(name, target, rule),
         [np.array(PROMPT, np.int32)] * DRAWS,
         rule=rule,
-        limits=Limits(max_new_tokens=3),
+        criteria=StoppingCriteria(max_new_tokens=3),
         batch_size=DRAWS,
         generator=torch.Generator().manual_seed(1),
     )

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from eaglepipe.decoding.decode import DecodeRun, Limits, speculate
-from eaglepipe.decoding.drafters import BigramDrafter, Drafter, LookupDrafter, NoDraft
+from eaglepipe.decoding.decode import DecodedAnswers, StoppingCriteria, speculate
+from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.eagle3_steps import Eagle3Steps
 from eaglepipe.decoding.strategies import ChainDrafter, TreeDrafter
+from eaglepipe.decoding.text_drafters import bigram_drafter, lookup_continuation, lookup_drafter, no_drafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import TargetError
 from eaglepipe.target.stepping import SteppingTarget
@@ -28,13 +29,13 @@ def own(target: SteppingTarget) -> list[list[int]]:
 
 def decoded(
     target: SteppingTarget, drafter: Drafter, *, batch_size: int = 1, stop_ids: frozenset[int] = frozenset()
-) -> DecodeRun:
+) -> DecodedAnswers:
     return speculate(
         target,
         drafter,
         PROMPTS,
         rule=GREEDY,
-        limits=Limits(max_new_tokens=TOKENS, stop_ids=stop_ids),
+        criteria=StoppingCriteria(max_new_tokens=TOKENS, stop_ids=stop_ids),
         batch_size=batch_size,
         generator=torch.Generator().manual_seed(0),
     )
@@ -65,7 +66,7 @@ def test_right_guesses_save_rounds_and_change_nothing(
     assert set(rounds.tolist()) == {1, 2, 3, 4} and rounds.mean() > 2
 
 
-@pytest.mark.parametrize("drafter", [NoDraft(CPU), LookupDrafter(4, CPU), BigramDrafter(np.arange(31), 4, CPU)])
+@pytest.mark.parametrize("drafter", [no_drafter(CPU), lookup_drafter(4, CPU), bigram_drafter(np.arange(31), 4, CPU)])
 def test_text_drafters_change_nothing(target: SteppingTarget, own: list[list[int]], drafter: Drafter) -> None:
     assert [list(answer.token_ids) for answer in decoded(target, drafter, batch_size=2).answers] == own
 
@@ -82,15 +83,13 @@ def test_an_answer_ends_with_the_first_stop_token_even_inside_a_round(
 
 
 def test_sequences_past_the_targets_positions_are_refused(target: SteppingTarget) -> None:
-    limits = Limits(max_new_tokens=300)
+    criteria = StoppingCriteria(max_new_tokens=300)
     generator = torch.Generator()
     with pytest.raises(TargetError, match="exactly up to 256"):
-        speculate(target, NoDraft(CPU), PROMPTS, rule=GREEDY, limits=limits, batch_size=1, generator=generator)
+        speculate(target, no_drafter(CPU), PROMPTS, rule=GREEDY, criteria=criteria, batch_size=1, generator=generator)
 
 
 def test_lookup_repeats_what_followed_the_latest_longest_match() -> None:
-    drafter = LookupDrafter(3, CPU)
-    found = drafter._continuation(np.array([1, 2, 3, 9, 2, 3, 8, 7, 2, 3]))
-    assert found.tolist() == [8, 7, 2]
-    assert drafter._continuation(np.array([4, 5, 4])).tolist() == [5, 4, 4]
-    assert drafter._continuation(np.array([4, 5, 6])).tolist() == [6, 6, 6]
+    assert lookup_continuation(np.array([1, 2, 3, 9, 2, 3, 8, 7, 2, 3]), 3).tolist() == [8, 7, 2]
+    assert lookup_continuation(np.array([4, 5, 4]), 3).tolist() == [5, 4, 4]
+    assert lookup_continuation(np.array([4, 5, 6]), 3).tolist() == [6, 6, 6]

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from eaglepipe.decoding.drafters import Method, Proposal, Verified
+from eaglepipe.decoding.drafters import DraftMethod, Proposal, VerifiedSlots
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.target.capture import HFEagle3TargetModel
@@ -52,11 +52,11 @@ class KnowingDrafter:
         self._target, self._siblings, self._spoilt = target, siblings, spoilt
         self._draws = torch.Generator().manual_seed(11)
         size = depth * (1 + siblings)
-        self.method = Method(drafter="knowing", shape="tree" if siblings else "chain", depth=depth, size=size)
+        self.method = DraftMethod(drafter="knowing", shape="tree" if siblings else "chain", depth=depth, size=size)
 
     def begin(self, num_rows: int) -> None: ...
 
-    def extend(self, verified: Verified) -> None:
+    def extend(self, verified: VerifiedSlots) -> None:
         self._sequences = [list(sequence) for sequence in verified.sequences]
 
     def select(self, rows: torch.Tensor) -> None:

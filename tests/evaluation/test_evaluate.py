@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eaglepipe.commands.evaluate import _tree_shape
-from eaglepipe.decoding.decode import Limits, speculate
-from eaglepipe.decoding.drafters import LookupDrafter, NoDraft
+from eaglepipe.decoding.decode import StoppingCriteria, speculate
+from eaglepipe.decoding.text_drafters import lookup_drafter, no_drafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import DataError, EaglepipeError
 from eaglepipe.evaluation.drafting import TreeShape, chain_drafter
@@ -72,8 +72,10 @@ def own_text(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def answers(target: SteppingTarget, prompts: list[np.ndarray]) -> list[list[int]]:
-    limits, generator = Limits(max_new_tokens=ANSWER), torch.Generator()
-    run = speculate(target, NoDraft(CPU), prompts, rule=GREEDY, limits=limits, batch_size=40, generator=generator)
+    criteria, generator = StoppingCriteria(max_new_tokens=ANSWER), torch.Generator()
+    run = speculate(
+        target, no_drafter(CPU), prompts, rule=GREEDY, criteria=criteria, batch_size=40, generator=generator
+    )
     return [list(answer.token_ids) for answer in run.answers]
 
 
@@ -95,14 +97,14 @@ def test_replayed_rounds_are_those_of_real_decoding_one_for_one(own_text: OwnTex
     run = open_run(own_text.run, [own_text.cache])
     turns = cached_turns(run, max_new_tokens=ANSWER)
     assert len(turns) == 2 * len(run.heldout)
-    for drafter in (chain_drafter(run, 3, GREEDY), LookupDrafter(3, CPU)):
+    for drafter in (chain_drafter(run, 3, GREEDY), lookup_drafter(3, CPU)):
         replayed = replay(run.source, drafter, turns, device=CPU, dtype=torch.float32)
         real = speculate(
             own_text.stepping,
             drafter,
             [turn.prompt for turn in turns],
             rule=GREEDY,
-            limits=Limits(max_new_tokens=ANSWER),
+            criteria=StoppingCriteria(max_new_tokens=ANSWER),
             batch_size=4,
             generator=torch.Generator(),
         )
