@@ -1,11 +1,11 @@
-"""The families of drafts, one value each: whatever tells them apart is a field here, never a comparison elsewhere.
+"""The families of drafts, one value each: every difference between them is a field here or a class that a field names.
 
 The module is a leaf, so that every layer may read it. Classes are named as `module:name` and imported at first use:
 planning or precomputing loads no training code.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 from typing import Any
 
@@ -18,24 +18,44 @@ class Family:
     """As `train.objective` names it."""
     label: str
     """As people read it."""
+    recipe: str
+    """`module:class` of its `Recipe`, with the settings of `draft` and `train` that it has of its own."""
+    depths_setting: str = "ttt_steps"
+    """Setting of `train` that holds the number of depths."""
     objective: str
     """`module:class` of its `Objective`."""
+    builder: str
+    """`module:function` that builds an untrained draft."""
     draft_spec: str
     """`module:function` that resolves the draft class for a target's architectures."""
     steps: str
     """`module:class` of its `DraftSteps`."""
     engine_architectures: Mapping[str, str]
     """Entry of `architectures` by engine; an engine that is absent does not serve the family."""
+    cache_needs: Mapping[str, str | bool] = field(default_factory=dict)
+    """Settings of `cache` without which it cannot be trained."""
     reads_aux: bool = True
     """Whether it reads aux hidden states; otherwise it reads the last hidden state of every token."""
     has_draft_vocab: bool = True
     """Whether it may predict over a draft vocabulary smaller than the target's."""
     is_parallel: bool = False
     """Whether one forward drafts all depths."""
+    holds_scores: bool = False
+    """Whether training holds the attention scores of a whole row, so that long rows are expensive."""
 
     def load(self, reference: str) -> Any:
         """Import what a `module:name` field of this family refers to."""
         return resolve_name(reference)
+
+    @property
+    def cache_overrides(self) -> list[str]:
+        """`cache_needs` as `section.key=value` overrides of a recipe."""
+        return [cache_override(name, value) for name, value in self.cache_needs.items()]
+
+
+def cache_override(name: str, value: str | bool) -> str:
+    """Return the override that gives a setting of `cache` this value."""
+    return f"cache.{name}={str(value).lower()}"
 
 
 _NATIVE = "LlamaForCausalLMEagle3"
@@ -43,7 +63,9 @@ _NATIVE = "LlamaForCausalLMEagle3"
 EAGLE3 = Family(
     name="eagle3",
     label="EAGLE-3",
+    recipe="eaglepipe.recipe.family_settings:Eagle3Recipe",
     objective="eaglepipe.training.objectives.eagle3:Eagle3Objective",
+    builder="eaglepipe.training.objectives.builders:build_eagle3_draft",
     draft_spec="eaglepipe.eagle.registry:resolve_eagle3_draft_spec",
     steps="eaglepipe.decoding.eagle3_steps:Eagle3Steps",
     engine_architectures={
@@ -56,17 +78,24 @@ EAGLE3 = Family(
 EAGLE1 = Family(
     name="eagle1",
     label="EAGLE-1",
+    recipe="eaglepipe.recipe.family_settings:Eagle1Recipe",
     objective="eaglepipe.training.objectives.eagle1:Eagle1Objective",
+    builder="eaglepipe.training.objectives.builders:build_eagle1_draft",
     draft_spec="eaglepipe.eagle.registry:resolve_eagle1_draft_spec",
     steps="eaglepipe.decoding.eagle1_steps:Eagle1Steps",
     engine_architectures={"vllm": "LlamaForCausalLM", "sglang": "LlamaForCausalLMEagle", "hf": "LlamaForCausalLM"},
+    cache_needs={"supervision": "hidden", "last_hidden": "all", "full_head": True},
     reads_aux=False,
     has_draft_vocab=False,
+    holds_scores=True,
 )
 PEAGLE = Family(
     name="peagle",
     label="P-EAGLE",
+    recipe="eaglepipe.recipe.family_settings:PeagleRecipe",
+    depths_setting="peagle_depths",
     objective="eaglepipe.training.objectives.peagle:PeagleObjective",
+    builder="eaglepipe.training.objectives.builders:build_peagle_draft",
     draft_spec="eaglepipe.eagle.registry:resolve_eagle3_draft_spec",
     steps="eaglepipe.decoding.eagle3_steps:PeagleSteps",
     engine_architectures={"vllm": _NATIVE, "speculators": "PEagleDraftModel", "hf": _NATIVE},
@@ -76,3 +105,5 @@ EAGLE2 = replace(EAGLE1, name="eagle2", label="EAGLE-2")
 """Trained as EAGLE-1; its drafts are decoded as a dynamic tree."""
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (EAGLE3, EAGLE1, EAGLE2, PEAGLE)}
+DEFAULT_FAMILY = EAGLE3
+"""Family of a recipe without `train.objective`."""

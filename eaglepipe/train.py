@@ -15,13 +15,12 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.drafts.init_record import Start, open_start, take_start
 from eaglepipe.files.publish import publish_bytes, publish_json
-from eaglepipe.recipe.config import Recipe, dump_recipe
+from eaglepipe.recipe.load import Recipe, dump_recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.training.data.aux_subset import choose_aux_layers
 from eaglepipe.training.data.batch import TrainingSource
 from eaglepipe.training.data.source import open_caches
-from eaglepipe.training.objectives.build_eagle3 import publish_draft
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.builders import build_draft, publish_draft
 from eaglepipe.training.run.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
 from eaglepipe.training.run.distributed import World, join_world
 from eaglepipe.training.run.learner import Learner
@@ -82,7 +81,7 @@ def run_folder(recipe: Recipe) -> Path:
 
 def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainPreview:
     """Plan a run and build its draft, without taking a step or writing anything; raises what `run_training` does."""
-    source = choose_aux_layers(open_caches(caches), recipe.draft.aux_layer_ids)
+    source = choose_aux_layers(open_caches(caches), recipe.draft.aux_boundaries)
     with join_world(recipe.train.device) as world:
         plan = plan_run(source, recipe.train, world)
     draft, notes = _build_draft(recipe, source, _open_start(recipe))
@@ -112,7 +111,7 @@ def run_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainRe
 
 def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
     """`run_training` on samples that are open already."""
-    source = choose_aux_layers(source, recipe.draft.aux_layer_ids)
+    source = choose_aux_layers(source, recipe.draft.aux_boundaries)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         world = stack.enter_context(join_world(recipe.train.device))
@@ -178,7 +177,7 @@ def _make_learner(
 def _build_draft(
     recipe: Recipe, source: TrainingSource, start: Start | None, *, keep_in: Path | None = None
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    draft = objective_of(recipe.train).build_draft(source, recipe.draft)
+    draft = build_draft(source, recipe.train, recipe.draft)
     return draft, () if start is None else take_start(draft, start, keep_in=keep_in)
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from eaglepipe.cache.reader import Cache
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import Recipe
+from eaglepipe.recipe.load import parse_recipe
 from eaglepipe.training.data.collate import collate_columns
 
 WORDS = ["<b>", "<e>", "<u>", "<a>", "who", "are", "you", "i", "am", "the", "target", "and", "now", "still", "me"]
@@ -71,7 +71,7 @@ def make_target(folder: Path) -> None:
 def test_rows_masks_and_shift_of_a_two_turn_conversation(tmp_path: Path) -> None:
     make_target(tmp_path / "target")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": MESSAGES}) + "\n")
-    recipe = Recipe.model_validate(
+    recipe = parse_recipe(
         {
             "name": "two-turns",
             "target": {"path": str(tmp_path / "target")},

@@ -28,7 +28,7 @@ from eaglepipe.precompute.batches import Batch
 from eaglepipe.precompute.inputs import Inputs, read_inputs
 from eaglepipe.precompute.plan import Work, make_work
 from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files
-from eaglepipe.recipe.config import load_recipe
+from eaglepipe.recipe.load import load_recipe
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.layers import find_decoder

@@ -23,7 +23,7 @@ from eaglepipe.target.speed import matmul_rate
 from eaglepipe.training.data.batch import Cut, Position
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
-from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import draw_slots
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import COMPUTE_DTYPES, Learner
@@ -152,7 +152,7 @@ def _data_wait(bench: _Bench) -> float:
     """Share of the time of real optimizer steps in which the loop waited for its loader, from the first step on."""
     index = bench.cache.index
     config = train_settings(bench.preset, bench.workload, int(index.num_tokens.sum()))
-    draft: Any = build_draft(bench.cache, draft_settings(bench.preset.shape), seed=0)
+    draft: Any = build_eagle3_draft(bench.cache, draft_settings(bench.preset.shape), seed=0)
     learner = Learner(bench.cache, draft, config, World(device=bench.device))
     plans = plan_steps(
         np.arange(bench.cache.num_samples),

@@ -21,12 +21,12 @@ from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.kernels.fused_head import rows_at_once
 from eaglepipe.eagle.unroll.interface import HostMasks
 from eaglepipe.eagle.unroll.slot_plan import UnrollPlan, plan_unroll
-from eaglepipe.recipe.config import DraftConfig, TrainConfig
+from eaglepipe.recipe.family_settings import Eagle3DraftConfig, Eagle3TrainConfig
 from eaglepipe.training.data.batch import Cut, EncodedBatch, Position, Row, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import micro_batches
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
-from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective, draw_slots
 from eaglepipe.training.run.learner import COMPUTE_DTYPES
 
@@ -122,7 +122,7 @@ def _masks(batch: EncodedBatch) -> HostMasks:
 def compact_rows(workload: Workload, cache: Cache, ttt_steps: int) -> tuple[tuple[Row, ...], ...]:
     """Micro-batches of packed rows, as training cuts them."""
     cut = Cut(pack_length=workload.pack_length, micro_batch_tokens=workload.micro_batch_tokens)
-    objective = Eagle3Objective(TrainConfig(ttt_steps=ttt_steps))
+    objective = Eagle3Objective(Eagle3TrainConfig(ttt_steps=ttt_steps))
     costs = objective.costs(cache.index, num_layers=1, training=True)
     return micro_batches(np.arange(cache.num_samples), cache.index.num_tokens, costs, cut)
 
@@ -155,7 +155,7 @@ def make_module(
 ) -> Eagle3TrainerModule:
     """A trainer module around a draft of one layer in the target's shape, embeddings frozen."""
     return Eagle3TrainerModule(
-        build_draft(cache, draft_settings(shape), seed=0),
+        build_eagle3_draft(cache, draft_settings(shape), seed=0),
         cache.vocab.selected_token_ids,
         cache.vocab.selected_token_mask,
         ttt_steps,
@@ -163,13 +163,13 @@ def make_module(
     )
 
 
-def draft_settings(shape: TargetShape) -> DraftConfig:
-    return DraftConfig(intermediate_size=shape.intermediate_size)
+def draft_settings(shape: TargetShape) -> Eagle3DraftConfig:
+    return Eagle3DraftConfig(intermediate_size=shape.intermediate_size)
 
 
-def train_settings(preset: StepPreset, workload: Workload, num_tokens: int) -> TrainConfig:
+def train_settings(preset: StepPreset, workload: Workload, num_tokens: int) -> Eagle3TrainConfig:
     """Settings of a training run over the workload, an optimizer step an epoch."""
-    return TrainConfig(
+    return Eagle3TrainConfig(
         ttt_steps=preset.ttt_steps,
         batch_tokens=max(num_tokens, workload.micro_batch_tokens),
         micro_batch_tokens=workload.micro_batch_tokens,

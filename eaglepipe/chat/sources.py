@@ -15,7 +15,8 @@ from eaglepipe.chat.formats import parse_row
 from eaglepipe.chat.readers import READERS, PlacedRow, file_rows
 from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import DataError
-from eaglepipe.recipe.config import Recipe, SourceConfig
+from eaglepipe.recipe.config import SourceConfig
+from eaglepipe.recipe.load import Recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = {*READERS, ".txt", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".yaml", ".yml"}

@@ -23,7 +23,7 @@ class Report(Protocol):
 
 
 def load(recipe: str, overrides: list[str] | None) -> Any:
-    from eaglepipe.recipe.config import load_recipe
+    from eaglepipe.recipe.load import load_recipe
 
     return load_recipe(recipe_path(recipe), overrides or ())
 

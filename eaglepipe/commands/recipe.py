@@ -33,7 +33,7 @@ def ls(as_json: JsonOption = False) -> None:
 @app.command("show")
 def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """The resolved recipe, defaults and overrides included."""
-    from eaglepipe.recipe.config import dump_recipe
+    from eaglepipe.recipe.load import dump_recipe
 
     typer.echo(dump_recipe(load(recipe, overrides)), nl=False)
 

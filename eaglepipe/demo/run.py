@@ -4,6 +4,7 @@ Each stage leaves its result on disk and is passed over when that is there, so t
 The target is moved away before the draft is trained, to show that training does not need it.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,25 +24,17 @@ from eaglepipe.demo.target import TargetReport, TargetStep, train_target
 from eaglepipe.demo.tokenizer import train_tokenizer
 from eaglepipe.errors import ConfigError, CorruptError
 from eaglepipe.evaluation.report.page import write_report
+from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 from eaglepipe.files.publish import publish_bytes, publish_json, published_folder
 from eaglepipe.generation.regenerate import RegenerateResult, run_regenerate
 from eaglepipe.precompute.stage import PrecomputeResult, run_precompute
 from eaglepipe.progress import ProgressLine
-from eaglepipe.recipe.config import Recipe, dump_recipe, load_recipe
+from eaglepipe.recipe.load import Recipe, dump_recipe, load_recipe, parse_recipe
 from eaglepipe.resources import shipped_recipes
 from eaglepipe.train import TrainResult, run_training
 
 SEED = 0
 Report = Callable[[str], None]
-
-_EAGLE1_CACHE = ("cache.last_hidden=all", "cache.full_head=true")
-_OBJECTIVES: dict[str, Callable[[int], list[str]]] = {
-    "eagle3": lambda depths: [f"train.ttt_steps={depths}"],
-    "eagle1": lambda depths: [f"train.ttt_steps={depths}", *_EAGLE1_CACHE],
-    "eagle2": lambda depths: [f"train.ttt_steps={depths}", *_EAGLE1_CACHE],
-    "peagle": lambda depths: [f"train.peagle_depths={depths}"],
-}
-"""Overrides for so many depths, by objective."""
 
 
 class _Stages:
@@ -60,7 +53,7 @@ class _Stages:
 
 
 def run_demo(
-    folder: Path, *, size: DemoSize = STANDARD, objective: str = "eagle3", report: Report = print
+    folder: Path, *, size: DemoSize = STANDARD, objective: str = DEFAULT_FAMILY.name, report: Report = print
 ) -> dict[str, Any]:
     """Run every stage that is not done yet below `folder`; returns what is in its summary.
 
@@ -113,23 +106,25 @@ def run_demo(
     return summary
 
 
-def demo_recipe(folder: Path, *, size: DemoSize = STANDARD, objective: str = "eagle3") -> Recipe:
+def demo_recipe(folder: Path, *, size: DemoSize = STANDARD, objective: str = DEFAULT_FAMILY.name) -> Recipe:
     """The recipe that ships, with its paths below `folder` and another objective if asked for; also `folder/demo.yaml`.
 
     Raises:
         ConfigError: the demo does not know the objective, or `folder` has a demo of another size.
     """
-    if objective not in _OBJECTIVES:
-        raise ConfigError(f"the demo has no objective {objective!r}; it knows {', '.join(_OBJECTIVES)}")
+    family = FAMILIES.get(objective)
+    if family is None:
+        raise ConfigError(f"the demo has no objective {objective!r}; it knows {', '.join(FAMILIES)}")
     claim_folder(folder, size)
     raw = load_recipe(shipped_recipes()["demo"])
     moved = raw.model_dump_json().replace("runs/demo", folder.as_posix())
-    recipe = Recipe.model_validate_json(moved)
+    recipe = parse_recipe(json.loads(moved))
     file = folder / f"demo{_suffix(objective)}.yaml"
     publish_json(file, recipe.model_dump(mode="json"))
     overrides = [f"cache.root={(folder / 'caches').as_posix()}", f"train.objective={objective}"]
     overrides += [f"train.output_dir={(folder / f'train{_suffix(objective)}').as_posix()}", *size.settings]
-    recipe = load_recipe(file, [*overrides, *_OBJECTIVES[objective](size.depths or raw.train.ttt_steps)])
+    overrides += [f"train.{family.depths_setting}={size.depths or raw.train.depths}", *family.cache_overrides]
+    recipe = load_recipe(file, overrides)
     publish_bytes(file, dump_recipe(recipe).encode())  # whole, so that the next draft can be trained from it
     return recipe
 
@@ -140,7 +135,7 @@ def _has_cache(recipe: Recipe) -> bool:
 
 
 def _suffix(objective: str) -> str:
-    return "" if objective == "eagle3" else f"-{objective}"
+    return "" if objective == DEFAULT_FAMILY.name else f"-{objective}"
 
 
 def _make_target(corpus: CorpusFiles, folder: Path, size: DemoSize, report: Report) -> None:

@@ -14,7 +14,8 @@ from eaglepipe.estimate.entries import measure_entries
 from eaglepipe.estimate.table import cost_table
 from eaglepipe.files.publish import free_bytes
 from eaglepipe.precompute.inputs import read_inputs, with_settings
-from eaglepipe.recipe.config import PROFILES, CacheConfig, Recipe
+from eaglepipe.recipe.config import PROFILES, CacheConfig
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.target.speed import forward_seconds
 
 DISK_BYTES_PER_SECOND = 1e9

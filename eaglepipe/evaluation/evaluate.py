@@ -22,7 +22,7 @@ from eaglepipe.evaluation.same_target import TargetMatch
 from eaglepipe.evaluation.table import eval_table
 from eaglepipe.evaluation.trained import TrainedRun, open_run
 from eaglepipe.files.publish import publish_json
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.interface import make_objective
 from eaglepipe.training.run.distributed import join_world
 
 Report = Callable[[str], None]
@@ -92,7 +92,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         EaglepipeError: run, caches or target are missing or do not fit together.
     """
     run = open_run(folder, options.caches, max_samples=options.num_samples)
-    num_depths = len(objective_of(run.recipe.train.evaluated).loss_weights)
+    num_depths = len(make_objective(run.recipe.train.evaluated).loss_weights)
     with join_world(options.device) as world:
         run.draft.to(world.device)
         decoding = _open_decoding(run, options, world.device, report) if options.real else None

@@ -17,8 +17,7 @@ from eaglepipe.evaluation.trained import TrainedRun
 from eaglepipe.training.data.batch import Position, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.supervision_rows import usable
-from eaglepipe.training.objectives.choice import objective_of
-from eaglepipe.training.objectives.interface import Objective
+from eaglepipe.training.objectives.interface import Objective, make_objective
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.heldout import summarize
 from eaglepipe.training.run.learner import Counters, Learner
@@ -64,7 +63,7 @@ def count_heldout(run: TrainedRun, world: World) -> HeldoutCounts:
 
 def heldout_figures(counts: HeldoutCounts, run: TrainedRun, *, seed: int) -> list[HeldoutFigures]:
     """Of everything first, then by source where there is more than one."""
-    objective = objective_of(run.recipe.train.evaluated)
+    objective = make_objective(run.recipe.train.evaluated)
     names = np.array(counts.sources)
     chosen: list[tuple[str, NDArray[np.bool_]]] = [("all", np.ones(len(names), np.bool_))]
     if len(set(counts.sources)) > 1:

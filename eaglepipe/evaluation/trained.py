@@ -13,12 +13,12 @@ from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 from eaglepipe.files.tensors import load_tensors
-from eaglepipe.recipe.config import Recipe, load_recipe
+from eaglepipe.recipe.load import Recipe, load_recipe
 from eaglepipe.training.data.aux_subset import choose_aux_layers
 from eaglepipe.training.data.batch import Split, TrainingSource
 from eaglepipe.training.data.order import choose_heldout, split_samples
 from eaglepipe.training.data.source import open_caches
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.builders import build_draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
         raise EaglepipeError(f"{folder}: no finished run; give the folder that `eaglepipe train` wrote its draft to")
     recipe = load_recipe(folder / "recipe.yaml")
     shares = [CacheShare(folder=cache) for cache in caches] if caches else caches_of(recipe)
-    source = choose_aux_layers(open_caches(shares), recipe.draft.aux_layer_ids)
+    source = choose_aux_layers(open_caches(shares), recipe.draft.aux_boundaries)
     ids = source.index.sample_ids
     split = split_samples(ids, recipe.train.heldout_fraction)
     heldout = choose_heldout(ids, split, max_samples or recipe.train.eval_max_samples)
@@ -69,7 +69,7 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
 
 
 def _load_draft(file: Path, recipe: Recipe, source: TrainingSource, misfit: type[EaglepipeError]) -> PreTrainedModel:
-    draft = objective_of(recipe.train).build_draft(source, recipe.draft)
+    draft = build_draft(source, recipe.train, recipe.draft)
     tensors, offsets = load_tensors(file), dict(draft.named_buffers()).get("d2t")
     if offsets is not None and "d2t" in tensors and not torch.equal(offsets, tensors["d2t"]):
         raise misfit(f"{file}: its draft ids stand for other tokens than those of the cache's draft vocabulary")

@@ -6,7 +6,6 @@ from eaglepipe import __version__
 from eaglepipe.export.engine_config import public_name
 from eaglepipe.export.engines import Engine
 from eaglepipe.export.trained import TrainedDraft
-from eaglepipe.recipe.config import TrainConfig
 
 FAMILIES = {"eagle3": "EAGLE-3", "peagle": "P-EAGLE", "eagle1": "EAGLE-1/2"}
 
@@ -93,21 +92,13 @@ def _run_rows(draft: TrainedDraft) -> Iterator[tuple[str, str]]:
     recipe, train = draft.record.recipe, draft.record.train
     if recipe is not None:
         settings = recipe.train
-        yield "objective", _objective(settings)
+        yield "objective", settings.summary
         yield "learning rate", f"{settings.learning_rate:g}"
         yield "tokens of a step", f"{settings.batch_tokens:,}"
         yield "seed", str(settings.seed)
     if train is not None:
         yield "steps", f"{train['steps']:,} taken; the draft is that of step {train['best_step']:,}"
         yield "tokens seen", f"{train['tokens']:,}, {train['supervised_tokens']:,} supervised"
-
-
-def _objective(settings: TrainConfig) -> str:
-    if settings.objective == "peagle":
-        return f"peagle, {settings.peagle_depths} depths in one forward"
-    if settings.objective == "eagle3":
-        return f"eagle3, {settings.ttt_steps} TTT steps, decay {settings.step_decay}"
-    return settings.objective
 
 
 def _figures(draft: TrainedDraft) -> Iterator[tuple[str, str]]:

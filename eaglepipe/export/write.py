@@ -101,7 +101,7 @@ def _draft_tokens(draft: TrainedDraft) -> int:
     recipe = draft.record.recipe
     if recipe is None:
         return 5
-    return min(5, recipe.train.peagle_depths if draft.shape.family == "peagle" else recipe.train.ttt_steps)
+    return min(5, recipe.train.depths)
 
 
 def _own_check(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Finding, ...]:

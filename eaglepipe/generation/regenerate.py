@@ -22,7 +22,8 @@ from eaglepipe.generation.answer_log import AnswerLog, Tally, json_line
 from eaglepipe.generation.generate import Sampling
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
 from eaglepipe.progress import ProgressLine, format_seconds
-from eaglepipe.recipe.config import Recipe, RegenerateConfig, TargetConfig
+from eaglepipe.recipe.config import RegenerateConfig, TargetConfig
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import check_tokenizer_fits, load_target, resolve_folder

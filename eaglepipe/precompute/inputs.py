@@ -17,7 +17,8 @@ from eaglepipe.chat.sources import check_regenerated, data_fingerprint, source_n
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.devices import resolve_device
 from eaglepipe.files.hashing import hash_json
-from eaglepipe.recipe.config import CacheConfig, Recipe
+from eaglepipe.recipe.config import CacheConfig
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import check_tokenizer_fits, read_target_config, resolve_folder

@@ -21,7 +21,7 @@ from eaglepipe.precompute.inputs import Inputs, read_inputs
 from eaglepipe.precompute.plan import Work, make_work, nearest_cache
 from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files
 from eaglepipe.progress import format_seconds
-from eaglepipe.recipe.config import Recipe
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.load import load_target

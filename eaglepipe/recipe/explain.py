@@ -1,4 +1,4 @@
-"""pydantic's complaints about a recipe, in words that name the key and the nearest one that exists."""
+"""Pydantic's errors about a recipe, in words that name the key and the nearest one that exists."""
 
 import difflib
 from collections.abc import Iterator
@@ -6,15 +6,31 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from eaglepipe.families import FAMILIES
+from eaglepipe.recipe.foreign import families_with
 
-def explain(error: ValidationError, tree: type[BaseModel]) -> Iterator[str]:
-    """One line a mistake, by the place of its key in the tree."""
+
+def explain(error: ValidationError, tree: type[BaseModel], *, objective: str) -> Iterator[str]:
+    """Yield one line per mistake, led by the path of its key.
+
+    Args:
+        tree: class of the recipe that was validated.
+        objective: the recipe's `train.objective`, whose settings `tree` has.
+    """
     for item in error.errors(include_url=False):
         if item["type"] == "too_short" and item["input"]:
             continue  # pydantic's echo of mistakes inside the items, reported on their own
         location = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
-            yield f"{location}: unknown key{_nearest(item['loc'], tree)}"
+            if serves := families_with(item["loc"]):
+                yield (
+                    f"{location} is {item['input']!r}, which train.objective {objective} ignores "
+                    f"(it serves {', '.join(serves)}); remove it"
+                )
+            else:
+                yield f"{location}: unknown key{_nearest(item['loc'], tree)}"
+        elif item["type"] == "literal_error" and location == "train.objective":
+            yield f"{location}: must be one of {', '.join(FAMILIES)} (given: {item['input']!r})"
         elif item["type"] == "missing":
             yield f"{location}: required, and absent"
         else:

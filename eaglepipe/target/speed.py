@@ -5,7 +5,7 @@ import time
 import torch
 
 from eaglepipe.devices import resolve_device
-from eaglepipe.recipe.config import Recipe
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.target.fingerprint import num_parameters
 from eaglepipe.target.load import read_target_config, resolve_folder
 

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import Recipe
+from eaglepipe.recipe.load import parse_recipe
 from tests.cache.derived import aux_of
 
 WIDTH, BOUNDARIES = 140, (2, 5)  # of two outlier channels a layer, and no multiple of a group
@@ -46,7 +46,7 @@ def cache(request: pytest.FixtureRequest, target: Path, tmp_path_factory: pytest
             "aux_layer_ids": BOUNDARIES,
         },
     }
-    return Path(run_precompute(Recipe.model_validate(recipe), report=lambda _: None).folder)
+    return Path(run_precompute(parse_recipe(recipe), report=lambda _: None).folder)
 
 
 def described(cache: Path) -> tuple[dict[str, Any], list[int]]:

@@ -16,8 +16,16 @@ from eaglepipe.errors import CacheError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.precompute.inputs import read_inputs
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import DraftConfig, PrecomputeConfig, TrainConfig
-from eaglepipe.recipe.objectives import SERVES
+from eaglepipe.recipe.config import PrecomputeConfig
+from eaglepipe.recipe.family_settings import (
+    Eagle1TrainConfig,
+    Eagle3DraftConfig,
+    Eagle3TrainConfig,
+    PeagleDraftConfig,
+    PeagleTrainConfig,
+)
+from eaglepipe.recipe.foreign import families_with
+from eaglepipe.recipe.training import DraftConfig
 from tests.tiny_project import TinyProject
 
 OTHER_VALUES: dict[str, Any] = {
@@ -55,18 +63,23 @@ def objective_of(setting: str) -> dict[str, Any]:
     """What else a recipe says that has this setting."""
     if setting == "train.objective":
         return {"train.caches": ["a"]}
-    objective = SERVES.get(setting, ("eagle3",))[0]
+    objective = next(iter(families_with(tuple(setting.split(".")))), "eagle3")
     steps = {"train.ttt_steps": 7} if objective == "peagle" else {}
     return {} if objective == "eagle3" else {"train.objective": objective, "train.caches": ["a"], **steps}
 
 
-@pytest.mark.parametrize("section", [("train", TrainConfig), ("draft", DraftConfig), ("precompute", PrecomputeConfig)])
-def test_no_field_outside_the_caches_own_sections_changes_it(
-    project: TinyProject, section: tuple[str, type[BaseModel]]
-) -> None:
-    name, model = section
+SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
+    "train": (Eagle3TrainConfig, Eagle1TrainConfig, PeagleTrainConfig),
+    "draft": (PeagleDraftConfig, Eagle3DraftConfig, DraftConfig),
+    "precompute": (PrecomputeConfig,),
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_no_field_outside_the_caches_own_sections_changes_it(project: TinyProject, name: str) -> None:
     before = identity(project)
-    for field, info in model.model_fields.items():
+    settings = {field: info for section in SECTIONS[name] for field, info in section.model_fields.items()}
+    for field, info in settings.items():
         changed = {f"{name}.{field}": other(field, info.default)}
         changed |= objective_of(f"{name}.{field}")
         changed |= {"train.loss": "lambda"} if field.startswith("lk_") else {}

@@ -7,8 +7,8 @@ import pytest
 from eaglepipe.demo.run import demo_recipe
 from eaglepipe.demo.size import FAST, STANDARD, DemoSize
 from eaglepipe.errors import ConfigError
-from eaglepipe.recipe.config import load_recipe
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.recipe.load import load_recipe
+from eaglepipe.training.objectives.interface import make_objective
 
 
 @pytest.mark.parametrize(("size", "depths"), [(FAST, 3), (STANDARD, 7)])
@@ -17,7 +17,7 @@ def test_objectives_share_the_cache_and_nothing_else(tmp_path: Path, size: DemoS
     for section in ("target", "data", "vocab", "cache", "regenerate"):
         assert getattr(recipes[0], section) == getattr(recipes[1], section)
     assert [recipe.train.output_dir for recipe in recipes] == [f"{tmp_path}/train", f"{tmp_path}/train-peagle"]
-    assert [len(objective_of(recipe.train).loss_weights) for recipe in recipes] == [depths] * 2
+    assert [len(make_objective(recipe.train).loss_weights) for recipe in recipes] == [depths] * 2
 
 
 @pytest.mark.parametrize("objective", ["eagle3", "eagle1", "peagle"])

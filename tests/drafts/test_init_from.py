@@ -16,9 +16,10 @@ from eaglepipe.drafts.init_from import start_from
 from eaglepipe.errors import ConfigError, CorruptError, DraftError
 from eaglepipe.export.write import export_draft
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import DraftConfig, Recipe
+from eaglepipe.recipe.family_settings import Eagle3DraftConfig
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.train import preview_training, run_training
-from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.builders import build_eagle3_draft
 from tests.export.made_drafts import DEPTH, MadeTarget, make_draft, save_draft
 from tests.tiny_project import TinyProject
 
@@ -27,7 +28,7 @@ ENGINES = ("vllm", "sglang", "speculators", "hf")
 
 
 def fresh(target: MadeTarget, **settings: Any) -> PreTrainedModel:
-    return build_draft(target, DraftConfig(**settings), seed=1)  # type: ignore[arg-type]
+    return build_eagle3_draft(target, Eagle3DraftConfig(**settings), seed=1)  # type: ignore[arg-type]
 
 
 def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import find_cache
 from eaglepipe.errors import ConfigError, CorruptError, DraftError
-from eaglepipe.recipe.config import Recipe
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.train import preview_training, run_training
-from eaglepipe.training.objectives.build_eagle3 import build_draft, publish_draft
+from eaglepipe.training.objectives.builders import build_eagle3_draft, publish_draft
 from tests.tiny_project import TinyProject
 
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -28,7 +28,7 @@ def recipe(project: TinyProject, sealed_cache: Path, tmp_path: Path) -> Recipe:
 @pytest.fixture
 def published(recipe: Recipe, sealed_cache: Path, tmp_path: Path) -> Path:
     """A draft whose embeddings, frozen in training, are not the target's."""
-    draft = build_draft(Cache.open(sealed_cache), recipe.draft, seed=5)
+    draft = build_eagle3_draft(Cache.open(sealed_cache), recipe.draft, seed=5)
     with torch.no_grad():
         draft.get_parameter(EMBEDDINGS).mul_(1.5)
     publish_draft(draft, tmp_path / "published")

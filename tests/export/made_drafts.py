@@ -8,10 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.schema import ShardSpec
-from eaglepipe.recipe.config import DraftConfig, TrainConfig
-from eaglepipe.training.objectives.build_eagle3 import publish_draft
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.builders import build_draft, publish_draft
 from eaglepipe.vocab import DraftVocab
+from tests.family_sections import draft_config, train_config
 from tests.training.tiny_source import tiny_vocab
 
 DEPTH, VOCAB, HIDDEN = 10, 64, 16
@@ -109,8 +108,8 @@ def make_draft(
     target: MadeTarget, objective: str = "eagle3", *, scale: float = 0.3, **settings: Any
 ) -> PreTrainedModel:
     """A draft whose every trained weight is random, norms and biases too."""
-    train = TrainConfig.model_validate({"objective": objective})
-    draft = objective_of(train).build_draft(target, DraftConfig(**settings))  # type: ignore[arg-type]
+    train, config = train_config(objective), draft_config(objective, **settings)
+    draft = build_draft(target, train, config)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, parameter in draft.named_parameters():

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 
 from eaglepipe.errors import ConfigError, DataError, EaglepipeError
 from eaglepipe.generation.regenerate import WINDOW_BATCHES, run_regenerate
-from eaglepipe.recipe.config import Recipe
+from eaglepipe.recipe.load import Recipe, parse_recipe
 
 BATCH = 2
 WINDOW = BATCH * WINDOW_BATCHES
@@ -66,7 +66,7 @@ def make_recipe(target, tmp_path):
             source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         regenerate = {"sources": [{"path": str(source)}], "output": str(tmp_path / "answers.jsonl")}
         sampling = {"max_new_tokens": 80, "batch_size": BATCH, "temperature": 1.0, **settings}
-        return Recipe.model_validate(
+        return parse_recipe(
             {
                 "name": "answers",
                 "target": {"path": str(target)},

@@ -15,7 +15,7 @@ from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
 from eaglepipe.eagle.registry import EAGLE1_DRAFT_REGISTRY, EAGLE3_DRAFT_REGISTRY
 from eaglepipe.errors import DraftError, TargetError
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import Recipe
+from eaglepipe.recipe.load import Recipe, parse_recipe
 from eaglepipe.train import run_training
 from eaglepipe.training.data.batch import TrainingSource
 from eaglepipe.training.data.collate import collate_columns, collate_payload
@@ -49,7 +49,7 @@ def make_recipe(folder: Path, supervision: str) -> Recipe:
     rows = [(generator.integers(3, VOCAB, length).tolist(), [0] * 3 + [1] * (length - 3)) for length in LENGTHS]
     lines = [json.dumps({"input_ids": ids, "loss_mask": mask}) for ids, mask in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines))
-    return Recipe.model_validate(
+    return parse_recipe(
         {
             "name": "tiny",
             "target": {"path": str(folder / "target"), "dtype": "float32"},

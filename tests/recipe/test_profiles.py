@@ -14,7 +14,8 @@ from eaglepipe.cache.storage import find_cache
 from eaglepipe.cache.verify import verify_cache
 from eaglepipe.errors import ConfigError
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import PROFILES, CacheConfig, dump_recipe
+from eaglepipe.recipe.config import PROFILES, CacheConfig
+from eaglepipe.recipe.load import dump_recipe
 from eaglepipe.train import run_training
 from eaglepipe.training.data.supervision_decoder import TargetHead
 from tests.tiny_project import TinyProject

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import load_recipe
+from eaglepipe.recipe.load import load_recipe
 from eaglepipe.resources import shipped_recipes
 from tests.tiny_project import TinyProject
 

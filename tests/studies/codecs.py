@@ -12,7 +12,7 @@ from pathlib import Path
 from eaglepipe.cache.manifest import MANIFEST_NAME
 from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.recipe.config import load_recipe
+from eaglepipe.recipe.load import load_recipe
 from tests.studies.codecs_report import CodecsReport, describe_variant
 from tests.studies.codecs_run import TrainingRun, train_one
 from tests.studies.codecs_supervision import measure_supervision

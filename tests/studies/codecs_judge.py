@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import Cut, TrainingSource
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.interface import make_objective
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.heldout import heldout_batches
 from eaglepipe.training.run.learner import compute_dtype
@@ -41,12 +41,12 @@ def judge(
 ) -> Judgement:
     """Measure an EAGLE-3 draft on `samples` of `source`, temperature 0 and 1."""
     config = config.evaluated.model_copy(update=WITH_ALPHAS)
-    objective = objective_of(config)
+    objective = make_objective(config)
     module = objective.make_module(draft, source).to(world.device).eval()
     decode = objective.make_decoder(source, device=world.device, dtype=compute_dtype(config, world.device))
     costs = objective.costs(source.index, num_layers=draft.config.num_hidden_layers, training=False)
     names = ("loss_sums", "counts", "hits", "sampled_hits", "valid")
-    totals = torch.zeros(len(names), config.ttt_steps, dtype=torch.float64)
+    totals = torch.zeros(len(names), config.depths, dtype=torch.float64)
     for batch in heldout_batches(objective, source, samples, costs=costs, config=config, cut=cut, world=world):
         metrics = module(**decode(batch.to(world.device)))
         totals += torch.stack([getattr(metrics, name).double().cpu() for name in names])

@@ -17,9 +17,9 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import publish_json
-from eaglepipe.recipe.config import Recipe, load_recipe
+from eaglepipe.recipe.load import Recipe, load_recipe
 from eaglepipe.train import TrainResult, train_from
-from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
 from tests.studies.codecs_judge import Judgement, judge
@@ -135,7 +135,7 @@ def train_one(run: TrainingRun) -> RunResult:
 
 def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult) -> Judgement:
     """The trained draft over every held-out sample, nothing of it recoded."""
-    draft = build_draft(exact, recipe.draft, seed=recipe.train.seed)
+    draft = build_draft(exact, recipe.train, recipe.draft)
     draft.load_state_dict(load_file(Path(trained.draft_folder) / "model.safetensors"))
     with join_world(recipe.train.device) as world:
         plan = plan_run(exact, recipe.train, world)

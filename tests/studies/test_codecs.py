@@ -12,10 +12,11 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.supervision.probabilities import TargetDistribution
 from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.recipe.config import PROFILES, dump_recipe
+from eaglepipe.recipe.config import PROFILES
+from eaglepipe.recipe.load import dump_recipe
 from eaglepipe.train import run_training
 from eaglepipe.training.data.order import split_samples
-from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
 from tests.studies.codecs import measure_codecs
@@ -87,7 +88,7 @@ def test_drafts_that_are_drawn_are_accepted_by_what_both_distributions_share(
     cache = Cache.open(sealed_cache)
     source = PairedSource(cache, identity=cache.identity, renormalised=False)
     config = project.recipe().train.model_copy(update={"ttt_steps": 1, "eval_depth": None, "device": "cpu"})
-    draft = build_draft(source, project.recipe().draft, seed=0)
+    draft = build_eagle3_draft(source, project.recipe().draft, seed=0)
     draft.lm_head.weight.data.zero_()
     numbers, size = np.arange(4), len(cache.vocab.selected_token_ids)
     with join_world("cpu") as world:

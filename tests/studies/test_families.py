@@ -10,7 +10,7 @@ from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import dump_recipe, load_recipe
+from eaglepipe.recipe.load import dump_recipe, load_recipe
 from tests.studies import families
 from tests.studies.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
 from tests.studies.families_report import FamiliesReport, FamilyResult, FamilyRun

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from eaglepipe.cache.head import HeadSpec
-from eaglepipe.recipe.config import DraftConfig
+from eaglepipe.recipe.family_settings import Eagle3DraftConfig
 from eaglepipe.train import train_from
 from eaglepipe.training.data.batch import Position, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.supervision_decoder import TargetHead
+from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective, draw_slots
 from eaglepipe.training.run.metrics import read_metrics
 from tests.training.tiny_source import tiny_recipe, tiny_source
@@ -53,7 +54,7 @@ def test_half_precision_head_returns_float32_sums() -> None:
 def test_a_forward_and_its_backward_never_wait_for_the_device() -> None:
     source, device = tiny_source(), torch.device("cuda")
     objective = Eagle3Objective(tiny_recipe(Path(), device="cuda").train)
-    draft = objective.build_draft(source, DraftConfig()).to(device)
+    draft = build_eagle3_draft(source, Eagle3DraftConfig(), seed=0).to(device)
     module, decode = (
         objective.make_module(draft, source).to(device),
         objective.make_decoder(source, device=device, dtype=torch.bfloat16),

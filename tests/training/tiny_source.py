@@ -10,7 +10,7 @@ import torch
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
-from eaglepipe.recipe.config import Recipe
+from eaglepipe.recipe.load import Recipe, parse_recipe
 from eaglepipe.vocab import DraftVocab
 
 VOCAB, DRAFT_VOCAB, HIDDEN, NUM_AUX = 40, 24, 16, 3
@@ -206,7 +206,7 @@ def tiny_recipe(folder: Path, **train: Any) -> Recipe:
         "checkpoint_every_steps": 3,
         "log_every_steps": 1,
     }
-    return Recipe.model_validate(
+    return parse_recipe(
         {
             "name": "tiny",
             "target": {"path": "nowhere"},

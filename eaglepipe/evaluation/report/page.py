@@ -13,7 +13,7 @@ from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.report.histograms import cache_figures
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
-from eaglepipe.recipe.config import TrainConfig, load_recipe
+from eaglepipe.recipe.load import load_recipe
 from eaglepipe.training.run.metrics import read_metrics
 
 FOLDER, PAGE = "report", "report.html"
@@ -118,7 +118,7 @@ def _facts(run: Path, steps: list[dict[str, Any]], evaluations: list[dict[str, A
     facts = [
         ("recipe", recipe.name),
         ("target", recipe.target.path),
-        ("objective", f"{recipe.train.objective}, K = {_num_depths(recipe.train)}"),
+        ("objective", f"{recipe.train.objective}, K = {recipe.train.depths}"),
         ("steps", f"{last['step']:,}, of {sum(row['tokens'] for row in steps) / len(steps):,.0f} tokens each"),
     ]
     if best is not None:
@@ -128,10 +128,6 @@ def _facts(run: Path, steps: list[dict[str, Any]], evaluations: list[dict[str, A
              f"loss {best['loss']:.3f}, {best['samples']:,} samples"),
         ]  # fmt: skip
     return facts
-
-
-def _num_depths(config: TrainConfig) -> int:
-    return config.peagle_depths if config.objective == "peagle" else config.ttt_steps
 
 
 def _page(run: Path, facts: list[tuple[str, str]], sections: list[Section], evaluated: dict[str, Any]) -> str:

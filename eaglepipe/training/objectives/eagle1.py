@@ -18,12 +18,10 @@ from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.core_v12 import EagleTrainerModule
 from eaglepipe.eagle.kernels.frozen_head import FrozenHead
 from eaglepipe.eagle.unroll.step_masks import count_per_step, prefix_masks
-from eaglepipe.errors import CacheError
-from eaglepipe.recipe.config import DraftConfig, TrainConfig
+from eaglepipe.recipe.family_settings import Eagle1TrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
 from eaglepipe.training.data.collate import Columns
 from eaglepipe.training.data.costs import FULL_HEAD_COST, FUSE_COST, LAYER_COST, PAIR_COST, Costs
-from eaglepipe.training.objectives.build_eagle1 import build_eagle1_draft
 from eaglepipe.training.objectives.interface import Decoder, Drawn
 
 
@@ -35,8 +33,10 @@ class Eagle1Objective:
     the first depth, so at most 2.
     """
 
-    config: TrainConfig
+    config: Eagle1TrainConfig
     reads: Reads = Reads(aux=False, supervision="none", last_hidden=True)  # noqa: RUF009 - frozen
+
+    needs_mean_alphas = False
 
     @property
     def loss_weights(self) -> tuple[float, ...]:
@@ -53,12 +53,6 @@ class Eagle1Objective:
 
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.clamp(min=1)
-
-    def build_draft(self, source: TrainingSource, config: DraftConfig) -> PreTrainedModel:
-        _check_source(source)
-        draft = build_eagle1_draft(source, config, seed=self.config.seed)
-        draft.gradient_checkpointing = self.config.gradient_checkpointing
-        return draft
 
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
         weight, bias = _full_head(source.start_tensors())
@@ -108,18 +102,6 @@ def _noise_seeds(columns: Columns, seed: int, epoch: int) -> torch.Tensor:
             seeds[row, start:end] = np.random.default_rng([seed, epoch, name]).integers(0, 2**32, end - start)
             start = end
     return torch.from_numpy(seeds)
-
-
-def _check_source(source: TrainingSource) -> None:
-    has_features = source.spec.last_hidden == "all"
-    has_head = source.vocab.size == source.vocab.target_size or ("lm_head_full.weight" in source.start_tensors())
-    needs = {"the last hidden state of every token": has_features, "all rows of the lm_head": has_head}
-    lacking = [name for name, is_there in needs.items() if not is_there]
-    if lacking:
-        raise CacheError(
-            f"this cache does not hold {' and '.join(lacking)}, which EAGLE-1/2 learns from; precompute with "
-            "cache.last_hidden=all (and cache.supervision=hidden) and cache.full_head=true"
-        )
 
 
 def _full_head(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

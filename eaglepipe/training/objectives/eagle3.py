@@ -11,13 +11,12 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.core import Eagle3TrainerModule, count_valid_per_step
 from eaglepipe.eagle.losses import StepLoss
-from eaglepipe.recipe.config import DraftConfig, TrainConfig
+from eaglepipe.recipe.family_settings import Eagle3TrainConfig
 from eaglepipe.training.data.batch import Reads, TrainingSource
 from eaglepipe.training.data.collate import Columns
 from eaglepipe.training.data.costs import Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.data.supervision_rows import counted
-from eaglepipe.training.objectives.build_eagle3 import build_draft
 from eaglepipe.training.objectives.interface import Decoder, Draw, Drawn
 
 
@@ -25,8 +24,12 @@ from eaglepipe.training.objectives.interface import Decoder, Draw, Drawn
 class Eagle3Objective:
     """An `Objective`; the loss of a step is its mean over the slots that count there."""
 
-    config: TrainConfig
+    config: Eagle3TrainConfig
     reads: Reads = Reads()  # noqa: RUF009 - frozen
+
+    @property
+    def needs_mean_alphas(self) -> bool:
+        return self.config.loss == "lambda"
 
     @property
     def loss_weights(self) -> tuple[float, ...]:
@@ -47,11 +50,6 @@ class Eagle3Objective:
 
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.clamp(min=1)
-
-    def build_draft(self, source: TrainingSource, config: DraftConfig) -> PreTrainedModel:
-        draft = build_draft(source, config, seed=self.config.seed)
-        draft.model.gradient_checkpointing = self.config.gradient_checkpointing
-        return draft
 
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
         return Eagle3TrainerModule(

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.types import SampleIndex
-from eaglepipe.recipe.config import DraftConfig
+from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
 from eaglepipe.training.data.collate import Columns
 from eaglepipe.training.data.costs import Costs
@@ -66,6 +66,11 @@ class Objective(Protocol):
     """One way to train a draft, bound to a run's `train` section."""
 
     @property
+    def needs_mean_alphas(self) -> bool:
+        """Whether the trainer module takes the mean acceptance of the step before."""
+        ...
+
+    @property
     def loss_weights(self) -> tuple[float, ...]:
         """One weight a depth, so K of them."""
         ...
@@ -88,14 +93,6 @@ class Objective(Protocol):
         """Counts over all micro-batches and ranks, [K] -> what the depths' loss sums are divided by, [K], never 0."""
         ...
 
-    def build_draft(self, source: TrainingSource, config: DraftConfig) -> PreTrainedModel:
-        """A float32 draft on the CPU, the same for the same seed.
-
-        Raises:
-            ConfigError, CacheError, DraftError: draft, cache and objective do not fit together.
-        """
-        ...
-
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
         """The trainer module: forward(**decoded, normalizers: [K] or None) -> StepMetrics; it heeds train and eval."""
         ...
@@ -112,3 +109,9 @@ class Objective(Protocol):
         the same at every evaluation. Columns of no document at all are asked about too: counts of 0, still [K].
         """
         ...
+
+
+def make_objective(config: TrainConfig) -> Objective:
+    """Return the objective of the recipe's family."""
+    objective: Objective = config.family.load(config.family.objective)(config)
+    return objective

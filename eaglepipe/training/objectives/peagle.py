@@ -16,12 +16,11 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.peagle_data import CodSettings, count_elements
 from eaglepipe.eagle.peagle_trainer import PeagleTrainerModule
-from eaglepipe.recipe.config import DraftConfig, TrainConfig
+from eaglepipe.recipe.family_settings import PeagleTrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
 from eaglepipe.training.data.collate import Columns, Documents
 from eaglepipe.training.data.costs import KEY_COST, Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
-from eaglepipe.training.objectives.build_eagle3 import build_draft
 from eaglepipe.training.objectives.interface import Decoder, Drawn
 
 _SEEDS = "cod_seeds"
@@ -31,8 +30,10 @@ _SEEDS = "cod_seeds"
 class PeagleObjective:
     """An `Objective`; every supervised slot has its row, since the loss is not filtered by the draft vocabulary."""
 
-    config: TrainConfig
+    config: PeagleTrainConfig
     reads: Reads = Reads(supervision="supervised")  # noqa: RUF009 - frozen
+
+    needs_mean_alphas = False
 
     @property
     def loss_weights(self) -> tuple[float, ...]:
@@ -62,11 +63,6 @@ class PeagleObjective:
 
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.sum().clamp(min=1).expand(len(counts))
-
-    def build_draft(self, source: TrainingSource, config: DraftConfig) -> PreTrainedModel:
-        draft = build_draft(source, config, seed=self.config.seed, parallel_drafting=True)
-        draft.model.gradient_checkpointing = self.config.gradient_checkpointing
-        return draft
 
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
         return PeagleTrainerModule(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import Cut, EncodedBatch, TrainingSource
 from eaglepipe.training.data.costs import Costs
 from eaglepipe.training.data.loader import Loader

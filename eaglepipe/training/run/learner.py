@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.kernels.transfer import to_device
 from eaglepipe.errors import ConfigError
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, TrainingSource
 from eaglepipe.training.data.costs import Costs
-from eaglepipe.training.objectives.choice import objective_of
-from eaglepipe.training.objectives.interface import StepMetrics
+from eaglepipe.training.objectives.interface import StepMetrics, make_objective
 from eaglepipe.training.objectives.mean_alphas import NAME as MEAN_ALPHAS
 from eaglepipe.training.objectives.mean_alphas import MeanAlphas
 from eaglepipe.training.run.distributed import World, sum_gradients
@@ -74,14 +73,14 @@ class Learner:
     def __init__(self, source: TrainingSource, draft: PreTrainedModel, config: TrainConfig, world: World) -> None:
         self._config, self._world = config, world
         self._dtype = compute_dtype(config, world.device)
-        self.objective = objective_of(config)
+        self.objective = make_objective(config)
         self.num_depths = len(self.objective.loss_weights)
         self.draft = draft.to(world.device)
         self.module = self.objective.make_module(self.draft, source).to(world.device)
         self._decode = self.objective.make_decoder(source, device=world.device, dtype=self._dtype)
         self._optimizer = make_optimizer(self.draft, config)
-        self._alphas = MeanAlphas(self.num_depths, world) if config.loss == "lambda" else None
-        self.evaluation = objective_of(config.evaluated)
+        self._alphas = MeanAlphas(self.num_depths, world) if self.objective.needs_mean_alphas else None
+        self.evaluation = make_objective(config.evaluated)
         as_trained = config.evaluated == config
         self._measured = self.module if as_trained else self.evaluation.make_module(self.draft, source).to(world.device)
 

@@ -14,7 +14,7 @@ import torch
 
 from eaglepipe.errors import StoppedError
 from eaglepipe.progress import ProgressLine
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.signals import StopFlag
 from eaglepipe.training.data.batch import EncodedBatch, StepHeader, TrainingSource
 from eaglepipe.training.data.loader import Loader

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.training import TrainConfig
 
 ADAM_EPSILON = 1e-8
 

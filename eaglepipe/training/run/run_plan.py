@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from eaglepipe.cache.identity import diff_fields
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.recipe.config import DraftConfig, Recipe, TrainConfig
+from eaglepipe.families import FAMILIES
+from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import Cut, SampleSource, Split, TrainingSource
 from eaglepipe.training.data.order import choose_heldout, epoch_order, split_samples
 from eaglepipe.training.data.packing import count_steps
@@ -92,7 +94,7 @@ def row_length(source: TrainingSource, config: TrainConfig) -> int:
     """
     longest = int(source.index.num_tokens.max())
     length = config.pack_length or config.micro_batch_tokens
-    if config.pack_length is None and config.objective in ("eagle1", "eagle2"):
+    if config.pack_length is None and config.family.holds_scores:
         length = min(length, source.max_length)
     if length > config.micro_batch_tokens:
         raise ConfigError(
@@ -137,7 +139,7 @@ def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) 
             f"{folder} was trained from cache {saved['cache']}, this is {current['cache']}; "
             "give train.output_dir another value to start a new run"
         )
-    differences = list(diff_fields(_with_defaults(saved), current))
+    differences = list(diff_fields(_completed(saved, current), current))
     if differences:
         lines = "\n  ".join(differences)
         raise ConfigError(
@@ -145,8 +147,15 @@ def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) 
         )
 
 
-def _with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """A contract written before some settings existed: such a run had their defaults."""
-    train = TrainConfig().model_dump(mode="json", exclude=set(FREE_ON_RESUME))
-    draft = DraftConfig().model_dump(mode="json", exclude={"init"})
-    return {**saved, "train": {**train, **saved["train"]}, "draft": {**draft, **saved["draft"]}}
+def _completed(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """Return a contract with the settings of `current`: one it was written without had its default.
+
+    Older contracts also hold settings of other families, always with their defaults.
+    """
+    family = FAMILIES[current["train"]["objective"]]
+    fields = family.load(family.recipe).model_fields
+    defaults = {name: fields[name].default.model_dump(mode="json") for name in ("draft", "train")}
+    sections = {
+        name: {key: saved[name].get(key, defaults[name].get(key)) for key in current[name]} for name in defaults
+    }
+    return {**saved, **sections}

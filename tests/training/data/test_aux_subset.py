@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from eaglepipe.errors import ConfigError
-from eaglepipe.recipe.config import DraftConfig, Recipe
+from eaglepipe.recipe.family_settings import Eagle3DraftConfig
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.train import train_from
 from eaglepipe.training.data.aux_subset import choose_aux_layers
 from eaglepipe.training.run.metrics import read_metrics
@@ -30,7 +31,7 @@ def of_the_last_layer(source: TinySource) -> TinySource:
 
 def recipe_reading(folder: Path, layers: tuple[int, ...] | None) -> Recipe:
     recipe = tiny_recipe(folder, max_steps=4)
-    return recipe.model_copy(update={"draft": DraftConfig(aux_layer_ids=layers, fc_norm=True)})
+    return recipe.model_copy(update={"draft": Eagle3DraftConfig(aux_layer_ids=layers, fc_norm=True)})
 
 
 def outcome(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:

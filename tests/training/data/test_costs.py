@@ -13,14 +13,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.recipe.config import DraftConfig, TrainConfig
 from eaglepipe.training.data import costs as costs_module
 from eaglepipe.training.data.batch import Position, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.objectives import eagle1 as objective_eagle1
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.builders import build_draft
+from eaglepipe.training.objectives.interface import make_objective
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
+from tests.family_sections import draft_config, train_config
 from tests.training.tiny_source import (
     NUM_AUX,
     TARGET_CONFIG,
@@ -93,9 +94,10 @@ def source(*, for_eagle1: bool) -> Scaled8B:
 
 
 def make_learner(cached: Scaled8B, num_layers: int, **settings: Any) -> Learner:
-    config = TrainConfig(micro_batch_tokens=256, device="cpu", **settings)
-    drafted = DraftConfig(num_hidden_layers=num_layers, fc_norm=config.objective != "eagle1", mask_token_id=0)
-    return Learner(cached, objective_of(config).build_draft(cached, drafted), config, CPU)
+    config = train_config(micro_batch_tokens=256, device="cpu", **settings)
+    of_family = {"eagle1": {}, "eagle3": {"fc_norm": True}, "peagle": {"fc_norm": True, "mask_token_id": 0}}
+    shape = draft_config(config.objective, num_hidden_layers=num_layers, **of_family[config.objective])
+    return Learner(cached, build_draft(cached, config, shape), config, CPU)
 
 
 class WeightProducts(TorchDispatchMode):
@@ -154,7 +156,7 @@ def test_costs_are_the_products_of_each_document(
 @pytest.mark.parametrize("objective", ["eagle3", "peagle", "eagle1"])
 def test_cost_grows_with_tokens_supervision_and_the_keys_that_are_read(objective: str) -> None:
     index = made_index(np.array([100, 100, 200, 200]), np.array([0, 50, 50, 100]))
-    priced = objective_of(TrainConfig(objective=objective))  # type: ignore[arg-type]
+    priced = make_objective(train_config(objective))
     costs = priced.costs(index, num_layers=1, training=True)
     assert np.all(np.diff(costs) > 0) and costs[2] - costs[1] > 100
     assert np.all(priced.costs(index, num_layers=2, training=True)[1:] > costs[1:])
@@ -163,9 +165,9 @@ def test_cost_grows_with_tokens_supervision_and_the_keys_that_are_read(objective
 def test_fewer_samples_of_the_depths_cost_less_than_all_of_them() -> None:
     cached = source(for_eagle1=False)
     few, all_of_them = (
-        objective_of(TrainConfig(objective="peagle", cod_ratio=ratio)).costs(cached.index, num_layers=1, training=True)
+        make_objective(train_config("peagle", cod_ratio=ratio)).costs(cached.index, num_layers=1, training=True)
         for ratio in (0.3, 1.0)
     )
     assert np.all(few < all_of_them) and few.sum() < 0.5 * all_of_them.sum()
-    held_out = objective_of(TrainConfig(objective="peagle", cod_ratio=0.3))
+    held_out = make_objective(train_config("peagle", cod_ratio=0.3))
     assert np.array_equal(held_out.costs(cached.index, num_layers=1, training=False), all_of_them)

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.family_settings import Eagle3TrainConfig
 from eaglepipe.training.data.batch import Cut, Position, StepPlan
 from eaglepipe.training.data.packing import count_steps, micro_batches, plan_steps, step_ends
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.interface import make_objective
 from tests.training.tiny_source import made_index
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=60)
@@ -55,7 +55,7 @@ def test_rows_as_long_as_a_micro_batch_are_its_only_ones_so_that_nothing_is_padd
 def test_ranks_and_micro_batches_cost_the_same_where_documents_do_not() -> None:
     num_tokens = np.clip(np.random.default_rng(0).lognormal(5.2, 0.8, 300), 16, 1024).astype(int)
     supervised = (num_tokens * np.random.default_rng(1).uniform(0.1, 0.9, 300)).astype(int)
-    priced = objective_of(TrainConfig(ttt_steps=7))
+    priced = make_objective(Eagle3TrainConfig(ttt_steps=7))
     costs = priced.costs(made_index(num_tokens, supervised), num_layers=1, training=True)
     cuts = [Cut(pack_length=4096, micro_batch_tokens=4096, world_size=4, rank=rank) for rank in range(4)]
     ranks = [micro_batches(np.arange(300), num_tokens, costs, cut) for cut in cuts]

@@ -7,10 +7,10 @@ from torch import nn
 
 from eaglepipe.cache.head import HeadSpec
 from eaglepipe.eagle.core import Eagle3StepMetrics, Eagle3TrainerModule, _shift_left_with_zero
-from eaglepipe.recipe.config import DraftConfig
+from eaglepipe.recipe.family_settings import Eagle3DraftConfig
 from eaglepipe.training.data.collate import collate_columns, collate_payload
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder, TargetHead, TrainerInputs
-from eaglepipe.training.objectives.build_eagle3 import build_draft
+from eaglepipe.training.objectives.builders import build_eagle3_draft
 from tests.training.tiny_source import DRAFT_VOCAB, VOCAB, TinySource, tiny_source
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def inputs_of(source: TinySource, rows: tuple[tuple[int, ...], ...]) -> TrainerI
 
 
 def trainer(source: TinySource) -> Eagle3TrainerModule:
-    draft = build_draft(source, DraftConfig(), seed=0)
+    draft = build_eagle3_draft(source, Eagle3DraftConfig(), seed=0)
     return Eagle3TrainerModule(draft, source.vocab.selected_token_ids, source.vocab.selected_token_mask, 3)
 
 

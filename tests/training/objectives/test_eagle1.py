@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
 from eaglepipe.errors import CacheError, ConfigError, StoppedError
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.family_settings import Eagle1TrainConfig
 from eaglepipe.train import preview_training, run_training, train_from
 from eaglepipe.training.data.batch import Position, StepPlan
 from eaglepipe.training.data.collate import collate_columns
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.source import open_caches
-from eaglepipe.training.objectives.choice import OBJECTIVES
+from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.eagle1 import Eagle1Objective
+from eaglepipe.training.objectives.interface import make_objective
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.metrics import MetricsFile, StepRecord, read_metrics
@@ -81,21 +82,21 @@ def test_noise_differs_between_epochs_samples_and_seeds_and_is_none_in_evaluatio
     columns = collate_columns(((source.read(0), source.read(1)), (source.read(2),)))
 
     def seeds(seed: int, epoch: int) -> torch.Tensor:
-        return Eagle1Objective(TrainConfig(seed=seed)).draw(columns, epoch, training=True).extras["noise_seeds"]
+        return Eagle1Objective(Eagle1TrainConfig(seed=seed)).draw(columns, epoch, training=True).extras["noise_seeds"]
 
     first = seeds(0, 0)
     assert torch.equal(seeds(0, 0), first)
     assert len({tuple(seeds(*of).flatten().tolist()) for of in ((0, 0), (0, 1), (1, 0))}) == 3
     real = columns.attention_mask.bool()
     assert first[real].unique().numel() == int(real.sum()) and 0 <= int(first.min()) <= int(first.max()) < 2**32
-    assert Eagle1Objective(TrainConfig()).draw(columns, 0, training=False).extras == {}
+    assert Eagle1Objective(Eagle1TrainConfig()).draw(columns, 0, training=False).extras == {}
 
 
 def test_a_batch_carries_features_and_neither_aux_states_nor_supervision(tmp_path: Path) -> None:
     source = tiny_source(for_eagle1=True)
     recipe = tiny_recipe(tmp_path, objective="eagle1")
-    objective = OBJECTIVES["eagle1"](recipe.train)
-    learner = Learner(source, objective.build_draft(source, recipe.draft), recipe.train, World(device=CPU))
+    objective = make_objective(recipe.train)
+    learner = Learner(source, build_draft(source, recipe.train, recipe.draft), recipe.train, World(device=CPU))
     plan = StepPlan(samples=np.arange(2), micro_batches=(((0,), (1,)),), after=Position())
 
     def draw(columns: Any, epoch: int) -> Any:
@@ -164,5 +165,7 @@ def test_two_steps_from_a_real_cache_leave_a_draft_that_loads(
     assert torch.equal(saved["embed_tokens.weight"], embeddings.float())
     again = project.recipe(**{**settings, "draft.init": str(tmp_path / "run" / "draft")})
     assert "starting from its" in " ".join(preview_training(again, [cache]).notes)
-    with pytest.raises(CacheError, match="does not hold the last hidden state of every token and all rows"):
+    with pytest.raises(
+        CacheError, match=r"lacks what EAGLE-1 learns from; .*\.last_hidden=all and cache\.full_head=true"
+    ):
         run_training(project.recipe(**{**settings, "train.output_dir": str(tmp_path / "other")}), [sealed_cache])

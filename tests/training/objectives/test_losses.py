@@ -12,7 +12,7 @@ import torch
 from eaglepipe.errors import StoppedError
 from eaglepipe.train import train_from
 from eaglepipe.training.data.collate import collate_columns
-from eaglepipe.training.objectives.choice import objective_of
+from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective
 from eaglepipe.training.objectives.mean_alphas import MeanAlphas
 from eaglepipe.training.run.distributed import World
@@ -102,7 +102,7 @@ def test_evaluations_are_those_of_a_plain_run_of_that_depth(settings: dict[str, 
 
 def test_a_plain_run_is_evaluated_by_the_module_that_it_trains(tmp_path: Path) -> None:
     config = tiny_recipe(tmp_path).train
-    draft = objective_of(config).build_draft(tiny_source(), tiny_recipe(tmp_path).draft)
+    draft = build_draft(tiny_source(), config, tiny_recipe(tmp_path).draft)
     learner = Learner(tiny_source(), draft, config, CPU)
     assert learner._measured is learner.module
     assert np.isclose(sum(learner.evaluation.loss_weights), 1.0)

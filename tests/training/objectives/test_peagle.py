@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.errors import DraftError
-from eaglepipe.recipe.config import DraftConfig, Recipe, TrainConfig
+from eaglepipe.recipe.family_settings import PeagleDraftConfig, PeagleTrainConfig
+from eaglepipe.recipe.load import Recipe
 from eaglepipe.train import run_training, train_from
 from eaglepipe.training.data.batch import Position, StepPlan
 from eaglepipe.training.data.collate import collate_columns
 from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.peagle import PeagleObjective
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
@@ -29,11 +31,11 @@ DEPTHS = 4
 
 def recipe(folder: Path, mask_token_id: int | None = VOCAB - 1, **train: Any) -> Recipe:
     settings = {"objective": "peagle", "ttt_steps": 7, "peagle_depths": DEPTHS, **train}
-    return tiny_recipe(folder, **settings).model_copy(update={"draft": DraftConfig(mask_token_id=mask_token_id)})
+    return tiny_recipe(folder, **settings).model_copy(update={"draft": PeagleDraftConfig(mask_token_id=mask_token_id)})
 
 
 def objective(**train: Any) -> PeagleObjective:
-    return PeagleObjective(TrainConfig(**{"objective": "peagle", "peagle_depths": DEPTHS, **train}))
+    return PeagleObjective(PeagleTrainConfig(**{"peagle_depths": DEPTHS, **train}))
 
 
 def losses(folder: Path) -> list[float]:
@@ -54,7 +56,7 @@ def test_every_supervision_trains_a_draft_that_reloads_with_its_placeholder(supe
 
 def test_placeholder_learns(tmp_path: Path) -> None:
     source, settings = tiny_source(), recipe(tmp_path, max_steps=2)
-    before = PeagleObjective(settings.train).build_draft(source, settings.draft).mask_hidden.detach().clone()
+    before = build_draft(source, settings.train, settings.draft).mask_hidden.detach().clone()
     train_from(settings, source)
     assert not torch.equal(load_file(tmp_path / "draft" / "model.safetensors")["mask_hidden"], before)
 
@@ -94,7 +96,7 @@ def test_draws_follow_seed_epoch_and_sample_and_no_arrangement() -> None:
 def test_module_counts_what_was_drawn(training: bool, tmp_path: Path) -> None:
     source, settings = tiny_source(), recipe(tmp_path)
     peagle = PeagleObjective(settings.train)
-    learner = Learner(source, peagle.build_draft(source, settings.draft), settings.train, CPU)
+    learner = Learner(source, build_draft(source, settings.train, settings.draft), settings.train, CPU)
     plan = StepPlan(samples=torch.arange(5).numpy(), micro_batches=(((0, 1), (2,)), ((3,), (4,))), after=Position())
     loader = Loader(
         source,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.family_settings import Eagle3TrainConfig
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective
 from eaglepipe.training.run.heldout import summarize
 from eaglepipe.training.run.learner import Counters
@@ -14,7 +14,7 @@ def counters(**rows: list[float]) -> Counters:
 
 
 def eagle3(ttt_steps: int, step_decay: float = 1.0) -> Eagle3Objective:
-    return Eagle3Objective(TrainConfig(ttt_steps=ttt_steps, step_decay=step_decay))
+    return Eagle3Objective(Eagle3TrainConfig(ttt_steps=ttt_steps, step_decay=step_decay))
 
 
 def test_rates_are_of_added_counts_and_the_loss_of_decayed_depths() -> None:

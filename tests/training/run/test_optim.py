@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from eaglepipe.recipe.config import TrainConfig
+from eaglepipe.recipe.family_settings import Eagle3TrainConfig
 from eaglepipe.training.run.optim import (
     learning_rate,
     load_optimizer_tensors,
@@ -13,7 +13,7 @@ from eaglepipe.training.run.optim import (
     trainable_parameters,
 )
 
-CONFIG = TrainConfig(learning_rate=1.0, min_learning_rate_ratio=0.1, warmup_ratio=0.2, weight_decay=0.5)
+CONFIG = Eagle3TrainConfig(learning_rate=1.0, min_learning_rate_ratio=0.1, warmup_ratio=0.2, weight_decay=0.5)
 
 
 class Model(nn.Module):

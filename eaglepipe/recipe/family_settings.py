@@ -1,0 +1,119 @@
+"""The recipes of the families: `draft` and `train` with the settings that each family has of its own.
+
+`Family.recipe` names the class, so `train.objective` chooses the settings that can be given at all.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from eaglepipe.recipe.config import PositiveInt, TokenId
+from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.training import DraftConfig, TrainConfig
+
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Eagle3DraftConfig(DraftConfig):
+    """Shape of an EAGLE-3 draft, which reads aux hidden states."""
+
+    aux_layer_ids: tuple[int, ...] | None = Field(
+        None, description="boundaries that the draft reads, among the cache's; default: all of them"
+    )
+    fc_norm: bool = Field(False, description="EAGLE-3.1: one RMSNorm for each aux chunk before fc")
+    norm_output: bool = Field(False, description="EAGLE-3.1: carry the normalised state between steps")
+    lm_head_init: Literal["target", "random"] = Field(
+        "target", description="the target's rows; after the demo's 200 steps, 3.94 tokens accepted, at random 3.51"
+    )
+
+    @property
+    def aux_boundaries(self) -> tuple[int, ...] | None:
+        return self.aux_layer_ids
+
+
+class Eagle3TrainConfig(TrainConfig):
+    """Training of EAGLE-3: TTT steps, each conditioned on the draft's own states."""
+
+    objective: Literal["eagle3"] = "eagle3"
+    ttt_steps: PositiveInt = Field(7, description="depths trained")
+    step_decay: Share = Field(0.8, description="weight of a step per depth")
+    loss: Literal["ce", "alpha", "lambda"] = Field(
+        "ce", description="soft cross-entropy, or an LK loss, which trains acceptance itself (arXiv 2602.23881)"
+    )
+    lk_scale: NonNegative = Field(1.0, description="loss lambda: weight of cross-entropy while nothing is accepted")
+    lk_decay: NonNegative = Field(3.0, description="loss lambda: how fast that weight falls with the mean acceptance")
+    eval_depth: PositiveInt | None = Field(None, description="TTT steps of evaluations; default: ttt_steps")
+
+    @model_validator(mode="after")
+    def _lk_settings_serve_lambda_alone(self) -> Self:
+        names = () if self.loss == "lambda" else ("lk_scale", "lk_decay")
+        changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if changed:
+            raise ValueError(
+                "; ".join(
+                    f"train.{name} is {getattr(self, name)!r}, which train.loss {self.loss} ignores "
+                    "(it serves lambda); remove it"
+                    for name in changed
+                )
+            )
+        return self
+
+    @property
+    def summary(self) -> str:
+        return f"{self.objective}, {self.ttt_steps} TTT steps, decay {self.step_decay}"
+
+    @property
+    def evaluated(self) -> Self:
+        """Soft cross-entropy whatever was trained, over `eval_depth` steps."""
+        return self.model_copy(update={"loss": "ce", "ttt_steps": self.eval_depth or self.ttt_steps})
+
+
+class Eagle3Recipe(Recipe):
+    """A pipeline that trains an EAGLE-3 draft."""
+
+    draft: Eagle3DraftConfig = Eagle3DraftConfig()
+    train: Eagle3TrainConfig = Eagle3TrainConfig()
+
+
+class Eagle1TrainConfig(TrainConfig):
+    """Training of EAGLE-1/2, at depth 0 alone."""
+
+    objective: Literal["eagle1", "eagle2"] = "eagle1"
+    ttt_steps: PositiveInt = Field(7, description="depths of the chain in evaluations")
+    feature_noise: NonNegative = Field(0.1, description="input features get U(-x, x) while training")
+
+
+class Eagle1Recipe(Recipe):
+    """A pipeline that trains an EAGLE-1 or EAGLE-2 draft."""
+
+    train: Eagle1TrainConfig = Eagle1TrainConfig()
+
+
+class PeagleDraftConfig(Eagle3DraftConfig):
+    """Shape of a P-EAGLE draft: EAGLE-3 with a mask token."""
+
+    mask_token_id: TokenId | None = Field(
+        None, description="target id that stands for tokens not known yet; default: pad"
+    )
+
+
+class PeagleTrainConfig(TrainConfig):
+    """Training of P-EAGLE: all depths in one forward, thinned by COD sampling."""
+
+    objective: Literal["peagle"] = "peagle"
+    peagle_depths: PositiveInt = Field(8, description="tokens drafted in one forward")
+    cod_ratio: Share = Field(0.7, description="share of the elements kept at each depth")
+    cod_min_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.2, description="share kept at least")
+    sequence_partitions: PositiveInt = Field(1, description="forwards that share a sequence, for memory")
+
+    @property
+    def summary(self) -> str:
+        return f"{self.objective}, {self.peagle_depths} depths in one forward"
+
+
+class PeagleRecipe(Recipe):
+    """A pipeline that trains a P-EAGLE draft."""
+
+    draft: PeagleDraftConfig = PeagleDraftConfig()
+    train: PeagleTrainConfig = PeagleTrainConfig()

@@ -1,0 +1,40 @@
+"""Settings of other families than the recipe's own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from eaglepipe.families import FAMILIES
+
+_FAMILY_SECTIONS = ("draft", "train")
+
+
+def families_with(location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
+    """Return the setting at (section, key) of every family that has it, by the family's name."""
+    if len(location) != 2 or location[0] not in _FAMILY_SECTIONS:
+        return {}
+    section, key = str(location[0]), str(location[1])
+    fields = {name: _fields(family.load(family.recipe), section) for name, family in FAMILIES.items()}
+    return {name: fields_of_family[key] for name, fields_of_family in fields.items() if key in fields_of_family}
+
+
+def drop_foreign_defaults(raw: Mapping[str, Any], recipe_class: type[BaseModel]) -> dict[str, Any]:
+    """Copy a recipe without the settings that its family lacks and that have their default."""
+    recipe = dict(raw)
+    for section in _FAMILY_SECTIONS:
+        if isinstance(recipe.get(section), Mapping):
+            own = _fields(recipe_class, section)
+            recipe[section] = {
+                key: value
+                for key, value in recipe[section].items()
+                if key in own or all(field.default != value for field in families_with((section, key)).values())
+            }
+    return recipe
+
+
+def _fields(recipe_class: type[BaseModel], section: str) -> dict[str, FieldInfo]:
+    section_class: Any = recipe_class.model_fields[section].annotation
+    fields: dict[str, FieldInfo] = section_class.model_fields
+    return fields

@@ -1,0 +1,108 @@
+"""The whole recipe: one typed tree of settings, from a YAML file plus `section.key=value` overrides.
+
+`train.objective` chooses the family and with it the class of the recipe. Unknown keys are errors that name the nearest
+key, and all errors are reported at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from eaglepipe.errors import ConfigError
+from eaglepipe.families import DEFAULT_FAMILY, FAMILIES, cache_override
+from eaglepipe.recipe.config import (
+    CacheConfig,
+    DataConfig,
+    PrecomputeConfig,
+    RegenerateConfig,
+    Section,
+    TargetConfig,
+    VocabConfig,
+)
+from eaglepipe.recipe.explain import explain
+from eaglepipe.recipe.foreign import drop_foreign_defaults
+from eaglepipe.recipe.training import DraftConfig, TrainConfig
+from eaglepipe.recipe.yaml_file import apply_override, read_yaml
+
+
+class Recipe(Section):
+    """A whole pipeline; each family has a subclass with its own `draft` and `train`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    target: TargetConfig
+    data: DataConfig
+    vocab: VocabConfig = VocabConfig()
+    cache: CacheConfig = CacheConfig()
+    precompute: PrecomputeConfig = PrecomputeConfig()
+    draft: DraftConfig = DraftConfig()
+    train: TrainConfig
+    regenerate: RegenerateConfig | None = None
+
+    @model_validator(mode="after")
+    def _rows_fit_their_budget(self) -> Self:
+        if self.train.micro_batch_tokens > self.train.batch_tokens:
+            raise ValueError("train.micro_batch_tokens is larger than train.batch_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_serves_the_family(self) -> Self:
+        """Refuse a cache that the family could not learn from before it is made; given caches are checked later."""
+        if self.train.caches is not None:
+            return self
+        covered = {"full_head"} if self.vocab.draft_size is None else set()  # the draft's rows are all of them
+        lacking = [
+            cache_override(name, value)
+            for name, value in self.train.family.cache_needs.items()
+            if name not in covered and getattr(self.cache, name) != value
+        ]
+        if lacking:
+            raise ValueError(f"train.objective {self.train.objective} needs a cache with {' and '.join(lacking)}")
+        return self
+
+
+def parse_recipe(raw: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a mapping of sections describes, as its family's class.
+
+    Settings of other families are dropped where they have their defaults, as recipes written in full carry them.
+
+    Raises:
+        ValidationError: with all mistakes.
+    """
+    recipe_class = _recipe_class(raw)
+    return recipe_class.model_validate(drop_foreign_defaults(raw, recipe_class))
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `section.key=value` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: with one line for each mistake in the file and the overrides together.
+    """
+    raw = read_yaml(path)
+    for override in overrides:
+        apply_override(raw, override)
+    try:
+        return parse_recipe(raw)
+    except ValidationError as error:
+        lines = [f"  {line}" for line in explain(error, _recipe_class(raw), objective=_objective(raw))]
+        raise ConfigError(f"{path}: {len(lines)} mistake(s)\n" + "\n".join(lines)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _objective(raw: Mapping[str, Any]) -> str:
+    train = raw.get("train")
+    return str(train.get("objective", DEFAULT_FAMILY.name)) if isinstance(train, Mapping) else DEFAULT_FAMILY.name
+
+
+def _recipe_class(raw: Mapping[str, Any]) -> type[Recipe]:
+    """Return the class of the family; an unknown objective is left for the default family's class to report."""
+    family = FAMILIES.get(_objective(raw), DEFAULT_FAMILY)
+    recipe_class: type[Recipe] = family.load(family.recipe)
+    return recipe_class

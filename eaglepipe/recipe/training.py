@@ -1,0 +1,102 @@
+"""The `draft` and `train` sections as far as all families share them; `family_settings` adds the families' own."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from eaglepipe.families import FAMILIES, Family
+from eaglepipe.recipe.config import Device, DType, Fraction, PositiveInt, Section, Seed
+
+
+class DraftConfig(Section):
+    """The draft's shape; absent values follow the target."""
+
+    num_hidden_layers: PositiveInt = 1
+    hidden_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    num_attention_heads: PositiveInt | None = None
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    attention_bias: bool | None = Field(None, description="biases of q, k, v and o; SGLang's EAGLE-3 loads none")
+    freeze_embeddings: bool = True
+    init: str | None = Field(None, description="folder of a published draft to start from")
+
+    @property
+    def aux_boundaries(self) -> tuple[int, ...] | None:
+        """Boundaries to read among the cache's, or None for all of them."""
+        return None
+
+
+class TrainCache(Section):
+    """A cache to train from; a plain path stands for weight 1."""
+
+    path: str = Field(min_length=1)
+    weight: Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)] = Field(
+        1.0, description="times that each of its samples is expected in an epoch"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class TrainConfig(Section):
+    """Stage 2."""
+
+    output_dir: str | None = Field(None, description="default: runs/<name>")
+    caches: tuple[TrainCache, ...] | None = Field(
+        None,
+        min_length=1,
+        description="cache folders, each a path or {path, weight}; default: the one the recipe names",
+    )
+    objective: str
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps; stops earlier than the epochs do")
+    batch_tokens: PositiveInt = Field(16384, description="tokens of one optimizer step, over all ranks")
+    micro_batch_tokens: PositiveInt = Field(4096, description="tokens of one forward on one rank: the memory knob")
+    pack_length: PositiveInt | None = Field(
+        None, description="longest packed row; default: micro_batch_tokens, one row without padding"
+    )
+    learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-4
+    min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    warmup_ratio: Fraction = 0.02
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5
+    device: Device = "auto"
+    dtype: DType = Field(
+        "auto", description="compute dtype; auto: bfloat16 on CUDA, float32 on CPU; masters stay float32"
+    )
+    gradient_checkpointing: bool = False
+    seed: Seed = 0
+    heldout_fraction: Fraction = 0.02
+    eval_every_steps: PositiveInt = 500
+    eval_max_samples: PositiveInt | None = 512
+    early_stop_patience: PositiveInt | None = Field(5, description="evaluations without a better acceptance length")
+    checkpoint_every_steps: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    log_every_steps: PositiveInt = 10
+    tensorboard: bool = False
+    prefetch_batches: PositiveInt = 4
+
+    @property
+    def family(self) -> Family:
+        """The family of drafts that this section trains."""
+        return FAMILIES[self.objective]
+
+    @property
+    def depths(self) -> int:
+        """Number of depths that are trained or, with EAGLE-1/2, evaluated."""
+        depths: int = getattr(self, self.family.depths_setting)
+        return depths
+
+    @property
+    def summary(self) -> str:
+        """The objective in a few words, for cards and reports."""
+        return self.objective
+
+    @property
+    def evaluated(self) -> Self:
+        """The settings that evaluations follow, so that runs compare whatever they were trained with."""
+        return self
