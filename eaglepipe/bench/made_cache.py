@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
@@ -24,6 +23,7 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import publish_bytes, publish_json
+from eaglepipe.target_head import HeadSpec
 
 TOKENS_PER_TURN_PAIR = 320
 _HEAD_SCALE = 4.0  # standard deviation of the target's logits

@@ -9,12 +9,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import canonical_json, hash_json
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes
+from eaglepipe.target_head import HeadSpec
 
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"

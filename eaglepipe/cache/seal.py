@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eaglepipe import __version__
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.manifest import (
     ALL_LAST_HIDDEN,
     MANIFEST_NAME,
@@ -25,6 +24,7 @@ from eaglepipe.errors import CacheError, CorruptError, DataError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
+from eaglepipe.target_head import HeadSpec
 
 HEAD_FILE = "head.json"
 

@@ -13,7 +13,7 @@ import torch
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec
-from eaglepipe.cache.supervision.probabilities import ROWS_AT_ONCE, HeadRows, draft_head, stored_rows
+from eaglepipe.cache.supervision.probabilities import ROWS_AT_ONCE, stored_rows
 from eaglepipe.cache.supervision.sparse import (
     SparseRows,
     SparseRule,
@@ -24,6 +24,7 @@ from eaglepipe.cache.supervision.sparse import (
 )
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.deviation import Deviation, Divergence, RecodeSums
+from eaglepipe.target_head import TargetHead, compute_draft_mass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Reencoder:
         spec: ShardSpec,
         tensors: dict[str, torch.Tensor],
         *,
-        full_head: HeadRows | None,
+        full_head: TargetHead | None,
         draft_ids: torch.Tensor | None,
         cut: SparseCut | None = None,
     ) -> None:
@@ -69,13 +70,13 @@ class Reencoder:
         self._same_aux = spec.aux_codec == old.aux_codec
         self._same_rows = (spec.supervision, spec.supervision_codec) == (old.supervision, old.supervision_codec)
         self._in_draft = None
-        self._head: HeadRows | None = None
+        self._head: TargetHead | None = None
         if draft_ids is not None and full_head is not None:
             self._in_draft = np.zeros(spec.vocab_size, np.bool_)
             self._in_draft[draft_ids.numpy()] = True
             self._head = full_head.select(draft_ids)
         elif old.supervision == "hidden" and not self._same_rows:
-            self._head = draft_head(cache, tensors)
+            self._head = TargetHead.from_tensors(tensors, cache.head).to("cpu")
 
     @torch.no_grad()
     def convert(self, sample: CachedSample) -> tuple[CachedSample | None, RecodeSums]:
@@ -176,14 +177,12 @@ class Reencoder:
 
     def _distribution(self, stored: torch.Tensor) -> torch.Tensor:
         """Stored rows -> the target's distribution over the new draft vocabulary, float32 [n, D]."""
-        return _normalised(stored) if self._head is None else torch.softmax(self._head.logits(stored), dim=-1)
+        return _normalised(stored) if self._head is None else self._head.probabilities(stored)
 
     def _draft_mass(self, hidden: torch.Tensor) -> torch.Tensor | None:
         if self._full_head is None or self._draft_ids is None:
             return None
-        logits = self._full_head.logits(hidden)
-        inside = logits[:, self._draft_ids].logsumexp(dim=-1)
-        return (inside - logits.logsumexp(dim=-1)).exp().clamp(max=1.0)
+        return compute_draft_mass(self._full_head.logits(hidden), self._draft_ids)
 
 
 def _sparse_columns(rows: SparseRows, draft_vocab_size: int) -> dict[str, Any]:

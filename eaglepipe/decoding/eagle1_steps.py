@@ -6,13 +6,12 @@ Shapes: B rows, n tokens, H the target's hidden size, V vocabulary.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.decoding.draft_cache import Placement, cached_attention
 from eaglepipe.decoding.draft_steps import DraftSteps
 from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.errors import EaglepipeError
+from eaglepipe.target_head import HeadSpec, TargetHead
 
 
 class Eagle1Steps(DraftSteps):
@@ -29,11 +28,9 @@ class Eagle1Steps(DraftSteps):
                 "the cache does not hold all rows of the target's lm_head, by which an EAGLE-1 draft's states become "
                 "tokens; precompute one with cache.full_head=true"
             )
-        self.draft, self._head = draft, head
-        self._weight = tensors["lm_head_full.weight"].to(draft.device, torch.float32)
-        bias = tensors.get("lm_head_full.bias")
-        self._bias = None if bias is None else bias.to(draft.device, torch.float32)
-        self.vocab_size = len(self._weight)
+        self.draft = draft
+        self._head = TargetHead.from_tensors(tensors, head, full=True).to(draft.device, torch.float32)
+        self.vocab_size = len(self._head.weight)
 
     def _slot_states(self, verified: VerifiedSlots) -> torch.Tensor:
         if verified.last_hidden is None:
@@ -44,7 +41,7 @@ class Eagle1Steps(DraftSteps):
         return verified.last_hidden
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
-        return self._head.apply(F.linear(states.float(), self._weight, self._bias))
+        return self._head.logits(states)
 
     def _forward(self, tokens: torch.Tensor, states: torch.Tensor, placement: Placement) -> torch.Tensor:
         embeds = self.draft.embed_tokens(tokens)

@@ -21,6 +21,7 @@ from eaglepipe.eagle.unroll.step_masks import (
     prefix_masks,
     shift_left_with_zero,
 )
+from eaglepipe.target_head import compute_draft_mass, target_distribution
 
 __all__ = [
     "Eagle3StepMetrics",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _shift_left_with_zero = shift_left_with_zero
+_compute_target_distribution = target_distribution
 
 
 def _none_yet() -> torch.Tensor:
@@ -181,8 +183,8 @@ class Eagle3TrainerModule(nn.Module):
         )
         if target_logits is not None:
             if self.loss.needs_mass:
-                draft_mass = _compute_draft_mass(target_logits, self.selected_token_ids)
-            target_probs, position_mask = _compute_target_distribution(
+                draft_mass = compute_draft_mass(target_logits, self.selected_token_ids)
+            target_probs, position_mask = target_distribution(
                 target_logits, self.selected_token_ids, self.selected_token_mask, loss_mask
             )
         assert target_probs is not None and position_mask is not None
@@ -227,33 +229,3 @@ class Eagle3TrainerModule(nn.Module):
         compact = isinstance(inputs.target_probs, SparseTargets) or inputs.target_probs.dim() == 2
         plan = plan_unroll(masks, self.ttt_steps, probs_are_compact=compact, device=inputs.input_ids.device)
         return unroll_compact(self.draft_model, inputs, settings, plan, head_chunk_rows=self.head_chunk_rows)
-
-
-@torch.no_grad()
-def _compute_target_distribution(
-    target_logits: torch.Tensor,
-    selected_token_ids: torch.Tensor,
-    selected_token_mask: torch.Tensor,
-    loss_mask: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Project target logits into the draft vocabulary and build the supervision mask.
-
-    Args:
-        target_logits: [..., V].
-        selected_token_ids: int64 [D].
-        selected_token_mask: bool [V].
-        loss_mask: [...], 1 where supervised.
-
-    Returns: probabilities float32 [..., D] that sum to 1 inside the draft vocabulary, and bool [..., 1], True where
-        supervised and the target's argmax is in the draft vocabulary.
-    """
-    selected = target_logits.index_select(-1, selected_token_ids.to(target_logits.device))
-    covered = selected_token_mask.to(target_logits.device)[target_logits.argmax(dim=-1)]
-    return selected.float().softmax(dim=-1), (covered & loss_mask.bool())[..., None]
-
-
-@torch.no_grad()
-def _compute_draft_mass(target_logits: torch.Tensor, selected_token_ids: torch.Tensor) -> torch.Tensor:
-    """The share of softmax(target_logits) that the draft vocabulary holds: [..., V] -> float32 [...], at most 1."""
-    selected = target_logits.index_select(-1, selected_token_ids.to(target_logits.device)).float().logsumexp(dim=-1)
-    return (selected - target_logits.float().logsumexp(dim=-1)).exp().clamp(max=1.0)

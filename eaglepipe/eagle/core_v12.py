@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
-from eaglepipe.eagle.kernels.frozen_head import FrozenHead, frozen_head_loss
+from eaglepipe.eagle.kernels.frozen_head import frozen_head_loss, head_argmax
 from eaglepipe.eagle.kernels.noise import uniform_noise
 from eaglepipe.eagle.layers.blocks_v12 import Chain
 from eaglepipe.eagle.unroll.attention import causal_mask, check_right_padded
 from eaglepipe.eagle.unroll.step_masks import as_slot_mask, count_per_step, prefix_masks, shift_left_with_zero
 from eaglepipe.errors import DraftError
+from eaglepipe.target_head import TargetHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class EagleTrainerModule(nn.Module):
     def __init__(
         self,
         draft_model: LlamaEagleDraftModel,
-        head: FrozenHead,
+        head: TargetHead,
         *,
         regression_weight: float = 1.0,
         classification_weight: float = 0.1,
@@ -78,15 +79,14 @@ class EagleTrainerModule(nn.Module):
         self.draft_model = draft_model
         self.regression_weight, self.classification_weight = regression_weight, classification_weight
         self.feature_noise, self.chain_steps, self.head_chunk_rows = feature_noise, chain_steps, head_chunk_rows
-        self._head_numbers = (head.logit_scale, head.soft_cap)
+        self._head_spec = head.spec
         self.register_buffer("head_weight", head.weight.detach(), persistent=False)
         self.register_buffer("head_bias", None if head.bias is None else head.bias.detach(), persistent=False)
 
     @property
-    def head(self) -> FrozenHead:
+    def head(self) -> TargetHead:
         """The target's lm_head, where this module is."""
-        scale, cap = self._head_numbers
-        return FrozenHead(weight=self.head_weight, bias=self.head_bias, logit_scale=scale, soft_cap=cap)
+        return TargetHead(weight=self.head_weight, bias=self.head_bias, spec=self._head_spec)
 
     def forward(  # noqa: PLR0917 - in the order of Eagle3TrainerModule
         self,
@@ -180,7 +180,7 @@ class EagleTrainerModule(nn.Module):
         for mask in masks:
             input_ids, top1 = shift_left_with_zero(input_ids), shift_left_with_zero(top1)
             state = self.draft_model.forward_chain(input_ids, state, readable, positions, chains)
-            drafted = self.head.argmax(state[mask], self.head_chunk_rows)
+            drafted = head_argmax(state[mask], self.head, self.head_chunk_rows)
             matches.append(_at_slots(drafted == top1[mask], mask))
         return matches
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from eaglepipe.eagle.core import Eagle3StepMetrics, _compute_target_distribution
+from eaglepipe.eagle.core import Eagle3StepMetrics
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.kernels.fused_head import fused_head_loss
 from eaglepipe.eagle.peagle.checks import check_peagle_settings
@@ -30,6 +30,7 @@ from eaglepipe.eagle.unroll.interface import HostMasks, UnrollInputs, host_masks
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 from eaglepipe.eagle.unroll.step_masks import as_slot_mask
 from eaglepipe.errors import DraftError
+from eaglepipe.target_head import target_distribution
 
 
 class PeagleTrainerModule(nn.Module):
@@ -130,7 +131,7 @@ class PeagleTrainerModule(nn.Module):
             ttt_steps=self.settings.depths,
         )
         if target_logits is not None:
-            target_probs, position_mask = _compute_target_distribution(
+            target_probs, position_mask = target_distribution(
                 target_logits, self.selected_token_ids, self.selected_token_mask, loss_mask
             )
         assert target_probs is not None and position_mask is not None

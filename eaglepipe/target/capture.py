@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.errors import TargetError
 from eaglepipe.target.layers import (
     final_norm_weight,
@@ -22,6 +21,7 @@ from eaglepipe.target.layers import (
     validate_aux_layer_ids,
 )
 from eaglepipe.target.load import TargetModel
+from eaglepipe.target_head import HeadSpec
 from eaglepipe.vocab import DraftVocab
 
 _PROBE_LENGTH = 4

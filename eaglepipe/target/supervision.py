@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from eaglepipe.cache.supervision.sparse import SparseRows, SparseRule, encode_sparse, to_draft_index
-from eaglepipe.eagle.core import _compute_target_distribution
+from eaglepipe.target_head import target_distribution
 from eaglepipe.vocab import DraftVocab
 
 HeadLogits = Callable[[torch.Tensor], torch.Tensor]
@@ -89,7 +89,7 @@ def _supervise_chunk(
     probs = None
     if keep_probs or sparse is not None:
         everywhere = torch.ones(logits.shape[:1], dtype=torch.bool, device=logits.device)
-        probs = _compute_target_distribution(logits[None], ids, mask, everywhere[None])[0][0]
+        probs = target_distribution(logits[None], ids, mask, everywhere[None])[0][0]
     return Supervision(
         target_probs=probs if keep_probs else None,
         target_top1=top1.to(torch.int32),

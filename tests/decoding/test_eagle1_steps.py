@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.decoding.eagle1_steps import Eagle1Steps
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
 from eaglepipe.errors import EaglepipeError
+from eaglepipe.target_head import HeadSpec
 from tests.decoding.tiny_decoding import tiny_stepping
 
 DEPTH, LENGTH, VOCAB, HIDDEN = 4, 12, 31, 32

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eaglepipe.eagle.core_v12 import EagleTrainerModule
-from eaglepipe.eagle.kernels.frozen_head import FrozenHead
 from eaglepipe.errors import DraftError
+from eaglepipe.target_head import TargetHead
 from tests.eagle.toy_eagle1 import (
     KEYS,
     arguments,
@@ -153,4 +153,4 @@ def test_depths_that_are_no_positive_int_are_refused(steps: Any) -> None:
 
 def test_a_head_of_the_draft_vocabulary_alone_is_refused() -> None:
     with pytest.raises(DraftError, match="rows of every token"):
-        EagleTrainerModule(make_draft(), FrozenHead(weight=torch.zeros(20, 16)))
+        EagleTrainerModule(make_draft(), TargetHead(weight=torch.zeros(20, 16)))

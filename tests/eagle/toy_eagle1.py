@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from eaglepipe.eagle.core_v12 import EagleTrainerModule
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
-from eaglepipe.eagle.kernels.frozen_head import FrozenHead
+from eaglepipe.target_head import TargetHead
 
 VOCAB = 37
 LLAMA: dict[str, Any] = {
@@ -49,7 +49,7 @@ def make_draft(config: PretrainedConfig | None = None, **shape: Any) -> LlamaEag
 
 def make_trainer(target: LlamaForCausalLM, draft: LlamaEagleDraftModel, **settings: Any) -> EagleTrainerModule:
     wanted = {"feature_noise": 0.0, "chain_steps": 3, "head_chunk_rows": 4, **settings}
-    return EagleTrainerModule(draft, FrozenHead(weight=target.lm_head.weight), **wanted)
+    return EagleTrainerModule(draft, TargetHead(weight=target.lm_head.weight), **wanted)
 
 
 @torch.no_grad()

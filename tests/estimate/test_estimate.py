@@ -12,7 +12,7 @@ from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.estimate.prices import epochs_to_pay, estimate_recipe
 from eaglepipe.recipe.config import PROFILES
-from eaglepipe.training.data.supervision_decoder import TargetHead
+from eaglepipe.target_head import TargetHead
 from tests.tiny_project import TinyProject
 
 

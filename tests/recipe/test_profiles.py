@@ -16,8 +16,8 @@ from eaglepipe.errors import ConfigError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import PROFILES, CacheConfig
 from eaglepipe.recipe.load import dump_recipe
+from eaglepipe.target_head import TargetHead
 from eaglepipe.train import run_training
-from eaglepipe.training.data.supervision_decoder import TargetHead
 from tests.tiny_project import TinyProject
 
 
@@ -75,9 +75,9 @@ def test_cache_with_a_narrow_codec_is_the_exact_one_within_its_noise(
         error = (aux_of(narrow, sample) - wanted).square().sum() / wanted.square().sum()
         assert -10 * error.log10() > least_decibels
         rows = torch.from_numpy(narrow.read(sample).supervision_payload.copy())
-        again = narrow.supervision_codec.decode(EncodedRows(payload=rows))
+        again = narrow.spec.rows.decode(EncodedRows(payload=rows))
         full = torch.from_numpy(exact.read(ids.index(narrow.index.sample_ids[sample])).supervision_payload.copy())
-        hidden = exact.supervision_codec.decode(EncodedRows(payload=full)).float()
+        hidden = exact.spec.rows.decode(EncodedRows(payload=full)).float()
         assert -10 * ((again - hidden).square().sum() / hidden.square().sum()).log10() > least_decibels
 
 
@@ -98,12 +98,12 @@ def test_sparse_cache_holds_the_targets_distribution_up_to_its_tolerance(
     tensors = exact.start_tensors()
     head = TargetHead(weight=tensors["lm_head.weight"], bias=None, spec=exact.head)
     assert exact.index.sample_ids == sparse.index.sample_ids
-    to_draft = {token: index for index, token in enumerate(sparse.selected_token_ids.tolist())}
+    to_draft = {token: index for index, token in enumerate(sparse.vocab.selected_token_ids.tolist())}
     for sample in range(0, sparse.num_samples, 7):
         stored, reference = sparse.read(sample), exact.read(sample)
         assert stored.sparse_ids is not None and stored.sparse_counts is not None and stored.tail_mass is not None
         hidden = torch.from_numpy(reference.supervision_payload.copy())
-        probs = head.probabilities(exact.supervision_codec.decode(EncodedRows(payload=hidden))).numpy()
+        probs = head.probabilities(exact.spec.rows.decode(EncodedRows(payload=hidden))).numpy()
         kept = stored.supervision_payload.view(np.float16)[:, 0]
         row_of = np.repeat(np.arange(len(stored.sparse_counts)), stored.sparse_counts)
         assert np.allclose(kept, probs[row_of, stored.sparse_ids], rtol=0.05, atol=1e-4), "bf16 states, fp16 entries"

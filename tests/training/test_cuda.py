@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig
+from eaglepipe.target_head import HeadSpec, TargetHead
 from eaglepipe.train import train_from
 from eaglepipe.training.data.batch import Position, StepPlan
 from eaglepipe.training.data.loader import Loader
-from eaglepipe.training.data.supervision_decoder import TargetHead
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective, draw_slots
 from eaglepipe.training.run.metrics import read_metrics

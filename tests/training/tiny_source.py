@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.recipe.load import Recipe, parse_recipe
+from eaglepipe.target_head import HeadSpec
 from eaglepipe.vocab import DraftVocab
 
 VOCAB, DRAFT_VOCAB, HIDDEN, NUM_AUX = 40, 24, 16, 3

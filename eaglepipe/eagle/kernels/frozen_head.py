@@ -10,37 +10,21 @@ from typing import Any
 import torch
 
 from eaglepipe.eagle.losses import soft_cross_entropy
+from eaglepipe.target_head import HALF_TYPES, TargetHead
 
-_HALF_TYPES = (torch.bfloat16, torch.float16)
+
+@torch.no_grad()
+def head_argmax(hidden: torch.Tensor, head: TargetHead, chunk_rows: int) -> torch.Tensor:
+    """[R, H] -> the likeliest token, int64 [R]."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.cat([head.finish(_product(rows, head)).argmax(dim=-1) for rows in hidden.split(chunk_rows)])
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrozenHead:
-    """`logits = soft_cap·tanh(s / soft_cap)` with `s = logit_scale · (hidden @ weight.T + bias)`; None: no cap."""
-
-    weight: torch.Tensor  # [V, H]
-    bias: torch.Tensor | None = None  # [V]
-    logit_scale: float = 1.0
-    soft_cap: float | None = None
-
-    def raw(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden @ weight.T, float32 [R, V]; no gradient."""
-        hidden = hidden.detach()
-        if hidden.is_cuda and self.weight.dtype in _HALF_TYPES:
-            return torch.mm(hidden.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32)
-        return hidden.float() @ self.weight.float().T
-
-    def finish(self, raw: torch.Tensor) -> torch.Tensor:
-        """Raw products -> the target's logits."""
-        scaled = self.logit_scale * (raw if self.bias is None else raw + self.bias.float())
-        return scaled if self.soft_cap is None else torch.tanh(scaled / self.soft_cap) * self.soft_cap
-
-    @torch.no_grad()
-    def argmax(self, hidden: torch.Tensor, chunk_rows: int) -> torch.Tensor:
-        """[R, H] -> the likeliest token, int64 [R]."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            found = [self.finish(self.raw(rows)).argmax(dim=-1) for rows in hidden.split(chunk_rows)]
-        return torch.cat(found)
+def _product(hidden: torch.Tensor, head: TargetHead) -> torch.Tensor:
+    """`head.product` without a gradient, narrowed to the head's half type on CUDA."""
+    hidden = hidden.detach()
+    is_narrow = hidden.is_cuda and head.weight.dtype in HALF_TYPES
+    return head.product(hidden.to(head.weight.dtype) if is_narrow else hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +37,7 @@ class FrozenHeadLoss:
 
 
 def frozen_head_loss(
-    hidden: torch.Tensor, target_hidden: torch.Tensor, head: FrozenHead, *, chunk_rows: int
+    hidden: torch.Tensor, target_hidden: torch.Tensor, head: TargetHead, *, chunk_rows: int
 ) -> FrozenHeadLoss:
     """sum_r CE(softmax(head(target_hidden[r])), head(hidden[r])), over the whole vocabulary, float32.
 
@@ -73,7 +57,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         target_hidden: torch.Tensor,
-        head: FrozenHead,
+        head: TargetHead,
         chunk_rows: int,
         wants_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -84,17 +68,17 @@ class _FrozenHeadLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), chunk_rows):
                 span = slice(start, start + chunk_rows)
-                target_logits = head.finish(head.raw(target_hidden[span]))
+                target_logits = head.finish(_product(target_hidden[span], head))
                 target_top1[span] = target_logits.argmax(dim=-1)
-                raw = head.raw(hidden[span]).requires_grad_(gradient is not None)
+                product = _product(hidden[span], head).requires_grad_(gradient is not None)
                 with torch.set_grad_enabled(gradient is not None):
-                    logits = head.finish(raw)
+                    logits = head.finish(product)
                     loss = soft_cross_entropy(logits, target_logits.softmax(dim=-1)).sum()
                 total += loss.detach()
                 predicted[span] = logits.detach().argmax(dim=-1)
                 if gradient is not None:
-                    (of_raw,) = torch.autograd.grad(loss, raw)
-                    gradient[span] = (of_raw.to(head.weight.dtype) @ head.weight).to(gradient.dtype)
+                    (of_product,) = torch.autograd.grad(loss, product)
+                    gradient[span] = (of_product.to(head.weight.dtype) @ head.weight).to(gradient.dtype)
         ctx.gradient = gradient
         ctx.mark_non_differentiable(predicted, target_top1)
         return total, predicted, target_top1

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.target_head import HeadSpec
 from eaglepipe.training.data.supervision_rows import EncodedSupervision
 from eaglepipe.vocab import DraftVocab
 

@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
+from eaglepipe.target_head import TargetHead
 from eaglepipe.training.data.batch import EncodedBatch, TrainingSource
 from eaglepipe.training.data.supervision_rows import EncodedSupervision
-
-HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,36 +34,15 @@ class TrainerInputs:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TargetHead:
-    """The draft-vocabulary rows of the target's lm_head, on the training device."""
-
-    weight: torch.Tensor  # [D, Ht]
-    bias: torch.Tensor | None  # [D]
-    spec: HeadSpec
-
-    def probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [S, Ht] -> the target's distribution over the draft vocabulary, float32 [S, D]."""
-        raw = _matmul_float32(hidden, self.weight)
-        if self.bias is not None:
-            raw = raw + self.bias.float()
-        return torch.softmax(self.spec.apply(raw), dim=-1)
-
-
-def _matmul_float32(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`hidden @ weight.T` accumulated and returned in float32; half inputs stay half where the device can do that."""
-    if hidden.is_cuda and hidden.dtype == weight.dtype and hidden.dtype in HALF_TYPES:
-        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    return hidden.float() @ weight.float().T
-
-
 class SupervisionDecoder:
     """Owns what decoding needs on the device: the codecs and, for stored hidden states, the head rows."""
 
     def __init__(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> None:
         self._spec = source.spec
         self._dtype = dtype
-        self._head = _target_head(source, device) if source.spec.supervision == "hidden" else None
+        self._head = None
+        if source.spec.supervision == "hidden":
+            self._head = TargetHead.from_tensors(source.start_tensors(), source.head).to(device)
 
     def decode(self, batch: EncodedBatch) -> TrainerInputs:
         """Decode a micro-batch that is on the device."""
@@ -95,14 +72,3 @@ class SupervisionDecoder:
             )
         rows = self._spec.rows.decode(EncodedRows(payload=encoded.payload))
         return rows.float() if self._head is None else self._head.probabilities(rows)
-
-
-def _target_head(source: TrainingSource, device: torch.device) -> TargetHead:
-    tensors = source.start_tensors()
-    bias = tensors.get("lm_head.bias")
-    dtype = tensors["lm_head.weight"].dtype if device.type == "cuda" else torch.float32
-    return TargetHead(
-        weight=tensors["lm_head.weight"].to(device, dtype),
-        bias=None if bias is None else bias.to(device, torch.float32),
-        spec=source.head,
-    )

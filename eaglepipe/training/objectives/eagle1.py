@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.core_v12 import EagleTrainerModule
-from eaglepipe.eagle.kernels.frozen_head import FrozenHead
 from eaglepipe.eagle.unroll.step_masks import count_per_step, prefix_masks
 from eaglepipe.recipe.family_settings import Eagle1TrainConfig
+from eaglepipe.target_head import TargetHead
 from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
 from eaglepipe.training.data.collate import Columns
 from eaglepipe.training.data.costs import FULL_HEAD_COST, FUSE_COST, LAYER_COST, PAIR_COST, Costs
@@ -55,10 +55,7 @@ class Eagle1Objective:
         return counts.clamp(min=1)
 
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
-        weight, bias = _full_head(source.start_tensors())
-        device = draft.fc.weight.device
-        weight = weight.to(device) if device.type == "cuda" else weight.float()
-        head = FrozenHead(weight=weight, bias=bias, logit_scale=source.head.logit_scale, soft_cap=source.head.soft_cap)
+        head = TargetHead.from_tensors(source.start_tensors(), source.head, full=True).to(draft.fc.weight.device)
         noise, steps = self.config.feature_noise, self.config.ttt_steps
         return EagleTrainerModule(draft, head, feature_noise=noise, chain_steps=steps)
 
@@ -102,9 +99,3 @@ def _noise_seeds(columns: Columns, seed: int, epoch: int) -> torch.Tensor:
             seeds[row, start:end] = np.random.default_rng([seed, epoch, name]).integers(0, 2**32, end - start)
             start = end
     return torch.from_numpy(seeds)
-
-
-def _full_head(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight [V, Ht] and bias [V] of the target's lm_head; the draft's rows are all of them where D = V."""
-    name = "lm_head_full" if "lm_head_full.weight" in tensors else "lm_head"
-    return tensors[f"{name}.weight"], tensors.get(f"{name}.bias")

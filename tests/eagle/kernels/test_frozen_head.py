@@ -1,19 +1,20 @@
 import pytest
 import torch
 
-from eaglepipe.eagle.kernels.frozen_head import FrozenHead, frozen_head_loss
+from eaglepipe.eagle.kernels.frozen_head import frozen_head_loss, head_argmax
 from eaglepipe.eagle.kernels.noise import uniform_noise
+from eaglepipe.target_head import HeadSpec, TargetHead
 
 
-def head(**numbers: float) -> FrozenHead:
+def head(**numbers: float) -> TargetHead:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(19, 6, generator=generator), torch.randn(19, generator=generator)
-    return FrozenHead(weight=weight, bias=bias, **numbers)
+    return TargetHead(weight=weight, bias=bias, spec=HeadSpec(**numbers))
 
 
-def plain_logits(of: FrozenHead, hidden: torch.Tensor) -> torch.Tensor:
-    raw = of.logit_scale * (hidden @ of.weight.T + of.bias)
-    return raw if of.soft_cap is None else of.soft_cap * torch.tanh(raw / of.soft_cap)
+def plain_logits(of: TargetHead, hidden: torch.Tensor) -> torch.Tensor:
+    raw = of.spec.logit_scale * (hidden @ of.weight.T + of.bias)
+    return raw if of.spec.soft_cap is None else of.spec.soft_cap * torch.tanh(raw / of.spec.soft_cap)
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 64])
@@ -29,7 +30,7 @@ def test_loss_and_gradient_are_the_plain_ones_in_chunks_of_any_size(chunk_rows: 
     torch.testing.assert_close(mine, plain)
     assert torch.equal(found.predicted, plain_logits(of, hidden).argmax(-1))
     assert torch.equal(found.target_top1, plain_logits(of, target).argmax(-1))
-    assert torch.equal(of.argmax(target, chunk_rows), found.target_top1)
+    assert torch.equal(head_argmax(target, of, chunk_rows), found.target_top1)
 
 
 def test_no_rows_are_no_loss() -> None:

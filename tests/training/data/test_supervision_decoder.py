@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from eaglepipe.cache.head import HeadSpec
 from eaglepipe.eagle.core import Eagle3StepMetrics, Eagle3TrainerModule, _shift_left_with_zero
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig
+from eaglepipe.target_head import HeadSpec, TargetHead
 from eaglepipe.training.data.collate import collate_columns, collate_payload
-from eaglepipe.training.data.supervision_decoder import SupervisionDecoder, TargetHead, TrainerInputs
+from eaglepipe.training.data.supervision_decoder import SupervisionDecoder, TrainerInputs
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from tests.training.tiny_source import DRAFT_VOCAB, VOCAB, TinySource, tiny_source
 
