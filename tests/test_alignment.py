@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from eaglepipe.cache.reader import Cache
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.load import parse_recipe
-from eaglepipe.training.data.collate import collate_columns
+from eaglepipe.training.data.collate import pack_documents
 
 WORDS = ["<b>", "<e>", "<u>", "<a>", "who", "are", "you", "i", "am", "the", "target", "and", "now", "still", "me"]
 TEMPLATE = (
@@ -101,12 +101,12 @@ def test_rows_masks_and_shift_of_a_two_turn_conversation(tmp_path: Path) -> None
     assert row.target_top1.tolist() == np.where(supervised, top1, -1).tolist()
     assert row.position_mask.tolist() == (supervised & inside).tolist()
 
-    batch = collate_columns(((row,),))
+    batch = pack_documents(((row,),)).batch
     shifted = [*ids[1:], 0]
     assert batch.input_ids[0].tolist() == shifted
     assert batch.loss_mask[0].tolist() == [*supervised[1:].tolist(), False]
-    assert batch.position_mask[0, :, 0].tolist() == [*(supervised & inside)[1:].tolist(), False]
-    assert batch.attention_mask[0].tolist() == [1] * len(ids)
+    assert batch.position_mask[0].tolist() == [*(supervised & inside)[1:].tolist(), False]
+    assert batch.attention_mask[0].tolist() == [True] * len(ids)
     assert batch.position_ids[0].tolist() == list(range(len(ids)))
     assert batch.seq_lens[0].tolist() == [len(ids)]
     assert batch.doc_remaining[0].tolist() == list(range(len(ids) - 1, -1, -1))

@@ -143,7 +143,7 @@ def peaks_of_paths(preset: StepPreset, workload: Workload, folder: Path) -> tupl
     def peak(implementation: Implementation) -> int:
         path = StepPath(preset, workload, Cache.open(folder), implementation, device)
         batch = path.largest()
-        return peak_bytes(lambda: path.step(path.arguments(batch)), device)
+        return peak_bytes(lambda: path.step(path.decode(batch)), device)
 
     return peak("compact"), peak("reference")
 

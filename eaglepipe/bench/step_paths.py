@@ -4,10 +4,9 @@ The compact path takes them packed as training packs them, the reference in corp
 batch. Supervision is decoded before the clock starts, for both; a pass is forward and backward of every batch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from eaglepipe.bench.timing import timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.kernels.fused_head import rows_at_once
-from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.slot_plan import UnrollPlan, plan_unroll
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig, Eagle3TrainConfig
 from eaglepipe.training.data.batch import Cut, EncodedBatch, Position, Row, StepPlan
@@ -31,7 +30,6 @@ from eaglepipe.training.objectives.eagle3 import Eagle3Objective, draw_slots
 from eaglepipe.training.run.learner import COMPUTE_DTYPES
 
 Implementation = Literal["compact", "reference"]
-_PACKING_ARGUMENTS = ("seq_lens", "doc_remaining", "position_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,32 +69,34 @@ class StepPath:
         """One pass; seconds of its forwards and backwards, and the summed loss of each step, float64 [K]."""
         seconds, loss_sums = 0.0, torch.zeros(self._preset.ttt_steps, dtype=torch.float64)
         for batch in self.batches:
-            arguments = self.arguments(batch)
-            took, of_batch = timed(partial(self.step, arguments), self.device)
+            inputs = self.decode(batch)
+            took, of_batch = timed(partial(self.step, inputs), self.device)
             seconds += took
             loss_sums += of_batch.cpu().double()
         self.module.zero_grad(set_to_none=True)
         return seconds, loss_sums
 
-    def arguments(self, batch: EncodedBatch) -> dict[str, Any]:
-        """What the module's forward takes; the padded reference needs to know nothing of packing."""
-        arguments = self._decoder.decode(batch).arguments()
-        if self._implementation == "reference":
-            for name in _PACKING_ARGUMENTS:
-                del arguments[name]
-        return arguments
+    def decode(self, batch: EncodedBatch) -> TrainerInputs:
+        """Decode what the module learns from; the padded reference needs to know nothing of packing."""
+        inputs = self._decoder.decode(batch)
+        if self._implementation == "compact":
+            return inputs
+        padded = replace(inputs.batch, seq_lens=None, doc_remaining=None, host_copy=None)
+        return replace(inputs, batch=padded)
 
-    def step(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+    def step(self, inputs: TrainerInputs) -> torch.Tensor:
         """Forward and backward of one batch; each step's summed loss, float32 [K]."""
         enabled = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype, enabled=enabled):
-            metrics = self.module(**arguments, normalizers=self.sizes.counts.clamp(min=1).to(self.device))
+            metrics = self.module.compute_loss(inputs, normalizers=self.sizes.counts.clamp(min=1).to(self.device))
         metrics.loss.backward()
         return metrics.loss_sums
 
     def largest(self) -> EncodedBatch:
         """The batch of most slots, and of most losses among those."""
-        return max(self.batches, key=lambda batch: (batch.input_ids.numel(), int(batch.position_mask.sum())))
+        return max(
+            self.batches, key=lambda batch: (batch.packed.input_ids.numel(), int(batch.packed.position_mask.sum()))
+        )
 
     def products(self) -> list[Products]:
         """The matrix products of a pass of the compact path."""
@@ -106,17 +106,9 @@ class StepPath:
     def plans(self) -> list[UnrollPlan]:
         """What the compact path computes of each batch."""
         host, steps = torch.device("cpu"), self._preset.ttt_steps
-        return [plan_unroll(_masks(batch), steps, probs_are_compact=True, device=host) for batch in self.batches]
-
-
-def _masks(batch: EncodedBatch) -> HostMasks:
-    return HostMasks(
-        attention_mask=batch.attention_mask.bool().cpu(),
-        loss_mask=batch.loss_mask.cpu(),
-        position_mask=batch.position_mask.squeeze(-1).cpu(),
-        seq_lens=batch.seq_lens.cpu(),
-        doc_remaining=batch.doc_remaining.cpu(),
-    )
+        return [
+            plan_unroll(batch.packed.on_host(), steps, probs_are_compact=True, device=host) for batch in self.batches
+        ]
 
 
 def compact_rows(workload: Workload, cache: Cache, ttt_steps: int) -> tuple[tuple[Row, ...], ...]:

@@ -1,6 +1,6 @@
 """EAGLE-3 training: the draft unrolled K steps on its own states, against the target's distribution at every step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -8,19 +8,21 @@ from torch import nn
 
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.losses import CROSS_ENTROPY, StepLoss
-from eaglepipe.eagle.unroll.checks import check_batch, check_loss_inputs, check_settings, check_values
+from eaglepipe.eagle.packed_batch import (
+    PackedBatch,
+    as_slot_mask,
+    check_shape,
+    count_slots,
+    shift_left_with_zero,
+    step_masks,
+)
+from eaglepipe.eagle.unroll.checks import check_inputs, check_loss_inputs, check_settings, check_supervision_source
 from eaglepipe.eagle.unroll.compact import unroll_compact
-from eaglepipe.eagle.unroll.interface import HostMasks, LossSettings, UnrollInputs, UnrollResult, host_masks
+from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult
 from eaglepipe.eagle.unroll.reference import unroll_reference
 from eaglepipe.eagle.unroll.slot_plan import plan_unroll
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
-from eaglepipe.eagle.unroll.step_masks import (
-    as_slot_mask,
-    count_per_step,
-    count_valid_per_step,
-    prefix_masks,
-    shift_left_with_zero,
-)
+from eaglepipe.errors import DraftError
 from eaglepipe.target_head import compute_draft_mass, target_distribution
 
 __all__ = [
@@ -125,11 +127,10 @@ class Eagle3TrainerModule(nn.Module):
         doc_remaining: torch.Tensor | None = None,
         *,
         normalizers: torch.Tensor | None = None,
-        masks: HostMasks | None = None,
         draft_mass: torch.Tensor | None = None,
         mean_alphas: torch.Tensor | None = None,
     ) -> Eagle3StepMetrics:
-        """Loss and metrics of one batch whose ids, masks and supervision are shifted left once already.
+        """Return `compute_loss` of tensors given one by one; ids, masks and supervision are shifted left once already.
 
         Exactly one supervision source: `target_logits`, or `target_probs` with `position_mask`.
 
@@ -146,70 +147,66 @@ class Eagle3TrainerModule(nn.Module):
             seq_lens: int [B, max_docs], lengths of packed documents, zero padded, each row summing to T.
             doc_remaining: int [B, T], real tokens after this one in its document; slot t counts at step k only while
                 k < doc_remaining[t].
-            normalizers: [K], what each step's loss sum is divided by; default its own count, at least 1. Larger
-                numbers give one batch its share of a loss that is reduced over several.
-            masks: the same masks and lengths on the host, where the caller still has them; otherwise they are fetched
-                from the device, and the host waits for it.
+            normalizers, mean_alphas: as `compute_loss` takes them.
             draft_mass: with `target_probs` and an LK loss, the share of each row's full distribution that the draft
                 vocabulary holds: [B, T] or [S], as `target_probs` has rows.
-            mean_alphas: [K], each step's mean alpha, from which `lambda` makes its weight; default this batch's own.
-                A batch that is a share of a larger one needs those of the whole.
 
         Raises:
             DraftError: for no or two supervision sources, and for shapes or masks that do not fit.
         """
-        check_batch(
-            self.draft_model.config,
+        check_supervision_source(target_logits, target_probs, position_mask)
+        if self.loss.needs_mass and target_logits is not None and draft_mass is not None:
+            raise DraftError("draft_mass goes with target_probs; with target_logits it follows from them")
+        batch = PackedBatch.of(
             input_ids=input_ids,
             attention_mask=attention_mask,
             loss_mask=loss_mask,
-            aux_hidden_states=aux_hidden_states,
-            target_logits=target_logits,
-            target_probs=target_probs,
             position_mask=position_mask,
             position_ids=position_ids,
             seq_lens=seq_lens,
             doc_remaining=doc_remaining,
-            normalizers=normalizers,
-            ttt_steps=self.ttt_steps,
-        )
-        check_loss_inputs(
-            self.loss,
-            target_probs=target_probs,
-            draft_mass=draft_mass,
-            mean_alphas=mean_alphas,
-            normalizers=normalizers,
-            ttt_steps=self.ttt_steps,
         )
         if target_logits is not None:
-            if self.loss.needs_mass:
-                draft_mass = compute_draft_mass(target_logits, self.selected_token_ids)
-            target_probs, position_mask = target_distribution(
-                target_logits, self.selected_token_ids, self.selected_token_mask, loss_mask
-            )
-        assert target_probs is not None and position_mask is not None
-        inputs = UnrollInputs(
-            input_ids=input_ids.long(),
-            attention_mask=attention_mask.bool(),
-            loss_mask=as_slot_mask(loss_mask),
-            position_mask=as_slot_mask(position_mask),
-            aux_hidden_states=aux_hidden_states.flatten(2),
-            target_probs=target_probs.detach() if isinstance(target_probs, torch.Tensor) else target_probs,
-            position_ids=self.draft_model.positions(input_ids, position_ids, seq_lens),
-            seq_lens=seq_lens,
-            doc_remaining=doc_remaining,
-            draft_mass=None if draft_mass is None else draft_mass.detach().float(),
+            batch, target_probs = supervise(batch, target_logits, self.selected_token_ids, self.selected_token_mask)
+            draft_mass = compute_draft_mass(target_logits, self.selected_token_ids) if self.loss.needs_mass else None
+        assert target_probs is not None
+        inputs = TrainerInputs(
+            batch=batch, aux_hidden_states=aux_hidden_states, target_probs=target_probs, draft_mass=draft_mass
         )
-        masks = host_masks(inputs) if masks is None else masks
-        check_values(masks, target_probs, self.draft_model.config.draft_vocab_size)
-        counts = count_valid_per_step(inputs.position_mask, doc_remaining, self.ttt_steps)
+        return self.compute_loss(inputs, normalizers=normalizers, mean_alphas=mean_alphas)
+
+    def compute_loss(
+        self,
+        inputs: TrainerInputs,
+        *,
+        normalizers: torch.Tensor | None = None,
+        mean_alphas: torch.Tensor | None = None,
+    ) -> Eagle3StepMetrics:
+        """Compute the loss and metrics of one batch.
+
+        Args:
+            inputs: compact target rows are those of the slots set in `position_mask`. Without host copies the masks are
+                fetched from the device, and the host waits for it.
+            normalizers: [K], the divisors of the steps' loss sums; default their own counts, at least 1. Larger numbers
+                give one batch its share of a loss that is reduced over several.
+            mean_alphas: [K], each step's mean alpha, from which `lambda` makes its weight; default this batch's own.
+                A batch that is a share of a larger one needs those of the whole.
+
+        Raises:
+            DraftError: for shapes or masks that do not fit.
+        """
+        inputs = inputs.prepared()
+        check_inputs(self.draft_model.config, inputs, normalizers=normalizers, num_steps=self.ttt_steps)
+        check_loss_inputs(self.loss, inputs, mean_alphas=mean_alphas, normalizers=normalizers, num_steps=self.ttt_steps)
+        batch = inputs.batch
+        counts = count_slots(batch.covered_steps(self.ttt_steps))
         divisors = counts.clamp(min=1) if normalizers is None else normalizers.to(self.step_weights)
         settings = LossSettings(
             step_weights=self.step_weights / divisors,
             loss=self.loss,
             mean_alphas=None if mean_alphas is None else mean_alphas.to(self.step_weights),
         )
-        result = self._unroll(inputs, masks, settings)
+        result = self._unroll(inputs, settings)
         return Eagle3StepMetrics(
             loss=result.loss,
             accuracy=result.correct.sum().float() / counts.sum().clamp(min=1),
@@ -218,14 +215,45 @@ class Eagle3TrainerModule(nn.Module):
             counts=counts,
             correct=result.correct,
             hits=result.hits,
-            valid=count_per_step(prefix_masks(inputs.loss_mask, doc_remaining, self.ttt_steps)),
+            valid=count_slots(batch.supervised_chains(self.ttt_steps)),
             alpha_sums=_none_yet() if result.alpha_sums is None else result.alpha_sums,
             sampled_hits=_none_yet() if result.sampled_hits is None else result.sampled_hits,
         )
 
-    def _unroll(self, inputs: UnrollInputs, masks: HostMasks, settings: LossSettings) -> UnrollResult:
+    def _unroll(self, inputs: TrainerInputs, settings: LossSettings) -> UnrollResult:
         if self.implementation == "reference":
             return unroll_reference(self.draft_model, inputs, settings)
-        compact = isinstance(inputs.target_probs, SparseTargets) or inputs.target_probs.dim() == 2
-        plan = plan_unroll(masks, self.ttt_steps, probs_are_compact=compact, device=inputs.input_ids.device)
+        plan = plan_unroll(
+            inputs.batch.on_host(),
+            self.ttt_steps,
+            probs_are_compact=inputs.has_compact_rows,
+            device=inputs.batch.device,
+        )
         return unroll_compact(self.draft_model, inputs, settings, plan, head_chunk_rows=self.head_chunk_rows)
+
+
+def supervise(
+    batch: PackedBatch, target_logits: torch.Tensor, selected_token_ids: torch.Tensor, selected_token_mask: torch.Tensor
+) -> tuple[PackedBatch, torch.Tensor]:
+    """Return a batch with the position mask that logits [B, T, V] decide, and its target probabilities [B, T, D].
+
+    Raises:
+        DraftError: for logits of another shape.
+    """
+    check_shape("target_logits", target_logits, (*batch.shape, len(selected_token_mask)))
+    probs, covered = target_distribution(target_logits, selected_token_ids, selected_token_mask, batch.loss_mask)
+    return replace(batch, position_mask=as_slot_mask(covered)), probs
+
+
+def count_valid_per_step(
+    position_mask: torch.Tensor, doc_remaining: torch.Tensor | None, ttt_steps: int
+) -> torch.Tensor:
+    """Count the slots in the loss of each step, as `Eagle3TrainerModule.forward` will report them.
+
+    Args:
+        position_mask: [B, T] or [B, T, 1], any dtype, shifted once as the trainer takes it.
+        doc_remaining: [B, T] or None.
+
+    Returns: int64 [K].
+    """
+    return count_slots(step_masks(as_slot_mask(position_mask), doc_remaining, ttt_steps))

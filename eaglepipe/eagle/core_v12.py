@@ -1,6 +1,6 @@
 """EAGLE-1/2 training: the next feature by regression, and the token that the target's frozen head makes of it.
 
-In evaluation mode the draft also goes on from its own features, K depths deep with true tokens (spec 5), so that a
+In evaluation mode the draft also goes on from its own features, K depths deep with true tokens, so that a
 simulated acceptance length means what it means for EAGLE-3.
 """
 
@@ -16,8 +16,8 @@ from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
 from eaglepipe.eagle.kernels.frozen_head import frozen_head_loss, head_argmax
 from eaglepipe.eagle.kernels.noise import uniform_noise
 from eaglepipe.eagle.layers.blocks_v12 import Chain
-from eaglepipe.eagle.unroll.attention import causal_mask, check_right_padded
-from eaglepipe.eagle.unroll.step_masks import as_slot_mask, count_per_step, prefix_masks, shift_left_with_zero
+from eaglepipe.eagle.packed_batch import PackedBatch, check_shape, count_slots, shift_left_with_zero
+from eaglepipe.eagle.unroll.attention import check_right_padded
 from eaglepipe.errors import DraftError
 from eaglepipe.target_head import TargetHead
 
@@ -101,28 +101,60 @@ class EagleTrainerModule(nn.Module):
         noise_seeds: torch.Tensor | None = None,
         normalizers: torch.Tensor | None = None,
     ) -> EagleStepMetrics:
-        """Loss and metrics of one batch whose ids and loss mask are shifted left once already.
+        """Return `compute_loss` of tensors given one by one; ids and loss mask are shifted left once already.
 
         Args:
             input_ids: int [B, T]; slot t holds the token after the one whose feature it holds.
             attention_mask: [B, T], 1 for real tokens, right padded.
             loss_mask: [B, T], 1 where slot t's next token is supervised.
-            target_hidden_states: [B, T, H], not shifted; slot t's target is row t + 1.
+            target_hidden_states: [B, T, H], as `compute_loss` takes them.
             position_ids, seq_lens: packing, as `LlamaEagleDraftModel.forward` takes them.
             doc_remaining: int [B, T], real tokens after this one in its document.
-            noise_seeds: int64 [B, T] in 0..2^32-1, what the noise is made from; default: drawn from torch's generator.
-            normalizers: [K], what each depth's loss sum is divided by; default its own count, at least 1.
+            noise_seeds, normalizers: as `compute_loss` takes them.
 
         Raises:
             DraftError: for shapes or masks that do not fit.
         """
-        self._check(input_ids, attention_mask, loss_mask, target_hidden_states, normalizers)
-        supervised = as_slot_mask(loss_mask)
-        chain_masks = list(prefix_masks(supervised, doc_remaining, self.chain_steps))
+        batch = PackedBatch.of(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            loss_mask=loss_mask,
+            position_mask=None,
+            position_ids=position_ids,
+            seq_lens=seq_lens,
+            doc_remaining=doc_remaining,
+        )
+        return self.compute_loss(batch, target_hidden_states, noise_seeds=noise_seeds, normalizers=normalizers)
+
+    def compute_loss(
+        self,
+        batch: PackedBatch,
+        target_hidden_states: torch.Tensor,
+        *,
+        noise_seeds: torch.Tensor | None = None,
+        normalizers: torch.Tensor | None = None,
+    ) -> EagleStepMetrics:
+        """Compute the loss and metrics of one batch.
+
+        Args:
+            batch: without host copy its masks are fetched from the device, and the host waits for it.
+            target_hidden_states: [B, T, H], not shifted; slot t's target is row t + 1.
+            noise_seeds: int64 [B, T] in 0..2^32-1, what the noise is made from; default: drawn from torch's generator.
+            normalizers: [K], the divisors of the depths' loss sums; default their own counts, at least 1.
+
+        Raises:
+            DraftError: for shapes or masks that do not fit.
+        """
+        self._check(batch, target_hidden_states, normalizers)
+        chain_masks = list(batch.supervised_chains(self.chain_steps))
         slots = chain_masks[0]
         features = target_hidden_states.detach()
         predicted = self.draft_model(
-            input_ids.long(), self._noisy(features, noise_seeds), attention_mask, position_ids, seq_lens
+            batch.input_ids,
+            self._noisy(features, noise_seeds),
+            batch.attention_mask,
+            batch.position_ids,
+            batch.seq_lens,
         )
         goals = shift_left_with_zero(features)[slots]
         drafted = predicted[slots]
@@ -132,14 +164,8 @@ class EagleTrainerModule(nn.Module):
 
         matches = [_at_slots(tokens.predicted == tokens.target_top1, slots)]
         if not self.training:
-            top1 = _at_slots(tokens.target_top1, slots)
-            positions = self.draft_model.positions(input_ids, position_ids, seq_lens)
-            readable = causal_mask(attention_mask, seq_lens, slots.shape[0], slots.shape[1], slots.device)
-            matches += self._chain(
-                input_ids.long(), features, readable=readable, positions=positions, top1=top1, masks=chain_masks[1:]
-            )
-        masks = chain_masks[: len(matches)]
-        counts = self._per_depth(masks)
+            matches += self._chain(batch, features, _at_slots(tokens.target_top1, slots), chain_masks[1:])
+        counts = self._per_depth(chain_masks[: len(matches)])
         divisor = counts[0].clamp(min=1) if normalizers is None else normalizers[0]
         return EagleStepMetrics(
             loss=loss_sum / divisor.to(loss_sum.device),
@@ -164,16 +190,10 @@ class EagleTrainerModule(nn.Module):
 
     @torch.no_grad()
     def _chain(
-        self,
-        input_ids: torch.Tensor,
-        features: torch.Tensor,
-        *,
-        readable: torch.Tensor,
-        positions: torch.Tensor,
-        top1: torch.Tensor,
-        masks: list[torch.Tensor],
+        self, batch: PackedBatch, features: torch.Tensor, top1: torch.Tensor, masks: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Whether the greedy token is the target's (`top1` int64 [B, T]), at each depth from 1 on: bool [B, T]."""
+        """Match greedy tokens with the target's (`top1` int64 [B, T]) at each depth from 1 on: bool [B, T]."""
+        readable, positions, input_ids = batch.causal_mask(), batch.position_ids, batch.input_ids
         chains: list[Chain] = [[] for _ in self.draft_model.layers]
         state = self.draft_model.forward_chain(input_ids, features, readable, positions, chains)
         matches = []
@@ -185,31 +205,16 @@ class EagleTrainerModule(nn.Module):
         return matches
 
     def _per_depth(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Slots set in each mask, int64 [K]; 0 at depths that were not computed."""
-        return F.pad(count_per_step(iter(masks)), (0, self.chain_steps - len(masks)))
+        """Count the slots set in each mask, int64 [K]; 0 at depths that were not computed."""
+        return F.pad(count_slots(masks), (0, self.chain_steps - len(masks)))
 
-    def _check(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        loss_mask: torch.Tensor,
-        target_hidden_states: torch.Tensor,
-        normalizers: torch.Tensor | None,
-    ) -> None:
-        rows = tuple(input_ids.shape)
-        if len(rows) != 2 or 0 in rows:
-            raise DraftError(f"input_ids must be [batch, tokens], not {rows}")
-        expected = {
-            "attention_mask": (attention_mask, rows),
-            "loss_mask": (as_slot_mask(loss_mask), rows),
-            "target_hidden_states": (target_hidden_states, (*rows, self.draft_model.config.hidden_size)),
-            "normalizers": (normalizers, (self.chain_steps,)),
-        }
-        for name, (tensor, shape) in expected.items():
-            if tensor is not None and tuple(tensor.shape) != shape:
-                raise DraftError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
-        check_right_padded(attention_mask)
-        if bool((as_slot_mask(loss_mask) & ~attention_mask.bool()).any()):
+    def _check(self, batch: PackedBatch, target_hidden_states: torch.Tensor, normalizers: torch.Tensor | None) -> None:
+        width = self.draft_model.config.hidden_size
+        check_shape("target_hidden_states", target_hidden_states, (*batch.shape, width))
+        check_shape("normalizers", normalizers, (self.chain_steps,))
+        host = batch.on_host()
+        check_right_padded(host.attention_mask)
+        if bool((host.loss_mask & ~host.attention_mask).any()):
             raise DraftError("loss_mask is set on padding; shift it left by one, within its document")
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from eaglepipe.eagle.packed_batch import PackedBatch
+from eaglepipe.errors import DraftError
+
 
 @dataclass(frozen=True, kw_only=True)
 class CodSettings:
@@ -71,24 +74,20 @@ def segment_of(anchors: torch.Tensor, depths: torch.Tensor, length: int, num_seg
     return ((anchors + (depths > 0)) * num_segments // length).clamp(0, num_segments - 1)
 
 
-def find_documents(attention_mask: torch.Tensor, seq_lens: torch.Tensor | None) -> list[Document]:
-    """Documents of bool [B, T], right padded, row by row; a row is one document without `seq_lens` [B, max_docs]."""
-    num_slots = attention_mask.shape[1]
+def find_documents(batch: PackedBatch) -> list[Document]:
+    """Find the documents of a batch on the host, row by row, without their padding."""
+    num_slots = batch.shape[1]
     documents = []
-    real = attention_mask.sum(1).tolist()
-    lengths = [[num_slots]] * len(real) if seq_lens is None else seq_lens.tolist()
-    for row, (used, of_row) in enumerate(zip(real, lengths, strict=True)):
+    used_slots = batch.attention_mask.sum(1).tolist()
+    lengths = [[num_slots]] * len(used_slots) if batch.seq_lens is None else batch.seq_lens.tolist()
+    for row, (used, row_lengths) in enumerate(zip(used_slots, lengths, strict=True)):
         begin = 0
-        for length in of_row:
-            if min(begin + length, used) > begin:
-                documents.append(Document(start=row * num_slots + begin, length=min(begin + length, used) - begin))
+        for length in row_lengths:
+            end = min(begin + length, used)
+            if end > begin:
+                documents.append(Document(start=row * num_slots + begin, length=end - begin))
             begin += length
     return documents
-
-
-def supervised_slots(loss_mask: torch.Tensor, doc_remaining: torch.Tensor | None) -> torch.Tensor:
-    """Slots whose label is of their own document: bool [B, T]."""
-    return loss_mask if doc_remaining is None else loss_mask & (doc_remaining > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +100,16 @@ class DocumentElements:
     in_loss: torch.Tensor  # bool [N]
 
 
-def draw_elements(
-    valid: torch.Tensor, documents: Sequence[Document], settings: CodSettings, seeds: Sequence[int] | None
-) -> Iterator[DocumentElements]:
-    """Elements of each document; `valid` bool [B·T], one seed a document, None for every chain there is."""
+def draw_elements(batch: PackedBatch, settings: CodSettings, seeds: Sequence[int] | None) -> Iterator[DocumentElements]:
+    """Draw the elements of each document of a batch on the host; one seed a document, None for every chain there is.
+
+    Raises:
+        DraftError: for a number of seeds that is not the number of documents.
+    """
+    documents = find_documents(batch)
+    if seeds is not None and len(seeds) != len(documents):
+        raise DraftError(f"cod_seeds has {len(seeds)} seeds for {len(documents)} documents")
+    valid = next(batch.supervised_chains(1)).flatten()
     for index, document in enumerate(documents):
         of_document = valid[document.start : document.start + document.length]
         generator = None if seeds is None else torch.Generator().manual_seed(seeds[index])
@@ -119,20 +124,10 @@ def draw_elements(
         )
 
 
-def count_elements(
-    loss_mask: torch.Tensor,
-    attention_mask: torch.Tensor,
-    seq_lens: torch.Tensor | None,
-    doc_remaining: torch.Tensor | None,
-    *,
-    settings: CodSettings,
-    seeds: Sequence[int] | None,
-) -> torch.Tensor:
-    """Elements in the loss at each depth, int64 [K]: what `PeagleTrainerModule.forward` will count for this batch."""
-    valid = supervised_slots(loss_mask.bool(), doc_remaining).flatten()
-    documents = find_documents(attention_mask.bool(), seq_lens)
+def count_elements(batch: PackedBatch, *, settings: CodSettings, seeds: Sequence[int] | None) -> torch.Tensor:
+    """Count the elements in the loss at each depth, as `PeagleTrainerModule` will for this batch: int64 [K]."""
     counts = torch.zeros(settings.depths, dtype=torch.int64)
-    for elements in draw_elements(valid, documents, settings, seeds):
+    for elements in draw_elements(batch, settings, seeds):
         counts += elements.depths[elements.in_loss].bincount(minlength=settings.depths)
     return counts
 

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from eaglepipe.eagle.core import Eagle3StepMetrics
+from eaglepipe.eagle.core import Eagle3StepMetrics, supervise
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.kernels.fused_head import fused_head_loss
+from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.peagle.checks import check_peagle_settings
 from eaglepipe.eagle.peagle.loss import Targets, look_up_targets
 from eaglepipe.eagle.peagle.partitions import PartResult, gradients_in_forward
@@ -23,14 +24,10 @@ from eaglepipe.eagle.peagle_data import (
     draw_elements,
     find_documents,
     plan_parts,
-    supervised_slots,
 )
-from eaglepipe.eagle.unroll.checks import check_batch, check_values
-from eaglepipe.eagle.unroll.interface import HostMasks, UnrollInputs, host_masks
+from eaglepipe.eagle.unroll.checks import check_inputs, check_supervision_source
+from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
-from eaglepipe.eagle.unroll.step_masks import as_slot_mask
-from eaglepipe.errors import DraftError
-from eaglepipe.target_head import target_distribution
 
 
 class PeagleTrainerModule(nn.Module):
@@ -102,71 +99,68 @@ class PeagleTrainerModule(nn.Module):
         normalizers: torch.Tensor | None = None,
         cod_seeds: torch.Tensor | None = None,
     ) -> Eagle3StepMetrics:
-        """Loss and metrics of one batch; arguments as for `Eagle3TrainerModule.forward`, but for these.
+        """Return `compute_loss` of tensors given one by one, as `Eagle3TrainerModule.forward` takes them.
 
         Args:
-            target_probs: compact rows are those of the slots set in `loss_mask`: the loss is not filtered by what the
-                draft vocabulary covers. `position_mask` only says where a greedy draft can be right.
-            normalizers: [K], what each depth's loss sum is divided by; default, for all, the number of elements in the
+            target_probs: compact rows are those of the slots set in `loss_mask`.
+            normalizers, cod_seeds: as `compute_loss` takes them.
+
+        Raises:
+            DraftError: for no or two supervision sources, and for shapes or masks that do not fit.
+        """
+        check_supervision_source(target_logits, target_probs, position_mask)
+        batch = PackedBatch.of(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            loss_mask=loss_mask,
+            position_mask=position_mask,
+            position_ids=position_ids,
+            seq_lens=seq_lens,
+            doc_remaining=doc_remaining,
+        )
+        if target_logits is not None:
+            batch, target_probs = supervise(batch, target_logits, self.selected_token_ids, self.selected_token_mask)
+        assert target_probs is not None
+        inputs = TrainerInputs(batch=batch, aux_hidden_states=aux_hidden_states, target_probs=target_probs)
+        return self.compute_loss(inputs, normalizers=normalizers, cod_seeds=cod_seeds)
+
+    def compute_loss(
+        self,
+        inputs: TrainerInputs,
+        *,
+        normalizers: torch.Tensor | None = None,
+        cod_seeds: torch.Tensor | None = None,
+    ) -> Eagle3StepMetrics:
+        """Compute the loss and metrics of one batch.
+
+        Args:
+            inputs: compact target rows are those of the slots set in `loss_mask`: the loss is not filtered by what the
+                draft vocabulary covers. `position_mask` only marks where a greedy draft can be right.
+            normalizers: [K], the divisors of the depths' loss sums; default, for all, the number of elements in the
                 loss. Larger numbers give one batch its share of a loss that is reduced over several.
             cod_seeds: int64 [B, max_docs], a seed for each document that is not all padding, -1 elsewhere; None draws
                 seeds from torch's global generator.
 
         Raises:
-            DraftError: for no or two supervision sources, and for shapes or masks that do not fit.
+            DraftError: for shapes or masks that do not fit.
         """
-        check_batch(
-            self.draft_model.config,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            loss_mask=loss_mask,
-            aux_hidden_states=aux_hidden_states,
-            target_logits=target_logits,
-            target_probs=target_probs,
-            position_mask=position_mask,
-            position_ids=position_ids,
-            seq_lens=seq_lens,
-            doc_remaining=doc_remaining,
-            normalizers=normalizers,
-            ttt_steps=self.settings.depths,
-        )
-        if target_logits is not None:
-            target_probs, position_mask = target_distribution(
-                target_logits, self.selected_token_ids, self.selected_token_mask, loss_mask
-            )
-        assert target_probs is not None and position_mask is not None
-        inputs = UnrollInputs(
-            input_ids=input_ids.long(),
-            attention_mask=attention_mask.bool(),
-            loss_mask=as_slot_mask(loss_mask),
-            position_mask=as_slot_mask(position_mask),
-            aux_hidden_states=aux_hidden_states.flatten(2),
-            target_probs=target_probs.detach() if isinstance(target_probs, torch.Tensor) else target_probs,
-            position_ids=self.draft_model.positions(input_ids, position_ids, seq_lens),
-            seq_lens=seq_lens,
-            doc_remaining=doc_remaining,
-        )
-        masks = host_masks(inputs)
-        check_values(masks, target_probs, self.draft_model.config.draft_vocab_size, compact_rows="loss_mask")
-        drawn = self._draw(masks, cod_seeds)
+        inputs, config = inputs.prepared(), self.draft_model.config
+        check_inputs(config, inputs, normalizers=normalizers, num_steps=self.settings.depths, row_mask="loss_mask")
+        drawn = self._draw(inputs.batch.on_host(), cod_seeds)
         if normalizers is None:
             total = sum(int(elements.in_loss.sum()) for elements in drawn)
             normalizers = torch.full((self.settings.depths,), max(1, total))
-        depth_weights = 1.0 / normalizers.to(input_ids.device, torch.float32)
-        targets = look_up_targets(inputs, masks, self.draft_model.config.draft_vocab_size)
+        depth_weights = 1.0 / normalizers.to(inputs.batch.device, torch.float32)
+        targets = look_up_targets(inputs, config.draft_vocab_size)
         loss, results = self._run_parts(inputs, targets, plan_parts(drawn, self._num_parts(drawn)), depth_weights)
-        return _measure(inputs, loss, results, self.settings.depths)
+        return _measure(inputs.batch, loss, results, self.settings.depths)
 
-    def _draw(self, masks: HostMasks, cod_seeds: torch.Tensor | None) -> list[DocumentElements]:
-        valid = supervised_slots(masks.loss_mask, masks.doc_remaining).flatten()
-        documents = find_documents(masks.attention_mask, masks.seq_lens)
-        seeds = None
-        if self.training:
-            given = torch.randint(2**62, (len(documents),)) if cod_seeds is None else cod_seeds[cod_seeds >= 0]
-            seeds = given.tolist()
-            if len(seeds) != len(documents):
-                raise DraftError(f"cod_seeds has {len(seeds)} seeds for {len(documents)} documents")
-        return list(draw_elements(valid, documents, self.settings, seeds))
+    def _draw(self, host: PackedBatch, cod_seeds: torch.Tensor | None) -> list[DocumentElements]:
+        if not self.training:
+            return list(draw_elements(host, self.settings, None))
+        if cod_seeds is None:
+            cod_seeds = torch.randint(2**62, (len(find_documents(host)),))
+        return list(draw_elements(host, self.settings, cod_seeds[cod_seeds >= 0].tolist()))
 
     def _num_parts(self, drawn: list[DocumentElements]) -> int:
         if self.training:
@@ -174,7 +168,7 @@ class PeagleTrainerModule(nn.Module):
         return max(1, -(-sum(len(elements.anchors) for elements in drawn) // self.eval_elements))
 
     def _run_parts(
-        self, inputs: UnrollInputs, targets: Targets, parts: list[PeaglePart], depth_weights: torch.Tensor
+        self, inputs: TrainerInputs, targets: Targets, parts: list[PeaglePart], depth_weights: torch.Tensor
     ) -> tuple[torch.Tensor, list[PartResult]]:
         run = partial(self._run, inputs, targets, depth_weights=depth_weights)
         if not torch.is_grad_enabled() or len(parts) < 2:
@@ -185,16 +179,16 @@ class PeagleTrainerModule(nn.Module):
         return gradients_in_forward(run, parts, parameters)
 
     def _run(
-        self, inputs: UnrollInputs, targets: Targets, part: PeaglePart, *, depth_weights: torch.Tensor
+        self, inputs: TrainerInputs, targets: Targets, part: PeaglePart, *, depth_weights: torch.Tensor
     ) -> PartResult:
-        draft, device = self.draft_model, inputs.input_ids.device
+        draft, device = self.draft_model, inputs.batch.device
         anchors, depths, rows = (table.to(device) for table in (part.anchors, part.depths, part.rows))
-        ids = torch.where(depths > 0, draft.config.mask_token_id, inputs.input_ids.flatten()[anchors])
+        ids = torch.where(depths > 0, draft.config.mask_token_id, inputs.batch.input_ids.flatten()[anchors])
         states = draft.forward_peagle(
             ids[None],
-            self._hidden(inputs.aux_hidden_states.flatten(0, 1), part)[None],
-            inputs.position_ids.flatten()[anchors + depths][None],
-            self._mask(inputs, anchors, depths),
+            self._hidden(inputs.aux.flatten(0, 1), part)[None],
+            inputs.batch.position_ids.flatten()[anchors + depths][None],
+            self._mask(inputs.batch, anchors, depths),
             rows=rows,
         )[0]
         anchors, depths = anchors[rows], depths[rows]
@@ -209,7 +203,7 @@ class PeagleTrainerModule(nn.Module):
             chunk_rows=self.head_chunk_rows,
         )
         entropies = targets.entropies[target_rows]
-        covered = inputs.position_mask.flatten()[references]
+        covered = inputs.batch.position_mask.flatten()[references]
         return PartResult(
             loss=head.loss - (weights * entropies).sum(),
             slots=anchors,
@@ -229,17 +223,19 @@ class PeagleTrainerModule(nn.Module):
         masked = self.draft_model.masked_projected_hidden().expand(int(deep.sum()), -1)
         return torch.cat((projected, masked)).index_select(0, order)
 
-    def _mask(self, inputs: UnrollInputs, anchors: torch.Tensor, depths: torch.Tensor) -> PeagleMask:
-        batch, num_slots = inputs.input_ids.shape
-        lengths = torch.full((batch,), num_slots) if inputs.seq_lens is None else inputs.seq_lens.flatten()
-        mask = self.draft_model.build_peagle_block_mask(anchors, depths, lengths.to(anchors.device), batch * num_slots)
-        return replace(mask, longest=inputs.position_ids.max() + 1)
+    def _mask(self, batch: PackedBatch, anchors: torch.Tensor, depths: torch.Tensor) -> PeagleMask:
+        num_rows, num_slots = batch.shape
+        lengths = torch.full((num_rows,), num_slots) if batch.seq_lens is None else batch.seq_lens.flatten()
+        mask = self.draft_model.build_peagle_block_mask(
+            anchors, depths, lengths.to(anchors.device), num_rows * num_slots
+        )
+        return replace(mask, longest=batch.position_ids.max() + 1)
 
 
 @torch.no_grad()
-def _measure(inputs: UnrollInputs, loss: torch.Tensor, results: list[PartResult], num_depths: int) -> Eagle3StepMetrics:
+def _measure(batch: PackedBatch, loss: torch.Tensor, results: list[PartResult], num_depths: int) -> Eagle3StepMetrics:
     """Sums for each depth; a chain's depths may lie in two partitions."""
-    device, num_slots = inputs.input_ids.device, inputs.input_ids.numel()
+    device, num_slots = batch.device, batch.input_ids.numel()
     present, matched = torch.zeros(2, num_depths, num_slots, dtype=torch.bool, device=device)
     loss_sums = torch.zeros(num_depths, device=device)
     for result in results:

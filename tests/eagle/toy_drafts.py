@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
+from eaglepipe.eagle.packed_batch import PackedBatch
 
 VOCAB_SIZE, DRAFT_SIZE, NUM_AUX = 41, 29, 3
 
@@ -127,6 +128,12 @@ def packed(rows: list[list[Document]], num_slots: int) -> dict[str, torch.Tensor
             start = end
         seq_lens[row, len(documents) - 1] += num_slots - start
     return {**batch, "position_ids": positions, "seq_lens": seq_lens, "doc_remaining": remaining}
+
+
+def packed_batch(batch: dict[str, Any]) -> PackedBatch:
+    """What the forward of a trainer makes of the ids, masks and positions of a batch."""
+    names = ("input_ids", "attention_mask", "loss_mask", "position_mask", "position_ids", "seq_lens", "doc_remaining")
+    return PackedBatch.of(**{name: batch.get(name) for name in names})
 
 
 def gradients(draft: LlamaEagle3DraftModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:

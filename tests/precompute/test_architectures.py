@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
 from eaglepipe.eagle.registry import EAGLE1_DRAFT_REGISTRY, EAGLE3_DRAFT_REGISTRY
+from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.errors import DraftError, TargetError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.load import Recipe, parse_recipe
 from eaglepipe.train import run_training
 from eaglepipe.training.data.batch import TrainingSource
-from eaglepipe.training.data.collate import collate_columns, collate_payload
+from eaglepipe.training.data.collate import encode_batch, pack_documents
 from eaglepipe.training.data.source import open_caches
-from eaglepipe.training.data.supervision_decoder import SupervisionDecoder, TrainerInputs
+from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.objectives.eagle1 import Eagle1Objective
 from eaglepipe.training.run.checkpoint import load_latest
 from tests.tiny_architectures import CONFIGS, HIDDEN, LAYERS, SHAPE, VOCAB, YARN
@@ -80,15 +81,7 @@ def make_recipe(folder: Path, supervision: str) -> Recipe:
 
 def decoded(source: TrainingSource, sample: int) -> TrainerInputs:
     """One sample as the trainer takes it, shifted by one."""
-    row = source.read(sample)
-    batch = collate_payload(
-        collate_columns(((row,),)),
-        aux_bytes=source.spec.aux.row_bytes,
-        aux_scales=0,
-        row_bytes=source.spec.rows.row_bytes,
-        pinned=False,
-        run=lambda copy: copy(),
-    )
+    batch = encode_batch(pack_documents(((source.read(sample),),)), pinned=False, run=lambda copy: copy())
     return SupervisionDecoder(source, device=CPU, dtype=torch.float32).decode(batch)
 
 
@@ -139,7 +132,7 @@ def test_from_a_target_to_a_draft_that_is_read_back(name: str, tmp_path: Path) -
     state = draft.state_dict()
     assert all(torch.equal(state[key], tensor) for key, tensor in saved.draft_tensors().items())
     inputs = decoded(open_caches([folder]), 0)
-    states = draft(inputs.input_ids, draft.project_hidden_states(inputs.aux_hidden_states))
+    states = draft(inputs.batch.input_ids, draft.project_hidden_states(inputs.aux_hidden_states))
     assert draft.compute_logits(states).isfinite().all()
     assert torch.equal(draft.get_input_embeddings().weight, model.get_input_embeddings().weight)
 

@@ -48,7 +48,7 @@ def judge(
     names = ("loss_sums", "counts", "hits", "sampled_hits", "valid")
     totals = torch.zeros(len(names), config.depths, dtype=torch.float64)
     for batch in heldout_batches(objective, source, samples, costs=costs, config=config, cut=cut, world=world):
-        metrics = module(**decode(batch.to(world.device)))
+        metrics = module.compute_loss(**decode(batch.to(world.device)))
         totals += torch.stack([getattr(metrics, name).double().cpu() for name in names])
     loss_sums, counts, hits, sampled, valid = totals
     weights = torch.tensor(objective.loss_weights, dtype=torch.float64)

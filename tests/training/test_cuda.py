@@ -68,7 +68,7 @@ def test_a_forward_and_its_backward_never_wait_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode(guard)
         try:
             with torch.autocast("cuda", torch.bfloat16):
-                loss = module(**decode(batches[0])).loss
+                loss = module.compute_loss(**decode(batches[0])).loss
             loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

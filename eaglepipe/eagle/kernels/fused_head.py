@@ -48,6 +48,10 @@ class DenseRows:
             losses[block], predicted[block] = _dense_losses(logits[block], take_rows(self.probs, rows[block]))
         return RowLosses(losses=losses, predicted=predicted, gradient=logits.to(dtype))
 
+    def top_tokens(self) -> torch.Tensor:
+        """Return each row's likeliest token: int64 [N]."""
+        return self.probs.max(dim=-1).indices
+
 
 def _dense_losses(logits: torch.Tensor, target_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     probs = target_probs.to(logits.dtype)

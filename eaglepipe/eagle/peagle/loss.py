@@ -6,8 +6,8 @@ import torch
 
 from eaglepipe.eagle.kernels.fused_head import DenseRows
 from eaglepipe.eagle.kernels.row_ops import row_blocks
-from eaglepipe.eagle.unroll.interface import HostMasks, UnrollInputs
-from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SparseTargets, top_tokens
+from eaglepipe.eagle.unroll.interface import TrainerInputs
+from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,33 +20,18 @@ class Targets:
     entropies: torch.Tensor  # float32 [S]
 
 
-def look_up_targets(inputs: UnrollInputs, masks: HostMasks, draft_size: int) -> Targets:
-    """Targets of a batch; compact rows are those of the slots set in `loss_mask`."""
-    probs, num_slots = inputs.target_probs, inputs.input_ids.numel()
-    max_entries = 1 if masks.row_offsets is None or len(masks.row_offsets) < 2 else int(masks.row_offsets.diff().max())
-    row_of_slot = torch.arange(num_slots)
-    if isinstance(probs, SparseTargets) or probs.dim() == 2:
-        row_of_slot = masks.loss_mask.flatten().long().cumsum(0) - 1
+def look_up_targets(inputs: TrainerInputs, draft_size: int) -> Targets:
+    """Look up the targets of a batch; compact rows are those of the slots set in `loss_mask`."""
+    host, rows = inputs.batch.on_host(), inputs.target_rows()
+    row_of_slot = torch.arange(host.loss_mask.numel())
+    if inputs.has_compact_rows:
+        row_of_slot = host.loss_mask.flatten().long().cumsum(0) - 1
     return Targets(
-        rows=_target_rows(probs, max_entries),
-        row_of_slot=row_of_slot.to(inputs.input_ids.device),
-        tokens=_target_tokens(probs, max_entries),
-        entropies=_target_entropies(probs, draft_size),
+        rows=rows,
+        row_of_slot=row_of_slot.to(inputs.batch.device),
+        tokens=rows.top_tokens(),
+        entropies=_target_entropies(inputs.target_probs, draft_size),
     )
-
-
-def _target_rows(targets: torch.Tensor | SparseTargets, max_entries: int) -> DenseRows | SparseRows:
-    """Targets as the fused head reads them; `max_entries` of a row of sparse ones."""
-    if isinstance(targets, SparseTargets):
-        return SparseRows(targets=targets, max_entries=max_entries)
-    return DenseRows(probs=targets.flatten(0, -2))
-
-
-def _target_tokens(targets: torch.Tensor | SparseTargets, max_entries: int) -> torch.Tensor:
-    """The target's greedy draft token for each row, int64."""
-    if isinstance(targets, SparseTargets):
-        return top_tokens(targets, max_entries)
-    return targets.flatten(0, -2).max(dim=-1).indices
 
 
 def _target_entropies(targets: torch.Tensor | SparseTargets, draft_size: int) -> torch.Tensor:

@@ -5,8 +5,9 @@ from typing import Any, Literal
 import torch
 
 from eaglepipe.eagle.losses import LOSS_KINDS, StepLoss
+from eaglepipe.eagle.packed_batch import PackedBatch, check_shape
 from eaglepipe.eagle.unroll.attention import check_right_padded
-from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 from eaglepipe.errors import DraftError
 
@@ -59,90 +60,16 @@ def check_vocabulary(config: Any, selected_token_ids: torch.Tensor, selected_tok
         )
 
 
-def check_batch(
-    config: Any,
-    *,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    loss_mask: torch.Tensor,
-    aux_hidden_states: torch.Tensor,
-    target_logits: torch.Tensor | None,
-    target_probs: torch.Tensor | SparseTargets | None,
-    position_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    seq_lens: torch.Tensor | None,
-    doc_remaining: torch.Tensor | None,
-    normalizers: torch.Tensor | None,
-    ttt_steps: int,
-) -> None:
-    """One batch of `Eagle3TrainerModule.forward`: sources and shapes.
-
-    Raises:
-        DraftError: naming the argument.
-    """
-    _check_source(target_logits, target_probs, position_mask)
-    if input_ids.dim() != 2 or 0 in input_ids.shape:
-        raise DraftError(f"input_ids must be [batch, tokens], not {tuple(input_ids.shape)}")
-    rows = tuple(input_ids.shape)
-    aux_size = config.num_aux_hidden_states * config.target_hidden_size
-    _check_shape("attention_mask", attention_mask, rows)
-    _check_shape("loss_mask", loss_mask, rows, (*rows, 1))
-    _check_shape("position_mask", position_mask, rows, (*rows, 1))
-    _check_shape("position_ids", position_ids, rows)
-    _check_shape("doc_remaining", doc_remaining, rows)
-    _check_shape("target_logits", target_logits, (*rows, config.vocab_size))
-    _check_shape("normalizers", normalizers, (ttt_steps,))
-    _check_shape(
-        "aux_hidden_states",
-        aux_hidden_states,
-        (*rows, aux_size),
-        (*rows, config.num_aux_hidden_states, config.target_hidden_size),
-    )
-    if isinstance(target_probs, SparseTargets):
-        _check_sparse_shapes(target_probs)
-    elif target_probs is not None and target_probs.dim() == 2:
-        _check_shape("target_probs", target_probs, (target_probs.shape[0], config.draft_vocab_size))
-    else:
-        _check_shape("target_probs", target_probs, (*rows, config.draft_vocab_size))
-    if seq_lens is not None and (seq_lens.dim() != 2 or seq_lens.shape[0] != rows[0]):
-        raise DraftError(f"seq_lens has shape {tuple(seq_lens.shape)}; expected [{rows[0]}, documents]")
-
-
-def check_loss_inputs(
-    loss: StepLoss,
-    *,
-    target_probs: torch.Tensor | SparseTargets | None,
-    draft_mass: torch.Tensor | None,
-    mean_alphas: torch.Tensor | None,
-    normalizers: torch.Tensor | None,
-    ttt_steps: int,
-) -> None:
-    """What an LK loss needs beside a batch's supervision.
-
-    Raises:
-        DraftError: naming the argument.
-    """
-    _check_shape("mean_alphas", mean_alphas, (ttt_steps,))
-    if not loss.needs_mass:
-        return
-    if target_probs is None:
-        if draft_mass is not None:
-            raise DraftError("draft_mass goes with target_probs; with target_logits it follows from them")
-    elif draft_mass is None:
-        raise DraftError(f"loss {loss.kind} is taken on un-renormalised probabilities: give draft_mass too")
-    elif isinstance(target_probs, SparseTargets):
-        _check_shape("draft_mass", draft_mass, (target_probs.tail.numel(),))
-    else:
-        _check_shape("draft_mass", draft_mass, tuple(target_probs.shape[:-1]))
-    if loss.kind == "lambda" and normalizers is not None and mean_alphas is None:
-        raise DraftError("normalizers make a batch a share of a larger one; loss lambda then needs its mean_alphas too")
-
-
-def _check_source(
+def check_supervision_source(
     target_logits: torch.Tensor | None,
     target_probs: torch.Tensor | SparseTargets | None,
     position_mask: torch.Tensor | None,
 ) -> None:
+    """Check that a forward gets its supervision in exactly one form.
+
+    Raises:
+        DraftError: naming the arguments.
+    """
     if (target_logits is None) == (target_probs is None):
         given = "neither" if target_logits is None else "both"
         raise DraftError(f"give exactly one of target_logits and target_probs with position_mask; {given} given")
@@ -150,69 +77,111 @@ def _check_source(
         raise DraftError("target_probs and position_mask go together: both, or target_logits alone")
 
 
-def _check_sparse_shapes(targets: SparseTargets) -> None:
-    num_rows, num_entries = targets.tail.numel(), targets.probs.numel()
-    _check_shape("target_probs.tail", targets.tail, (num_rows,))
-    _check_shape("target_probs.row_offsets", targets.row_offsets, (num_rows + 1,))
-    _check_shape("target_probs.probs", targets.probs, (num_entries,))
-    _check_shape("target_probs.ids", targets.ids, (num_entries,))
-
-
-def _check_shape(name: str, tensor: torch.Tensor | None, *expected: tuple[int, ...]) -> None:
-    if tensor is not None and tuple(tensor.shape) not in expected:
-        wanted = " or ".join(str(list(shape)) for shape in expected)
-        raise DraftError(f"{name} has shape {list(tensor.shape)}; expected {wanted}")
-
-
-def check_values(
-    masks: HostMasks,
-    target_probs: torch.Tensor | SparseTargets,
-    draft_size: int,
+def check_inputs(
+    config: Any,
+    inputs: TrainerInputs,
     *,
-    compact_rows: Literal["position_mask", "loss_mask"] = "position_mask",
+    normalizers: torch.Tensor | None,
+    num_steps: int,
+    row_mask: Literal["position_mask", "loss_mask"] = "position_mask",
 ) -> None:
-    """What only the values of a batch tell; `compact_rows` names the mask whose slots compact targets belong to.
+    """Check the inputs of a draft with `config`; `row_mask` names the mask whose slots compact targets belong to.
 
     Raises:
-        DraftError: for left padding, supervision on padding or outside the loss mask, documents that do not fill their
-            row, a number of rows of probabilities that is not the number of slots they belong to, or sparse rows that
-            are empty or name tokens outside the draft vocabulary.
+        DraftError: for shapes that do not fit, left padding, supervision on padding or outside the loss mask, documents
+            that do not fill their row, a number of target rows that is not the number of their slots, or sparse rows
+            that are empty or name tokens outside the draft vocabulary.
     """
-    check_right_padded(masks.attention_mask)
-    padded = (masks.position_mask & ~masks.attention_mask).any(dim=1)
-    if bool(padded.any()):
-        raise DraftError(f"row {int(padded.nonzero()[0])} has supervision on padding; position_mask must end before it")
-    stray = (masks.position_mask & ~masks.loss_mask).any(dim=1)
-    if bool(stray.any()):
-        raise DraftError(
-            f"row {int(stray.nonzero()[0])} has position_mask set where loss_mask is not; shift both left by one"
-        )
-    if masks.seq_lens is not None:
-        _check_documents(masks.seq_lens, masks.attention_mask.shape[1])
-    supervised = int((masks.position_mask if compact_rows == "position_mask" else masks.loss_mask).sum())
-    if isinstance(target_probs, SparseTargets):
-        _check_sparse_values(masks, len(target_probs.ids), draft_size)
-        num_rows = len(target_probs.tail)
+    batch, targets, draft_size = inputs.batch, inputs.target_probs, config.draft_vocab_size
+    num_aux, width = config.num_aux_hidden_states, config.target_hidden_size
+    check_shape("normalizers", normalizers, (num_steps,))
+    check_shape(
+        "aux_hidden_states", inputs.aux_hidden_states, (*batch.shape, num_aux * width), (*batch.shape, num_aux, width)
+    )
+    if isinstance(targets, SparseTargets):
+        _check_sparse_shapes(targets)
     else:
-        num_rows = target_probs.shape[0] if target_probs.dim() == 2 else supervised
-    if num_rows != supervised:
-        raise DraftError(f"target_probs has {num_rows} rows; {compact_rows} has {supervised} slots set")
+        rows = (targets.shape[0],) if inputs.has_compact_rows else batch.shape
+        check_shape("target_probs", targets, (*rows, draft_size))
+    host = batch.on_host()
+    check_batch(host)
+    if isinstance(targets, SparseTargets):
+        _check_sparse_values(targets, draft_size)
+    if inputs.has_compact_rows:
+        num_rows = len(targets.tail) if isinstance(targets, SparseTargets) else len(targets)
+        num_slots = int(getattr(host, row_mask).sum())
+        if num_rows != num_slots:
+            raise DraftError(f"target_probs has {num_rows} rows; {row_mask} has {num_slots} slots set")
 
 
-def _check_sparse_values(masks: HostMasks, num_entries: int, draft_size: int) -> None:
-    assert masks.row_offsets is not None and masks.id_bounds is not None
-    counts = masks.row_offsets.diff()
-    if int(masks.row_offsets[0]) != 0 or int(masks.row_offsets[-1]) != num_entries:
+def check_loss_inputs(
+    loss: StepLoss,
+    inputs: TrainerInputs,
+    *,
+    mean_alphas: torch.Tensor | None,
+    normalizers: torch.Tensor | None,
+    num_steps: int,
+) -> None:
+    """Check what an LK loss needs beside a batch's supervision.
+
+    Raises:
+        DraftError: naming the argument.
+    """
+    check_shape("mean_alphas", mean_alphas, (num_steps,))
+    if not loss.needs_mass:
+        return
+    if inputs.draft_mass is None:
+        raise DraftError(f"loss {loss.kind} is taken on un-renormalised probabilities: give draft_mass too")
+    targets = inputs.target_probs
+    rows = targets.tail.shape if isinstance(targets, SparseTargets) else targets.shape[:-1]
+    check_shape("draft_mass", inputs.draft_mass, tuple(rows))
+    if loss.kind == "lambda" and normalizers is not None and mean_alphas is None:
+        raise DraftError("normalizers make a batch a share of a larger one; loss lambda then needs its mean_alphas too")
+
+
+def _check_sparse_shapes(targets: SparseTargets) -> None:
+    num_rows, num_entries = targets.tail.numel(), targets.probs.numel()
+    check_shape("target_probs.tail", targets.tail, (num_rows,))
+    check_shape("target_probs.row_offsets", targets.row_offsets, (num_rows + 1,))
+    check_shape("target_probs.probs", targets.probs, (num_entries,))
+    check_shape("target_probs.ids", targets.ids, (num_entries,))
+
+
+def _check_sparse_values(targets: SparseTargets, draft_size: int) -> None:
+    layout, num_entries = targets.layout, len(targets.ids)
+    assert layout is not None
+    counts = layout.row_offsets.diff()
+    if int(layout.row_offsets[0]) != 0 or int(layout.row_offsets[-1]) != num_entries:
         raise DraftError(f"target_probs.row_offsets must run from 0 to the {num_entries} entries there are")
     bad = (counts < 1) | (counts > draft_size)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise DraftError(f"target_probs row {row} has {int(counts[row])} entries; expected 1 to {draft_size}")
-    if num_entries and not 0 <= int(masks.id_bounds[0]) <= int(masks.id_bounds[1]) < draft_size:
+    if num_entries and not 0 <= int(layout.id_bounds[0]) <= int(layout.id_bounds[1]) < draft_size:
         raise DraftError(
-            f"target_probs.ids lie in {int(masks.id_bounds[0])}..{int(masks.id_bounds[1])}; the draft vocabulary has "
+            f"target_probs.ids lie in {int(layout.id_bounds[0])}..{int(layout.id_bounds[1])}; the draft vocabulary has "
             f"ids 0..{draft_size - 1}"
         )
+
+
+def check_batch(host: PackedBatch) -> None:
+    """Check the values of a batch on the host.
+
+    Raises:
+        DraftError: for left padding, supervision on padding or outside the loss mask, or documents that do not fill
+            their row.
+    """
+    check_right_padded(host.attention_mask)
+    padded = (host.position_mask & ~host.attention_mask).any(dim=1)
+    if bool(padded.any()):
+        raise DraftError(f"row {int(padded.nonzero()[0])} has supervision on padding; position_mask must end before it")
+    stray = (host.position_mask & ~host.loss_mask).any(dim=1)
+    if bool(stray.any()):
+        raise DraftError(
+            f"row {int(stray.nonzero()[0])} has position_mask set where loss_mask is not; shift both left by one"
+        )
+    if host.seq_lens is not None:
+        _check_documents(host.seq_lens, host.shape[1])
 
 
 def _check_documents(seq_lens: torch.Tensor, num_slots: int) -> None:

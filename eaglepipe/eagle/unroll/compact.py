@@ -14,15 +14,14 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.eagle.kernels.fused_head import DenseRows, HeadLoss, fused_head_loss
+from eaglepipe.eagle.kernels.fused_head import HeadLoss, fused_head_loss
 from eaglepipe.eagle.kernels.fused_lk import lk_head_loss
 from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.layers.fused_ops import rms_norm, rotate, swiglu
 from eaglepipe.eagle.layers.rope import Rotary
 from eaglepipe.eagle.unroll.attention_runs import run_attention
-from eaglepipe.eagle.unroll.interface import LossSettings, UnrollInputs, UnrollResult
+from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult
 from eaglepipe.eagle.unroll.slot_plan import Runs, UnrollPlan
-from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SparseTargets, top_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +55,16 @@ class _Places:
 
 def unroll_compact(
     draft: LlamaEagle3DraftModel,
-    inputs: UnrollInputs,
+    inputs: TrainerInputs,
     settings: LossSettings,
     plan: UnrollPlan,
     *,
     head_chunk_rows: int | None,
 ) -> UnrollResult:
     """Unroll K = len(settings.step_weights) steps as planned."""
-    aux = inputs.aux_hidden_states.flatten(0, 1)
+    aux = inputs.aux.flatten(0, 1)
     states = draft.project_hidden_states(_pick(aux, plan.cached))
-    layers = _split_layers(draft, inputs.input_ids.flatten()[plan.cached], plan.active, states.dtype)
+    layers = _split_layers(draft, inputs.batch.input_ids.flatten()[plan.cached], plan.active, states.dtype)
     head_inputs = []
     for index, step in enumerate(plan.steps):
         if step.kept is not None:
@@ -84,7 +83,7 @@ def unroll_compact(
 def _head_loss(
     draft: LlamaEagle3DraftModel,
     states: torch.Tensor,
-    inputs: UnrollInputs,
+    inputs: TrainerInputs,
     settings: LossSettings,
     plan: UnrollPlan,
     *,
@@ -96,7 +95,7 @@ def _head_loss(
     arguments = (
         states,
         draft.lm_head.weight,
-        _target_rows(inputs.target_probs, plan),
+        inputs.target_rows(),
         torch.cat([step.row_targets for step in plan.steps]),
         torch.cat([weight.expand(count) for weight, count in weights]),
     )
@@ -159,11 +158,11 @@ def _keep_columns(layer: _Layer, kept: torch.Tensor) -> None:
         columns[1:] = [column.index_select(0, kept) for column in columns[1:]]
 
 
-def _layer_places(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, plan: UnrollPlan, index: int) -> list[_Places]:
+def _layer_places(draft: LlamaEagle3DraftModel, inputs: TrainerInputs, plan: UnrollPlan, index: int) -> list[_Places]:
     """What each layer reads in step `index`: only the last one can leave queries out of step 0."""
     depth, step = draft.config.num_hidden_layers, plan.steps[index]
-    positions = inputs.position_ids.flatten()
-    longest = inputs.position_ids.max() + 1
+    positions = inputs.batch.position_ids.flatten()
+    longest = inputs.batch.position_ids.max() + 1
 
     def rotary(slots: torch.Tensor) -> Rotary:
         cos, sin = draft.model.rotary_emb(positions[slots] + index, longest=longest)
@@ -247,12 +246,12 @@ def _project(
 
 
 @torch.no_grad()
-def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss, alphas: torch.Tensor | None) -> UnrollResult:
+def _count(inputs: TrainerInputs, plan: UnrollPlan, head: HeadLoss, alphas: torch.Tensor | None) -> UnrollResult:
     """Sums for each step, from every loss row's own loss and greedy token."""
-    targets = _target_tokens(inputs.target_probs, plan)
+    targets = inputs.target_rows().top_tokens()
     rows_per_step = [len(step.rows) for step in plan.steps]
     losses, drafts = head.row_losses.split(rows_per_step), head.predicted.split(rows_per_step)
-    unbroken = torch.ones_like(inputs.position_mask).flatten()
+    unbroken = torch.ones_like(inputs.batch.position_mask).flatten()
     correct, hits = [], []
     for step, predicted in zip(plan.steps, drafts, strict=True):
         matched = predicted == targets[step.row_targets]
@@ -269,26 +268,13 @@ def _count(inputs: UnrollInputs, plan: UnrollPlan, head: HeadLoss, alphas: torch
 
 
 def _with_alphas(
-    result: UnrollResult, inputs: UnrollInputs, plan: UnrollPlan, alphas: Sequence[torch.Tensor]
+    result: UnrollResult, inputs: TrainerInputs, plan: UnrollPlan, alphas: Sequence[torch.Tensor]
 ) -> UnrollResult:
     """Add what the alphas of each step's rows come to; a slot without a row at a step is not reached there."""
-    reached = torch.ones_like(inputs.position_mask, dtype=alphas[0].dtype).flatten()
+    reached = torch.ones_like(inputs.batch.position_mask, dtype=alphas[0].dtype).flatten()
     sampled = []
     for step, of_step in zip(plan.steps, alphas, strict=True):
         reached = reached * torch.zeros_like(reached).index_copy_(0, step.row_slots, of_step)
         sampled.append(reached.sum())
     sums = [of_step.sum() for of_step in alphas]
     return replace(result, alpha_sums=torch.stack(sums), sampled_hits=torch.stack(sampled))
-
-
-def _target_rows(targets: torch.Tensor | SparseTargets, plan: UnrollPlan) -> DenseRows | SparseRows:
-    if isinstance(targets, SparseTargets):
-        return SparseRows(targets=targets, max_entries=plan.max_entries)
-    return DenseRows(probs=targets.flatten(0, -2))
-
-
-def _target_tokens(targets: torch.Tensor | SparseTargets, plan: UnrollPlan) -> torch.Tensor:
-    """The target's greedy draft token for each row of its probabilities, int64."""
-    if isinstance(targets, SparseTargets):
-        return top_tokens(targets, plan.max_entries)
-    return targets.flatten(0, -2).max(dim=-1).indices

@@ -1,32 +1,57 @@
-"""What an unroll takes and gives, whichever runs; symbols B rows, T slots, D draft vocabulary, K steps."""
+"""The arguments and results of an unroll, whichever implementation runs.
 
-from dataclasses import dataclass
+Symbols: B rows, T slots, S rows of targets, D draft vocabulary, K steps.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
 
+from eaglepipe.eagle.kernels.fused_head import DenseRows
 from eaglepipe.eagle.losses import CROSS_ENTROPY, StepLoss
-from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
+from eaglepipe.eagle.packed_batch import PackedBatch
+from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnrollInputs:
-    """One batch as the trainer hands it to an unroll, checked and shifted once."""
+class TrainerInputs:
+    """A batch with what the target computed for it: what drafts of aux states learn from."""
 
-    input_ids: torch.Tensor  # int64 [B, T]
-    attention_mask: torch.Tensor  # bool [B, T]
-    loss_mask: torch.Tensor  # bool [B, T]
-    position_mask: torch.Tensor  # bool [B, T]
-    aux_hidden_states: torch.Tensor  # [B, T, A·Ht]
-    target_probs: torch.Tensor | SparseTargets  # [B, T, D]; or S rows, of the slots set in position_mask, row by row
-    position_ids: torch.Tensor  # int64 [B, T]
-    seq_lens: torch.Tensor | None  # int64 [B, max_docs]
-    doc_remaining: torch.Tensor | None  # int64 [B, T]
+    batch: PackedBatch
+    aux_hidden_states: torch.Tensor  # [B, T, A·Ht] or [B, T, A, Ht]
+    target_probs: torch.Tensor | SparseTargets  # [B, T, D]; or S rows, of the slots set in a mask, row by row
     draft_mass: torch.Tensor | None = None  # float32, one for each row of target_probs: [B, T] or [S]
+
+    @property
+    def aux(self) -> torch.Tensor:
+        """The aux states of all layers side by side, [B, T, A·Ht]."""
+        return self.aux_hidden_states.flatten(2)
+
+    @property
+    def has_compact_rows(self) -> bool:
+        """Whether target rows exist for the slots of a mask alone."""
+        return isinstance(self.target_probs, SparseTargets) or self.target_probs.dim() == 2
+
+    def prepared(self) -> "TrainerInputs":
+        """Detach the targets, and fetch masks and the layout of sparse targets unless they travel with the batch."""
+        batch, targets = self.batch, self.target_probs
+        return replace(
+            self,
+            batch=replace(batch, host_copy=batch.on_host()),
+            target_probs=targets.with_layout() if isinstance(targets, SparseTargets) else targets.detach(),
+            draft_mass=None if self.draft_mass is None else self.draft_mass.detach().float(),
+        )
+
+    def target_rows(self) -> DenseRows | SparseRows:
+        """Return the target's distributions as the fused head reads them."""
+        if isinstance(self.target_probs, SparseTargets):
+            return SparseRows.of(self.target_probs)
+        return DenseRows(probs=self.target_probs.flatten(0, -2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """What the steps of an unroll minimise."""
+    """The loss of the K steps of an unroll."""
 
     step_weights: torch.Tensor  # float32 [K], scale the steps' loss sums
     loss: StepLoss = CROSS_ENTROPY
@@ -43,44 +68,3 @@ class UnrollResult:
     hits: torch.Tensor  # int64 [K]
     alpha_sums: torch.Tensor | None = None  # float32 [K], with an LK loss
     sampled_hits: torch.Tensor | None = None  # float32 [K], likewise
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostMasks:
-    """What a plan of the unroll is made from, on the host."""
-
-    attention_mask: torch.Tensor  # bool [B, T]
-    loss_mask: torch.Tensor  # bool [B, T]
-    position_mask: torch.Tensor  # bool [B, T]
-    seq_lens: torch.Tensor | None  # int64 [B, max_docs]
-    doc_remaining: torch.Tensor | None  # int64 [B, T]
-    row_offsets: torch.Tensor | None = None  # int64 [S + 1], of sparse targets
-    id_bounds: torch.Tensor | None = None  # int64 [2], their lowest and highest id
-
-
-def host_masks(inputs: UnrollInputs) -> HostMasks:
-    """Bring the masks to the host in one copy: the only wait for a device in a forward that is not given them."""
-    masks = (inputs.attention_mask, inputs.loss_mask, inputs.position_mask)
-    given = (*masks, inputs.seq_lens, inputs.doc_remaining, *_sparse_bounds(inputs.target_probs))
-    present = [tensor for tensor in given if tensor is not None]
-    flat = torch.cat([tensor.reshape(-1).long() for tensor in present]).cpu()
-    parts = iter(flat.split([tensor.numel() for tensor in present]))
-    attention, loss, position, seq_lens, remaining, row_offsets, id_bounds = (
-        None if tensor is None else next(parts).view(tensor.shape) for tensor in given
-    )
-    assert attention is not None and loss is not None and position is not None
-    return HostMasks(
-        attention_mask=attention.bool(),
-        loss_mask=loss.bool(),
-        position_mask=position.bool(),
-        seq_lens=seq_lens,
-        doc_remaining=remaining,
-        row_offsets=row_offsets,
-        id_bounds=id_bounds,
-    )
-
-
-def _sparse_bounds(targets: torch.Tensor | SparseTargets) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    if isinstance(targets, torch.Tensor):
-        return None, None
-    return targets.row_offsets, torch.stack(targets.ids.aminmax()) if len(targets.ids) else targets.ids

@@ -3,8 +3,8 @@
 import torch
 
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.eagle.unroll.attention import causal_mask
-from eaglepipe.eagle.unroll.interface import LossSettings, UnrollInputs, UnrollResult
+from eaglepipe.eagle.packed_batch import shift_left_with_zero
+from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult
 from eaglepipe.eagle.unroll.sparse_rows import (
     DenseTargets,
     SparseTargets,
@@ -12,22 +12,18 @@ from eaglepipe.eagle.unroll.sparse_rows import (
     bucketed_cross_entropy,
     densify,
 )
-from eaglepipe.eagle.unroll.step_masks import shift_left_with_zero, step_masks
 
 
-def unroll_reference(draft: LlamaEagle3DraftModel, inputs: UnrollInputs, settings: LossSettings) -> UnrollResult:
+def unroll_reference(draft: LlamaEagle3DraftModel, inputs: TrainerInputs, settings: LossSettings) -> UnrollResult:
     """Unroll K = len(settings.step_weights) steps over all slots."""
-    ids, targets = inputs.input_ids, _dense_targets(inputs, draft.config.draft_vocab_size)
-    mass = _mass_at_slots(inputs)
-    num_steps = len(settings.step_weights)
-    state = draft.project_hidden_states(inputs.aux_hidden_states)
-    mask = causal_mask(inputs.attention_mask, inputs.seq_lens, ids.shape[0], ids.shape[1], ids.device)
+    batch, targets = inputs.batch, _dense_targets(inputs, draft.config.draft_vocab_size)
+    ids, mass = batch.input_ids, _mass_at_slots(inputs)
+    state, mask = draft.project_hidden_states(inputs.aux), batch.causal_mask()
     cache: list[list[torch.Tensor]] = [[] for _ in range(2 * draft.config.num_hidden_layers)]
-    counted = step_masks(inputs.position_mask, inputs.doc_remaining, num_steps)
-    unbroken, reached = torch.ones_like(inputs.position_mask), torch.ones_like(mass)
+    unbroken, reached = torch.ones_like(batch.position_mask), torch.ones_like(mass)
     loss_sums, alpha_sums, sampled, correct, hits = [], [], [], [], []
-    for step, slots in enumerate(counted):
-        state = draft(ids, state, mask, inputs.position_ids, cache)
+    for step, slots in enumerate(batch.covered_steps(len(settings.step_weights))):
+        state = draft(ids, state, mask, batch.position_ids, cache)
         logits = draft.compute_logits(state)
         loss_sum, alphas = _loss_sums(logits, targets, mass, slots, settings, step=step)
         loss_sums.append(loss_sum)
@@ -70,15 +66,17 @@ def _loss_sums(
     return torch.where(slots, losses, 0.0).sum(), counted
 
 
-def _mass_at_slots(inputs: UnrollInputs) -> torch.Tensor:
+def _mass_at_slots(inputs: TrainerInputs) -> torch.Tensor:
     """The draft vocabulary's mass of each slot, [B, T]; 0 where there is none."""
     if inputs.draft_mass is None:
-        return torch.zeros_like(inputs.position_mask, dtype=torch.float32)
-    return inputs.draft_mass if inputs.draft_mass.dim() == 2 else _at_slots(inputs.draft_mass, inputs.position_mask)
+        return torch.zeros_like(inputs.batch.position_mask, dtype=torch.float32)
+    return (
+        inputs.draft_mass if inputs.draft_mass.dim() == 2 else _at_slots(inputs.draft_mass, inputs.batch.position_mask)
+    )
 
 
-def _dense_targets(inputs: UnrollInputs, draft_size: int) -> DenseTargets:
-    targets, mask = inputs.target_probs, inputs.position_mask
+def _dense_targets(inputs: TrainerInputs, draft_size: int) -> DenseTargets:
+    targets, mask = inputs.target_probs, inputs.batch.position_mask
     if isinstance(targets, SparseTargets):
         probs, kept, tail = (_at_slots(rows, mask) for rows in densify(targets, draft_size))
         return DenseTargets(probs=probs, kept=kept, tail=tail)

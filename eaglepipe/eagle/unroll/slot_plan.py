@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from eaglepipe.eagle.kernels.transfer import to_device
+from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.attention import document_ids
-from eaglepipe.eagle.unroll.interface import HostMasks
-from eaglepipe.eagle.unroll.step_masks import step_masks
 
 MERGED_GAP = 16
 """Idle slots between two runs of one document that cost less to compute than to cut around."""
@@ -92,25 +91,24 @@ class UnrollPlan:
     documents: Runs  # each document, as far as it is cached
     active: torch.Tensor  # int64 [n of step 0], places among the cached slots
     steps: tuple[StepPlan, ...]
-    max_entries: int  # of a row of sparse targets, at least 1
 
 
-def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, device: torch.device) -> UnrollPlan:
-    """Plan `num_steps` steps for a batch. Tables go to `device`; nothing is read back from it."""
-    counted = [mask.flatten() for mask in step_masks(masks.position_mask, masks.doc_remaining, num_steps)]
+def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, device: torch.device) -> UnrollPlan:
+    """Plan `num_steps` steps for a batch on the host. Tables go to `device`; nothing is read back from it."""
+    counted = [mask.flatten() for mask in batch.covered_steps(num_steps)]
     active = _active(counted)
-    document_starts = _document_starts(masks)
+    document_starts = _document_starts(batch)
     firsts, lasts = _runs(active[0], document_starts)
     ends = [_run_ends(mask, firsts, lasts) for mask in active]
     starts = document_starts[firsts]
     is_last = torch.cat((starts[1:] != starts[:-1], torch.ones(min(1, len(starts)), dtype=torch.bool)))
     cached = _ranges(starts[is_last], ends[0][is_last])
-    num_slots = masks.position_mask.numel()
+    num_slots = batch.position_mask.numel()
     place = _places(cached, num_slots)
     place_in_first = _places(_ranges(firsts, ends[0]), num_slots)
     target_row = torch.arange(num_slots)
     if probs_are_compact:
-        target_row = masks.position_mask.flatten().long().cumsum(0) - 1
+        target_row = batch.position_mask.flatten().long().cumsum(0) - 1
 
     def plan_step(step: int) -> StepPlan:
         slots = _ranges(firsts, ends[step])
@@ -130,12 +128,7 @@ def plan_unroll(masks: HostMasks, num_steps: int, *, probs_are_compact: bool, de
         documents=Runs.on(device, _as_runs(place, starts[is_last], starts[is_last], ends[0][is_last])),
         active=to_device(place[_ranges(firsts, ends[0])], device),
         steps=tuple(plan_step(step) for step in range(num_steps)),
-        max_entries=_max_entries(masks.row_offsets),
     )
-
-
-def _max_entries(row_offsets: torch.Tensor | None) -> int:
-    return 1 if row_offsets is None or len(row_offsets) < 2 else int(row_offsets.diff().max())
 
 
 def _active(counted: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -146,15 +139,14 @@ def _active(counted: list[torch.Tensor]) -> list[torch.Tensor]:
     return left
 
 
-def _document_starts(masks: HostMasks) -> torch.Tensor:
+def _document_starts(batch: PackedBatch) -> torch.Tensor:
     """For each slot, the first slot of its document: int64 [B·T]."""
-    batch, num_slots = masks.position_mask.shape
-    documents = torch.zeros(batch, num_slots, dtype=torch.int64)
-    if masks.seq_lens is not None:
-        documents = document_ids(masks.seq_lens, num_slots)
-    begins = torch.ones(batch, num_slots, dtype=torch.bool)
+    documents = torch.zeros(batch.shape, dtype=torch.int64)
+    if batch.seq_lens is not None:
+        documents = document_ids(batch.seq_lens, batch.shape[1])
+    begins = torch.ones(batch.shape, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    slots = torch.arange(batch * num_slots)
+    slots = torch.arange(begins.numel())
     return torch.where(begins.flatten(), slots, 0).cummax(0).values
 
 

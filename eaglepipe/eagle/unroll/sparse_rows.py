@@ -4,12 +4,25 @@ A row's loss is -(sum_i p_i log q_i + tail · log q_tail): the kept tokens' grad
 Symbols: S rows, E entries of all rows, D draft vocabulary, r rows of a chunk, M entries of a row at most.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from eaglepipe.eagle.kernels.row_ops import RowLosses, RowSoftmax
 from eaglepipe.eagle.losses import acceptance, overlap, soft_cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseLayout:
+    """Row bounds and id range of sparse targets, on the host."""
+
+    row_offsets: torch.Tensor  # int64 [S + 1]
+    id_bounds: torch.Tensor  # int64 [2], the lowest and the highest id; empty without entries
+
+    @property
+    def max_entries(self) -> int:
+        """Entries of the longest row, at least 1."""
+        return int(self.row_offsets.diff().max()) if len(self.row_offsets) > 1 else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +36,14 @@ class SparseTargets:
     ids: torch.Tensor  # int64 [E], 0..D-1
     row_offsets: torch.Tensor  # int64 [S + 1], from 0 to E
     tail: torch.Tensor  # float32 [S], mass of all tokens that have no entry
+    layout: SparseLayout | None = None  # the same bounds on the host, if they were made there
+
+    def with_layout(self) -> "SparseTargets":
+        """Fetch the layout, unless it is there; the host then waits for the device."""
+        if self.layout is not None:
+            return self
+        id_bounds = torch.stack(self.ids.aminmax()) if len(self.ids) else self.ids
+        return replace(self, layout=SparseLayout(row_offsets=self.row_offsets.cpu(), id_bounds=id_bounds.cpu()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +63,13 @@ class SparseRows:
     targets: SparseTargets
     max_entries: int  # M
 
+    @classmethod
+    def of(cls, targets: SparseTargets) -> "SparseRows":
+        """Take M from the targets' layout."""
+        layout = targets.with_layout().layout
+        assert layout is not None
+        return cls(targets=targets, max_entries=layout.max_entries)
+
     def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
         """Against target rows `rows` [r]; `logits` [r, D] are given up."""
         split = split_kept(self, logits, rows)
@@ -49,6 +77,13 @@ class SparseRows:
         gradient = split.tail.scaled(mass * split.tail_share() - kept.tail, dtype)
         gradient.scatter_(-1, kept.ids, (mass[:, None] * split.kept_shares() - kept.probs).to(dtype))
         return RowLosses(losses=split.cross_entropy(), predicted=split.predicted, gradient=gradient)
+
+    def top_tokens(self) -> torch.Tensor:
+        """Return each row's entry of the highest probability, the lower id of equals: int64 [S]."""
+        targets = self.targets
+        rows = torch.arange(len(targets.tail), device=targets.tail.device)
+        entries = _entries(targets, rows, self.max_entries, targets.probs[None])
+        return _top(entries.probs, entries.ids)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +161,6 @@ def _entries(targets: SparseTargets, rows: torch.Tensor, max_entries: int, like:
         present=order < counts[:, None],
         tail=torch.where(counts < like.shape[-1], targets.tail.index_select(0, rows), 0.0).to(like.dtype),
     )
-
-
-def top_tokens(targets: SparseTargets, max_entries: int) -> torch.Tensor:
-    """Each row's entry of the highest probability, the lower id of equals: int64 [S]."""
-    rows = torch.arange(len(targets.tail), device=targets.tail.device)
-    entries = _entries(targets, rows, max_entries, targets.probs[None])
-    return _top(entries.probs, entries.ids)[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
-from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.eagle.packed_batch import PackedBatch
+from eaglepipe.eagle.unroll.sparse_rows import SparseLayout
 from eaglepipe.target_head import HeadSpec
 from eaglepipe.training.data.supervision_rows import EncodedSupervision
 from eaglepipe.vocab import DraftVocab
@@ -106,40 +107,37 @@ class Reads:
 class EncodedBatch:
     """A micro-batch on its way to the device: shifted ids and masks, and rows that are still encoded."""
 
-    input_ids: torch.Tensor  # int64 [B, T], shifted
-    loss_mask: torch.Tensor  # bool [B, T], shifted supervised mask
-    position_mask: torch.Tensor  # bool [B, T, 1], shifted
-    attention_mask: torch.Tensor  # int64 [B, T]
-    position_ids: torch.Tensor  # int64 [B, T], restarting at each document, 0 in the pad
-    seq_lens: torch.Tensor  # int64 [B, max_docs], the pad folded into the last document
-    doc_remaining: torch.Tensor  # int64 [B, T], 0 in the pad
+    packed: PackedBatch
     aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad; no rows without `Reads.aux`
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
     supervision: EncodedSupervision  # rows of the slots that `Reads.supervision` asks for, in order
+    sparse_layout: SparseLayout | None = None  # of sparse supervision, on the host
     last_hidden_payload: torch.Tensor | None = None  # uint8 [B*T, supervision row bytes], not shifted, zeros in the pad
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what the objective drew for this batch
-    masks: HostMasks | None = None  # what is above, on the host whatever the device
 
     def to(self, device: torch.device) -> "EncodedBatch":
-        """The same batch on a device; copies from pinned memory do not block."""
+        """Return the batch on a device; copies from pinned memory do not block."""
         return replace(
             self,
-            **_moved(self, device),
-            supervision=replace(self.supervision, **_moved(self.supervision, device)),
-            extras={name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()},
+            packed=self.packed.to(device),
+            supervision=replace(self.supervision, **_moved(_tensors(self.supervision), device)),
+            extras=_moved(self.extras, device),
+            **_moved(_tensors(self), device),
         )
 
     def tensors(self) -> list[torch.Tensor]:
-        return [*_tensors(self).values(), *_tensors(self.supervision).values(), *self.extras.values()]
+        """Return all tensors that a transfer to a device moves."""
+        parts = (self.packed.tensors(), _tensors(self), _tensors(self.supervision), self.extras)
+        return [tensor for part in parts for tensor in part.values()]
 
 
-def _moved(value: EncodedBatch | EncodedSupervision, device: torch.device) -> dict[str, Any]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in _tensors(value).items()}
+def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, Any]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def _tensors(value: EncodedBatch | EncodedSupervision) -> dict[str, torch.Tensor]:
-    found = {f.name: getattr(value, f.name) for f in fields(value)}
-    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    values = {f.name: getattr(value, f.name) for f in fields(value)}
+    return {name: tensor for name, tensor in values.items() if isinstance(tensor, torch.Tensor)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,9 @@ import torch
 
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
-from eaglepipe.training.data.batch import EncodedBatch, Reads, SampleSource, StepHeader, StepPlan
+from eaglepipe.training.data.batch import EncodedBatch, Reads, Row, SampleSource, StepHeader, StepPlan
 from eaglepipe.training.data.buffers import BufferPool
-from eaglepipe.training.data.collate import Columns, collate_columns, collate_payload
-from eaglepipe.training.data.masks import masks_on_host
+from eaglepipe.training.data.collate import PackedDocuments, encode_batch, pack_documents, sparse_layout
 from eaglepipe.training.objectives.interface import Draw, Drawn
 
 STALL_SECONDS = 30.0
@@ -141,36 +140,33 @@ class Loader:
     def _load_step(
         self, plan: StepPlan, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
     ) -> Iterator[StepHeader | _Loaded]:
-        loaded = [self._columns(rows) for rows in plan.micro_batches]
-        drawn = [self._draw(columns, plan.after.epoch) for columns in loaded]
+        packed = [self._pack(rows) for rows in plan.micro_batches]
+        drawn = [self._draw(documents, plan.after.epoch) for documents in packed]
+        nothing = self._draw(pack_documents(()), plan.after.epoch)
         yield StepHeader(
             plan=plan,
-            counts=sum((one.counts for one in drawn), self._draw(collate_columns(()), plan.after.epoch).counts),
-            num_tokens=sum(columns.num_tokens for columns in loaded),
-            num_supervised=sum(columns.num_supervised for columns in loaded),
-            num_slots=sum(columns.input_ids.numel() for columns in loaded),
+            counts=sum((one.counts for one in drawn), nothing.counts),
+            num_tokens=sum(int(documents.batch.attention_mask.sum()) for documents in packed),
+            num_supervised=sum(int(documents.batch.loss_mask.sum()) for documents in packed),
+            num_slots=sum(documents.batch.input_ids.numel() for documents in packed),
         )
-        while loaded:
-            yield self._payload(loaded.pop(0), drawn.pop(0), pool, stream)
+        while packed:
+            yield self._load(packed.pop(0), drawn.pop(0), pool, stream)
 
-    def _columns(self, rows: tuple[tuple[int, ...], ...]) -> Columns:
-        return collate_columns(tuple(tuple(self._read(sample) for sample in row) for row in rows))
+    def _pack(self, rows: tuple[Row, ...]) -> PackedDocuments:
+        return pack_documents(tuple(tuple(self._read(sample) for sample in row) for row in rows))
 
     def _read(self, sample: int) -> CachedSample:
         self._doing = f"reading sample {self._source.index.sample_ids[sample]!r}"
         return self._source.read(sample)
 
-    def _payload(
-        self, columns: Columns, drawn: Drawn, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
+    def _load(
+        self, packed: PackedDocuments, drawn: Drawn, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
     ) -> _Loaded:
-        self._doing = f"copying sample {columns.documents[0][0].sample_id!r} and those packed with it"
+        self._doing = f"copying sample {packed.documents[0][0].sample_id!r} and those packed with it"
         copies: list[Future[None]] = []
-        scales = columns.documents[0][0].aux_scales
-        batch = collate_payload(
-            columns,
-            aux_bytes=columns.documents[0][0].aux_payload.shape[1],
-            aux_scales=0 if scales is None else scales.shape[1],
-            row_bytes=columns.documents[0][0].supervision_payload.shape[1],
+        batch = encode_batch(
+            packed,
             pinned=stream is not None,
             run=lambda copy: copies.append(pool.submit(copy)),
             pool=self._buffers,
@@ -179,7 +175,7 @@ class Loader:
         )
         for copied in copies:
             copied.result()
-        batch = replace(batch, masks=masks_on_host(columns, batch.supervision))
+        batch = replace(batch, sparse_layout=sparse_layout(batch.supervision))
         if stream is None:
             return _Loaded(batch=batch, ready=None)
         with torch.cuda.stream(stream):

@@ -10,19 +10,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xxhash
-from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.core_v12 import EagleTrainerModule
-from eaglepipe.eagle.unroll.step_masks import count_per_step, prefix_masks
+from eaglepipe.eagle.packed_batch import count_slots
 from eaglepipe.recipe.family_settings import Eagle1TrainConfig
 from eaglepipe.target_head import TargetHead
 from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
-from eaglepipe.training.data.collate import Columns
+from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.costs import FULL_HEAD_COST, FUSE_COST, LAYER_COST, PAIR_COST, Costs
-from eaglepipe.training.objectives.interface import Decoder, Drawn
+from eaglepipe.training.objectives.interface import Decoder, Drawn, TrainerModule
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Eagle1Objective:
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.clamp(min=1)
 
-    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
+    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> TrainerModule:
         head = TargetHead.from_tensors(source.start_tensors(), source.head, full=True).to(draft.fc.weight.device)
         noise, steps = self.config.feature_noise, self.config.ttt_steps
         return EagleTrainerModule(draft, head, feature_noise=noise, chain_steps=steps)
@@ -67,31 +66,26 @@ class Eagle1Objective:
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 features = codec.decode(EncodedRows(payload=batch.last_hidden_payload)).to(dtype)
             return {
-                "input_ids": batch.input_ids,
-                "attention_mask": batch.attention_mask,
-                "loss_mask": batch.loss_mask,
-                "target_hidden_states": features.reshape(*batch.input_ids.shape, -1),
-                "position_ids": batch.position_ids,
-                "seq_lens": batch.seq_lens,
-                "doc_remaining": batch.doc_remaining,
+                "batch": batch.packed,
+                "target_hidden_states": features.reshape(*batch.packed.shape, -1),
                 "noise_seeds": batch.extras.get("noise_seeds"),
             }
 
         return decode
 
-    def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
+    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> Drawn:
         steps = self.config.ttt_steps
-        masks = list(prefix_masks(columns.loss_mask, columns.doc_remaining, 1 if training else steps))
-        counts = F.pad(count_per_step(iter(masks)), (0, steps - len(masks)))
+        computed = 1 if training else steps
+        counts = F.pad(count_slots(packed.batch.supervised_chains(computed)), (0, steps - computed))
         if not training or self.config.feature_noise == 0.0:
             return Drawn(counts=counts)
-        return Drawn(counts=counts, extras={"noise_seeds": _noise_seeds(columns, self.config.seed, epoch)})
+        return Drawn(counts=counts, extras={"noise_seeds": _noise_seeds(packed, self.config.seed, epoch)})
 
 
-def _noise_seeds(columns: Columns, seed: int, epoch: int) -> torch.Tensor:
+def _noise_seeds(packed: PackedDocuments, seed: int, epoch: int) -> torch.Tensor:
     """One 32-bit seed a slot, of the slot's document, epoch and run alone: int64 [B, T], 0 in the pad."""
-    seeds = np.zeros(tuple(columns.input_ids.shape), np.int64)
-    for row, documents in enumerate(columns.documents):
+    seeds = np.zeros(packed.batch.shape, np.int64)
+    for row, documents in enumerate(packed.documents):
         start = 0
         for document in documents:
             name = xxhash.xxh3_64_intdigest(document.sample_id.encode())

@@ -5,19 +5,19 @@ from itertools import chain
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.types import SampleIndex
-from eaglepipe.eagle.core import Eagle3TrainerModule, count_valid_per_step
+from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.losses import StepLoss
+from eaglepipe.eagle.packed_batch import count_slots
 from eaglepipe.recipe.family_settings import Eagle3TrainConfig
 from eaglepipe.training.data.batch import Reads, TrainingSource
-from eaglepipe.training.data.collate import Columns
+from eaglepipe.training.data.collate import Documents, PackedDocuments
 from eaglepipe.training.data.costs import Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.data.supervision_rows import counted
-from eaglepipe.training.objectives.interface import Decoder, Draw, Drawn
+from eaglepipe.training.objectives.interface import Decoder, Draw, Drawn, TrainerModule
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Eagle3Objective:
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.clamp(min=1)
 
-    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
+    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> TrainerModule:
         return Eagle3TrainerModule(
             draft,
             source.vocab.selected_token_ids,
@@ -63,11 +63,11 @@ class Eagle3Objective:
 
     def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
         decoder = SupervisionDecoder(source, device=device, dtype=dtype)
-        return lambda batch: {**decoder.decode(batch).arguments(), **batch.extras, "masks": batch.masks}
+        return lambda batch: {"inputs": replace(decoder.decode(batch), draft_mass=batch.extras.get("draft_mass"))}
 
-    def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
-        drawn = draw_slots(self.config.ttt_steps)(columns, epoch)
-        return replace(drawn, extras={"draft_mass": _draft_mass(columns)}) if self._loss.needs_mass else drawn
+    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> Drawn:
+        drawn = draw_slots(self.config.ttt_steps)(packed, epoch)
+        return replace(drawn, extras={"draft_mass": _draft_mass(packed.documents)}) if self._loss.needs_mass else drawn
 
     @property
     def _loss(self) -> StepLoss:
@@ -76,16 +76,10 @@ class Eagle3Objective:
 
 def draw_slots(ttt_steps: int) -> Draw:
     """Count slots at each TTT step; nothing is random."""
-
-    def draw(columns: Columns, _epoch: int) -> Drawn:
-        mask = columns.position_mask.squeeze(-1)
-        return Drawn(counts=count_valid_per_step(mask, columns.doc_remaining, ttt_steps))
-
-    return draw
+    return lambda packed, _epoch: Drawn(counts=count_slots(packed.batch.covered_steps(ttt_steps)))
 
 
-def _draft_mass(columns: Columns) -> torch.Tensor:
+def _draft_mass(documents: Documents) -> torch.Tensor:
     """The draft vocabulary's share of the target's distribution at the slots that count, in order: float32 [S]."""
-    documents = chain.from_iterable(columns.documents)
-    rows = [document.draft_mass[counted(document)] for document in documents]
+    rows = [document.draft_mass[counted(document)] for document in chain.from_iterable(documents)]
     return torch.from_numpy(np.concatenate([np.empty(0, np.float32), *rows]))

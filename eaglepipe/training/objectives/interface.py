@@ -11,20 +11,19 @@ be divided by the whole step's numbers, and a step does not depend on how its sa
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
-from eaglepipe.training.data.collate import Columns
+from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.costs import Costs
 
 Decoder = Callable[[EncodedBatch], dict[str, Any]]
-"""From an encoded batch on the device to the trainer module's keyword arguments, but for `normalizers`."""
+"""From an encoded batch on the device to the keyword arguments of the trainer's `compute_loss`, but `normalizers`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,8 @@ class Drawn:
     """Host tensors that travel with the batch, as `EncodedBatch.extras`, and reach the decoder on the device."""
 
 
-Draw = Callable[[Columns, int], Drawn]
-"""(columns of a micro-batch, epoch) -> what is decided about it."""
+Draw = Callable[[PackedDocuments, int], Drawn]
+"""(documents of a micro-batch, epoch) -> what is decided about it."""
 
 
 class StepMetrics(Protocol):
@@ -60,6 +59,19 @@ class StepMetrics(Protocol):
 
     @property
     def valid(self) -> torch.Tensor: ...  # int64, slots supervised at every depth up to k
+
+
+class TrainerModule(Protocol):
+    """What a learner calls of a trainer module, an `nn.Module`."""
+
+    @property
+    def compute_loss(self) -> Callable[..., Any]: ...  # (**decoded, normalizers: [K] or None) -> StepMetrics
+
+    def to(self, device: torch.device, /) -> Self: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...
 
 
 class Objective(Protocol):
@@ -93,20 +105,20 @@ class Objective(Protocol):
         """Counts over all micro-batches and ranks, [K] -> what the depths' loss sums are divided by, [K], never 0."""
         ...
 
-    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
-        """The trainer module: forward(**decoded, normalizers: [K] or None) -> StepMetrics; it heeds train and eval."""
+    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> TrainerModule:
+        """Return the trainer module of a draft; it heeds train and eval."""
         ...
 
     def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
         """What decodes batches on the training device, activations in `dtype`."""
         ...
 
-    def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
+    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> Drawn:
         """Count the elements in the loss, and draw whatever is random.
 
         A pure function of the run's seed, the epoch and each document's `sample_id` and columns: never of rows,
         micro-batches, ranks, threads or the calls before. With training false (held-out samples; epoch 0) it is also
-        the same at every evaluation. Columns of no document at all are asked about too: counts of 0, still [K].
+        the same at every evaluation. A batch of no document at all is asked about too: counts of 0, still [K].
         """
         ...
 

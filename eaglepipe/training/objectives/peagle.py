@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.types import SampleIndex
@@ -18,10 +17,10 @@ from eaglepipe.eagle.peagle_data import CodSettings, count_elements
 from eaglepipe.eagle.peagle_trainer import PeagleTrainerModule
 from eaglepipe.recipe.family_settings import PeagleTrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
-from eaglepipe.training.data.collate import Columns, Documents
+from eaglepipe.training.data.collate import Documents, PackedDocuments
 from eaglepipe.training.data.costs import KEY_COST, Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
-from eaglepipe.training.objectives.interface import Decoder, Drawn
+from eaglepipe.training.objectives.interface import Decoder, Drawn, TrainerModule
 
 _SEEDS = "cod_seeds"
 
@@ -64,7 +63,7 @@ class PeagleObjective:
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
         return counts.sum().clamp(min=1).expand(len(counts))
 
-    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> nn.Module:
+    def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> TrainerModule:
         return PeagleTrainerModule(
             draft,
             source.vocab.selected_token_ids,
@@ -79,20 +78,14 @@ class PeagleObjective:
         decoder = SupervisionDecoder(source, device=device, dtype=dtype)
 
         def decode(batch: EncodedBatch) -> dict[str, Any]:
-            return {**decoder.decode(batch).arguments(), _SEEDS: batch.extras.get(_SEEDS)}
+            return {"inputs": decoder.decode(batch), _SEEDS: batch.extras.get(_SEEDS)}
 
         return decode
 
-    def draw(self, columns: Columns, epoch: int, *, training: bool) -> Drawn:
-        seeds = document_seeds(columns.documents, seed=self.config.seed, epoch=epoch) if training else None
-        counts = count_elements(
-            columns.loss_mask,
-            columns.attention_mask,
-            columns.seq_lens,
-            columns.doc_remaining,
-            settings=self._settings,
-            seeds=None if seeds is None else seeds[seeds >= 0].tolist(),
-        )
+    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> Drawn:
+        seeds = document_seeds(packed.documents, seed=self.config.seed, epoch=epoch) if training else None
+        drawn_seeds = None if seeds is None else seeds[seeds >= 0].tolist()
+        counts = count_elements(packed.batch, settings=self._settings, seeds=drawn_seeds)
         return Drawn(counts=counts, extras={} if seeds is None else {_SEEDS: seeds})
 
 

@@ -98,7 +98,7 @@ class Learner:
         given = {} if self._alphas is None else self._alphas.arguments()
         for batch in batches:
             with self._autocast():
-                metrics = self.module(**self._arguments(batch), **given, normalizers=normalizers)
+                metrics = self.module.compute_loss(**self._arguments(batch), **given, normalizers=normalizers)
             if metrics.loss.requires_grad:
                 metrics.loss.backward()
             loss += metrics.loss.detach()
@@ -120,7 +120,7 @@ class Learner:
         """Counters of a batch that is not learned from, by the depths of `evaluation`."""
         self._measured.eval()
         with self._autocast():
-            return _counters(self._measured(**self._arguments(batch)))
+            return _counters(self._measured.compute_loss(**self._arguments(batch)))
 
     def costs(self, index: SampleIndex, *, training: bool) -> Costs:
         """What each sample costs to train on or to measure, [N]."""

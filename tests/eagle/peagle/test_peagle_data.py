@@ -14,6 +14,7 @@ from eaglepipe.eagle.peagle_data import (
     sample_cod,
     segment_of,
 )
+from tests.eagle.toy_drafts import packed_batch
 
 masks = st.lists(st.booleans(), min_size=1, max_size=60).map(torch.tensor)
 cods = st.builds(
@@ -22,6 +23,12 @@ cods = st.builds(
     ratio=st.floats(0.05, 1.0),
     min_ratio=st.floats(0.0, 1.0),
 )
+
+
+def batch_of(attention_mask, **tensors):
+    return packed_batch(
+        {"input_ids": attention_mask, "attention_mask": attention_mask, "loss_mask": attention_mask, **tensors}
+    )
 
 
 def pairs(anchors, depths):
@@ -82,7 +89,7 @@ def test_every_supervised_slot_is_drawn_as_often_as_any_other():
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(valid=masks, cod=cods, parts=st.integers(1, 9), seed=st.integers(0, 2**31))
 def test_parts_cover_the_loss_once_and_hold_all_that_it_reads(valid, cod, parts, seed):
-    (drawn,) = draw_elements(valid, [Document(start=0, length=len(valid))], cod, [seed])
+    (drawn,) = draw_elements(batch_of(torch.ones_like(valid)[None], loss_mask=valid[None]), cod, [seed])
     everything = pairs(drawn.anchors, drawn.depths)
     wanted = [element for element, counts in zip(everything, drawn.in_loss.tolist(), strict=True) if counts]
     covered = []
@@ -105,12 +112,13 @@ def test_documents_end_where_padding_begins():
     attention = torch.tensor([[1] * 6 + [0] * 2, [1] * 8]).bool()
     lengths = torch.tensor([[4, 4], [8, 0]])
     expected = [Document(start=0, length=4), Document(start=4, length=2), Document(start=8, length=8)]
-    assert find_documents(attention, lengths) == expected
-    assert find_documents(attention, None) == [Document(start=0, length=6), Document(start=8, length=8)]
+    assert find_documents(batch_of(attention, seq_lens=lengths)) == expected
+    assert find_documents(batch_of(attention)) == [Document(start=0, length=6), Document(start=8, length=8)]
 
 
 def test_the_label_of_a_document_s_last_slot_is_another_document_s():
     ones = torch.ones(1, 8, dtype=torch.bool)
     remaining = torch.tensor([[3, 2, 1, 0, 3, 2, 1, 0]])
-    counts = count_elements(ones, ones, torch.tensor([[4, 4]]), remaining, settings=CodSettings(depths=4), seeds=None)
+    batch = batch_of(ones, seq_lens=torch.tensor([[4, 4]]), doc_remaining=remaining)
+    counts = count_elements(batch, settings=CodSettings(depths=4), seeds=None)
     assert counts.tolist() == [6, 4, 2, 0]

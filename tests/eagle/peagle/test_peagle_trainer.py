@@ -15,6 +15,7 @@ from tests.eagle.toy_drafts import (
     make_draft,
     make_trainer,
     packed,
+    packed_batch,
     padded,
 )
 from tests.eagle.unroll.test_ttt_unroll import assert_same_gradients
@@ -107,14 +108,7 @@ def test_packed_documents_equal_documents_by_themselves():
 
 def test_counts_are_known_before_the_forward():
     batch = pack()
-    counts = count_elements(
-        batch["loss_mask"],
-        batch["attention_mask"],
-        batch["seq_lens"],
-        batch["doc_remaining"],
-        settings=CodSettings(depths=4),
-        seeds=SEEDS.flatten().tolist(),
-    )
+    counts = count_elements(packed_batch(batch), settings=CodSettings(depths=4), seeds=SEEDS.flatten().tolist())
     assert make_peagle(make_peagle_draft())(**batch, cod_seeds=SEEDS).counts.tolist() == counts.tolist()
 
 

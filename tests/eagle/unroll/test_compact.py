@@ -1,5 +1,7 @@
 """The compact unroll and its parts against the plain ones beside them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,10 +9,19 @@ from hypothesis import strategies as st
 
 from eaglepipe.eagle.kernels.fused_head import DenseRows, fused_head_loss
 from eaglepipe.eagle.losses import soft_cross_entropy
-from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.eagle.packed_batch import PackedBatch
+from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.slot_plan import Run, plan_unroll
-from eaglepipe.eagle.unroll.step_masks import as_slot_mask
-from tests.eagle.toy_drafts import gradients, make_document, make_draft, make_trainer, packed, padded, random_states
+from tests.eagle.toy_drafts import (
+    gradients,
+    make_document,
+    make_draft,
+    make_trainer,
+    packed,
+    packed_batch,
+    padded,
+    random_states,
+)
 from tests.eagle.unroll.test_ttt_unroll import assert_same_gradients
 
 
@@ -85,19 +96,20 @@ def test_chain_that_crosses_a_turn_end_counts_the_next_turn():
     assert_equal_unrolls(make_draft(), batch, ttt_steps=4)
 
 
-def test_masks_that_the_caller_has_are_not_fetched_from_the_device(monkeypatch):
+def test_masks_that_travel_with_the_batch_are_not_fetched_from_the_device(monkeypatch):
     batch = packed([[make_document(30, 0), make_document(25, 1)]], 60)
     trainer = make_trainer(make_draft(), 4)
     expected = trainer(**batch)
-    masks = HostMasks(
-        attention_mask=batch["attention_mask"].bool(),
-        loss_mask=as_slot_mask(batch["loss_mask"]),
-        position_mask=as_slot_mask(batch["position_mask"]),
-        seq_lens=batch["seq_lens"],
-        doc_remaining=batch["doc_remaining"],
+    host = packed_batch(batch)
+    inputs = TrainerInputs(
+        batch=replace(host, host_copy=host),
+        aux_hidden_states=batch["aux_hidden_states"],
+        target_probs=batch["target_probs"],
     )
-    monkeypatch.setattr("eaglepipe.eagle.core.host_masks", lambda _: pytest.fail("fetched"))
-    found = trainer(**batch, masks=masks)
+    monkeypatch.setattr(PackedBatch, "device", property(lambda _: pytest.fail("fetched")), raising=True)
+    assert inputs.batch.on_host() is host
+    monkeypatch.undo()
+    found = trainer.compute_loss(inputs)
     assert torch.equal(found.loss, expected.loss)
     assert torch.equal(found.hits, expected.hits)
 
@@ -112,14 +124,10 @@ def test_gradients_are_the_same_bits_every_time():
 def test_plan_computes_active_slots_only():
     supervised = torch.zeros(2, 60, dtype=torch.bool)
     supervised[0, 10:15] = supervised[0, 50:52] = True
-    masks = HostMasks(
-        attention_mask=torch.ones(2, 60, dtype=torch.bool),
-        loss_mask=supervised,
-        position_mask=supervised,
-        seq_lens=None,
-        doc_remaining=None,
-    )
-    plan = plan_unroll(masks, 3, probs_are_compact=False, device=torch.device("cpu"))
+    masks = {"loss_mask": supervised, "position_mask": supervised}
+    ones = torch.ones(2, 60, dtype=torch.int64)
+    batch = packed_batch({"input_ids": ones, "attention_mask": ones, **masks})
+    plan = plan_unroll(batch, 3, probs_are_compact=False, device=torch.device("cpu"))
     assert plan.cached.tolist() == list(range(52))
     assert [step.slots.tolist() for step in plan.steps] == [
         [*range(8, 15), *range(48, 52)],

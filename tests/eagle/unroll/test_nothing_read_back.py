@@ -9,10 +9,10 @@ from eaglepipe.eagle.kernels import fused_head, row_kernels
 from eaglepipe.eagle.losses import StepLoss
 from eaglepipe.eagle.unroll import attention_runs
 from eaglepipe.eagle.unroll import slot_plan as plan
-from eaglepipe.eagle.unroll.interface import HostMasks
+from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 from tests.eagle.kernels.test_lk_losses import with_mass
-from tests.eagle.toy_drafts import make_document, make_draft, make_trainer, packed
+from tests.eagle.toy_drafts import make_document, make_draft, make_trainer, packed, packed_batch
 from tests.eagle.unroll.test_sparse_rows import sparse_batch
 
 META = torch.device("meta")
@@ -37,7 +37,8 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def on_meta(value):
     if isinstance(value, SparseTargets):
-        return SparseTargets(**{name: tensor.to(META) for name, tensor in vars(value).items()})
+        moved = {name: getattr(value, name).to(META) for name in ("probs", "ids", "row_offsets", "tail")}
+        return SparseTargets(**moved, layout=value.with_layout().layout)
     return value.to(META)
 
 
@@ -46,20 +47,17 @@ def on_meta(value):
 def test_a_step_is_taken_without_a_value_from_the_device(kind, sparse, accelerator):
     batch = packed([[make_document(30, 0), make_document(25, 1)]], 60)
     batch = sparse_batch(batch, 5) if sparse else batch
-    masks = HostMasks(
-        attention_mask=batch["attention_mask"].bool(),
-        loss_mask=batch["loss_mask"],
-        position_mask=batch["position_mask"][..., 0],
-        seq_lens=batch["seq_lens"],
-        doc_remaining=batch["doc_remaining"],
-        row_offsets=batch["target_probs"].row_offsets if sparse else None,
-        id_bounds=torch.tensor([0, 1]) if sparse else None,
-    )
-    if kind == "lambda":
-        batch = {**with_mass(batch), "mean_alphas": torch.full((4,), 0.5)}
+    batch = with_mass(batch) if kind == "lambda" else batch
     draft = make_draft()
     trainer = make_trainer(draft, 4, loss=StepLoss(kind=kind)).to(META)
-    metrics = trainer(**{name: on_meta(value) for name, value in batch.items()}, masks=masks)
+    inputs = TrainerInputs(
+        batch=packed_batch(batch).to(META),
+        aux_hidden_states=on_meta(batch["aux_hidden_states"]),
+        target_probs=on_meta(batch["target_probs"]),
+        draft_mass=on_meta(batch["draft_mass"]) if kind == "lambda" else None,
+    )
+    mean_alphas = torch.full((4,), 0.5, device=META) if kind == "lambda" else None
+    metrics = trainer.compute_loss(inputs, mean_alphas=mean_alphas)
     metrics.loss.backward()
     assert metrics.loss.device == META
     assert all(parameter.grad.shape == parameter.shape for parameter in draft.parameters() if parameter.requires_grad)

@@ -14,7 +14,6 @@ from eaglepipe.eagle.unroll.sparse_rows import (
     SparseTargets,
     bucketed_cross_entropy,
     densify,
-    top_tokens,
 )
 from eaglepipe.errors import DraftError
 from tests.eagle.toy_drafts import DRAFT_SIZE, gradients, make_document, make_draft, make_trainer, packed, padded
@@ -163,7 +162,7 @@ def test_huge_logits_stay_finite():
 
 def test_equal_probabilities_and_equal_logits_go_to_the_lower_id():
     targets = one_row([0.25, 0.375, 0.375], [0, 4, 2], 0.0)
-    assert top_tokens(targets, 3).tolist() == [2]
+    assert SparseRows(targets=targets, max_entries=3).top_tokens().tolist() == [2]
     logits = torch.tensor([[0.0, 2.0, 2.0, 2.0, 1.0], [0.0, 0.0, 2.0, 2.0, 2.0]])
     assert fast(logits, targets, torch.tensor([0, 0]))[1].tolist() == [1, 2]
 

@@ -3,9 +3,9 @@ import torch
 
 from eaglepipe.cache.codecs.catalog import EncodedRows, make_codec
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.eagle.core import count_valid_per_step
+from eaglepipe.eagle.packed_batch import count_slots
 from eaglepipe.training.data.batch import Reads
-from eaglepipe.training.data.collate import collate_columns, collate_payload
+from eaglepipe.training.data.collate import encode_batch, pack_documents
 
 
 def document(name: str, ids: list[int], supervised: list[int], covered: list[int] | None = None) -> CachedSample:
@@ -28,12 +28,10 @@ def document(name: str, ids: list[int], supervised: list[int], covered: list[int
 
 
 def payload(rows: tuple[tuple[CachedSample, ...], ...], **reads: str) -> tuple[torch.Tensor, torch.Tensor]:
-    columns = collate_columns(rows)
-    batch = collate_payload(
-        columns, aux_bytes=4, aux_scales=0, row_bytes=4, pinned=False, run=lambda copy: copy(), reads=Reads(**reads)
-    )
+    packed = pack_documents(rows)
+    batch = encode_batch(packed, pinned=False, run=lambda copy: copy(), reads=Reads(**reads))
     codec = make_codec("fp32", (1,))
-    aux = codec.decode(EncodedRows(payload=batch.aux_payload)).reshape(columns.input_ids.shape)
+    aux = codec.decode(EncodedRows(payload=batch.aux_payload)).reshape(packed.batch.shape)
     return aux, codec.decode(EncodedRows(payload=batch.supervision.payload)).flatten()
 
 
@@ -44,14 +42,14 @@ SUPERVISED = [0, 0, 1, 0, 0, 1, 1, 0]
 
 
 def test_two_turn_conversation_token_by_token() -> None:
-    columns = collate_columns(((document("chat", TWO_TURNS, SUPERVISED, [0, 0, 1, 0, 0, 0, 1, 0]),),))
-    assert columns.input_ids.tolist() == [[2, 3, 9, 4, 5, 6, 9, 0]]
-    assert columns.loss_mask.tolist() == [[False, True, False, False, True, True, False, False]]
-    assert columns.position_mask.squeeze(-1).tolist() == [[False, True, False, False, False, True, False, False]]
-    assert columns.attention_mask.tolist() == [[1] * 8]
-    assert columns.position_ids.tolist() == [list(range(8))]
-    assert columns.doc_remaining.tolist() == [[7, 6, 5, 4, 3, 2, 1, 0]]
-    assert columns.seq_lens.tolist() == [[8]]
+    batch = pack_documents(((document("chat", TWO_TURNS, SUPERVISED, [0, 0, 1, 0, 0, 0, 1, 0]),),)).batch
+    assert batch.input_ids.tolist() == [[2, 3, 9, 4, 5, 6, 9, 0]]
+    assert batch.loss_mask.tolist() == [[False, True, False, False, True, True, False, False]]
+    assert batch.position_mask.tolist() == [[False, True, False, False, False, True, False, False]]
+    assert batch.attention_mask.tolist() == [[True] * 8]
+    assert batch.position_ids.tolist() == [list(range(8))]
+    assert batch.doc_remaining.tolist() == [[7, 6, 5, 4, 3, 2, 1, 0]]
+    assert batch.seq_lens.tolist() == [[8]]
 
 
 def test_supervision_travels_for_covered_slots_alone_and_in_slot_order() -> None:
@@ -65,12 +63,12 @@ def test_supervision_travels_for_covered_slots_alone_and_in_slot_order() -> None
 def test_packed_rows_restart_positions_and_fold_padding_into_the_last_document() -> None:
     a, b = document("a", [1, 2, 3], [0, 1, 0]), document("b", [4, 5], [1, 0])
     c = document("c", [6, 7, 8], [0, 1, 0])
-    columns = collate_columns(((a, b), (c,)))
-    assert columns.input_ids.tolist() == [[2, 3, 4, 5, 0], [7, 8, 0, 0, 0]]
-    assert columns.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 0]]
-    assert columns.seq_lens.tolist() == [[3, 2], [5, 0]]
-    assert columns.doc_remaining.tolist() == [[2, 1, 0, 1, 0], [2, 1, 0, 0, 0]]
-    assert columns.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    batch = pack_documents(((a, b), (c,))).batch
+    assert batch.input_ids.tolist() == [[2, 3, 4, 5, 0], [7, 8, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 0]]
+    assert batch.seq_lens.tolist() == [[3, 2], [5, 0]]
+    assert batch.doc_remaining.tolist() == [[2, 1, 0, 1, 0], [2, 1, 0, 0, 0]]
+    assert batch.attention_mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
     aux, rows = payload(((a, b), (c,)))
     assert aux.tolist() == [[10, 20, 30, 40, 50], [60, 70, 80, 0, 0]]
     assert rows.tolist() == [2, 7]  # b's first row lies before every slot of b
@@ -78,20 +76,20 @@ def test_packed_rows_restart_positions_and_fold_padding_into_the_last_document()
 
 def test_no_slot_is_supervised_by_the_document_after_it() -> None:
     a, b = document("a", [1, 2], [1, 0]), document("b", [3, 4], [1, 0])
-    columns = collate_columns(((a, b),))
-    assert not columns.loss_mask.any() and not columns.position_mask.any()
+    batch = pack_documents(((a, b),)).batch
+    assert not batch.loss_mask.any() and not batch.position_mask.any()
 
 
 def test_worked_example_of_two_packed_documents_counts_twelve_slots() -> None:
     four = [document(name, [1, 2, 3, 4], [1, 1, 1, 1]) for name in ("a", "b")]
-    packed = collate_columns(((four[0], four[1]),))
-    counts = count_valid_per_step(packed.position_mask, packed.doc_remaining, 4)
+    packed = pack_documents(((four[0], four[1]),)).batch
+    counts = count_slots(packed.covered_steps(4))
     assert counts.tolist() == [6, 4, 2, 0]
 
 
 def test_packed_documents_count_what_they_count_alone() -> None:
     chats = [document("a", TWO_TURNS, SUPERVISED), document("b", [1, 2, 3, 4], [0, 1, 1, 0])]
-    alone = collate_columns(tuple((chat,) for chat in chats))
-    packed = collate_columns((tuple(chats),))
-    expected = count_valid_per_step(alone.position_mask, alone.doc_remaining, 5)
-    assert count_valid_per_step(packed.position_mask, packed.doc_remaining, 5).tolist() == expected.tolist()
+    alone = pack_documents(tuple((chat,) for chat in chats)).batch
+    packed = pack_documents((tuple(chats),)).batch
+    expected = count_slots(alone.covered_steps(5))
+    assert count_slots(packed.covered_steps(5)).tolist() == expected.tolist()

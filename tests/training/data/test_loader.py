@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.eagle.unroll.interface import UnrollInputs, host_masks
 from eaglepipe.errors import CorruptError, ResourceError
 from eaglepipe.training.data import loader as loader_module
 from eaglepipe.training.data.batch import Cut, EncodedBatch, Position, StepPlan
-from eaglepipe.training.data.collate import Columns
+from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
@@ -51,17 +50,17 @@ def test_counts_that_precede_a_step_are_those_of_its_batches() -> None:
                 expected += brute_force_counts(batch, 3)
             assert header.counts.tolist() == expected.tolist()
             assert header.num_tokens == source.index.num_tokens[header.plan.samples].sum()
-            assert header.num_slots == sum(batch.input_ids.numel() for batch in loaded)
+            assert header.num_slots == sum(batch.packed.input_ids.numel() for batch in loaded)
 
 
 def brute_force_counts(batch: EncodedBatch, ttt_steps: int) -> torch.Tensor:
     counts = torch.zeros(ttt_steps, dtype=torch.int64)
-    mask = batch.position_mask.squeeze(-1)
+    mask = batch.packed.position_mask
     rows, slots = mask.shape
     for step in range(ttt_steps):
         for row in range(rows):
             for slot in range(slots - step):
-                counts[step] += bool(mask[row, slot + step]) and step < int(batch.doc_remaining[row, slot])
+                counts[step] += bool(mask[row, slot + step]) and step < int(batch.packed.doc_remaining[row, slot])
     return counts
 
 
@@ -77,9 +76,9 @@ def test_every_sample_is_read_once_an_epoch_with_its_own_payload() -> None:
 
 
 def documents_of(batch: EncodedBatch) -> Iterator[torch.Tensor]:
-    aux = batch.aux_payload.reshape(*batch.input_ids.shape, -1)
-    for row, remaining, real in zip(aux, batch.doc_remaining, batch.attention_mask, strict=True):
-        ends = ((remaining == 0) & (real == 1)).nonzero().flatten().tolist()
+    aux = batch.aux_payload.reshape(*batch.packed.shape, -1)
+    for row, remaining, real in zip(aux, batch.packed.doc_remaining, batch.packed.attention_mask, strict=True):
+        ends = ((remaining == 0) & real).nonzero().flatten().tolist()
         for start, end in zip([0, *(e + 1 for e in ends)], ends, strict=False):
             yield row[start : end + 1].contiguous()
 
@@ -156,8 +155,8 @@ def test_leaving_early_ends_the_thread() -> None:
 def test_what_an_objective_draws_travels_with_its_batch() -> None:
     """By sample id and epoch, here: the same document gets the same draw however the step is cut."""
 
-    def draw(columns: Columns, epoch: int) -> Drawn:
-        names = [int(document.sample_id.split(":")[1]) + 100 * epoch for row in columns.documents for document in row]
+    def draw(packed: PackedDocuments, epoch: int) -> Drawn:
+        names = [int(document.sample_id.split(":")[1]) + 100 * epoch for row in packed.documents for document in row]
         return Drawn(counts=torch.tensor([len(names), sum(names)]), extras={"names": torch.tensor(names)})
 
     source = tiny_source()
@@ -178,27 +177,19 @@ def test_a_rank_without_documents_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize("supervision", ["hidden", "sparse"])
-def test_masks_kept_on_the_host_are_those_that_the_trainer_would_fetch(supervision: str) -> None:
+def test_host_copies_that_travel_are_those_that_the_trainer_would_fetch(supervision: str) -> None:
     source = tiny_source(supervision=supervision)
     decoder = SupervisionDecoder(source, device=CPU, dtype=torch.float32)
     with open_loader(source) as loader:
         for _, batches in loader:
             for batch in batches:
-                inputs = decoder.decode(batch)
-                assert batch.masks is not None
-                fetched = host_masks(
-                    UnrollInputs(
-                        input_ids=inputs.input_ids,
-                        attention_mask=inputs.attention_mask.bool(),
-                        loss_mask=inputs.loss_mask,
-                        position_mask=inputs.position_mask.squeeze(-1),
-                        aux_hidden_states=inputs.aux_hidden_states,
-                        target_probs=inputs.target_probs,
-                        position_ids=inputs.position_ids,
-                        seq_lens=inputs.seq_lens,
-                        doc_remaining=inputs.doc_remaining,
-                    )
-                )
+                moved = batch.to(torch.device("meta")).packed
+                assert moved.device.type == "meta" and moved.on_host() is batch.packed
+                if supervision == "hidden":
+                    assert batch.sparse_layout is None
+                    continue
+                targets = decoder.decode(batch).target_probs
+                fetched = replace(targets, layout=None).with_layout().layout
+                assert targets.layout is batch.sparse_layout is not None
                 for name, expected in vars(fetched).items():
-                    kept = getattr(batch.masks, name)
-                    assert (kept is None and expected is None) or torch.equal(kept, expected), name
+                    assert torch.equal(getattr(targets.layout, name), expected), name

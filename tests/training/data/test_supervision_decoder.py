@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from eaglepipe.eagle.core import Eagle3StepMetrics, Eagle3TrainerModule, _shift_left_with_zero
+from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig
 from eaglepipe.target_head import HeadSpec, TargetHead
-from eaglepipe.training.data.collate import collate_columns, collate_payload
-from eaglepipe.training.data.supervision_decoder import SupervisionDecoder, TrainerInputs
+from eaglepipe.training.data.collate import encode_batch, pack_documents
+from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from tests.training.tiny_source import DRAFT_VOCAB, VOCAB, TinySource, tiny_source
 
@@ -17,15 +18,8 @@ CPU = torch.device("cpu")
 
 
 def inputs_of(source: TinySource, rows: tuple[tuple[int, ...], ...]) -> TrainerInputs:
-    columns = collate_columns(tuple(tuple(source.read(i) for i in row) for row in rows))
-    batch = collate_payload(
-        columns,
-        aux_bytes=source.spec.aux.row_bytes,
-        aux_scales=0,
-        row_bytes=source.samples[0].supervision_payload.shape[1],
-        pinned=False,
-        run=lambda copy: copy(),
-    )
+    packed = pack_documents(tuple(tuple(source.read(i) for i in row) for row in rows))
+    batch = encode_batch(packed, pinned=False, run=lambda copy: copy())
     return SupervisionDecoder(source, device=CPU, dtype=torch.float32).decode(batch)
 
 
@@ -65,7 +59,7 @@ def test_cached_and_live_supervision_agree_bit_for_bit() -> None:
     source = tiny_source()
     module = trainer(source)
     for sample in range(4):
-        cached = module(**inputs_of(source, ((sample,),)).arguments())
+        cached = module.compute_loss(inputs_of(source, ((sample,),)))
         live = module(**live_arguments(source, sample))
         assert torch.equal(cached.loss, live.loss)
         for mine, theirs in zip(gradients(module, cached), gradients(module, live), strict=True):
@@ -76,8 +70,8 @@ def test_cached_and_live_supervision_agree_bit_for_bit() -> None:
 def test_packed_documents_learn_what_padded_rows_learn(supervision: str) -> None:
     source = tiny_source(supervision=supervision)
     module = trainer(source)
-    packed = module(**inputs_of(source, ((0, 1, 2), (3,))).arguments())
-    padded = module(**inputs_of(source, ((0,), (1,), (2,), (3,))).arguments())
+    packed = module.compute_loss(inputs_of(source, ((0, 1, 2), (3,))))
+    padded = module.compute_loss(inputs_of(source, ((0,), (1,), (2,), (3,))))
     assert packed.counts.tolist() == padded.counts.tolist()
     assert packed.hits.tolist() == padded.hits.tolist() and packed.valid.tolist() == padded.valid.tolist()
     torch.testing.assert_close(packed.loss, padded.loss, rtol=1e-5, atol=0)
@@ -88,7 +82,7 @@ def test_packed_documents_learn_what_padded_rows_learn(supervision: str) -> None
 def test_dense_and_hidden_caches_give_the_same_distribution() -> None:
     rows = ((0, 1), (2,))
     dense, hidden = (inputs_of(tiny_source(supervision=kind), rows) for kind in ("dense", "hidden"))
-    assert dense.target_probs.shape == (int(dense.position_mask.sum()), DRAFT_VOCAB)
+    assert dense.target_probs.shape == (int(dense.batch.position_mask.sum()), DRAFT_VOCAB)
     torch.testing.assert_close(dense.target_probs, hidden.target_probs)
 
 
@@ -96,7 +90,7 @@ def test_sparse_cache_gives_the_kept_probabilities_of_the_slots_that_count() -> 
     rows = ((0, 1), (2,), (3, 4))
     dense, sparse = (inputs_of(tiny_source(supervision=kind), rows) for kind in ("dense", "sparse"))
     targets = sparse.target_probs
-    assert torch.equal(sparse.position_mask, dense.position_mask)
+    assert torch.equal(sparse.batch.position_mask, dense.batch.position_mask)
     assert targets.row_offsets[0] == 0 and targets.row_offsets[-1] == len(targets.ids) == len(targets.probs)
     assert targets.row_offsets.diff().unique().numel() > 1  # rows of different lengths
     for row, expected in enumerate(dense.target_probs):

@@ -16,7 +16,7 @@ from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.family_settings import Eagle1TrainConfig
 from eaglepipe.train import preview_training, run_training, train_from
 from eaglepipe.training.data.batch import Position, StepPlan
-from eaglepipe.training.data.collate import collate_columns
+from eaglepipe.training.data.collate import pack_documents
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.source import open_caches
 from eaglepipe.training.objectives.builders import build_draft
@@ -79,17 +79,17 @@ def test_how_a_step_is_cut_changes_neither_noise_nor_loss(tmp_path: Path, refere
 
 def test_noise_differs_between_epochs_samples_and_seeds_and_is_none_in_evaluation() -> None:
     source = tiny_source(for_eagle1=True)
-    columns = collate_columns(((source.read(0), source.read(1)), (source.read(2),)))
+    packed = pack_documents(((source.read(0), source.read(1)), (source.read(2),)))
 
     def seeds(seed: int, epoch: int) -> torch.Tensor:
-        return Eagle1Objective(Eagle1TrainConfig(seed=seed)).draw(columns, epoch, training=True).extras["noise_seeds"]
+        return Eagle1Objective(Eagle1TrainConfig(seed=seed)).draw(packed, epoch, training=True).extras["noise_seeds"]
 
     first = seeds(0, 0)
     assert torch.equal(seeds(0, 0), first)
     assert len({tuple(seeds(*of).flatten().tolist()) for of in ((0, 0), (0, 1), (1, 0))}) == 3
-    real = columns.attention_mask.bool()
+    real = packed.batch.attention_mask
     assert first[real].unique().numel() == int(real.sum()) and 0 <= int(first.min()) <= int(first.max()) < 2**32
-    assert Eagle1Objective(Eagle1TrainConfig()).draw(columns, 0, training=False).extras == {}
+    assert Eagle1Objective(Eagle1TrainConfig()).draw(packed, 0, training=False).extras == {}
 
 
 def test_a_batch_carries_features_and_neither_aux_states_nor_supervision(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_a_batch_carries_features_and_neither_aux_states_nor_supervision(tmp_pat
     learner = Learner(source, build_draft(source, recipe.train, recipe.draft), recipe.train, World(device=CPU))
     plan = StepPlan(samples=np.arange(2), micro_batches=(((0,), (1,)),), after=Position())
 
-    def draw(columns: Any, epoch: int) -> Any:
-        return objective.draw(columns, epoch, training=False)
+    def draw(packed: Any, epoch: int) -> Any:
+        return objective.draw(packed, epoch, training=False)
 
     with Loader(source, [plan], draw=draw, reads=objective.reads, device=CPU, prefetch_batches=1) as loader:
         ((header, batches),) = ((header, list(batches)) for header, batches in loader)

@@ -11,7 +11,7 @@ import torch
 
 from eaglepipe.errors import StoppedError
 from eaglepipe.train import train_from
-from eaglepipe.training.data.collate import collate_columns
+from eaglepipe.training.data.collate import pack_documents
 from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective
 from eaglepipe.training.objectives.mean_alphas import MeanAlphas
@@ -63,17 +63,17 @@ def test_first_lambda_step_is_cross_entropy_and_the_second_is_not(tmp_path: Path
 
 def test_mass_travels_for_the_slots_that_count_and_only_when_it_is_asked_for(tmp_path: Path) -> None:
     source = tiny_source()
-    columns = collate_columns(((source.read(0), source.read(1)), (source.read(2),)))
+    packed = pack_documents(((source.read(0), source.read(1)), (source.read(2),)))
     expected = [
         float(mass)
         for document in (source.read(0), source.read(1), source.read(2))
         for mass, counts in zip(document.draft_mass[1:], document.position_mask[1:], strict=True)
         if counts
     ]
-    drawn = Eagle3Objective(tiny_recipe(tmp_path, loss="alpha").train).draw(columns, 0, training=True)
+    drawn = Eagle3Objective(tiny_recipe(tmp_path, loss="alpha").train).draw(packed, 0, training=True)
     assert drawn.extras["draft_mass"].tolist() == expected and 0.0 < min(expected) <= max(expected) < 1.0
-    assert not Eagle3Objective(tiny_recipe(tmp_path).train).draw(columns, 0, training=True).extras
-    nothing = Eagle3Objective(tiny_recipe(tmp_path, loss="alpha").train).draw(collate_columns(()), 0, training=True)
+    assert not Eagle3Objective(tiny_recipe(tmp_path).train).draw(packed, 0, training=True).extras
+    nothing = Eagle3Objective(tiny_recipe(tmp_path, loss="alpha").train).draw(pack_documents(()), 0, training=True)
     assert nothing.extras["draft_mass"].shape == (0,)
 
 

@@ -15,7 +15,7 @@ from eaglepipe.recipe.family_settings import PeagleDraftConfig, PeagleTrainConfi
 from eaglepipe.recipe.load import Recipe
 from eaglepipe.train import run_training, train_from
 from eaglepipe.training.data.batch import Position, StepPlan
-from eaglepipe.training.data.collate import collate_columns
+from eaglepipe.training.data.collate import pack_documents
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.peagle import PeagleObjective
@@ -81,15 +81,15 @@ def test_a_run_continues_exactly(tmp_path: Path) -> None:
 def test_draws_follow_seed_epoch_and_sample_and_no_arrangement() -> None:
     source = tiny_source()
     documents = [source.read(i) for i in range(6)]
-    together = collate_columns((tuple(documents),))
-    apart = collate_columns(tuple((document,) for document in documents))
-    seeds = [objective().draw(columns, 1, training=True).extras["cod_seeds"].flatten() for columns in (together, apart)]
+    together = pack_documents((tuple(documents),))
+    apart = pack_documents(tuple((document,) for document in documents))
+    seeds = [objective().draw(packed, 1, training=True).extras["cod_seeds"].flatten() for packed in (together, apart)]
     assert torch.equal(*seeds) and len(seeds[0].unique()) == 6
-    counts = [objective().draw(columns, 1, training=True).counts for columns in (together, apart)]
+    counts = [objective().draw(packed, 1, training=True).counts for packed in (together, apart)]
     assert torch.equal(*counts)
     assert not torch.equal(objective().draw(together, 2, training=True).extras["cod_seeds"].flatten(), seeds[0])
     assert not torch.equal(objective(seed=9).draw(together, 1, training=True).extras["cod_seeds"].flatten(), seeds[0])
-    assert objective().draw(collate_columns(()), 0, training=True).counts.tolist() == [0] * DEPTHS
+    assert objective().draw(pack_documents(()), 0, training=True).counts.tolist() == [0] * DEPTHS
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -117,9 +117,9 @@ def test_module_counts_what_was_drawn(training: bool, tmp_path: Path) -> None:
 
 def test_slots_outside_the_draft_vocabulary_are_learned_from_too() -> None:
     documents = [tiny_source().read(i) for i in range(12)]
-    columns = collate_columns(tuple((document,) for document in documents))
-    assert columns.loss_mask.sum() > columns.position_mask.sum()
-    assert objective().draw(columns, 0, training=False).counts[0] == columns.loss_mask.sum()
+    packed = pack_documents(tuple((document,) for document in documents))
+    assert packed.batch.loss_mask.sum() > packed.batch.position_mask.sum()
+    assert objective().draw(packed, 0, training=False).counts[0] == packed.batch.loss_mask.sum()
 
 
 def test_without_mask_token_nothing_is_started(tmp_path: Path) -> None:
