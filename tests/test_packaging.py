@@ -25,6 +25,7 @@ def test_wheel_holds_recipes_schemas_licence_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "eaglepipe/_data/pipelines/demo.yaml" in names
     assert "eaglepipe/_data/cache_schemas/v1/shard.json" in names
+    assert "eaglepipe/evaluation/report/page.html.jinja" in names
     assert "eaglepipe/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests") for name in names)

@@ -39,7 +39,8 @@ def evaluate(
 ) -> None:
     """How good a draft is: simulated from its cache and, with --target, by real speculative decoding."""
     from eaglepipe.decoding.verify import SamplingRule
-    from eaglepipe.evaluation.evaluate import EvalOptions, evaluate_run
+    from eaglepipe.evaluation.evaluate import evaluate_run
+    from eaglepipe.evaluation.options import EvalOptions
 
     if target is None:
         _refuse_without_target(
@@ -55,7 +56,6 @@ def evaluate(
     options = EvalOptions(
         caches=tuple(cache or ()),
         target=target,
-        real=target is not None,
         prompts=prompts,
         depths=tuple(k or (5,)),
         trees=tuple(_tree_shape(text) for text in tree or ()),

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
-from eaglepipe.evaluation.figures import Figure
+from eaglepipe.evaluation.evaluate import EvalReport, evaluate_run
+from eaglepipe.evaluation.measurement import Measurement
+from eaglepipe.evaluation.options import EvalOptions
 
 DEPTH, PROMPTS, NEW_TOKENS = 5, 16, 128
 BASELINES = ("none", "bigram table", "prompt lookup")
@@ -32,10 +33,10 @@ class Verdict:
 def judge_draft(run: Path, cache: Path, target: Path) -> Verdict:
     """Measure the draft of a finished run with its target; leaves `eval.json` in the run's folder."""
     options = EvalOptions(
-        caches=(cache,), target=target, real=True, depths=(DEPTH,), num_prompts=PROMPTS, max_new_tokens=NEW_TOKENS
+        caches=(cache,), target=target, depths=(DEPTH,), num_prompts=PROMPTS, max_new_tokens=NEW_TOKENS
     )
     report = evaluate_run(run, options)
-    real = {figure.method.drafter: figure for figure in report.figures if figure.conditions.kind == "real"}
+    real = {figure.method.drafter: figure for figure in report.measurements if figure.conditions.kind == "real"}
     draft = _of_the_draft(report, "real")
     return Verdict(
         real_depth=DEPTH,
@@ -50,5 +51,5 @@ def judge_draft(run: Path, cache: Path, target: Path) -> Verdict:
     )
 
 
-def _of_the_draft(report: EvalReport, kind: str) -> Figure:
-    return next(f for f in report.figures if f.conditions.kind == kind and f.method.drafter not in BASELINES)
+def _of_the_draft(report: EvalReport, kind: str) -> Measurement:
+    return next(f for f in report.measurements if f.conditions.kind == kind and f.method.drafter not in BASELINES)

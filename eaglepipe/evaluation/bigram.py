@@ -1,4 +1,4 @@
-"""What a draft must beat: the simulated acceptance length of always proposing the likeliest next token (spec 5)."""
+"""The baseline of a draft: simulated acceptance length of a bigram table, which proposes the likeliest successor."""
 
 from collections.abc import Iterable, Iterator
 
@@ -15,24 +15,23 @@ Ints = NDArray[np.int64]
 
 
 def bigram_acceptance_length(source: SampleSource, split: Split, ttt_steps: int) -> float:
-    """Acceptance length, on the held-out samples, of a bigram table counted over the training samples.
+    """Return the acceptance length, on the held-out samples, of a bigram table counted over the training samples.
 
     The table proposes, at every depth, the most frequent successor of the true token before it, as TTT feeds a draft;
     a token without a successor gets the most frequent one of all. Hits and valid slots are those of the trainer module.
     """
     successor = bigram_table(source.read(int(sample)) for sample in split.train)
-    hits, valid = np.zeros(ttt_steps, np.int64), np.zeros(ttt_steps, np.int64)
+    counts = np.zeros((2, ttt_steps), np.int64)
     for sample in split.heldout:
-        one_hits, one_valid = chain_counts(source.read(int(sample)), successor, ttt_steps)
-        hits += one_hits
-        valid += one_valid
+        counts += chain_counts(source.read(int(sample)), successor, ttt_steps)
+    hits, valid = counts
     return 1.0 + float((hits / np.maximum(valid, 1)).sum())
 
 
 def bigram_table(samples: Iterable[CachedSample]) -> Ints:
-    """Most frequent successor of each token id over the supervised rows, ties to the lower id: int64 [highest id + 2].
+    """Return the most frequent successor of each token id over the supervised rows, int64 [highest id + 2].
 
-    The last entry is for tokens that were not seen. Memory follows the number of different pairs.
+    Ties go to the lower id; the last entry is for unseen tokens. Memory follows the number of different pairs.
     """
     codes, counts = _count_pairs(samples)
     if len(codes) == 0:
@@ -45,17 +44,17 @@ def bigram_table(samples: Iterable[CachedSample]) -> Ints:
     return table
 
 
-def chain_counts(sample: CachedSample, successor: Ints, ttt_steps: int) -> tuple[Ints, Ints]:
-    """Hits and valid slots of one sample at each depth, int64 [K]: slot t at depth k looks at row t+1+k."""
+def chain_counts(sample: CachedSample, successor: Ints, ttt_steps: int) -> Ints:
+    """Return hits and valid slots of one sample at each depth, int64 [2, K]: slot t at depth k by row t+1+k."""
     before = sample.input_ids[1:].astype(np.int64)
     guesses = successor[np.minimum(before, len(successor) - 1)]
     supervised = sample.supervised[1:]
     correct = supervised & (guesses == sample.target_top1[1:])
-    return _chains(correct, ttt_steps), _chains(supervised, ttt_steps)
+    return np.stack([_chains(correct, ttt_steps), _chains(supervised, ttt_steps)])
 
 
 def _chains(mask: NDArray[np.bool_], ttt_steps: int) -> Ints:
-    """Number of positions from which k+1 set entries follow each other, for each k."""
+    """Count, for each k, the positions from which k+1 consecutive entries are set."""
     chain = mask.copy()
     lengths = np.zeros(ttt_steps, np.int64)
     for step in range(ttt_steps):
@@ -80,13 +79,13 @@ def _pairs(sample: CachedSample) -> Ints:
 
 
 def _chunks(arrays: Iterable[Ints]) -> Iterator[Ints]:
-    held: list[Ints] = []
-    num_held = 0
+    pending: list[Ints] = []
+    num_pending = 0
     for array in arrays:
-        held.append(array)
-        num_held += len(array)
-        if num_held >= MERGE_PAIRS:
-            yield np.concatenate(held)
-            held, num_held = [], 0
-    if held:
-        yield np.concatenate(held)
+        pending.append(array)
+        num_pending += len(array)
+        if num_pending >= MERGE_PAIRS:
+            yield np.concatenate(pending)
+            pending, num_pending = [], 0
+    if pending:
+        yield np.concatenate(pending)

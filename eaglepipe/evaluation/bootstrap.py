@@ -1,4 +1,4 @@
-"""Confidence intervals of ratios of sums: samples are drawn with replacement, added up, and divided once."""
+"""Bootstrap intervals of ratios of sums: samples are drawn with replacement, added up, and divided once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Estimate:
 
 
 def bootstrap(counts: Floats, figure: Callable[[Floats], Floats], *, seed: int) -> list[Estimate]:
-    """Estimates of figures of summed counts.
+    """Estimate figures of summed counts, with 95% intervals.
 
     Args:
         counts: [N, C], one row of counters a sample.
@@ -34,10 +34,10 @@ def bootstrap(counts: Floats, figure: Callable[[Floats], Floats], *, seed: int) 
     Returns: one estimate for each of the F figures.
     """
     generator = np.random.default_rng([seed, len(counts)])
-    drawn = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
+    resamples = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
     values = figure(counts.sum(axis=0))
     tail = 50 * (1 - COVERAGE)
-    low, high = np.percentile(figure(drawn @ counts), [tail, 100 - tail], axis=0)
+    low, high = np.percentile(figure(resamples @ counts), [tail, 100 - tail], axis=0)
     return [
         Estimate(value=float(v), low=float(bottom), high=float(top))
         for v, bottom, top in zip(np.atleast_1d(values), np.atleast_1d(low), np.atleast_1d(high), strict=True)

@@ -10,7 +10,7 @@ from eaglepipe.decoding.eagle3_steps import Eagle3Steps, PeagleSteps
 from eaglepipe.decoding.strategies import ChainDrafter, ParallelDrafter, TreeDrafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import EaglepipeError
-from eaglepipe.evaluation.trained import TrainedRun
+from eaglepipe.evaluation.finished_run import FinishedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +22,13 @@ class TreeShape:
     width: int
 
 
-def chain_drafter(run: TrainedRun, depth: int, rule: SamplingRule) -> Drafter:
+def chain_drafter(run: FinishedRun, depth: int, rule: SamplingRule) -> Drafter:
     """A chain of `depth` guesses."""
     steps = draft_steps(run)
     return ParallelDrafter(steps, depth, rule) if isinstance(steps, PeagleSteps) else ChainDrafter(steps, depth, rule)
 
 
-def tree_drafter(run: TrainedRun, shape: TreeShape) -> Drafter:
+def tree_drafter(run: FinishedRun, shape: TreeShape) -> Drafter:
     """A dynamic tree.
 
     Raises:
@@ -40,7 +40,7 @@ def tree_drafter(run: TrainedRun, shape: TreeShape) -> Drafter:
     return TreeDrafter(steps, depth=shape.depth, width=shape.width, size=shape.size)
 
 
-def draft_steps(run: TrainedRun) -> DraftSteps:
+def draft_steps(run: FinishedRun) -> DraftSteps:
     """The draft of a run, ready to be stepped.
 
     Raises:

@@ -1,127 +1,119 @@
-"""Decoding replayed on cached text: the engine's rounds without the target, greedy, a chain.
+"""Decoding replayed on cached text: the rounds of an engine without the target, for greedy chains.
 
-The cache holds what the target computed at every token and which token it would have chosen next. A round begins at the
-newest token, its guesses are judged by the target's choices along the text, and the next round begins after them. On
-text that is the target's own greedy answer this is what `decode.speculate` does, round for round.
+The cache holds the target's states at every token and the token that it would choose next. A round starts at the newest
+token, accepts the guesses that equal the target's choices along the text, and the next round starts after them. On text
+that is the target's own greedy answer this gives the rounds of `decode.speculate`, one for one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
-from eaglepipe.cache.types import CachedSample
 from eaglepipe.decoding.decode import DecodedAnswer, DecodedAnswers
 from eaglepipe.decoding.drafters import Drafter, VerifiedSlots
-from eaglepipe.evaluation.prompts import Turn
+from eaglepipe.evaluation.measurement import EvalConditions, Measurement, measure
+from eaglepipe.evaluation.options import GREEDY, Report
+from eaglepipe.evaluation.prompts import CachedTurn
 from eaglepipe.training.data.batch import TrainingSource
 
 
-@dataclass
-class _Replayed:
-    """One turn on its way: `position` is the newest token's."""
-
-    tokens: list[int]
-    choices: list[int]  # the target's next token after each, -1 where it is not known
-    aux: torch.Tensor  # [T, A, Ht]
-    last_hidden: torch.Tensor | None  # [T, Ht], where the cache holds every token's
-    start: int
-    stop: int
-    position: int
-    rounds: list[int]
-
-    @property
-    def ended(self) -> bool:
-        return self.position >= self.stop - 1
-
-    def advance(self, guesses: Sequence[int]) -> int:
-        """Take the guesses that are the target's choices, and its own next token; returns the tokens taken."""
-        before = self.position
-        for guess in [*guesses, None]:
-            accepted = guess is not None and guess == self.choices[self.position]
-            self.position += 1
-            if self.ended or not accepted:
-                break
-        self.rounds.append(self.position - before)
-        return self.position - before
+def measure_replayed(
+    source: TrainingSource,
+    drafters: Sequence[Drafter],
+    turns: Sequence[CachedTurn],
+    *,
+    seed: int,
+    device: torch.device,
+    report: Report,
+) -> list[Measurement]:
+    """Replay the turns with each drafter, which must propose greedy chains."""
+    conditions = EvalConditions(kind="simulated", data="held-out answers", rule=GREEDY, batch_size=1)
+    ids = [turn.prompt.sample_id for turn in turns]
+    measurements = []
+    for drafter in drafters:
+        report(f"replaying {len(turns)} held-out answers: {drafter.method.label}")
+        decoded = replay(source, drafter, turns, device=device)
+        measurements.append(measure(decoded, drafter.method, conditions, ids, seed=seed))
+    return measurements
 
 
 @torch.inference_mode()
 def replay(
-    source: TrainingSource, drafter: Drafter, turns: Sequence[Turn], *, device: torch.device, dtype: torch.dtype
+    source: TrainingSource, drafter: Drafter, turns: Sequence[CachedTurn], *, device: torch.device
 ) -> DecodedAnswers:
-    """The rounds that each turn's text takes; `drafter` proposes greedy chains."""
+    """Return the turns' text with the rounds that it takes; `drafter` proposes greedy chains."""
     generator = torch.Generator(device)
     answers = []
     for turn in turns:
-        row = _open(source, turn, device, dtype)
+        row = _ReplayedTurn(source, turn, device)
         drafter.begin(1)
-        known = 0
         while not row.ended:
-            drafter.extend(_verified(row, known))
-            known = row.position
-            row.advance(drafter.propose(generator).tokens[0].tolist())
-        text = tuple(row.tokens[row.start : row.stop])
-        answers.append(DecodedAnswer(token_ids=text, rounds=tuple(row.rounds)))
+            drafter.extend(row.new_slots())
+            row.accept(drafter.propose(generator).tokens[0].tolist())
+        answers.append(DecodedAnswer(token_ids=tuple(row.tokens[turn.start :]), rounds=tuple(row.rounds)))
     return DecodedAnswers(answers=tuple(answers), seconds=0.0)
 
 
-def own_text_share(source: TrainingSource, turns: Sequence[Turn]) -> float:
-    """Share of the turns' tokens, their first ones left out, that are the target's greedy choice: 1 on its own text."""
-    same = total = 0
+def own_text_share(source: TrainingSource, turns: Sequence[CachedTurn]) -> float:
+    """Share of the turns' tokens, except the first ones, that are the target's greedy choice: 1 on its own text."""
+    matches, total = 0, 0
     for turn in turns:
-        sample, rows = _rows(source, turn)
-        same += int((sample.input_ids[rows + 1] == sample.target_top1[rows]).sum())
+        sample, rows = source.read(turn.sample), np.arange(turn.start, turn.stop - 1)
+        matches += int((sample.input_ids[rows + 1] == sample.target_top1[rows]).sum())
         total += len(rows)
-    return same / max(1, total)
+    return matches / max(1, total)
 
 
-def _rows(source: TrainingSource, turn: Turn) -> tuple[CachedSample, NDArray[np.int64]]:
-    assert turn.sample is not None and turn.stop is not None
-    return source.read(turn.sample), np.arange(len(turn.prompt), turn.stop - 1)
+class _ReplayedTurn:
+    """A turn as a decoding row; the newest token starts as the answer's first."""
 
+    def __init__(self, source: TrainingSource, turn: CachedTurn, device: torch.device) -> None:
+        sample, spec, stop = source.read(turn.sample), source.spec, turn.stop
+        self.tokens: list[int] = sample.input_ids[:stop].tolist()
+        self.rounds: list[int] = []
+        self._target_choices: list[int] = sample.target_top1[:stop].tolist()  # after each token; -1 if not known
+        self._aux = _decoded(spec.decode_aux, sample.aux_payload[:stop], sample.aux_scales, device)  # [T, A, Ht]
+        self._last_hidden = None  # [T, Ht]
+        if sample.last_hidden_payload is not None:
+            self._last_hidden = _decoded(spec.rows.decode, sample.last_hidden_payload[:stop], None, device)
+        self._newest, self._num_slots, self._device = turn.start, 0, device
 
-def _open(source: TrainingSource, turn: Turn, device: torch.device, dtype: torch.dtype) -> _Replayed:
-    assert turn.sample is not None and turn.stop is not None
-    sample, start = source.read(turn.sample), len(turn.prompt)
-    hidden = getattr(sample, "last_hidden_payload", None)
-    return _Replayed(
-        tokens=sample.input_ids[: turn.stop].tolist(),
-        choices=sample.target_top1[: turn.stop].tolist(),
-        aux=_decoded(source.spec.decode_aux, sample.aux_payload, sample.aux_scales, turn.stop, device).to(dtype),
-        last_hidden=None
-        if hidden is None
-        else _decoded(source.spec.rows.decode, hidden, None, turn.stop, device).to(dtype),
-        start=start,
-        stop=turn.stop,
-        position=start,
-        rounds=[],
-    )
+    @property
+    def ended(self) -> bool:
+        return self._newest >= len(self.tokens) - 1
+
+    def new_slots(self) -> VerifiedSlots:
+        """Return the slots since the last call; the newest token is the last slot's next token."""
+        first, end = self._num_slots, self._newest
+        self._num_slots = end
+        return VerifiedSlots(
+            aux=self._aux[None, first:end],
+            last_hidden=None if self._last_hidden is None else self._last_hidden[None, first:end],
+            next_tokens=torch.tensor([self.tokens[first + 1 : end + 1]], device=self._device),
+            counts=torch.tensor([end - first], device=self._device),
+            sequences=[self.tokens[: end + 1]],
+        )
+
+    def accept(self, guesses: Sequence[int]) -> None:
+        """Make a round: take the guesses that equal the target's choices, and one more token of the text."""
+        pairs = zip(guesses, self._target_choices[self._newest :], strict=False)
+        num_accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        added = min(num_accepted + 1, len(self.tokens) - 1 - self._newest)
+        self.rounds.append(added)
+        self._newest += added
 
 
 def _decoded(
     decode: Callable[[EncodedRows], torch.Tensor],
     payload: NDArray[np.uint8],
     scales: NDArray[np.floating] | None,
-    stop: int,
     device: torch.device,
 ) -> torch.Tensor:
-    """The first `stop` rows of a column, decoded on the device."""
-    moved = [None if part is None else torch.from_numpy(np.array(part[:stop])).to(device) for part in (payload, scales)]
-    assert moved[0] is not None
-    return decode(EncodedRows(payload=moved[0], scales=moved[1]))
-
-
-def _verified(row: _Replayed, known: int) -> VerifiedSlots:
-    """The slots from `known` up to the newest token, which is the last slot's next token."""
-    device = row.aux.device
-    return VerifiedSlots(
-        aux=row.aux[None, known : row.position],
-        last_hidden=None if row.last_hidden is None else row.last_hidden[None, known : row.position],
-        next_tokens=torch.tensor([row.tokens[known + 1 : row.position + 1]], device=device),
-        counts=torch.tensor([row.position - known], device=device),
-        sequences=[row.tokens[: row.position + 1]],
-    )
+    """Decode rows of a column on the device, to float32."""
+    moved = torch.from_numpy(np.array(payload)).to(device)
+    moved_scales = None if scales is None else torch.from_numpy(np.array(scales[: len(payload)])).to(device)
+    return decode(EncodedRows(payload=moved, scales=moved_scales)).float()

@@ -1,35 +1,56 @@
-"""The figures of an evaluation as a person reads them, each with what it was measured under."""
+"""The figures of an evaluation as text, each with the conditions it was measured under."""
 
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 
 from eaglepipe.evaluation.bootstrap import Estimate
-from eaglepipe.evaluation.figures import Figure
-from eaglepipe.evaluation.heldout_counts import HeldoutFigures
+from eaglepipe.evaluation.heldout_figures import HeldoutFigures
+from eaglepipe.evaluation.measurement import Measurement
+from eaglepipe.tables import Justify, text_table
 
-_COLUMNS = ("drafter", "shape", "K", "T", "top-p", "batch", "data", "kind", "prompts", "acceptance length [95%]",
-            "tokens/forward", "speed", "identical", "rounds accepting more than 0, 1, ... guesses")  # fmt: skip
+_HELDOUT_COLUMNS: dict[str, Justify] = {
+    "data": "left",
+    "samples": "right",
+    "slots": "right",
+    "loss": "right",
+    "acceptance length [95%]": "left",
+    "outside draft vocabulary": "left",
+}
+_COLUMNS: dict[str, Justify] = {
+    "drafter": "left",
+    "shape": "left",
+    "K": "right",
+    "T": "right",
+    "top-p": "right",
+    "batch": "right",
+    "data": "left",
+    "kind": "left",
+    "prompts": "right",
+    "acceptance length [95%]": "left",
+    "tokens/forward": "right",
+    "speed": "right",
+    "identical": "left",
+    "rounds accepting more than 0, 1, ... guesses": "left",
+}
 
 
 def eval_table(
     heldout: Sequence[HeldoutFigures],
-    figures: Sequence[Figure],
+    measurements: Sequence[Measurement],
     bigram: float,
     own_text: float,
     num_depths: int,
     *,
     warning: str | None = None,
 ) -> str:
-    """All figures, in two tables and their notes; `warning` is what a reader of the real ones must know."""
-    lines = [*_heldout_lines(heldout, bigram, num_depths), "", *_figure_lines(figures, own_text)]
+    """Return all figures as two tables with their notes; `warning` concerns those of real decoding."""
+    lines = [*_heldout_lines(heldout, bigram, num_depths), "", *_measurement_lines(measurements, own_text)]
     return "\n".join([*lines, *([] if warning is None else [f"  WARNING: {warning}"])])
 
 
 def _heldout_lines(heldout: Sequence[HeldoutFigures], bigram: float, num_depths: int) -> list[str]:
-    lines = [f"every held-out position alike: simulated, chain, K = {num_depths}, greedy, teacher-forced"]
-    rows = [("data", "samples", "slots", "loss", "acceptance length [95%]", "outside draft vocabulary")]
-    rows += [
+    rows = [
         (
             part.source,
             f"{part.samples:,}",
@@ -40,60 +61,52 @@ def _heldout_lines(heldout: Sequence[HeldoutFigures], bigram: float, num_depths:
         )
         for part in heldout
     ]
-    lines += _aligned(rows)
-    lines.append(f"  bigram table, all: acceptance length {bigram:.3f}")
-    for part in heldout[:1]:
-        lines.append(f"  accuracy by depth       {_shares(part.accuracy_by_depth)}")
-        lines.append(f"  accepted if all before  {_shares(part.conditional_acceptance_by_depth)}")
-        lines.append(f"  acceptance length       {_lengths(part)}, for K = 1, 2, ...")
-    return lines
-
-
-def _figure_lines(figures: Sequence[Figure], own_text: float) -> list[str]:
-    lines = ["rounds as an engine makes them: tokens a round adds"]
-    lines += _aligned([_COLUMNS, *(_cells(figure) for figure in figures)])
-    if any(figure.conditions.kind == "simulated" for figure in figures):
-        lines.append(f"  simulated: rounds replayed on cached text, {own_text:.1%} of it the target's greedy choice")
-    for figure in figures:
-        if figure.first_difference is not None:
-            lines.append(f"  {figure.method.label}: differs from the target alone on {figure.first_difference}")
-    return lines
-
-
-def _cells(figure: Figure) -> tuple[str, ...]:
-    method, under = figure.method, figure.conditions
-    shape = f"tree of {method.size}" if method.shape == "tree" else method.shape
-    return (
-        method.drafter,
-        "" if method.shape == "none" else shape,
-        str(method.depth or ""),
-        f"{under.rule.temperature:g}",
-        f"{under.rule.top_p:g}",
-        str(under.batch_size),
-        under.data,
-        under.kind,
-        str(figure.prompts),
-        figure.acceptance_length.text(2),
-        f"{figure.tokens_per_forward:.2f}",
-        "" if figure.speedup is None else f"{figure.speedup:.2f}x",
-        "" if figure.identical is None else ("yes" if figure.identical else "NO"),
-        " ".join(f"{share:.0%}" for share in figure.acceptance_by_depth),
-    )
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    whole = heldout[0]
+    conditional = [estimate.value for estimate in whole.conditional_acceptance_by_depth]
+    lengths = list(accumulate(accumulate(conditional, mul), initial=1.0))[1:]  # of a chain of 1, 2, ... guesses
     return [
-        "  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        f"every held-out position alike: simulated, chain, K = {num_depths}, greedy, teacher-forced",
+        text_table(_HELDOUT_COLUMNS, rows, indent=2),
+        f"  bigram table, all: acceptance length {bigram:.3f}",
+        f"  accuracy by depth       {_percentages(whole.accuracy_by_depth)}",
+        f"  accepted if all before  {_percentages(whole.conditional_acceptance_by_depth)}",
+        f"  acceptance length       {' '.join(f'{length:.2f}' for length in lengths)}, for K = 1, 2, ...",
     ]
 
 
-def _lengths(part: HeldoutFigures) -> str:
-    """The acceptance length of a chain of 1, 2, ... guesses."""
-    conditional = [estimate.value for estimate in part.conditional_acceptance_by_depth]
-    lengths = list(accumulate(accumulate(conditional, mul), initial=1.0))
-    return " ".join(f"{length:.2f}" for length in lengths[1:])
+def _measurement_lines(measurements: Sequence[Measurement], own_text: float) -> list[str]:
+    lines = [
+        "rounds as an engine makes them: tokens a round adds",
+        text_table(_COLUMNS, map(_cells, measurements), indent=2),
+        f"  simulated: rounds replayed on cached text, {own_text:.1%} of it the target's greedy choice",
+    ]
+    for measurement in measurements:
+        if measurement.first_difference is not None:
+            label = measurement.method.label
+            lines.append(f"  {label}: differs from the target alone on {measurement.first_difference}")
+    return lines
 
 
-def _shares(estimates: Sequence[Estimate]) -> str:
+def _cells(measurement: Measurement) -> tuple[str, ...]:
+    method, conditions = measurement.method, measurement.conditions
+    shapes = {"none": "", "tree": f"tree of {method.size}"}
+    return (
+        method.drafter,
+        shapes.get(method.shape, method.shape),
+        str(method.depth or ""),
+        f"{conditions.rule.temperature:g}",
+        f"{conditions.rule.top_p:g}",
+        str(conditions.batch_size),
+        conditions.data,
+        conditions.kind,
+        str(measurement.prompts),
+        measurement.acceptance_length.text(2),
+        f"{measurement.tokens_per_forward:.2f}",
+        "" if measurement.speedup is None else f"{measurement.speedup:.2f}x",
+        {None: "", True: "yes", False: "NO"}[measurement.identical],
+        " ".join(f"{share:.0%}" for share in measurement.acceptance_by_depth),
+    )
+
+
+def _percentages(estimates: Sequence[Estimate]) -> str:
     return " ".join(f"{estimate.value:.1%}" for estimate in estimates)

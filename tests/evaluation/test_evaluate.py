@@ -14,10 +14,11 @@ from eaglepipe.decoding.text_drafters import lookup_drafter, no_drafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import DataError, EaglepipeError
 from eaglepipe.evaluation.drafting import TreeShape, chain_drafter
-from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
-from eaglepipe.evaluation.prompts import cached_turns, file_turns
+from eaglepipe.evaluation.evaluate import EvalReport, evaluate_run
+from eaglepipe.evaluation.finished_run import open_run
+from eaglepipe.evaluation.options import EvalOptions
+from eaglepipe.evaluation.prompts import cached_turns, file_prompts
 from eaglepipe.evaluation.replay import replay
-from eaglepipe.evaluation.trained import open_run
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.capture import HFEagle3TargetModel
@@ -84,7 +85,6 @@ def report(own_text: OwnText) -> EvalReport:
     options = EvalOptions(
         caches=(own_text.cache,),
         target=own_text.target,
-        real=True,
         depths=(3,),
         trees=(TreeShape(size=8, depth=3, width=3),),
         max_new_tokens=ANSWER,
@@ -98,11 +98,11 @@ def test_replayed_rounds_are_those_of_real_decoding_one_for_one(own_text: OwnTex
     turns = cached_turns(run, max_new_tokens=ANSWER)
     assert len(turns) == 2 * len(run.heldout)
     for drafter in (chain_drafter(run, 3, GREEDY), lookup_drafter(3, CPU)):
-        replayed = replay(run.source, drafter, turns, device=CPU, dtype=torch.float32)
+        replayed = replay(run.source, drafter, turns, device=CPU)
         real = speculate(
             own_text.stepping,
             drafter,
-            [turn.prompt for turn in turns],
+            [turn.prompt.token_ids for turn in turns],
             rule=GREEDY,
             criteria=StoppingCriteria(max_new_tokens=ANSWER),
             batch_size=4,
@@ -124,7 +124,7 @@ def test_heldout_figures_are_those_that_training_ended_with(own_text: OwnText, r
 
 
 def test_every_method_is_labelled_and_identical_to_the_target_alone(report: EvalReport) -> None:
-    figures = [figure.to_json() for figure in report.figures]
+    figures = [figure.to_json() for figure in report.measurements]
     real = [figure for figure in figures if figure["kind"] == "real"]
     assert [(f["drafter"], f["shape"], f["depth"]) for f in real] == [
         ("none", "none", 0),
@@ -140,7 +140,7 @@ def test_every_method_is_labelled_and_identical_to_the_target_alone(report: Eval
 
 
 def test_simulated_and_real_acceptance_lengths_agree(report: EvalReport) -> None:
-    by_kind = {f.conditions.kind: f for f in report.figures if f.method.label == "EAGLE-3, chain of 3"}
+    by_kind = {f.conditions.kind: f for f in report.measurements if f.method.label == "EAGLE-3, chain of 3"}
     assert by_kind["real"].acceptance_length == by_kind["simulated"].acceptance_length
     assert report.own_text_share == 1.0
 
@@ -162,7 +162,7 @@ def test_prompts_of_a_file_are_the_tokens_before_each_answer(project: TinyProjec
     later = {"role": "assistant", "content": "Another."}
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"messages": [*messages, later]}) + "\n" + json.dumps({"messages": messages[:1]}) + "\n")
-    texts = [chat.tokenizer.decode(turn.prompt) for turn in file_turns(file, chat)]
+    texts = [chat.tokenizer.decode(prompt.token_ids) for prompt in file_prompts(file, chat)]
     expected = [chat.template.render(part, None, prompt=True) for part in (messages[:1], messages, messages[:1])]
     assert texts == expected
 
@@ -176,7 +176,7 @@ def test_another_target_is_refused_before_anything_is_measured(own_text: OwnText
     from tests.target.tiny_targets import CONFIGS, save_target
 
     other = save_target(CONFIGS["llama"], tmp_path / "other")
-    options = EvalOptions(caches=(own_text.cache,), target=other, real=True, num_samples=2, baselines=False)
+    options = EvalOptions(caches=(own_text.cache,), target=other, num_samples=2, baselines=False)
     said: list[str] = []
     with pytest.raises(EaglepipeError, match="vocab_size 67"):
         evaluate_run(own_text.run, options, said.append)

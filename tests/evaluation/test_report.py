@@ -13,7 +13,7 @@ import torch
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.errors import EaglepipeError
-from eaglepipe.evaluation.report.histograms import cache_figures
+from eaglepipe.evaluation.report.cache_statistics import cache_statistics
 from eaglepipe.evaluation.report.page import best_step, write_report
 from eaglepipe.train import run_training
 from tests.tiny_project import TinyProject
@@ -58,7 +58,7 @@ def test_without_matplotlib_the_error_says_what_to_install(run: Path, sealed_cac
 
 
 def test_entropy_and_coverage_are_those_of_the_stored_rows(sealed_cache: Path) -> None:
-    cache, figures = Cache.open(sealed_cache), cache_figures([sealed_cache], max_rows=10_000)
+    cache, figures = Cache.open(sealed_cache), cache_statistics([sealed_cache], max_rows=10_000)
     head = cache.start_tensors()["lm_head.weight"].float()
     entropy, mass, covered = [], [], 0
     for number in range(cache.num_samples):
@@ -76,7 +76,7 @@ def test_entropy_and_coverage_are_those_of_the_stored_rows(sealed_cache: Path) -
 
 def test_entropy_of_sparse_rows_counts_the_tail_as_one_token(sealed_cache: Path, tmp_path: Path) -> None:
     recode_cache(tmp_path / "sparse", sealed_cache, Changes(supervision="sparse", tolerance=0.5, max_entries=4))
-    sparse, exact = cache_figures([tmp_path / "sparse"]), cache_figures([sealed_cache])
+    sparse, exact = cache_statistics([tmp_path / "sparse"]), cache_statistics([sealed_cache])
     assert len(sparse.entropy) == len(exact.entropy)
     assert sparse.entropy.max() <= np.log(5) + 1e-6 < exact.entropy.max()
 

@@ -1,6 +1,6 @@
-"""The plots of a report: one function a figure, from rows of metrics.jsonl and figures of the cache.
+"""The plots of a report: one function a figure, from rows of metrics.jsonl and statistics of the cache.
 
-Figures are made without pyplot, so nothing global is touched and no display is needed.
+Figures are made without pyplot, which keeps global state and may ask for a display.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,24 +12,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from eaglepipe.evaluation.report.histograms import CacheFigures
+from eaglepipe.evaluation.report.cache_statistics import CacheStatistics
 
 Rows = Sequence[dict[str, Any]]
 
-TRAIN, HELDOUT, START, GRID = "#4477aa", "#cc5522", "#a0a0a0", "#dddddd"
+TRAIN, HELDOUT, REFERENCE, GRID = "#4477aa", "#cc5522", "#a0a0a0", "#dddddd"
 _WINDOWS = 25  # pieces of a run over which the training curve is averaged
 
 
 def loss_plot(steps: Rows, evaluations: Rows, best_step: int) -> Figure:
-    """Loss over optimizer steps; the training curve faint as logged and firm as a moving mean."""
-    figure, axes = _one("Loss", "optimizer step", "soft cross-entropy, nats a token")
+    """Plot the loss over optimizer steps; the training curve faint as logged and firm as a moving mean."""
+    figure, axes = _single_axes("Loss", "optimizer step", "soft cross-entropy, nats a token")
     _curves(axes, steps, evaluations, "loss", best_step)
     return figure
 
 
 def acceptance_plot(steps: Rows, evaluations: Rows, best_step: int, baselines: dict[str, float]) -> Figure:
-    """Simulated acceptance length over optimizer steps, with what simpler drafters reach."""
-    figure, axes = _one("Simulated acceptance length", "optimizer step", "tokens a target forward")
+    """Plot the simulated acceptance length over optimizer steps, beside that of simpler drafters."""
+    figure, axes = _single_axes("Simulated acceptance length", "optimizer step", "tokens a target forward")
     _curves(axes, steps, evaluations, "simulated_acceptance_length", best_step)
     for label, value in baselines.items():
         axes.axhline(value, color="#555555", linewidth=1, linestyle=":")
@@ -40,17 +40,17 @@ def acceptance_plot(steps: Rows, evaluations: Rows, best_step: int, baselines: d
 
 
 def depth_plot(first: dict[str, Any], best: dict[str, Any]) -> Figure:
-    """What share of drafts the target accepts at each depth, before training and at the best step."""
+    """Plot the share of drafts that the target accepts at each depth, before training and at the best step."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, name, title in (
         (left, "acceptance_by_depth", "Accepted: this draft and all before it"),
         (right, "conditional_acceptance_by_depth", "Accepted if all before it were"),
     ):
-        _dress(axes, title, "draft token", "")
+        _label(axes, title, "draft token", "")
         depths = np.arange(1, len(best[name]) + 1)
         axes.bar(depths, best[name], width=0.62, color=HELDOUT, label=f"step {best['step']}")
-        axes.plot(depths, first[name], color=START, marker="o", markersize=4, label="before training")
+        axes.plot(depths, first[name], color=REFERENCE, marker="o", markersize=4, label="before training")
         for depth, share in zip(depths, best[name], strict=True):
             axes.annotate(f"{share:.0%}", (depth, share), (0, 2), textcoords="offset points", ha="center", fontsize=8)
         axes.set_xticks(depths)
@@ -62,30 +62,30 @@ def depth_plot(first: dict[str, Any], best: dict[str, Any]) -> Figure:
 
 
 def speed_plot(steps: Rows) -> Figure:
-    """Training speed, and the share of the time in which it waited for data."""
+    """Plot the training speed, the share of time spent waiting for data, and the padding."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _dress(left, "Training speed", "optimizer step", "tokens a second")
-    _dress(right, "Waiting for data, padding", "optimizer step", "share")
-    at = [row["step"] for row in steps]
-    left.plot(at, [row["tokens_per_s"] for row in steps], color=TRAIN)
+    _label(left, "Training speed", "optimizer step", "tokens a second")
+    _label(right, "Waiting for data, padding", "optimizer step", "share")
+    numbers = [row["step"] for row in steps]
+    left.plot(numbers, [row["tokens_per_s"] for row in steps], color=TRAIN)
     left.set_ylim(0, 1.15 * max(row["tokens_per_s"] for row in steps))
-    right.plot(at, [row["data_wait_share"] for row in steps], color=TRAIN, label="waiting, of the time")
-    right.plot(at, [row["padding"] for row in steps], color=START, label="padding, of the slots")
+    right.plot(numbers, [row["data_wait_share"] for row in steps], color=TRAIN, label="waiting, of the time")
+    right.plot(numbers, [row["padding"] for row in steps], color=REFERENCE, label="padding, of the slots")
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     right.set_ylim(0, max(0.05, 1.3 * right.get_ylim()[1]))
     right.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
-def cache_plot(figures: CacheFigures) -> Figure:
-    """The cache's samples and supervised tokens as three histograms."""
+def cache_plot(statistics: CacheStatistics) -> Figure:
+    """Plot a cache's samples and supervised tokens as three histograms."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     length, entropy, mass = figure.subplots(1, 3)
-    _histogram(length, figures.num_tokens, "Length of a sample", "tokens", "samples")
-    _histogram(entropy, figures.entropy, "How unsure the target is", "entropy, nats", "supervised tokens")
-    what = f"target's mass it covers (and {figures.covered:.1%} of its top-1)"
-    _histogram(mass, figures.draft_mass, "The draft vocabulary", what, "supervised tokens")
+    _histogram(length, statistics.num_tokens, "Length of a sample", "tokens", "samples")
+    _histogram(entropy, statistics.entropy, "How unsure the target is", "entropy, nats", "supervised tokens")
+    coverage = f"target's mass it covers (and {statistics.covered:.1%} of its top-1)"
+    _histogram(mass, statistics.draft_mass, "The draft vocabulary", coverage, "supervised tokens")
     mass.set_yscale("log")
     mass.xaxis.set_major_locator(MaxNLocator(nbins=6))
     mass.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -93,15 +93,15 @@ def cache_plot(figures: CacheFigures) -> Figure:
 
 
 def _curves(axes: Axes, steps: Rows, evaluations: Rows, name: str, best_step: int) -> None:
-    at, values = _column(steps, name)
-    axes.plot(at, values, color=TRAIN, alpha=0.25, linewidth=1)
+    logged_steps, values = _column(steps, name)
+    axes.plot(logged_steps, values, color=TRAIN, alpha=0.25, linewidth=1)
     window = max(1, len(values) // _WINDOWS)
     if len(values) >= window:
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(at[window - 1 :], smooth, color=TRAIN, label=f"training, mean of {window} steps")
-    held_at, held = _column(evaluations, name)
-    axes.plot(held_at, held, color=HELDOUT, marker="o", markersize=5, label="held out")
-    best = dict(zip(held_at, held, strict=True)).get(best_step)
+        axes.plot(logged_steps[window - 1 :], smooth, color=TRAIN, label=f"training, mean of {window} steps")
+    heldout_steps, heldout = _column(evaluations, name)
+    axes.plot(heldout_steps, heldout, color=HELDOUT, marker="o", markersize=5, label="held out")
+    best = dict(zip(heldout_steps, heldout, strict=True)).get(best_step)
     if best is not None:
         axes.annotate(f"best: {best:.2f}", (best_step, best), (-6, 8), textcoords="offset points", ha="right",
                       color=HELDOUT, fontsize=9, fontweight="bold")  # fmt: skip
@@ -109,13 +109,13 @@ def _curves(axes: Axes, steps: Rows, evaluations: Rows, name: str, best_step: in
 
 
 def _column(rows: Iterable[dict[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    kept = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    table = np.array(kept, np.float64).reshape(-1, 2)
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    table = np.array(points, np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 
-def _histogram(axes: Axes, values: NDArray[Any], title: str, what: str, of: str) -> None:
-    _dress(axes, title, what, of)
+def _histogram(axes: Axes, values: NDArray[Any], title: str, x: str, y: str) -> None:
+    _label(axes, title, x, y)
     axes.hist(values, bins=40, color=TRAIN)
     if len(values):
         median = float(np.median(values))
@@ -124,14 +124,14 @@ def _histogram(axes: Axes, values: NDArray[Any], title: str, what: str, of: str)
                       color=HELDOUT, ha="right" if median > np.mean(axes.get_xlim()) else "left")  # fmt: skip
 
 
-def _one(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def _single_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots()
-    _dress(axes, title, x, y)
+    _label(axes, title, x, y)
     return figure, axes
 
 
-def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -1,6 +1,6 @@
-"""What a cache's tokens are like: lengths, how sure the target is, how much of it the draft vocabulary covers.
+"""Statistics of a cache's tokens: lengths, entropy of the target, mass inside the draft vocabulary.
 
-Lengths are of every sample; the rest is read from samples spread evenly over the cache, so that cost stays bounded.
+Lengths are of every sample; the rest is read from samples spread evenly over the cache, which bounds the cost.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MAX_SAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheFigures:
+class CacheStatistics:
     """N samples, R of their supervised tokens."""
 
     num_tokens: NDArray[np.int64]  # [N]
@@ -29,37 +29,38 @@ class CacheFigures:
     covered: float  # share of the read supervised tokens whose top-1 is in the draft vocabulary
 
 
-def cache_figures(folders: Sequence[Path], *, max_rows: int = 128) -> CacheFigures:
-    """Figures of the caches that a run trained from, taken together; at most `max_rows` rows of a sample are read.
+def cache_statistics(folders: Sequence[Path], *, max_rows: int = 128) -> CacheStatistics:
+    """Return statistics of several caches together; at most `max_rows` rows of a sample are read.
 
     Raises:
         CacheError, CorruptError: a cache is missing, incomplete or damaged.
     """
     caches = [Cache.open(folder) for folder in folders]
-    lengths = np.concatenate([cache.index.num_tokens for cache in caches]).astype(np.int64)
     entropy: list[Floats] = []
     mass: list[Floats] = []
-    num_rows, num_covered = 0, 0
+    num_supervised, num_covered = 0, 0
     for cache in caches:
         distribution = None if cache.spec.supervision == "sparse" else TargetDistribution(cache)
-        for sample in _spread(cache.num_samples, MAX_SAMPLES // len(caches) or 1):
-            read = cache.read(int(sample))
-            supervised = np.flatnonzero(read.supervised)
+        for number in _spread(cache.num_samples, MAX_SAMPLES // len(caches) or 1):
+            sample = cache.read(int(number))
+            supervised = np.flatnonzero(sample.supervised)
             rows = _spread(len(supervised), max_rows)
-            entropy.append(_sparse_entropy(read, rows) if distribution is None else _entropy(distribution, read, rows))
-            mass.append(read.draft_mass[supervised[rows]].astype(np.float64))
-            num_rows += len(supervised)
-            num_covered += int(read.position_mask.sum())
-    return CacheFigures(
-        num_tokens=lengths,
+            entropy.append(
+                _sparse_entropy(sample, rows) if distribution is None else _entropy(distribution, sample, rows)
+            )
+            mass.append(sample.draft_mass[supervised[rows]].astype(np.float64))
+            num_supervised += len(supervised)
+            num_covered += int(sample.position_mask.sum())
+    return CacheStatistics(
+        num_tokens=np.concatenate([cache.index.num_tokens for cache in caches]).astype(np.int64),
         entropy=np.concatenate(entropy),
         draft_mass=np.concatenate(mass),
-        covered=num_covered / max(1, num_rows),
+        covered=num_covered / max(1, num_supervised),
     )
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the numbers 0..count-1, evenly spaced."""
+    """Return at most `most` of the numbers 0..count-1, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.zeros(0, np.int64)
 
 

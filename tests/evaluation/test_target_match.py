@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.manifest import Plan, document_bytes, load_document
 from eaglepipe.errors import CacheError
-from eaglepipe.evaluation.evaluate import EvalOptions, EvalReport, evaluate_run
-from eaglepipe.evaluation.same_target import TargetMatch, match_target
-from eaglepipe.evaluation.trained import open_run
+from eaglepipe.evaluation.evaluate import EvalReport, evaluate_run
+from eaglepipe.evaluation.finished_run import open_run
+from eaglepipe.evaluation.options import EvalOptions
+from eaglepipe.evaluation.target_match import TargetMatch, match_target
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.fingerprint import weights_fingerprint
@@ -40,9 +41,7 @@ def sibling(project: TinyProject, tmp_path: Path) -> Path:
 
 def judged(run: Path, cache: Path, target: Path | None) -> tuple[EvalReport, list[str]]:
     said: list[str] = []
-    options = EvalOptions(
-        caches=(cache,), target=target, real=target is not None, num_prompts=1, max_new_tokens=4, baselines=False
-    )
+    options = EvalOptions(caches=(cache,), target=target, num_prompts=1, max_new_tokens=4, baselines=False)
     return evaluate_run(run, options, said.append), said
 
 
@@ -52,7 +51,7 @@ def test_sibling_is_decoded_with_and_told_by_both_fingerprints(run: Path, sealed
     (warning,) = [line for line in said if "warning" in line]
     for fingerprint in (own, weights_fingerprint(sibling)):
         assert fingerprint[:12] in warning and fingerprint[:12] in report.table()
-    assert [figure.conditions.kind for figure in report.figures] == ["simulated", "real", "real"]
+    assert [figure.conditions.kind for figure in report.measurements] == ["simulated", "real", "real"]
     assert json.loads((run / "eval.json").read_text())["target_matches"] is False
 
 

@@ -1,4 +1,4 @@
-"""A finished run, opened to judge its draft: recipe, caches, draft, and the samples it never learned from."""
+"""A finished training run, opened to evaluate its draft: recipe, caches, draft, held-out samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ from eaglepipe.training.objectives.builders import build_draft
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedRun:
-    """What `eaglepipe train` left, opened."""
+class FinishedRun:
+    """A run folder of `eaglepipe train`, and the caches that it was trained from."""
 
     folder: Path
     recipe: Recipe
     source: TrainingSource
     draft: PreTrainedModel  # float32, on the CPU
     split: Split
-    heldout: NDArray[np.int64]  # the held-out samples that are read, by ascending number
-    target_weights: str | None  # fingerprint of the target that the caches were made from, where they say so
+    heldout: NDArray[np.int64]  # numbers of the held-out samples to read, ascending
+    target_weights: str | None  # fingerprint of the target that the caches were made from; None if not recorded
 
 
-def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples: int | None = None) -> TrainedRun:
+def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples: int | None = None) -> FinishedRun:
     """Open the folder of a finished run.
 
     Args:
-        caches: where its caches are now; default: as its recipe says.
-        max_samples: held-out samples to read at most; default: as its recipe says.
+        caches: folders of its caches; default: as in its recipe.
+        max_samples: held-out samples to read at most; default: as in its recipe.
 
     Raises:
-        EaglepipeError: no finished run there.
-        CacheError: no such cache, or one given here that the draft does not fit.
+        EaglepipeError: no finished run there, or one that holds no sample out.
+        CacheError: no such cache, or one of `caches` that the draft does not fit.
         CorruptError: a cache or the draft is damaged, or not what the run's recipe describes.
     """
     if not (folder / "recipe.yaml").is_file() or not (folder / "draft" / "model.safetensors").is_file():
@@ -57,7 +57,7 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
     if len(heldout) == 0:
         raise EaglepipeError(f"{folder}: the run holds no sample out; train it with a positive train.heldout_fraction")
     draft = _load_draft(folder / "draft" / "model.safetensors", recipe, source, CacheError if caches else CorruptError)
-    return TrainedRun(
+    return FinishedRun(
         folder=folder,
         recipe=recipe,
         source=source,

@@ -1,0 +1,106 @@
+"""Speculative decoding with the target: every draft method on the same prompts, beside the target alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from eaglepipe.decoding.decode import DecodedAnswers, StoppingCriteria, speculate
+from eaglepipe.decoding.drafters import Drafter
+from eaglepipe.decoding.text_drafters import no_drafter
+from eaglepipe.errors import EaglepipeError
+from eaglepipe.evaluation.divergence import describe_difference
+from eaglepipe.evaluation.finished_run import FinishedRun
+from eaglepipe.evaluation.measurement import EvalConditions, Measurement, measure
+from eaglepipe.evaluation.options import EvalOptions, Report
+from eaglepipe.evaluation.prompts import Prompt, file_prompts
+from eaglepipe.evaluation.target_match import TargetMatch, match_target
+from eaglepipe.files.json_object import text_config
+from eaglepipe.precompute.inputs import read_chat_tokenizer
+from eaglepipe.target.capture import HFEagle3TargetModel
+from eaglepipe.target.load import TargetModel, load_target
+from eaglepipe.target.stepping import SteppingTarget
+from eaglepipe.target.stops import stop_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenTarget:
+    """A target to decode with."""
+
+    stepping: SteppingTarget
+    stop_ids: frozenset[int]
+    prompts: list[Prompt] | None  # of the file of prompts, if one is given
+    match: TargetMatch
+
+
+def open_target(run: FinishedRun, options: EvalOptions, device: torch.device, report: Report) -> OpenTarget:
+    """Load the target, compare it with the run's, and read the file of prompts.
+
+    Raises:
+        TargetError: it cannot be loaded, or its architecture cannot read a tree of tokens.
+        DataError: the file of prompts is absent, malformed or empty.
+        EaglepipeError: it is of another shape than the run's, or has no tokenizer to read prompts with.
+    """
+    settings = run.recipe.target.model_copy(update={"path": str(options.target)})
+    target = load_target(settings, str(device))
+    _check_shape(target, run, settings.path)
+    chat = read_chat_tokenizer(run.recipe.model_copy(update={"target": settings}))
+    stepping = SteppingTarget(HFEagle3TargetModel(target, run.source.spec.aux_layer_ids))
+    match = match_target(run, settings)
+    if match.warning is not None:
+        report(f"warning: {match.warning}")
+    prompts = None
+    if options.prompts is not None:
+        if chat is None:
+            raise EaglepipeError(f"{options.prompts}: the target has no tokenizer to read prompts with")
+        prompts = file_prompts(options.prompts, chat, options.num_prompts)
+    return OpenTarget(stepping=stepping, stop_ids=stop_ids(target, chat), prompts=prompts, match=match)
+
+
+def measure_real(
+    target: OpenTarget, drafters: Sequence[Drafter], prompts: Sequence[Prompt], options: EvalOptions, report: Report
+) -> list[Measurement]:
+    """Decode the prompts by the target alone, then with each drafter."""
+    data = "held-out prompts" if options.prompts is None else options.prompts.name
+    conditions = EvalConditions(kind="real", data=data, rule=options.rule, batch_size=options.batch_size)
+    ids = [prompt.sample_id for prompt in prompts]
+
+    def measured(drafter: Drafter, decoded: DecodedAnswers, alone: DecodedAnswers) -> Measurement:
+        model, is_greedy = target.stepping.model, options.rule.greedy
+        difference = describe_difference(model, prompts, alone, decoded) if is_greedy else None
+        return measure(
+            decoded, drafter.method, conditions, ids, seed=options.seed, alone=alone, first_difference=difference
+        )
+
+    nothing = no_drafter(target.stepping.device)
+    report(f"decoding {len(prompts)} prompts: the target alone")
+    alone = _decode(target, nothing, prompts, options)
+    measurements = [measured(nothing, alone, alone)]
+    for drafter in drafters:
+        report(f"decoding {len(prompts)} prompts: {drafter.method.label}")
+        measurements.append(measured(drafter, _decode(target, drafter, prompts, options), alone))
+    return measurements
+
+
+def _check_shape(target: TargetModel, run: FinishedRun, path: str) -> None:
+    expected = text_config(run.source.target_config)
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if getattr(target.text_config, name) != expected[name]:
+            raise EaglepipeError(
+                f"{path}: {name} {getattr(target.text_config, name)}, and the target that this draft was trained for "
+                f"has {expected[name]}; give that one"
+            )
+
+
+def _decode(target: OpenTarget, drafter: Drafter, prompts: Sequence[Prompt], options: EvalOptions) -> DecodedAnswers:
+    """Answer all prompts; the random draws are a function of the seed alone."""
+    ends = frozenset[int]() if options.ignore_end else target.stop_ids
+    return speculate(
+        target.stepping,
+        drafter,
+        [prompt.token_ids for prompt in prompts],
+        rule=options.rule,
+        criteria=StoppingCriteria(max_new_tokens=options.max_new_tokens, stop_ids=ends),
+        batch_size=options.batch_size,
+        generator=torch.Generator(target.stepping.device).manual_seed(options.seed),
+    )
