@@ -18,6 +18,8 @@ class Family:
     """As `train.objective` names it."""
     label: str
     """As people read it."""
+    draft_label: str
+    """As people read it of a stored draft, in which EAGLE-1 and EAGLE-2 are the same."""
     recipe: str
     """`module:class` of its `Recipe`, with the settings of `draft` and `train` that it has of its own."""
     depths_setting: str = "ttt_steps"
@@ -32,6 +34,12 @@ class Family:
     """`module:class` of its `DraftSteps`."""
     engine_architectures: Mapping[str, str]
     """Entry of `architectures` by engine; an engine that is absent does not serve the family."""
+    engine_method: str
+    """As servers name it: the `method` of vLLM, in capitals the algorithm of SGLang."""
+    speculators_type: str | None = None
+    """`speculators_model_type` of its drafts; None if that format has none."""
+    normed_label: str | None = None
+    """Label of its drafts with `fc_norm` or `norm_output`, if they have one of their own."""
     cache_needs: Mapping[str, str | bool] = field(default_factory=dict)
     """Settings of `cache` without which it cannot be trained."""
     reads_aux: bool = True
@@ -64,6 +72,8 @@ EAGLE3 = Family(
     name="eagle3",
     label="EAGLE-3",
     recipe="eaglepipe.recipe.family_settings:Eagle3Recipe",
+    draft_label="EAGLE-3",
+    normed_label="EAGLE-3.1",
     objective="eaglepipe.training.objectives.eagle3:Eagle3Objective",
     builder="eaglepipe.training.objectives.builders:build_eagle3_draft",
     draft_spec="eaglepipe.eagle.registry:resolve_eagle3_draft_spec",
@@ -74,17 +84,21 @@ EAGLE3 = Family(
         "speculators": "Eagle3DraftModel",
         "hf": _NATIVE,
     },
+    engine_method="eagle3",
+    speculators_type="eagle3",
 )
 EAGLE1 = Family(
     name="eagle1",
     label="EAGLE-1",
     recipe="eaglepipe.recipe.family_settings:Eagle1Recipe",
+    draft_label="EAGLE-1/2",
     objective="eaglepipe.training.objectives.eagle1:Eagle1Objective",
     builder="eaglepipe.training.objectives.builders:build_eagle1_draft",
     draft_spec="eaglepipe.eagle.registry:resolve_eagle1_draft_spec",
     steps="eaglepipe.decoding.eagle1_steps:Eagle1Steps",
     engine_architectures={"vllm": "LlamaForCausalLM", "sglang": "LlamaForCausalLMEagle", "hf": "LlamaForCausalLM"},
     cache_needs={"supervision": "hidden", "last_hidden": "all", "full_head": True},
+    engine_method="eagle",
     reads_aux=False,
     has_draft_vocab=False,
     holds_scores=True,
@@ -94,11 +108,14 @@ PEAGLE = Family(
     label="P-EAGLE",
     recipe="eaglepipe.recipe.family_settings:PeagleRecipe",
     depths_setting="peagle_depths",
+    draft_label="P-EAGLE",
     objective="eaglepipe.training.objectives.peagle:PeagleObjective",
     builder="eaglepipe.training.objectives.builders:build_peagle_draft",
     draft_spec="eaglepipe.eagle.registry:resolve_eagle3_draft_spec",
     steps="eaglepipe.decoding.eagle3_steps:PeagleSteps",
     engine_architectures={"vllm": _NATIVE, "speculators": "PEagleDraftModel", "hf": _NATIVE},
+    engine_method="eagle3",
+    speculators_type="peagle",
     is_parallel=True,
 )
 EAGLE2 = replace(EAGLE1, name="eagle2", label="EAGLE-2")

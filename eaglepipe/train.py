@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.storage import CacheShare
-from eaglepipe.drafts.init_record import Start, open_start, take_start
+from eaglepipe.drafts.init_record import DraftInit, apply_init, open_init
 from eaglepipe.files.publish import publish_bytes, publish_json
 from eaglepipe.recipe.load import Recipe, dump_recipe
 from eaglepipe.signals import stop_on_signals
@@ -84,7 +84,7 @@ def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> Tra
     source = choose_aux_layers(open_caches(caches), recipe.draft.aux_boundaries)
     with join_world(recipe.train.device) as world:
         plan = plan_run(source, recipe.train, world)
-    draft, notes = _build_draft(recipe, source, _open_start(recipe))
+    draft, notes = _build_draft(recipe, source, _open_init(recipe))
     return TrainPreview(
         run_folder=str(run_folder(recipe)),
         train_samples=len(plan.split.train),
@@ -123,10 +123,10 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         for note in plan.notes:
             say(note)
 
-        folder, start = run_folder(recipe), _open_start(recipe)
-        contract = resume_contract(recipe, source, start_digest=None if start is None else start.digest)
+        folder, init = run_folder(recipe), _open_init(recipe)
+        contract = resume_contract(recipe, source, init_digest=None if init is None else init.digest)
         checkpoint = _find_checkpoint(folder, contract, say)
-        learner = _make_learner(recipe, source, start, world, say)
+        learner = _make_learner(recipe, source, init, world, say)
         state = _resume(checkpoint, learner)
         if world.is_main:
             publish_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
@@ -150,9 +150,9 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         return result
 
 
-def _open_start(recipe: Recipe) -> Start | None:
+def _open_init(recipe: Recipe) -> DraftInit | None:
     init = recipe.draft.init
-    return None if init is None else open_start(init, run_folder(recipe) / "checkpoints")
+    return None if init is None else open_init(init, run_folder(recipe) / "checkpoints")
 
 
 def _find_checkpoint(folder: Path, contract: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
@@ -165,20 +165,19 @@ def _find_checkpoint(folder: Path, contract: dict[str, Any], say: Callable[[str]
 
 
 def _make_learner(
-    recipe: Recipe, source: TrainingSource, start: Start | None, world: World, say: Callable[[str], None]
+    recipe: Recipe, source: TrainingSource, init: DraftInit | None, world: World, say: Callable[[str], None]
 ) -> Learner:
-    keep_in = run_folder(recipe) / "checkpoints" if world.is_main else None
-    draft, notes = _build_draft(recipe, source, start, keep_in=keep_in)
+    draft, notes = _build_draft(recipe, source, init, write_record=world.is_main)
     for note in notes:
         say(note)
     return Learner(source, draft, recipe.train, world)
 
 
 def _build_draft(
-    recipe: Recipe, source: TrainingSource, start: Start | None, *, keep_in: Path | None = None
+    recipe: Recipe, source: TrainingSource, init: DraftInit | None, *, write_record: bool = False
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     draft = build_draft(source, recipe.train, recipe.draft)
-    return draft, () if start is None else take_start(draft, start, keep_in=keep_in)
+    return draft, () if init is None else apply_init(draft, init, write_record=write_record)
 
 
 def _resume(checkpoint: Checkpoint | None, learner: Learner) -> RunState:

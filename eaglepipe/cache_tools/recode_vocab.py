@@ -11,7 +11,7 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache_tools.derive import source_fields
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.drafts.folder import CONFIG_FILE
-from eaglepipe.drafts.init_from import published_vocab
+from eaglepipe.drafts.published_vocab import published_vocab
 from eaglepipe.errors import ConfigError, VocabError
 from eaglepipe.recipe.config import DataConfig
 from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors

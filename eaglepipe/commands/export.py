@@ -21,7 +21,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a draft for an engine, or --check a draft folder: exit code 2 where it does not fit, 3 if damaged."""
-    from eaglepipe.export.engines import ENGINES
+    from eaglepipe.export.layouts import ENGINES
 
     engine = next((known for known in ENGINES if known == to), None)
     if engine is None:
@@ -34,8 +34,9 @@ def export(
         raise ConfigError(f"{', '.join(ignored)}: has no meaning {when}; leave it out")
     if check is not None:
         from eaglepipe.export.check.check import check_draft
+        from eaglepipe.export.target_facts import read_target_facts
 
-        report = check_draft(check, engine, target=target)
+        report = check_draft(check, engine, None if target is None else read_target_facts(target))
         print_json(report.to_json() if as_json else None, as_json)
         if not as_json:
             typer.echo(report.table())

@@ -1,12 +1,15 @@
-"""Reads a draft folder as it was published, by us or by others; nothing in it is ever executed."""
+"""Reads a draft folder in any layout; nothing in it is ever executed."""
 
 import pickle
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from eaglepipe.drafts.reading import read_shape
+from eaglepipe.drafts.shape import DraftShape, canonical_tensors
 from eaglepipe.errors import CorruptError, DraftError
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, load_tensors, weight_files
@@ -16,31 +19,42 @@ WEIGHTS_FILE = SINGLE_FILE
 PICKLE_FILE = "pytorch_model.bin"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DraftFolder:
-    """A config and tensors under the names in which they are stored."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredDraft:
+    """Config and tensors of a draft, in any layout."""
 
-    folder: Path
     config: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
-    weights: tuple[Path, ...]  # the files that hold the tensors
+    raw_tensors: dict[str, torch.Tensor]  # by the names under which they are stored
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by canonical name."""
+        return canonical_tensors(self.raw_tensors)
+
+    @cached_property
+    def shape(self) -> DraftShape:
+        """The shape that the config describes.
+
+        Raises:
+            DraftError: the config lacks a size.
+        """
+        return read_shape(self.config, self.tensors)
 
 
-def read_draft_folder(folder: Path) -> DraftFolder:
-    """Read config.json and model.safetensors, one or sharded, or else pytorch_model.bin, tensors only.
+def read_draft_folder(folder: Path) -> StoredDraft:
+    """Read config.json and model.safetensors, one or sharded, or else the tensors of pytorch_model.bin.
 
     Raises:
         DraftError: the folder, its config or its weights are not there.
-        CorruptError: one of the files is not what its name says.
+        CorruptError: one of the files cannot be read as its name promises.
     """
     config_file = folder / CONFIG_FILE
     if not config_file.is_file():
         raise DraftError(f"{folder}: not a draft folder, it has no {CONFIG_FILE}")
-    weights = draft_weight_files(folder)
     tensors: dict[str, torch.Tensor] = {}
-    for path in weights:
+    for path in draft_weight_files(folder):
         tensors |= _load_pickle(path) if path.suffix == ".bin" else load_tensors(path)
-    return DraftFolder(folder=folder, config=read_json_object(config_file), tensors=tensors, weights=weights)
+    return StoredDraft(config=read_json_object(config_file), raw_tensors=tensors)
 
 
 def draft_weight_files(folder: Path) -> tuple[Path, ...]:
@@ -52,7 +66,7 @@ def draft_weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `pytorch_model.bin`; whatever else its pickle asks for is refused by the restricted unpickler."""
+    """Load the tensors of a `pytorch_model.bin`; the restricted unpickler refuses whatever else its pickle asks for."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:

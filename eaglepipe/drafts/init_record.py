@@ -1,17 +1,17 @@
-"""What a run keeps of the published draft that it starts from, so that it goes on when that draft's folder is gone.
+"""Keeps the tensors of a published draft that a run needs to resume when that draft's folder is gone.
 
-Checkpoints hold what training changes, the cache has the target's embeddings. Frozen tensors that the published draft
-brought along are in neither, so they lie beside the checkpoints, once a run.
+Checkpoints hold the tensors that training changes, the cache has the target's embeddings. Frozen tensors of the
+published draft are in neither, so they lie beside the checkpoints, once a run.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import xxhash
 from transformers import PreTrainedModel
 
-from eaglepipe.drafts.init_from import start_digest, start_from
+from eaglepipe.drafts.init_from import init_digest, init_from
 from eaglepipe.errors import CorruptError, DraftError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import read_json_object
@@ -23,96 +23,103 @@ RECORD_FILE, TENSORS_FILE = "start.json", "start.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What a run's folder of checkpoints says of its start; `start.safetensors` is there where it has a digest."""
+class InitRecord:
+    """Content of `start.json`."""
 
-    root: Path
-    init: str
-    digest: str
-    tensors: str | None
+    init: str  # the published draft's folder, as the recipe named it
+    digest: str  # of its weights
+    tensors: str | None  # xxh3_128 of `start.safetensors`; None if there is no such file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where a draft's weights come from before the first step."""
+class DraftInit:
+    """The published draft that a run's draft is initialised from."""
 
-    folder: Path  # of the published draft
-    init: str  # the same, as the recipe names it
+    init: str  # its folder, as the recipe names it
     digest: str  # of its weights
-    kept: Kept | None  # of a run that resumes
+    checkpoints: Path
+    record: InitRecord | None  # of a run that resumes
+
+    @property
+    def folder(self) -> Path:
+        """The published draft's folder, which may be gone if there is a record."""
+        return Path(self.init).expanduser()
 
 
-def open_start(init: str, checkpoints: Path) -> Start:
-    """The start of a run that keeps its checkpoints there; the draft's folder may be gone once there is one.
+def open_init(init: str, checkpoints: Path) -> DraftInit:
+    """Identify the published draft by its folder or, if that is gone, by the record beside a run's checkpoints.
 
     Raises:
-        DraftError: the folder is gone, and the run has not started from it.
-        CorruptError: the record of the start is not what was written.
+        DraftError: the folder is gone, and the run was not initialised from it.
+        CorruptError: the record is damaged.
     """
-    kept = _read_record(checkpoints) if checkpoint_folders(checkpoints) else None
+    record = _read_record(checkpoints) if checkpoint_folders(checkpoints) else None
     folder = Path(init).expanduser()
-    if folder.exists() or kept is None:
-        digest = start_digest(folder)
-        is_same = kept is not None and kept.digest == digest
-        return Start(folder=folder, init=init, digest=digest, kept=kept if is_same else None)
-    if kept.init != init:
-        raise DraftError(f"{folder}: no such folder, and this run started from {kept.init}; name that one again")
-    return Start(folder=folder, init=init, digest=kept.digest, kept=kept)
+    if folder.exists() or record is None:
+        digest = init_digest(folder)
+        if record is not None and record.digest != digest:
+            record = None
+        return DraftInit(init=init, digest=digest, checkpoints=checkpoints, record=record)
+    if record.init != init:
+        raise DraftError(f"{folder}: no such folder, and this run started from {record.init}; name that one again")
+    return DraftInit(init=init, digest=record.digest, checkpoints=checkpoints, record=record)
 
 
-def take_start(draft: PreTrainedModel, start: Start, *, keep_in: Path | None) -> tuple[str, ...]:
-    """Give a freshly built draft the weights of its start, and keep in a folder what checkpoints will not hold.
+def apply_init(draft: PreTrainedModel, init: DraftInit, *, write_record: bool) -> tuple[str, ...]:
+    """Copy the published weights into a freshly built draft, and record the tensors that checkpoints will not hold.
 
     A run that resumes gets the frozen tensors alone, since the others are in its checkpoint.
 
-    Returns: what a user should know of it, a line each.
+    Returns: notes for the user, a line each.
 
     Raises:
-        DraftError, CorruptError: as `start_from` does, or what was kept is damaged.
+        DraftError, CorruptError: as `init_from` does, or the record is damaged.
     """
-    if start.kept is not None:
-        _restore(draft, start.kept)
-        return () if start.folder.exists() else (f"{start.folder} is gone; the run goes on from what it kept of it",)
-    built = _frozen_digests(draft)
-    notes = start_from(draft, start.folder)
-    if keep_in is not None:
-        brought = [name for name, digest in _frozen_digests(draft).items() if digest != built[name]]
-        _keep(draft, brought, start, keep_in)
+    if init.record is not None:
+        _restore(draft, init.checkpoints, init.record)
+        return () if init.folder.exists() else (f"{init.folder} is gone; the run goes on from what it kept of it",)
+    before = _frozen_digests(draft)
+    notes = init_from(draft, init.folder)
+    if write_record:
+        changed = [name for name, digest in _frozen_digests(draft).items() if digest != before[name]]
+        _write_record(draft, changed, init)
     return notes
 
 
-def _keep(draft: PreTrainedModel, names: list[str], start: Start, root: Path) -> None:
-    """Tensors first: the record says that they are whole."""
+def _write_record(draft: PreTrainedModel, names: list[str], init: DraftInit) -> None:
+    """Publish the tensors first: the record promises that they are whole."""
     digest = None
     if names:
-        publish_tensors(root / TENSORS_FILE, {name: draft.get_parameter(name) for name in names})
-        digest = hash_file(root / TENSORS_FILE)
-    publish_json(root / RECORD_FILE, {"init": start.init, "digest": start.digest, "tensors": digest})
+        path = init.checkpoints / TENSORS_FILE
+        publish_tensors(path, {name: draft.get_parameter(name) for name in names})
+        digest = hash_file(path)
+    record = InitRecord(init=init.init, digest=init.digest, tensors=digest)
+    publish_json(init.checkpoints / RECORD_FILE, asdict(record))
 
 
 @torch.no_grad()
-def _restore(draft: PreTrainedModel, kept: Kept) -> None:
-    if kept.tensors is None:
+def _restore(draft: PreTrainedModel, checkpoints: Path, record: InitRecord) -> None:
+    if record.tensors is None:
         return
-    path = kept.root / TENSORS_FILE
-    if not path.is_file() or hash_file(path) != kept.tensors:
-        raise CorruptError(_damaged(path))
+    path = checkpoints / TENSORS_FILE
+    if not path.is_file() or hash_file(path) != record.tensors:
+        raise _damaged(path)
     for name, tensor in load_tensors(path).items():
         draft.get_parameter(name).copy_(tensor)
 
 
-def _read_record(root: Path) -> Kept | None:
-    path = root / RECORD_FILE
+def _read_record(checkpoints: Path) -> InitRecord | None:
+    path = checkpoints / RECORD_FILE
     if not path.exists():
         return None
-    record = read_json_object(path)
-    if record.keys() != {"init", "digest", "tensors"}:
-        raise CorruptError(_damaged(path))
-    return Kept(root=root, **record)
+    fields = read_json_object(path)
+    if fields.keys() != {"init", "digest", "tensors"}:
+        raise _damaged(path)
+    return InitRecord(**fields)
 
 
-def _damaged(path: Path) -> str:
-    return (
+def _damaged(path: Path) -> CorruptError:
+    return CorruptError(
         f"{path}: missing, or not what was written; while the folder of draft.init is there, delete "
         f"{path.with_name(RECORD_FILE)} and run again"
     )

@@ -1,20 +1,21 @@
-"""What a draft's config.json says, in the native format (one level) or in that of speculators (a nested one)."""
+"""Reads the config.json of a draft, in the native format (one level) or in that of speculators (a nested one)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from eaglepipe.drafts.shape import DraftShape, Family, count_layers
+from eaglepipe.drafts.shape import DraftShape, count_layers
 from eaglepipe.errors import DraftError
+from eaglepipe.families import EAGLE1, EAGLE3, FAMILIES, PEAGLE, Family
 
 AUX_IDS = "eagle_aux_hidden_state_layer_ids"
 MASK_TOKEN_NAMES = ("mask_token_id", "pard_token", "ptd_token_id")
 NORM_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+SPECULATORS_TYPES = {family.speculators_type: family for family in FAMILIES.values() if family.speculators_type}
 
 Ids = tuple[int, ...]
-Convention = Literal["boundaries", "outputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,39 +23,42 @@ class AuxSpelling:
     """The aux layers as a config spells them; None where it does not."""
 
     top: Ids | None  # read by vLLM and speculators, as boundaries
-    eagle: Ids | None  # eagle_config's, read by SGLang as layer outputs, by vLLM (V1 runner) as boundaries
+    nested: Ids | None  # eagle_config's, read by SGLang as layer outputs, by vLLM (V1 runner) as boundaries
     layer_ids: Ids | None  # eagle_config's, read by vLLM's V2 runner
 
 
 def is_speculators(config: Mapping[str, Any]) -> bool:
-    """Whether readers take the config for one of the speculators format."""
+    """Return whether readers take the config for one of the speculators format."""
     return "speculators_config" in config or "speculators_model_type" in config
 
 
 def layer_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The level that holds the sizes of the transformer."""
+    """Return the level that holds the sizes of the transformer."""
     nested = config.get("transformer_layer_config") if is_speculators(config) else config
     return nested if isinstance(nested, Mapping) else {}
 
 
 def eagle_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the nested `eagle_config`, empty if there is none."""
     nested = config.get("eagle_config")
     return nested if isinstance(nested, Mapping) else {}
 
 
-def flag(config: Mapping[str, Any], name: str) -> bool:
-    """A norm flag; `eagle_config` wins for norm_before_fc, and speculators takes norm_before_residual for true."""
+def read_norm_flag(config: Mapping[str, Any], name: str) -> bool:
+    """Read a norm flag: `eagle_config` wins for norm_before_fc, speculators takes norm_before_residual for true."""
     if name == "norm_before_fc" and name in eagle_config(config):
         return bool(eagle_config(config)[name])
-    default = name == "norm_before_residual" and config.get("speculators_model_type") == "eagle3"
-    value = config.get(name)
-    return default if value is None else bool(value)
+    if config.get(name) is not None:
+        return bool(config[name])
+    declared = _speculators_family(config)
+    return name == "norm_before_residual" and declared is not None and not declared.is_parallel
 
 
 def read_aux(config: Mapping[str, Any]) -> AuxSpelling:
+    """Read every spelling of the aux layers."""
     nested = eagle_config(config)
     return AuxSpelling(
-        top=_ids(config.get(AUX_IDS)), eagle=_ids(nested.get(AUX_IDS)), layer_ids=_ids(nested.get("layer_ids"))
+        top=_ids(config.get(AUX_IDS)), nested=_ids(nested.get(AUX_IDS)), layer_ids=_ids(nested.get("layer_ids"))
     )
 
 
@@ -65,17 +69,16 @@ def _ids(value: Any) -> Ids | None:
 
 
 def read_num_aux(config: Mapping[str, Any]) -> int:
-    """Aux layers that readers expect: as declared, else as many as ids, else 3."""
+    """Return the number of aux layers that readers expect: as declared, else as many as ids, else 3."""
     declared = config.get("num_aux_hidden_states", layer_config(config).get("num_aux_hidden_states"))
-    spelling = read_aux(config)
-    ids = spelling.top if is_speculators(config) else spelling.eagle
     if isinstance(declared, int):
         return declared
-    return len(ids) if ids else 3
+    spelling = read_aux(config)
+    return len((spelling.top if is_speculators(config) else spelling.nested) or (0, 0, 0))
 
 
 def read_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The rotary parameters, theta among them, of either spelling; None where there is no theta."""
+    """Read the rotary parameters, theta among them, in either spelling; None if there is no theta."""
     inner = layer_config(config)
     modern = inner.get("rope_parameters")
     if isinstance(modern, Mapping) and "rope_theta" in modern:
@@ -83,40 +86,50 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if inner.get("rope_theta") is None:
         return None
     scaling = inner.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     rest = {name: value for name, value in scaling.items() if name != "type"}
     if "partial_rotary_factor" in inner:
         rest["partial_rotary_factor"] = inner["partial_rotary_factor"]
-    return {**rest, "rope_type": kind, "rope_theta": inner["rope_theta"]}
+    return {**rest, "rope_type": rope_type, "rope_theta": inner["rope_theta"]}
 
 
 def read_mask_token(config: Mapping[str, Any]) -> int | None:
-    found = (config.get(name) for name in MASK_TOKEN_NAMES)
-    return next((value for value in found if isinstance(value, int)), None)
+    """Read the token id of masked slots under any of its names."""
+    return next((config[name] for name in MASK_TOKEN_NAMES if isinstance(config.get(name), int)), None)
 
 
 def read_family(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Family:
-    """By what is stored (canonical names) first: engines cannot tell EAGLE-1 from EAGLE-3 by the config alone."""
-    if "mask_hidden" in tensors or read_mask_token(config) is not None:
-        return "peagle"
-    if config.get("speculators_model_type") == "peagle":
-        return "peagle"
+    """Return the family of a draft: EAGLE-1 stands for EAGLE-2 as well, which has the same weights.
+
+    Tensors (by canonical name) decide before the config, which does not always tell EAGLE-1 from EAGLE-3.
+    """
+    declared = _speculators_family(config)
+    is_parallel = declared is not None and declared.is_parallel
+    if is_parallel or "mask_hidden" in tensors or read_mask_token(config) is not None:
+        return PEAGLE
     query = tensors.get("layers.0.self_attn.q_proj.weight")
-    hidden = _size(layer_config(config), "hidden_size", 0)
     if query is not None and query.dim() == 2 and "layers.0.hidden_norm.weight" not in tensors:
-        return "eagle1" if query.shape[1] == hidden else "eagle3"
-    return "eagle1" if config.get("architectures") == ["LlamaForCausalLMEagle"] else "eagle3"
+        return EAGLE1 if query.shape[1] == _size(layer_config(config), "hidden_size", 0) else EAGLE3
+    return EAGLE1 if config.get("architectures") == [EAGLE1.engine_architectures["sglang"]] else EAGLE3
+
+
+def _speculators_family(config: Mapping[str, Any]) -> Family | None:
+    name = config.get("speculators_model_type")
+    return SPECULATORS_TYPES.get(name) if isinstance(name, str) else None
 
 
 def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> DraftShape:
-    """The draft that a config describes; `tensors` by canonical name. Its depth is what is stored, if anything is.
+    """Read the shape of a draft; the stored layers, if there are any, overrule the depth in its config.
+
+    Args:
+        tensors: by canonical name.
 
     Raises:
         DraftError: the config lacks a size.
     """
     inner = layer_config(config)
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    absent = [name for name in names if not _is_size(inner.get(name))]
+    required = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    absent = [name for name in required if not _is_size(inner.get(name))]
     if absent:
         raise DraftError(f"the config gives no {', '.join(absent)}")
     hidden, heads = inner["hidden_size"], inner["num_attention_heads"]
@@ -132,7 +145,7 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         num_key_value_heads=_size(inner, "num_key_value_heads", heads),
         head_dim=_size(inner, "head_dim", hidden // heads),
         num_aux=read_num_aux(config),
-        **{name: flag(config, name) for name in NORM_FLAGS},
+        **{name: read_norm_flag(config, name) for name in NORM_FLAGS},
         attention_bias=bool(inner.get("attention_bias")),
         mlp_bias=bool(inner.get("mlp_bias")),
     )

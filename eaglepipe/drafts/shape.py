@@ -1,15 +1,15 @@
-"""What a draft is, apart from any engine: its sizes and flags, and the tensors that follow from them.
+"""The shape of a draft apart from any engine: its sizes and flags, and the tensors that follow from them.
 
 Canonical names have no `model.` prefix and call the first layer `layers.0`; layouts rename them for an engine.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Family = Literal["eagle3", "peagle", "eagle1"]
+from eaglepipe.families import Family
+
 Shapes = dict[str, tuple[int, ...]]
 
 FUSED_NORMS = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
@@ -40,23 +40,29 @@ class DraftShape:
 
     @property
     def fc_inputs(self) -> int:
-        """Width of what `fc` reads: embedding and feature in EAGLE-1, else the aux states."""
-        aux = self.target_hidden_size * self.num_aux
-        return self.hidden_size + self.target_hidden_size if self.family == "eagle1" else aux
+        """Input width of `fc`, which reads the aux states or, in EAGLE-1, embedding and last hidden state."""
+        states = self.target_hidden_size
+        return states * self.num_aux if self.family.reads_aux else self.hidden_size + states
+
+    @property
+    def has_own_width(self) -> bool:
+        """Whether its hidden size is not the target's."""
+        return self.hidden_size != self.target_hidden_size
 
     @property
     def has_vocab_map(self) -> bool:
+        """Whether its vocabulary is smaller than the target's."""
         return self.draft_vocab_size < self.vocab_size
 
 
 def tensor_shapes(shape: DraftShape) -> Shapes:
-    """Every tensor that such a draft may have, by canonical name; layouts decide which of them are written."""
+    """Return the shape of every tensor that such a draft may have, by canonical name; layouts write some of them."""
     hidden, states = shape.hidden_size, shape.target_hidden_size
     shapes: Shapes = {
         "embed_tokens.weight": (shape.vocab_size, hidden),
         "fc.weight": (hidden, shape.fc_inputs),
     }
-    if shape.family == "eagle1":
+    if not shape.family.reads_aux:
         shapes["fc.bias"] = (hidden,)
     else:
         shapes |= {"norm.weight": (hidden,), "lm_head.weight": (shape.draft_vocab_size, hidden)}
@@ -66,7 +72,7 @@ def tensor_shapes(shape: DraftShape) -> Shapes:
             shapes["input_norm.weight"] = (shape.fc_inputs,)
         if shape.fc_norm:
             shapes |= {f"fc_norm.{index}.weight": (states,) for index in range(shape.num_aux)}
-    if shape.family == "peagle":
+    if shape.family.is_parallel:
         shapes["mask_hidden"] = (1, 1, shape.fc_inputs)
     for layer in range(shape.num_layers):
         shapes |= {f"layers.{layer}.{name}": size for name, size in _layer_shapes(shape, layer)}
@@ -76,7 +82,7 @@ def tensor_shapes(shape: DraftShape) -> Shapes:
 def _layer_shapes(shape: DraftShape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, inner = shape.hidden_size, shape.intermediate_size
     query, key = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    fused = layer == 0 and shape.family != "eagle1"
+    fused = layer == 0 and shape.family.reads_aux
     for norm in _norms(shape, layer):
         yield f"{norm}.weight", (hidden,)
     inputs = 2 * hidden if fused else hidden
@@ -98,13 +104,24 @@ def _layer_shapes(shape: DraftShape, layer: int) -> Iterator[tuple[str, tuple[in
 
 def _norms(shape: DraftShape, layer: int) -> tuple[str, ...]:
     """Deeper EAGLE-3 layers have one input norm under two names: vLLM reads one, SGLang the other."""
-    if shape.family == "eagle1":
+    if not shape.family.reads_aux:
         return FUSED_NORMS[2:] if layer == 0 else FUSED_NORMS[1:]
     return FUSED_NORMS
 
 
+def tensor_faults(tensors: Mapping[str, torch.Tensor], expected: Shapes, *, optional: Collection[str]) -> Iterator[str]:
+    """Yield a line for each tensor that is missing, misshapen or unknown."""
+    for name, size in expected.items():
+        if name not in tensors:
+            if name not in optional:
+                yield f"missing {name}"
+        elif tuple(tensors[name].shape) != size:
+            yield f"{name} is {tuple(tensors[name].shape)}, expected {size}"
+    yield from (f"unknown {name}" for name in tensors.keys() - expected.keys())
+
+
 def canonical_name(name: str) -> str:
-    """The canonical form of a tensor's name in any layout."""
+    """Return the canonical form of a tensor's name in any layout."""
     bare = name.removeprefix("model.")
     if bare.startswith("midlayer."):
         bare = "layers.0." + bare.removeprefix("midlayer.")
@@ -113,7 +130,7 @@ def canonical_name(name: str) -> str:
 
 
 def canonical_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors by canonical name, the input norm of deeper layers under both of its names."""
+    """Return the tensors by canonical name, the input norm of deeper layers under both of its names."""
     named = {canonical_name(name): tensor for name, tensor in tensors.items()}
     if "layers.0.hidden_norm.weight" not in named:
         return named
@@ -126,6 +143,6 @@ def canonical_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def count_layers(names: Mapping[str, object]) -> int:
-    """Number of decoder layers that canonical names speak of: the highest index plus one."""
+    """Return the number of decoder layers among canonical names: the highest index plus one."""
     indices = [name.split(".")[1] for name in names if name.startswith("layers.")]
     return max((int(index) + 1 for index in indices if index.isdecimal()), default=0)

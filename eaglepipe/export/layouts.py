@@ -1,147 +1,156 @@
-"""The layouts as data: how each engine wants a draft named and what it cannot serve. Facts, not opinions: each line
-was read in a loader, and no loader says so when it is broken.
+"""The engines as data: one `Layout` holds how an engine wants a draft, and what its loader misreads or ignores.
+
+Each value was read in a loader. No loader reports a violation, so exports are written by these rules and drafts of any
+origin are checked against them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-import torch
-
-from eaglepipe.drafts.shape import DraftShape, Family
-from eaglepipe.errors import DraftError
-from eaglepipe.export.engines import Engine
-from eaglepipe.export.trained import TrainedDraft
+Engine = Literal["vllm", "sglang", "speculators", "hf"]
+"""`hf` is our own portable layout, which vLLM, SGLang and the original EAGLE code load."""
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one engine wants a draft."""
+    """How one engine reads a draft. A family that it does not serve is absent from `Family.engine_architectures`."""
 
     engine: Engine
-    architectures: dict[Family, str]  # the families it serves
-    first_layer: Literal["midlayer", "layers.0"] = "midlayer"  # of EAGLE-3; EAGLE-1 says layers.0 everywhere
-    embeddings: Literal["always", "own", "other width"]  # when they are written; "own": unless they are the target's
-    zero_fc_bias: bool = False  # EAGLE-1 gets an fc.bias even without having one
-    trained_fc_bias: bool = False  # EAGLE-1 may have learned one
-    attention_bias: bool = True
-    norm_before_residual: bool = True
-    peagle_norms: bool = True  # fc_norm and norm_output reach a P-EAGLE draft
-    speculators_format: bool = False
+    serving: str
+    """Command that serves the draft, a `string.Template`."""
+
+    # The format of config.json
+    writes_speculators_format: bool = False
+    reads_speculators_format: bool = False
+    also_accepts: frozenset[str] = frozenset()
+    """Further values of `architectures` for a family that reads aux states."""
+    reads_top_ids: bool = True
+    """Whether it takes top-level aux layer ids, as boundaries."""
+    reads_nested_ids: Literal["boundaries", "outputs"] | None
+    """Meaning of the aux layer ids in `eagle_config`, if it reads them."""
+    needs_draft_vocab_size: bool = False
+    needs_norm_flags: bool = False
+    """Whether flags that are absent are errors, not warnings."""
+    needs_rope_parameters: bool = True
+    """Whether the lack of the newer spelling of RoPE is an error, not a warning."""
+    needs_rope_theta: bool = True
+    """Whether it looks for the older spelling as well."""
+    breaks_at_null_target_width: bool = False
+    serves_norm_before_residual: bool = True
+    serves_attention_bias: bool = True
+    serves_sliding_window: bool = True
+    serves_parallel_norms: bool = True
+    """Whether fc_norm and norm_output reach a parallel draft."""
+
+    # The tensors
+    first_layer: Literal["midlayer", "layers.0"] = "midlayer"
+    """Written name of the layer that reads aux states; without them it is layers.0 everywhere."""
+    first_layer_reader: str | None = None
+    """The reader, if there is one, that knows no other name of it."""
+    deeper_norms: tuple[str, ...] = ("input_layernorm",)
+    """Names under which the input norm of deeper layers is read."""
+    embeddings: Literal["always", "own", "other width"]
+    """When they are written; "own": unless they are the target's, "other width": others would not be read."""
+    shares_head: Literal["whole vocabulary", "null size"] | None = None
+    """When the target's head stands in for a missing lm_head."""
+    has_fc_bias: bool = False
+    """Whether its drafts of last hidden states have an fc.bias, which may be trained and must be there."""
+    writes_fc_bias: bool = False
+    """Whether an fc.bias is written for them, zeros if the draft has none."""
+    reads_t2d: bool = False
+    knows_aux_norms: bool = False
+    """Whether aux_norm_low, aux_norm_mid and aux_norm_high are names of fc_norm."""
+    is_strict: bool = False
+    """Whether a loader adds `model.` to names, stops at unknown ones and drops unexpected biases."""
+    other_weight_files: Severity | None = None
+    """Severity of weights in anything but one model.safetensors."""
+    unexpected: str
+    """Fate of an unexpected tensor."""
+    missing: str
+    """Fate of a missing one."""
 
 
-_NATIVE: dict[Family, str] = {
-    "eagle3": "LlamaForCausalLMEagle3",
-    "peagle": "LlamaForCausalLMEagle3",
-    "eagle1": "LlamaForCausalLM",
-}
+_VLLM_SERVING = (
+    "vllm serve $target --speculative-config "
+    '\'{"method": "$method", "model": "THIS_FOLDER", "num_speculative_tokens": $tokens$parallel}\''
+)
+_SGLANG_SERVING = (
+    "python -m sglang.launch_server --model-path $target --speculative-algorithm $algorithm "
+    "--speculative-draft-model-path THIS_FOLDER --speculative-num-steps $tokens --speculative-eagle-topk 1 "
+    "--speculative-num-draft-tokens $slots"
+)
 
-LAYOUTS: dict[Engine, Layout] = {
-    "vllm": Layout(engine="vllm", architectures=_NATIVE, embeddings="own"),
+LAYOUTS: Mapping[Engine, Layout] = {
+    "vllm": Layout(
+        engine="vllm",
+        serving=_VLLM_SERVING,
+        reads_speculators_format=True,
+        also_accepts=frozenset(
+            {"Eagle3LlamaForCausalLM", "PEagleDraftModel", "Eagle3Qwen3ForCausalLM", "LlamaForCausalLM"}
+        ),
+        reads_nested_ids="boundaries",
+        needs_rope_parameters=False,
+        breaks_at_null_target_width=True,
+        embeddings="own",
+        shares_head="whole vocabulary",
+        is_strict=True,
+        unexpected="vLLM's loader stops with a ValueError",
+        missing="vLLM says nothing and serves initial values",
+    ),
     "sglang": Layout(
         engine="sglang",
-        architectures={"eagle3": "LlamaForCausalLMEagle3", "eagle1": "LlamaForCausalLMEagle"},
+        serving=_SGLANG_SERVING,
+        reads_top_ids=False,
+        reads_nested_ids="outputs",
+        needs_draft_vocab_size=True,
+        serves_norm_before_residual=False,
+        serves_attention_bias=False,
+        serves_sliding_window=False,
+        deeper_norms=("hidden_norm",),
         embeddings="other width",
-        zero_fc_bias=True,
-        trained_fc_bias=True,
-        attention_bias=False,
-        norm_before_residual=False,
+        shares_head="null size",
+        has_fc_bias=True,
+        writes_fc_bias=True,
+        knows_aux_norms=True,
+        unexpected="SGLang ignores it without a word",
+        missing="SGLang says nothing and serves initial values",
     ),
     "speculators": Layout(
         engine="speculators",
-        architectures={"eagle3": "Eagle3DraftModel", "peagle": "PEagleDraftModel"},
+        serving=_VLLM_SERVING,
+        writes_speculators_format=True,
+        reads_speculators_format=True,
+        reads_nested_ids=None,
+        needs_rope_theta=False,
+        serves_parallel_norms=False,
         first_layer="layers.0",
+        first_layer_reader="speculators",
         embeddings="always",
-        peagle_norms=False,
-        speculators_format=True,
+        reads_t2d=True,
+        other_weight_files="error",
+        unexpected="speculators ignores it without a word",
+        missing="speculators starts from random values",
     ),
     "hf": Layout(
         engine="hf",
-        architectures=_NATIVE,
+        serving=_VLLM_SERVING,
+        reads_nested_ids="outputs",
+        needs_draft_vocab_size=True,
+        needs_norm_flags=True,
+        breaks_at_null_target_width=True,
+        serves_norm_before_residual=False,
+        serves_sliding_window=False,
+        first_layer_reader="the EAGLE code",
+        deeper_norms=("input_layernorm", "hidden_norm"),
         embeddings="always",
-        zero_fc_bias=True,
-        norm_before_residual=False,
+        writes_fc_bias=True,
+        reads_t2d=True,
+        is_strict=True,
+        other_weight_files="warning",
+        unexpected="no engine reads it, and vLLM's loader stops",
+        missing="engines serve initial values without a word",
     ),
 }
-
-
-def require_servable(draft: TrainedDraft, layout: Layout) -> None:
-    """Refuse what the engine would serve wrongly without a word.
-
-    Raises:
-        DraftError: with every reason.
-    """
-    reasons = list(_reasons(draft, layout))
-    if reasons:
-        lines = "\n  ".join(reasons)
-        raise DraftError(f"{draft.folder}: this draft cannot be served by {layout.engine}\n  {lines}")
-
-
-def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
-    shape, names = draft.shape, {"eagle3": "EAGLE-3", "peagle": "P-EAGLE", "eagle1": "EAGLE-1/2"}
-    if shape.family not in layout.architectures:
-        yield f"it has no {names[shape.family]} drafts"
-        return
-    if shape.family == "peagle" and draft.mask_token_id is None:
-        yield "the draft's config has no mask_token_id, which P-EAGLE needs"
-    if shape.family == "peagle" and not layout.peagle_norms and (shape.fc_norm or shape.norm_output):
-        yield "it drops fc_norm and norm_output from P-EAGLE drafts; use --to vllm"
-    if shape.family == "eagle1":
-        yield from _eagle1_reasons(draft, layout)
-    if shape.norm_before_residual and not layout.norm_before_residual:
-        yield "it takes norm_before_residual for false"
-    if shape.norm_before_fc and shape.fc_norm:
-        yield "norm_before_fc and fc_norm exclude each other"
-    if shape.attention_bias and not layout.attention_bias:
-        yield "it has no biases in a draft's attention (attention_bias); use --to vllm"
-    if shape.mlp_bias:
-        yield "no engine is known to load biases of a draft's MLP (mlp_bias)"
-    if layout.embeddings == "other width" and draft.embeddings_trained and _same_width(shape):
-        yield "it always uses the target's embeddings, and this draft trained its own (draft.freeze_embeddings: false)"
-    if layout.embeddings == "always" and "embed_tokens.weight" not in draft.tensors:
-        yield "its layout holds the token embeddings, and this draft folder has none"
-
-
-def _eagle1_reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
-    if draft.shape.has_vocab_map:
-        yield "EAGLE-1/2 drafts have the target's whole vocabulary"
-    if not _same_width(draft.shape):
-        yield "EAGLE-1/2 drafts have the target's hidden size"
-    bias = draft.tensors.get("fc.bias")
-    if bias is not None and bool(bias.any()) and not layout.trained_fc_bias:
-        yield "vLLM drops the trained fc.bias without a word; use --to sglang"
-
-
-def _same_width(shape: DraftShape) -> bool:
-    return shape.hidden_size == shape.target_hidden_size
-
-
-def layout_tensors(draft: TrainedDraft, layout: Layout, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors to write, under the engine's names; weights in `dtype`, vocabulary maps as they are."""
-    kept = dict(draft.tensors)
-    if not _writes_embeddings(draft, layout):
-        kept.pop("embed_tokens.weight", None)
-    if draft.shape.family == "eagle1":
-        kept.pop("fc.bias", None)
-        if layout.zero_fc_bias:
-            kept["fc.bias"] = draft.tensors.get("fc.bias", torch.zeros(draft.shape.hidden_size))
-    return {layout_name(name, draft.shape, layout): _stored(name, tensor, dtype) for name, tensor in kept.items()}
-
-
-def _writes_embeddings(draft: TrainedDraft, layout: Layout) -> bool:
-    if layout.embeddings == "always" or not _same_width(draft.shape):
-        return True
-    return layout.embeddings == "own" and draft.embeddings_trained is not False
-
-
-def layout_name(name: str, shape: DraftShape, layout: Layout) -> str:
-    """The engine's name of a canonical one."""
-    if shape.family == "eagle1" or not name.startswith("layers.0."):
-        return name
-    return layout.first_layer + name.removeprefix("layers.0")
-
-
-def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if name in ("d2t", "t2d"):
-        return tensor.to(torch.int64 if name == "d2t" else torch.bool).clone()
-    return tensor.to(dtype, copy=True).contiguous()

@@ -1,10 +1,10 @@
-"""What a run folder and its cache tell about a draft: settings, target, corpus, figures. All of it may be missing."""
+"""Collects the record of a draft's run and cache: settings, target, corpus, figures; any part may be missing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import MANIFEST_NAME
+from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.errors import CorruptError, EaglepipeError
@@ -16,66 +16,44 @@ TARGET_CONFIG_FILE = "target_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheFacts:
-    """Of the first cache that a run was trained from."""
-
-    name: str
-    identity: str
-    samples: int
-    tokens: int
-    supervised_tokens: int
-    aux_layer_ids: tuple[int, ...]
-    target_config: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Each part None where it is not there any more."""
+    """Files of a run, and of the first cache that it was trained from; None or empty if they are gone."""
 
     recipe: Recipe | None = None
-    train: dict[str, Any] | None = None
-    evaluation: dict[str, Any] | None = None
-    cache: CacheFacts | None = None
-
-    @property
-    def target_config(self) -> dict[str, Any]:
-        """The target's text config, empty where the cache is gone."""
-        config = {} if self.cache is None else self.cache.target_config
-        return text_config(config)
+    train: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    cache: Manifest | None = None
+    target_config: dict[str, Any] = field(default_factory=dict)
 
 
 def read_record(run: Path) -> RunRecord:
-    """Collect what is known of a run; only files that are there and readable count."""
+    """Read the files of a run that are there and readable."""
     recipe = load_recipe(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
+    cache, config = _read_cache(recipe)
     return RunRecord(
         recipe=recipe,
-        train=_json_if_there(run / TRAIN_FILE),
-        evaluation=_json_if_there(run / EVAL_FILE),
-        cache=None if recipe is None else _cache_facts(recipe),
+        train=_read_if_there(run / TRAIN_FILE),
+        evaluation=_read_if_there(run / EVAL_FILE),
+        cache=cache,
+        target_config=text_config(config),
     )
 
 
-def _cache_facts(recipe: Recipe) -> CacheFacts | None:
+def _read_cache(recipe: Recipe | None) -> tuple[Manifest | None, dict[str, Any]]:
+    """Return manifest and target config; the cache may be moved or deleted since, and a draft does not need it."""
+    if recipe is None:
+        return None, {}
     try:
         folder = caches_of(recipe)[0].folder
-        manifest = load_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
-    except EaglepipeError:  # moved or deleted since: the draft does not need it
-        return None
-    if manifest is None:
-        return None
-    return CacheFacts(
-        name=manifest.name,
-        identity=manifest.identity,
-        samples=manifest.samples,
-        tokens=manifest.tokens,
-        supervised_tokens=manifest.supervised_tokens,
-        aux_layer_ids=tuple(manifest.spec.aux_layer_ids),
-        target_config=_json_if_there(folder / TARGET_CONFIG_FILE) or {},
-    )
+        if not (folder / MANIFEST_NAME).is_file():
+            return None, {}
+        return load_manifest(folder), _read_if_there(folder / TARGET_CONFIG_FILE)
+    except EaglepipeError:
+        return None, {}
 
 
-def _json_if_there(path: Path) -> dict[str, Any] | None:
+def _read_if_there(path: Path) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except CorruptError:
-        return None
+        return {}

@@ -55,8 +55,9 @@ def weight_files(folder: Path) -> list[Path]:
     if not weight_map or not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
         raise CorruptError(f"{index}: not an index of safetensors files")
     names = sorted(set(weight_map.values()))
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-    if missing:
+    if foreign := [name for name in names if Path(name).name != name]:
+        raise CorruptError(f"{index}: {foreign[0]!r} is not the name of a file in this folder")
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise CorruptError(f"{folder}: weights missing: {', '.join(missing)} (named by {INDEX_FILE})")
     return [folder / name for name in names]
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import find_cache
 from eaglepipe.cache_tools.recode import Changes, recode_cache
-from eaglepipe.drafts.init_from import start_from
+from eaglepipe.drafts.init_from import init_from
 from eaglepipe.errors import ConfigError, CorruptError, DraftError
 from eaglepipe.export.write import export_draft
 from eaglepipe.precompute.stage import run_precompute
@@ -57,7 +57,7 @@ def test_every_layout_gives_back_the_draft_that_was_exported(engine: str, tmp_pa
     draft = make_draft(target, **settings)
     folder = export_draft(save_draft(draft, tmp_path / "draft"), engine, dtype="float32").folder  # type: ignore[arg-type]
     begun = fresh(target, **settings)
-    notes = start_from(begun, folder)
+    notes = init_from(begun, folder)
     assert_same_weights(begun, draft)
     assert ("embed_tokens.weight as built here" in notes[0]) == (engine == "sglang")
 
@@ -81,7 +81,7 @@ def test_pickled_head_without_embeddings_or_rope_is_taken_over(tmp_path: Path) -
     (tmp_path / "published" / "config.json").write_text(json.dumps(config))
     torch.save(load_file(exported / "model.safetensors"), tmp_path / "published" / "pytorch_model.bin")
     begun = fresh(MadeTarget())
-    notes = start_from(begun, tmp_path / "published")
+    notes = init_from(begun, tmp_path / "published")
     assert_same_weights(begun, draft)
     assert "embed_tokens.weight as built here" in notes[0] and "rope theta 10000" in notes[1]
 
@@ -105,13 +105,13 @@ def test_draft_that_does_not_fit_the_cache_or_recipe_is_named(
     target: MadeTarget, settings: dict[str, Any], message: str, published: Path
 ) -> None:
     with pytest.raises(DraftError, match=message):
-        start_from(fresh(target, **settings), published)
+        init_from(fresh(target, **settings), published)
 
 
 def test_faults_of_the_published_folder_are_named(published: Path, tmp_path: Path) -> None:
     def refused(name: str, message: str, **change: Any) -> None:
         with pytest.raises(DraftError, match=message):
-            start_from(fresh(MadeTarget()), edited(published, tmp_path / name, **change))
+            init_from(fresh(MadeTarget()), edited(published, tmp_path / name, **change))
 
     shifted = load_file(published / "model.safetensors")["d2t"].clone()
     shifted[-1] -= 1
@@ -122,7 +122,7 @@ def test_faults_of_the_published_folder_are_named(published: Path, tmp_path: Pat
     refused("layers", r"\[3, 5, 8\]", **{AUX: [3, 5, 8]})
     refused("residual", "norm_before_residual", norm_before_residual=True)
     with pytest.raises(CorruptError, match="NaN"):
-        start_from(
+        init_from(
             fresh(MadeTarget()),
             edited(published, tmp_path / "nan", tensors={"norm.weight": torch.full((16,), float("nan"))}),
         )
@@ -131,7 +131,7 @@ def test_faults_of_the_published_folder_are_named(published: Path, tmp_path: Pat
 def test_ids_without_a_second_spelling_fit_in_either_reading(published: Path, tmp_path: Path) -> None:
     boundaries = [2, DEPTH // 2, DEPTH - 3]
     for name, ids in (("outputs", [boundary - 1 for boundary in boundaries]), ("boundaries", boundaries)):
-        start_from(fresh(MadeTarget()), edited(published, tmp_path / name, eagle_config={AUX: ids}))
+        init_from(fresh(MadeTarget()), edited(published, tmp_path / name, eagle_config={AUX: ids}))
 
 
 @pytest.fixture(scope="module")

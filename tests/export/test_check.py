@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from eaglepipe.errors import CorruptError, DraftError
 from eaglepipe.export.check.check import check_draft
 from eaglepipe.export.check.findings import CheckReport
+from eaglepipe.export.target_facts import read_target_facts
 from eaglepipe.export.write import export_draft
 from tests.export.made_drafts import DEPTH, LLAMA, VOCAB, MadeTarget, make_draft, save_draft
 
@@ -164,7 +165,7 @@ def test_target_sharpens_the_check(exported: dict[str, Path], tmp_path: Path) ->
     def check(plant: Plant, name: str, **target: Any) -> CheckReport:
         folder = planted(exported["vllm"], tmp_path / name, plant)
         (folder / "target.json").write_text(json.dumps({**LLAMA, **target}))
-        return check_draft(folder, "vllm", target=folder / "target.json")
+        return check_draft(folder, "vllm", read_target_facts(folder / "target.json"))
 
     assert check(config_is(), "right").ok
     assert says(check(config_is(), "padded", vocab_size=VOCAB + 64), "vocab_size")

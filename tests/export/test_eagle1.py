@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from eaglepipe.drafts.init_from import start_from
+from eaglepipe.drafts.init_from import init_from
 from eaglepipe.errors import DraftError
 from eaglepipe.export.check.check import check_draft
 from eaglepipe.export.write import export_draft
@@ -97,7 +97,7 @@ def test_training_starts_from_a_published_one(tmp_path: Path) -> None:
     begun = make_draft(TARGET, "eagle1", num_hidden_layers=1)
     with torch.no_grad():
         begun.fc.weight.zero_()
-    start_from(begun, published)
+    init_from(begun, published)
     assert all(torch.equal(tensor, draft.state_dict()[name]) for name, tensor in begun.state_dict().items())
     with pytest.raises(DraftError, match="eagle1 draft cannot start an eagle3"):
-        start_from(make_draft(TARGET), published)
+        init_from(make_draft(TARGET), published)

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from eaglepipe.errors import DraftError
 from eaglepipe.export.check.check import check_draft
+from eaglepipe.export.target_facts import read_target_facts
 from eaglepipe.export.write import export_draft
 from tests.export.engine_forward import chain
 from tests.export.engine_loaders import Served, load_as
@@ -86,7 +87,8 @@ def test_logits_in_the_engine_are_those_of_the_trained_module(
     sizes = json.dumps(target.target_config)
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "config.json").write_text(sizes)
-    assert check_draft(result.folder, engine, target=tmp_path / "target").errors == ()  # type: ignore[arg-type]
+    facts = read_target_facts(tmp_path / "target")
+    assert check_draft(result.folder, engine, facts).errors == ()  # type: ignore[arg-type]
 
 
 def test_final_boundary_of_gpt_oss_is_written_once_for_both_engines(tmp_path: Path) -> None:

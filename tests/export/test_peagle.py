@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from eaglepipe.drafts.init_from import start_from
+from eaglepipe.drafts.init_from import init_from
 from eaglepipe.errors import DraftError
 from eaglepipe.export.check.check import check_draft
 from eaglepipe.export.write import export_draft
@@ -104,6 +104,6 @@ def test_parallel_draft_starts_from_one_that_was_not(tmp_path: Path) -> None:
     published = export_draft(save_draft(make_draft(MadeTarget()), tmp_path / "draft"), "hf", dtype="float32").folder
     draft = make_parallel(MadeTarget())
     placeholder = draft.mask_hidden.detach().clone()
-    notes = start_from(draft, published)
+    notes = init_from(draft, published)
     assert torch.equal(draft.mask_hidden, placeholder) and "mask_hidden as built here" in notes[0]
     assert torch.equal(draft.lm_head.weight, load_file(published / "model.safetensors")["lm_head.weight"])

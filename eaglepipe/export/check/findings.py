@@ -1,25 +1,38 @@
-"""What a check of a draft folder found."""
+"""Findings of a check of a draft folder, and their report."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Severity = Literal["error", "warning"]
+from eaglepipe.export.layouts import Engine, Severity
+
 Kind = Literal["missing", "unexpected", "misshapen", "values", "field", "file"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong (the draft would not load, or be served wrongly) or worth knowing (a warning)."""
+    """A fault (the draft would not load, or be served wrongly) or a warning."""
 
     severity: Severity
     kind: Kind
     name: str  # of the tensor, the config field or the file
     message: str
-    is_suspicion: bool = False  # of what only the draft's makers know
+    is_suspicion: bool = False  # depends on a fact that only the draft's makers know
 
     def line(self) -> str:
         return f"{self.severity:7}  {self.kind:10}  {self.name}: {self.message}"
+
+
+Findings = Iterator[Finding]
+
+
+def error(name: str, message: str, kind: Kind = "field") -> Finding:
+    return Finding(severity="error", kind=kind, name=name, message=message)
+
+
+def warning(name: str, message: str, kind: Kind = "field") -> Finding:
+    return Finding(severity="warning", kind=kind, name=name, message=message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +40,7 @@ class CheckReport:
     """All findings, errors first."""
 
     folder: Path
-    engine: str
+    engine: Engine
     findings: tuple[Finding, ...]
 
     @property
@@ -51,15 +64,3 @@ class CheckReport:
         return "\n".join(
             [*(finding.line() for finding in self.findings), f"{self.folder} for {self.engine}: {verdict}"]
         )
-
-
-def error(kind: Kind, name: str, message: str) -> Finding:
-    return Finding(severity="error", kind=kind, name=name, message=message)
-
-
-def suspicion(severity: Severity, name: str, message: str) -> Finding:
-    return Finding(severity=severity, kind="field", name=name, message=message, is_suspicion=True)
-
-
-def warning(kind: Kind, name: str, message: str) -> Finding:
-    return Finding(severity="warning", kind=kind, name=name, message=message)

@@ -1,14 +1,14 @@
 """Checks the maps between draft and target vocabulary: offsets, not ids; ascending; the same in d2t and t2d."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
 from eaglepipe.drafts.shape import DraftShape, tensor_shapes
-from eaglepipe.export.check.findings import Finding, error
+from eaglepipe.export.check.findings import Findings, error
 
 
-def check_vocab(shape: DraftShape, canonical: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
+def check_vocab(shape: DraftShape, canonical: Mapping[str, torch.Tensor]) -> Findings:
     """Values of d2t and t2d, where they have the right shape and kind."""
     offsets, mask = canonical.get("d2t"), canonical.get("t2d")
     expected = tensor_shapes(shape)
@@ -19,9 +19,9 @@ def check_vocab(shape: DraftShape, canonical: Mapping[str, torch.Tensor]) -> Ite
     offsets = offsets.long()
     fault = _offset_fault(offsets, mask, shape)
     if fault:
-        yield error("values", "d2t", fault)
+        yield error("d2t", fault, "values")
     elif mask is not None and not torch.equal(_ids_of(offsets), mask.nonzero()[:, 0]):
-        yield error("values", "t2d", "it does not mark the target ids that d2t leads to")
+        yield error("t2d", "it does not mark the target ids that d2t leads to", "values")
 
 
 def _offset_fault(offsets: torch.Tensor, mask: torch.Tensor | None, shape: DraftShape) -> str | None:

@@ -116,15 +116,15 @@ def _notes(split: Split, config: TrainConfig) -> list[str]:
     return []
 
 
-def resume_contract(recipe: Recipe, source: SampleSource, *, start_digest: str | None = None) -> dict[str, Any]:
+def resume_contract(recipe: Recipe, source: SampleSource, *, init_digest: str | None = None) -> dict[str, Any]:
     """What must be the same for a run to continue: the cache, the draft's shape and what a step learns.
 
     The draft that a run started from is compared by the digest of its weights, not by its path.
     """
     train = recipe.train.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
     draft = recipe.draft.model_dump(mode="json", exclude={"init"})
-    start = {} if start_digest is None else {"init": start_digest}
-    return {"cache": source.identity, "draft": draft, "train": train, **start}
+    init = {} if init_digest is None else {"init": init_digest}
+    return {"cache": source.identity, "draft": draft, "train": train, **init}
 
 
 def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) -> None:

@@ -1,0 +1,73 @@
+"""Selects and renames the tensors of a draft for one engine, and refuses drafts that it would serve wrongly."""
+
+from collections.abc import Iterator
+
+import torch
+
+from eaglepipe.errors import DraftError
+from eaglepipe.export.layouts import Layout
+from eaglepipe.export.trained import TrainedDraft
+
+
+def require_servable(draft: TrainedDraft, layout: Layout) -> None:
+    """Refuse a draft that the engine would serve wrongly without a word.
+
+    Raises:
+        DraftError: with every reason.
+    """
+    if reasons := list(_reasons(draft, layout)):
+        lines = "\n  ".join(reasons)
+        raise DraftError(f"{draft.folder}: this draft cannot be served by {layout.engine}\n  {lines}")
+
+
+def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
+    shape, family = draft.shape, draft.shape.family
+    if layout.engine not in family.engine_architectures:
+        yield f"it has no {family.draft_label} drafts"
+        return
+    if family.is_parallel and draft.mask_token_id is None:
+        yield f"the draft's config has no mask_token_id, which {family.draft_label} needs"
+    if family.is_parallel and not layout.serves_parallel_norms and (shape.fc_norm or shape.norm_output):
+        yield f"it drops fc_norm and norm_output from {family.draft_label} drafts; use --to vllm"
+    if not family.has_draft_vocab and shape.has_vocab_map:
+        yield f"{family.draft_label} drafts have the target's whole vocabulary"
+    if not family.reads_aux and shape.has_own_width:
+        yield f"{family.draft_label} drafts have the target's hidden size"
+    if "fc.bias" in draft.tensors and bool(draft.tensors["fc.bias"].any()) and not layout.has_fc_bias:
+        yield "vLLM drops the trained fc.bias without a word; use --to sglang"
+    if shape.norm_before_residual and not layout.serves_norm_before_residual:
+        yield "it takes norm_before_residual for false"
+    if shape.norm_before_fc and shape.fc_norm:
+        yield "norm_before_fc and fc_norm exclude each other"
+    if shape.attention_bias and not layout.serves_attention_bias:
+        yield "it has no biases in a draft's attention (attention_bias); use --to vllm"
+    if shape.mlp_bias:
+        yield "no engine is known to load biases of a draft's MLP (mlp_bias)"
+    if layout.embeddings == "other width" and draft.embeddings_trained and not shape.has_own_width:
+        yield "it always uses the target's embeddings, and this draft trained its own (draft.freeze_embeddings: false)"
+    if layout.embeddings == "always" and "embed_tokens.weight" not in draft.tensors:
+        yield "its layout holds the token embeddings, and this draft folder has none"
+
+
+def engine_tensors(draft: TrainedDraft, layout: Layout, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the tensors to write, under the engine's names: weights in `dtype`, d2t in int64 and t2d in bool."""
+    tensors = dict(draft.tensors)
+    if not _writes_embeddings(draft, layout):
+        tensors.pop("embed_tokens.weight", None)
+    first_layer = "layers.0"
+    if draft.shape.family.reads_aux:
+        first_layer = layout.first_layer
+    else:
+        bias = tensors.pop("fc.bias", torch.zeros(draft.shape.hidden_size))
+        tensors |= {"fc.bias": bias} if layout.writes_fc_bias else {}
+    dtypes = {"d2t": torch.int64, "t2d": torch.bool}
+    return {
+        name.replace("layers.0.", f"{first_layer}."): tensor.to(dtypes.get(name, dtype), copy=True).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def _writes_embeddings(draft: TrainedDraft, layout: Layout) -> bool:
+    if layout.embeddings == "always" or draft.shape.has_own_width:
+        return True
+    return layout.embeddings == "own" and draft.embeddings_trained is not False

@@ -1,0 +1,53 @@
+"""Facts about the target that an export or a check can use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.drafts.folder import CONFIG_FILE
+from eaglepipe.drafts.reading import read_rope
+from eaglepipe.errors import DraftError
+from eaglepipe.files.json_object import read_json_object, text_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetFacts:
+    """Fields of the target's config, None if they are not known."""
+
+    name: str | None = None
+    architectures: tuple[str, ...] = ()
+    model_type: str | None = None
+    depth: int | None = None
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    max_positions: int | None = None
+    rope: Mapping[str, Any] | None = None
+
+
+def read_target_facts(path: Path) -> TargetFacts:
+    """Read a target's config.json, given itself or by its folder.
+
+    Raises:
+        DraftError: there is no such file.
+    """
+    file = path / CONFIG_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DraftError(f"{path}: --target takes the target's folder or its {CONFIG_FILE}")
+    text = text_config(read_json_object(file))
+    return TargetFacts(
+        model_type=text.get("model_type"),
+        depth=text.get("num_hidden_layers"),
+        vocab_size=text.get("vocab_size"),
+        hidden_size=text.get("hidden_size"),
+        max_positions=text.get("max_position_embeddings"),
+        rope=read_rope(text),
+    )
+
+
+def public_name(path: str | None) -> str | None:
+    """Return the name of a target that may be published: a Hub id as it is, of a local path the last part alone."""
+    if not path:
+        return None
+    is_local = Path(path).expanduser().exists() or path.startswith(("/", ".", "~")) or path.count("/") > 1
+    return Path(path).name if is_local else path
