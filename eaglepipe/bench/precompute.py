@@ -23,14 +23,15 @@ from eaglepipe.bench.made_cache import TargetShape, chat_lengths, make_turns
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.manifest import SHARDS_FOLDER
 from eaglepipe.chat.types import supervised_tokens
-from eaglepipe.precompute.batch_job import pad_samples
 from eaglepipe.precompute.batches import Batch
-from eaglepipe.precompute.inputs import Inputs, read_inputs
-from eaglepipe.precompute.plan import Work, make_work
-from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files
+from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
+from eaglepipe.precompute.plan import PrecomputePlan, begin_plan
+from eaglepipe.precompute.shard_run import ShardRun, publish_fixed_files
+from eaglepipe.precompute.worker import Worker
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.signals import StopFlag
-from eaglepipe.target.capture import HFEagle3TargetModel
+from eaglepipe.target.capture import HFEagle3TargetModel, pad_sequences
+from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import find_decoder
 from eaglepipe.target.load import load_target
 
@@ -102,12 +103,12 @@ class PrecomputeReport:
 class _Stage:
     """A planned cache and the target that fills it."""
 
-    inputs: Inputs
-    work: Work
+    inputs: Stage1Inputs
+    plan: PrecomputePlan
     model: HFEagle3TargetModel
 
     def batches(self) -> Iterator[Batch]:
-        return (batch for shard in self.work.shards for batch in shard)
+        return (batch for shard in self.plan.layout.shards for batch in shard)
 
 
 def measure_precompute(
@@ -125,19 +126,19 @@ def measure_precompute(
             },
             rounds,
         )
-        lengths = stage.work.statistics.num_tokens
+        lengths = stage.plan.layout.statistics.num_tokens
         batches = list(stage.batches())
         padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
         return PrecomputeReport(
-            samples=stage.work.plan.samples,
-            tokens=stage.work.plan.tokens,
-            supervised_tokens=stage.work.plan.supervised_tokens,
+            samples=stage.plan.document.samples,
+            tokens=stage.plan.document.tokens,
+            supervised_tokens=stage.plan.document.supervised_tokens,
             batches=len(batches),
-            padding=1 - stage.work.plan.tokens / padded,
+            padding=1 - stage.plan.document.tokens / padded,
             seconds=seconds["stage"],
             needed_forward_seconds=seconds["needed"],
             full_forward_seconds=seconds["full"],
-            cache_bytes=sum(path.stat().st_size for path in (stage.work.folder / SHARDS_FOLDER).glob("*.arrow")),
+            cache_bytes=sum(path.stat().st_size for path in (stage.plan.folder / SHARDS_FOLDER).glob("*.arrow")),
             threads=torch.get_num_threads(),
             rounds=rounds,
         )
@@ -150,11 +151,11 @@ def _prepare(folder: Path, shape: TargetShape, num_samples: int, batch_tokens: i
     _write_rows(folder / "rows.jsonl", lengths, shape.vocab_size)
     recipe_file = folder / "bench.yaml"
     recipe_file.write_text(yaml.safe_dump(_recipe(folder, shape, max(lengths), batch_tokens)))
-    inputs = read_inputs(load_recipe(recipe_file))
-    work = make_work(inputs)
+    inputs = read_stage1_inputs(load_recipe(recipe_file))
+    plan = begin_plan(inputs, weights_fingerprint(folder / "target"), report=lambda _: None)
     model = HFEagle3TargetModel(load_target(inputs.recipe.target, "cpu"), inputs.spec.aux_layer_ids)
-    publish_fixed_files(inputs, work, model)
-    return _Stage(inputs=inputs, work=work, model=model)
+    publish_fixed_files(inputs, plan, model)
+    return _Stage(inputs=inputs, plan=plan, model=model)
 
 
 def _write_target(folder: Path, shape: TargetShape, max_length: int) -> None:
@@ -190,8 +191,8 @@ def _recipe(folder: Path, shape: TargetShape, max_length: int, batch_tokens: int
 
 def _stage_seconds(stage: _Stage) -> float:
     """One pass that finds no shard, and computes and publishes them all."""
-    shutil.rmtree(stage.work.folder / SHARDS_FOLDER, ignore_errors=True)
-    run = ShardRun(stage.inputs, stage.work, stage.model, StopFlag())
+    shutil.rmtree(stage.plan.folder / SHARDS_FOLDER, ignore_errors=True)
+    run = ShardRun(stage.inputs, stage.plan, stage.model, StopFlag())
     with contextlib.redirect_stderr(io.StringIO()):
         return timed(lambda: run.write_missing(Worker()), stage.model.target.device)[0]
 
@@ -202,8 +203,8 @@ def _forward(stage: _Stage, *, everywhere: bool) -> None:
     target, chunk = stage.model.target, stage.inputs.recipe.precompute.head_chunk_rows
     decoder = find_decoder(target.model)
     for batch in stage.batches():
-        samples = [stage.work.tokens.read(int(sample)) for sample in batch]
-        input_ids, _ = pad_samples(samples)
+        samples = [stage.plan.layout.tokens.read(int(sample)) for sample in batch]
+        input_ids, _ = pad_sequences([sample.input_ids for sample in samples])
         if everywhere:
             target.model(input_ids=input_ids, use_cache=False)
             continue

@@ -12,12 +12,13 @@ from eaglepipe.cache.identity import diff_fields
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.reader import DERIVED_KEY, load_manifest
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
-from eaglepipe.files.publish import leftovers
+from eaglepipe.files.publish import leftover_siblings, leftovers
 from eaglepipe.recipe.load import Recipe
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
 _SHOWN = 4
+_STAGING_SUFFIX = ".tokens.arrow"
 # Settings that say where things lie or how they are called, not what they are.
 _NAMES = {"cache": {"root", "profile"}}
 
@@ -39,6 +40,11 @@ def cache_root(recipe: Recipe) -> Path:
 def default_root() -> Path:
     """$EAGLEPIPE_CACHE_ROOT, else ./caches."""
     return Path(os.environ.get(ROOT_VARIABLE) or "caches")
+
+
+def staging_path(recipe: Recipe) -> Path:
+    """The file that a corpus is tokenised into while its cache has no identity, and so no folder, yet."""
+    return cache_root(recipe) / f"{recipe.name}{_STAGING_SUFFIX}"
 
 
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
@@ -137,7 +143,8 @@ def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:
     """Remove what a stopped or finished writer left: temporary files, and the staging folder of a complete cache."""
     if not (folder / PLAN_NAME).exists():
         raise EaglepipeError(f"{folder}: not a cache, nothing is removed")
-    removable = leftovers(folder)
+    name = load_document(folder / PLAN_NAME, Plan).name
+    removable = leftovers(folder) + leftover_siblings(folder.with_name(f"{name}{_STAGING_SUFFIX}"))
     if (folder / MANIFEST_NAME).exists() and (folder / WORK_FOLDER).exists():
         removable.append(folder / WORK_FOLDER)
     for path in () if dry_run else removable:

@@ -4,7 +4,8 @@ The Hub is asked only for a name that cannot be meant as a local path.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,36 @@ def check_regenerated(recipe: Recipe) -> None:
             raise DataError(f"{source.path}: not written yet; run `eaglepipe data regenerate` with this recipe first")
 
 
+class CorpusFingerprint:
+    """xxh3_128 over the ids and contents of the conversations that pass through, in order; paths do not count."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_128()
+        self.num_conversations = 0
+
+    def through(self, conversations: Iterable[Conversation]) -> Iterator[Conversation]:
+        """Pass conversations on, each counted once it was read."""
+        for conversation in conversations:
+            sample_id = conversation.sample_id.encode("utf-8")
+            self._state.update(len(sample_id).to_bytes(8, "little") + sample_id + conversation.digest)
+            self.num_conversations += 1
+            yield conversation
+
+    def hexdigest(self) -> str:
+        """Return the fingerprint of all conversations so far."""
+        return self._state.hexdigest()
+
+
+def fingerprint_sources(sources: Sequence[SourceConfig]) -> CorpusFingerprint:
+    """Read all conversations of the sources for their fingerprint."""
+    fingerprint = CorpusFingerprint()
+    deque(fingerprint.through(iter_conversations(sources)), maxlen=0)
+    return fingerprint
+
+
 def data_fingerprint(sources: Sequence[SourceConfig]) -> str:
-    """xxh3_128 in hex over the sample ids and contents of all rows in order; where the files lie is no part of it."""
-    state = xxhash.xxh3_128()
-    for conversation in iter_conversations(sources):
-        sample_id = conversation.sample_id.encode("utf-8")
-        state.update(len(sample_id).to_bytes(8, "little") + sample_id + conversation.digest)
-    return state.hexdigest()
+    """Return the fingerprint of the sources' conversations, in hex."""
+    return fingerprint_sources(sources).hexdigest()
 
 
 def source_name(source: SourceConfig) -> str:

@@ -9,7 +9,7 @@ from eaglepipe.chat.sources import iter_conversations
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.chat.types import DropCounts, TokenSample, supervised_tokens
 from eaglepipe.errors import DataError
-from eaglepipe.precompute.inputs import Inputs
+from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.vocab import add_counts
 
 _FIRST_TOKENS = 4096
@@ -35,7 +35,7 @@ class CorpusCounts:
         return self.tokens / self.samples
 
 
-def count_corpus(inputs: Inputs) -> CorpusCounts:
+def count_corpus(inputs: Stage1Inputs) -> CorpusCounts:
     """Tokenise the corpus that a recipe names and count.
 
     Raises:

@@ -13,7 +13,7 @@ from eaglepipe.estimate.corpus_counts import CorpusCounts, count_corpus
 from eaglepipe.estimate.entries import measure_entries
 from eaglepipe.estimate.table import cost_table
 from eaglepipe.files.publish import free_bytes
-from eaglepipe.precompute.inputs import read_inputs, with_settings
+from eaglepipe.precompute.inputs import read_stage1_inputs, with_settings
 from eaglepipe.recipe.config import PROFILES, CacheConfig
 from eaglepipe.recipe.load import Recipe
 from eaglepipe.target.speed import forward_seconds
@@ -76,9 +76,9 @@ def estimate_recipe(
     Raises:
         EaglepipeError: whatever `precompute` would refuse before its first forward.
     """
-    inputs = read_inputs(recipe)
+    inputs = read_stage1_inputs(recipe)
     counts = count_corpus(inputs)
-    seconds = forward_seconds(recipe, counts.tokens)
+    seconds = forward_seconds(recipe.target, inputs.model_config, recipe.precompute.device, counts.tokens)
     settings = _settings(recipe)
     sparse = [_rule(cache) for cache in settings.values() if cache.supervision == "sparse"]
     found = measure_entries(inputs, counts, sparse) if measure else {}

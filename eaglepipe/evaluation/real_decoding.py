@@ -18,7 +18,7 @@ from eaglepipe.evaluation.target_match import TargetMatch, match_target
 from eaglepipe.files.json_object import text_config
 from eaglepipe.precompute.inputs import read_chat_tokenizer
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.load import TargetModel, load_target
+from eaglepipe.target.load import LoadedTarget, load_target
 from eaglepipe.target.stepping import SteppingTarget
 from eaglepipe.target.stops import stop_ids
 
@@ -44,7 +44,7 @@ def open_target(run: FinishedRun, options: EvalOptions, device: torch.device, re
     settings = run.recipe.target.model_copy(update={"path": str(options.target)})
     target = load_target(settings, str(device))
     _check_shape(target, run, settings.path)
-    chat = read_chat_tokenizer(run.recipe.model_copy(update={"target": settings}))
+    chat = read_chat_tokenizer(run.recipe.model_copy(update={"target": settings}), target.folder)
     stepping = SteppingTarget(HFEagle3TargetModel(target, run.source.spec.aux_layer_ids))
     match = match_target(run, settings)
     if match.warning is not None:
@@ -82,7 +82,7 @@ def measure_real(
     return measurements
 
 
-def _check_shape(target: TargetModel, run: FinishedRun, path: str) -> None:
+def _check_shape(target: LoadedTarget, run: FinishedRun, path: str) -> None:
     expected = text_config(run.source.target_config)
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if getattr(target.text_config, name) != expected[name]:

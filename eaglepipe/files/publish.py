@@ -54,18 +54,23 @@ class PendingFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.stream: BinaryIO = self.temporary.open("xb")
 
-    def publish(self, check: Callable[[Path], None] | None = None) -> None:
-        """Make the file durable and visible. `check` receives the finished temporary file and may raise.
+    def publish(self, check: Callable[[Path], None] | None = None, path: Path | None = None) -> None:
+        """Make the file durable and visible, at `path` if its place was not known before.
 
         A failure anywhere, fsync included, publishes nothing.
+
+        Args:
+            check: receives the finished temporary file and may raise.
         """
+        path = path or self.path
         try:
-            with explained_os_errors(self.path):
+            with explained_os_errors(path):
                 self.stream.close()
                 _fsync(self.temporary)
                 if check is not None:
                     check(self.temporary)
-                _move(self.temporary, self.path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _move(self.temporary, path)
         except BaseException:
             self.abort()
             raise
@@ -171,6 +176,11 @@ def put_if_absent(path: Path, data: bytes) -> bool:
 def leftovers(folder: Path) -> list[Path]:
     """Return the temporary files and folders that killed writers left below `folder`."""
     return sorted(folder.rglob(f".*{_TEMPORARY_SUFFIX}"))
+
+
+def leftover_siblings(path: Path) -> list[Path]:
+    """Return the temporary files and folders that killed writers of `path` left beside it."""
+    return sorted(path.parent.glob(f".{path.name}.*{_TEMPORARY_SUFFIX}"))
 
 
 def _temporary_sibling(path: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.target.kv_cache import make_cache
-from eaglepipe.target.load import TargetModel
+from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.sampling import distribution, draw
 
 _COMPACT_BELOW = 0.75  # share of rows still running at which the ended ones are taken out
@@ -38,7 +38,7 @@ class Answer:
 
 @torch.inference_mode()
 def generate(
-    target: TargetModel,
+    target: LoadedTarget,
     prompts: Sequence[NDArray[np.int32]],
     sampling: Sampling,
     stop_ids: frozenset[int],
@@ -84,7 +84,7 @@ def generate(
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]
 
 
-def _decoder_step(target: TargetModel) -> Forward:
+def _decoder_step(target: LoadedTarget) -> Forward:
     """ids [B, new], mask [B, seen], positions [B, new], cache -> logits float32 [B, V] after the last token."""
     accepted = inspect.signature(target.model.forward).parameters
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}

@@ -16,7 +16,7 @@ from eaglepipe.chat.template import ChatTokenizer
 from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.errors import TemplateError
 from eaglepipe.generation.generate import Answer, Sampling, generate
-from eaglepipe.target.load import TargetModel
+from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.stops import stop_ids
 
 Status = Literal["written", "skipped", "error"]
@@ -37,7 +37,7 @@ class Rewritten:
 class Rewriter:
     """A target, its chat template, and how it answers."""
 
-    target: TargetModel
+    target: LoadedTarget
     chat: ChatTokenizer
     sampling: Sampling
     batch_size: int

@@ -16,7 +16,7 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.sparse import SparseRows, SparseRule, forced_targets, id_dtype
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.chat.types import TokenSample, supervised_tokens
-from eaglepipe.target.capture import HFEagle3TargetModel
+from eaglepipe.target.model import TargetModel
 from eaglepipe.target.supervision import SparseRequest, supervise
 from eaglepipe.vocab import DraftVocab
 
@@ -112,23 +112,19 @@ class Encoding:
 
 @torch.no_grad()
 def capture_batch(
-    model: HFEagle3TargetModel,
+    model: TargetModel,
     samples: list[TokenSample],
     vocab: DraftVocab,
     encoding: Encoding,
     *,
     head_chunk_rows: int,
 ) -> CapturedBatch:
-    """Run the target over `samples` (one right-padded forward) and encode what the cache keeps."""
+    """Run the target over `samples` (one batch) and encode what the cache keeps."""
     spec = encoding.spec
-    device = model.target.device
-    input_ids, attention_mask = pad_samples(samples)
-    states = model.capture(input_ids.to(device), attention_mask.to(device))
-    real = attention_mask.flatten().nonzero().flatten().to(device)
+    states = model.capture_tokens([sample.input_ids for sample in samples])
     supervised = np.concatenate([supervised_tokens(sample.turns) for sample in samples])
-    supervised_rows = torch.from_numpy(np.flatnonzero(supervised)).to(device)
-    aux = states.aux.flatten(0, 1).index_select(0, real)
-    last_hidden = states.last_hidden.flatten(0, 1).index_select(0, real)
+    supervised_rows = torch.from_numpy(np.flatnonzero(supervised)).to(model.device)
+    aux, last_hidden = states.aux, states.last_hidden
     supervised_hidden = last_hidden.index_select(0, supervised_rows)
     rows = supervise(
         model.head_logits,
@@ -175,17 +171,6 @@ def _sparse_columns(rows: SparseRows, draft_vocab_size: int) -> SparseColumns:
         offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
         tail=rows.tail.cpu().numpy(),
     )
-
-
-def pad_samples(samples: list[TokenSample]) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 ids [B, T] padded on the right with 0, and the attention mask [B, T]."""
-    longest = max(len(sample.input_ids) for sample in samples)
-    input_ids = np.zeros((len(samples), longest), np.int64)
-    attention_mask = np.zeros((len(samples), longest), np.int64)
-    for row, sample in enumerate(samples):
-        input_ids[row, : len(sample.input_ids)] = sample.input_ids
-        attention_mask[row, : len(sample.input_ids)] = 1
-    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
 def _finite(rows: torch.Tensor) -> torch.Tensor:

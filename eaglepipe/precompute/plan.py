@@ -1,216 +1,205 @@
-"""From checked inputs to planned work: the tokenised corpus, the published plan, the vocabulary, the shards' batches.
+"""From checked inputs to a planned cache: tokenise the corpus, identify the cache, publish its plan, or resume one."""
 
-All of it is a pure function of the recipe and the bytes it names, so that every worker comes to the same work.
-"""
-
-import shutil
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from eaglepipe.cache.identity import diff_fields
+from eaglepipe.cache.identity import cache_folder_name, diff_fields, differing_leaves
 from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes, load_document
 from eaglepipe.cache.schema import SCHEMA_VERSION
-from eaglepipe.cache.storage import WORK_FOLDER, cache_root, declared_sections, list_caches
-from eaglepipe.cache.token_cost import TokenCost, token_cost
-from eaglepipe.chat.sources import iter_conversations
+from eaglepipe.cache.storage import WORK_FOLDER, cache_root, declared_sections, list_caches, staging_path
+from eaglepipe.chat.sources import CorpusFingerprint, data_fingerprint, iter_conversations
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.chat.types import DropCounts
-from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError, StoppedError
+from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import hash_file
-from eaglepipe.files.publish import free_bytes, put_if_absent
-from eaglepipe.precompute.batches import Batch, plan_shards
-from eaglepipe.precompute.inputs import Inputs
-from eaglepipe.precompute.staging import StagedStatistics, StagedTokens, write_staging
-from eaglepipe.vocab import DraftVocab, build_draft_vocab
+from eaglepipe.files.publish import PendingFile, free_bytes, put_if_absent
+from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
+from eaglepipe.precompute.inputs import Stage1Inputs
+from eaglepipe.precompute.layout import CorpusLayout, lay_out
+from eaglepipe.precompute.staging import StagedTokens, write_staging
 
 _DISK_MARGIN = 1.02
+_STAGING = f"{WORK_FOLDER}/tokens.arrow"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A planned cache: shard i is computed batch by batch from `shards[i]`, whose samples are in `tokens`."""
+class PrecomputePlan:
+    """A cache to be filled: its folder, its published plan, and the layout of its corpus."""
 
     folder: Path
-    plan: Plan
-    tokens: StagedTokens
-    statistics: StagedStatistics
-    vocab: DraftVocab
-    shards: list[list[Batch]]
-    cost: TokenCost
-
-    @property
-    def estimated_bytes(self) -> int:
-        return int(self.cost.total * self.plan.tokens)
-
-    def shard_tokens(self, shard: int) -> int:
-        return sum(int(self.statistics.num_tokens[batch].sum()) for batch in self.shards[shard])
+    document: Plan
+    layout: CorpusLayout
 
 
-def make_work(inputs: Inputs) -> Work:
-    """Tokenise (or map what was tokenised) and publish the plan (or check the one that is there).
+@dataclass(frozen=True, kw_only=True)
+class _StagedCorpus:
+    """A tokenised corpus in a file that is not published yet."""
 
-    What a corpus leaves that cannot be planned is removed; what a stopped process left is gone on with.
+    file: PendingFile
+    drops: dict[str, int]
+    fingerprint: str
+
+    def tokens(self) -> StagedTokens:
+        return StagedTokens(self.file.temporary)
+
+
+def find_begun(inputs: Stage1Inputs, weights: str) -> Path | None:
+    """Return the folder of the cache of this very content, if it is complete, or planned and staged.
+
+    The corpus is only read if a cache of the same target and settings is there.
+    """
+    fields = cache_identity(inputs, weights=weights, corpus="").fields
+    candidates = {
+        cache.plan.identity: cache.folder
+        for cache in list_caches(cache_root(inputs.recipe))
+        if cache.plan.name == inputs.recipe.name
+        and {name for name, _, _ in differing_leaves(cache.plan.identity_fields, fields)} == {"data.fingerprint"}
+        and (cache.manifest is not None or _is_staged(cache.folder, cache.plan))
+    }
+    if not candidates:
+        return None
+    corpus = data_fingerprint(inputs.recipe.data.sources)
+    return candidates.get(cache_identity(inputs, weights=weights, corpus=corpus).digest)
+
+
+def resume_plan(inputs: Stage1Inputs, folder: Path) -> PrecomputePlan:
+    """Map the staged corpus of a cache that was begun, and lay it out again.
 
     Raises:
-        DataError: every sample was dropped.
-        CacheError: the folder's plan is of another identity, told field by field.
+        CorruptError: the corpus does not give the shards of the plan.
+    """
+    document = load_document(folder / PLAN_NAME, Plan)
+    tokens = StagedTokens(folder / _STAGING)
+    layout = lay_out(inputs, tokens, drops=document.drops, batch_tokens=document.batch_tokens)
+    return _checked_plan(folder, document, layout)
+
+
+def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]) -> PrecomputePlan:
+    """Tokenise the corpus and publish the plan, or check the one that another worker has published.
+
+    Raises:
+        DataError: malformed conversations, or every sample was dropped.
+        CacheError: the folder's plan is of another identity; names the fields that differ.
         ResourceError: the disk is too small for the cache.
     """
-    _check_writable(inputs.folder)
+    with _staged_corpus(inputs) as corpus:
+        identity = cache_identity(inputs, weights=weights, corpus=corpus.fingerprint)
+        folder = identity.folder(inputs.recipe)
+        document = _existing_plan(folder, identity)
+        if document is None and (note := _nearest_cache(inputs, identity)):
+            report(note)
+        batch_tokens = inputs.recipe.precompute.batch_tokens if document is None else document.batch_tokens
+        layout = lay_out(inputs, corpus.tokens(), drops=corpus.drops, batch_tokens=batch_tokens)
+        if document is None:
+            _check_disk(folder, layout)
+        corpus.file.publish(path=folder / _STAGING)
+    if document is None:
+        document = _publish_plan(inputs, folder, identity, layout)
+        if document.batch_tokens != batch_tokens:  # another worker was first, with other settings
+            return resume_plan(inputs, folder)
+    return _checked_plan(folder, document, layout)
+
+
+def preview_plan(inputs: Stage1Inputs) -> CorpusLayout:
+    """Tokenise and lay out the corpus without leaving a file; for a cache whose identity is not known yet."""
+    with _staged_corpus(inputs) as corpus:
+        batch_tokens = inputs.recipe.precompute.batch_tokens
+        return lay_out(inputs, corpus.tokens(), drops=corpus.drops, batch_tokens=batch_tokens)
+
+
+@contextmanager
+def _staged_corpus(inputs: Stage1Inputs) -> Iterator[_StagedCorpus]:
+    """Tokenise the corpus, each row parsed once, into a temporary file under the cache root."""
+    data, path = inputs.recipe.data, staging_path(inputs.recipe)
+    _check_writable(path.parent)
+    drops, fingerprint = DropCounts(), CorpusFingerprint()
+    conversations = fingerprint.through(iter_conversations(data.sources))
+    file = PendingFile(path)
     try:
-        return _plan_work(inputs)
-    except StoppedError:
-        raise
-    except EaglepipeError:
-        _remove_unplanned(inputs.folder)
-        raise
+        if write_staging(iter_token_samples(conversations, inputs.chat, data, drops), file) == 0:
+            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()) if count)
+            raise DataError(f"no sample is left to train on; dropped: {counts or 'none'}")
+        yield _StagedCorpus(file=file, drops=dict(drops), fingerprint=fingerprint.hexdigest())
+    finally:
+        file.abort()
 
 
-def _remove_unplanned(folder: Path) -> None:
-    if not (folder / PLAN_NAME).exists():
-        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
-        with suppress(OSError):  # other files are in it
-            folder.rmdir()
-
-
-def _plan_work(inputs: Inputs) -> Work:
-    folder = inputs.folder
-    plan = _existing_plan(inputs)
-    staging = folder / WORK_FOLDER / "tokens.arrow"
-    staged = plan is not None and _is_staged(staging, plan)
-    drops = DropCounts(plan.drops) if plan is not None and staged else _stage(inputs, staging)
-    tokens = StagedTokens(staging)
-    statistics = tokens.statistics(inputs.spec.vocab_size)
-    forced = inputs.chat.special_ids() if inputs.chat else ()
-    vocab = build_draft_vocab(statistics.token_counts, inputs.spec.draft_vocab_size, inputs.spec.vocab_size, forced)
-    cost = _cost(inputs, statistics)
-    if plan is None:
-        plan = _publish_plan(inputs, staging, statistics, drops)
-    shards = _shards(inputs, plan.batch_tokens, statistics)
-    if len(shards) != plan.shards or len(statistics.kept) != plan.samples:
-        raise CorruptError(f"{folder / PLAN_NAME}: its corpus is laid out into other shards than it says")
-    return Work(
-        folder=folder,
-        plan=plan,
-        tokens=tokens,
-        statistics=statistics,
-        vocab=vocab,
-        shards=shards,
-        cost=cost,
-    )
-
-
-def nearest_cache(inputs: Inputs) -> str | None:
-    """How the closest existing cache of the same name differs, for a user who expected it to be reused."""
-    root = cache_root(inputs.recipe)
-    others = [found.plan for found in list_caches(root) if found.plan.name == inputs.recipe.name]
-    if not others:
-        return None
-    nearest = min(others, key=lambda plan: len(list(diff_fields(plan.identity_fields, inputs.identity_fields))))
-    what = f"a new cache is begun: {nearest.name}-{nearest.identity[:12]} exists, but is not the same"
-    return _difference(what, nearest, inputs)
-
-
-def _difference(what: str, plan: Plan, inputs: Inputs) -> str:
-    lines = [f"  {line}" for line in diff_fields(plan.identity_fields, inputs.identity_fields)]
-    return "\n".join([f"{what}; what differs:", *lines])
-
-
-def _check_writable(folder: Path) -> None:
+def _check_writable(root: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable.tmp"
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise EaglepipeError(f"{folder}: not writable ({error.strerror}); set cache.root to a folder that is") from None
+        raise EaglepipeError(f"{root}: not writable ({error.strerror}); set cache.root to a folder that is") from None
 
 
-def _existing_plan(inputs: Inputs) -> Plan | None:
-    path = inputs.folder / PLAN_NAME
-    if not path.exists():
-        return None
-    plan = load_document(path, Plan)
-    if plan.identity != inputs.identity:
-        raise CacheError(_difference(f"{inputs.folder} was begun with another recipe", plan, inputs))
-    return plan
-
-
-def _is_staged(staging: Path, plan: Plan) -> bool:
-    if not staging.exists():
+def _is_staged(folder: Path, document: Plan) -> bool:
+    staging = folder / _STAGING
+    if not staging.exists() or staging.stat().st_size != document.staging.bytes:
         return False
-    return staging.stat().st_size == plan.staging.bytes and hash_file(staging) == plan.staging.xxh3_128
+    return hash_file(staging) == document.staging.xxh3_128
 
 
-def _stage(inputs: Inputs, staging: Path) -> DropCounts:
-    drops = DropCounts()
-    data = inputs.recipe.data
-    samples = iter_token_samples(iter_conversations(data.sources), inputs.chat, data, drops)
-    try:
-        write_staging(samples, staging)
-    except DataError as error:
-        counted = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()) if count)
-        raise DataError(f"{error}; dropped: {counted}" if counted else str(error)) from None
-    return drops
+def _existing_plan(folder: Path, identity: CacheIdentity) -> Plan | None:
+    if not (folder / PLAN_NAME).exists():
+        return None
+    document = load_document(folder / PLAN_NAME, Plan)
+    if document.identity != identity.digest:
+        raise CacheError(_difference(f"{folder} was begun with another recipe", document, identity))
+    return document
 
 
-def _publish_plan(inputs: Inputs, staging: Path, statistics: StagedStatistics, drops: DropCounts) -> Plan:
-    kept = statistics.kept
-    drops["duplicate"] += statistics.num_duplicates
-    batch_tokens = inputs.recipe.precompute.batch_tokens
-    plan = Plan(
-        schema_version=SCHEMA_VERSION,
-        name=inputs.recipe.name,
-        identity=inputs.identity,
-        identity_fields=inputs.identity_fields,
-        declared=declared_sections(inputs.recipe),
-        batch_tokens=batch_tokens,
-        samples=len(kept),
-        tokens=int(statistics.num_tokens[kept].sum(dtype=np.int64)),
-        supervised_tokens=int(statistics.num_supervised[kept].sum(dtype=np.int64)),
-        shards=len(_shards(inputs, batch_tokens, statistics)),
-        drops={reason: count for reason, count in sorted(drops.items()) if count},
-        staging=FileEntry(
-            path=f"{WORK_FOLDER}/{staging.name}", bytes=staging.stat().st_size, xxh3_128=hash_file(staging)
-        ),
-    )
-    _check_disk(inputs, plan, statistics)
-    if put_if_absent(inputs.folder / PLAN_NAME, document_bytes(plan)):
-        return plan
-    return load_document(inputs.folder / PLAN_NAME, Plan)
+def _nearest_cache(inputs: Stage1Inputs, identity: CacheIdentity) -> str | None:
+    """Describe how the closest existing cache of the same name differs, for a user who expected it to be reused."""
+    caches = list_caches(cache_root(inputs.recipe))
+    plans = [cache.plan for cache in caches if cache.plan.name == inputs.recipe.name]
+    if not plans:
+        return None
+    nearest = min(plans, key=lambda plan: len(list(diff_fields(plan.identity_fields, identity.fields))))
+    name = cache_folder_name(nearest.name, nearest.identity)
+    return _difference(f"a new cache is begun: {name} exists, but is not the same", nearest, identity)
 
 
-def _check_disk(inputs: Inputs, plan: Plan, statistics: StagedStatistics) -> None:
-    needed = int(_cost(inputs, statistics).total * plan.tokens * _DISK_MARGIN)
-    free = free_bytes(inputs.folder)
+def _difference(event: str, document: Plan, identity: CacheIdentity) -> str:
+    lines = [f"  {line}" for line in diff_fields(document.identity_fields, identity.fields)]
+    return "\n".join([f"{event}; what differs:", *lines])
+
+
+def _check_disk(folder: Path, layout: CorpusLayout) -> None:
+    needed, free = int(layout.estimated_bytes * _DISK_MARGIN), free_bytes(folder)
     if needed > free:
         raise ResourceError(
-            f"the cache needs {needed / 1e9:,.3g} GB, {inputs.folder.parent} has {free / 1e9:,.3g} GB free; "
+            f"the cache needs {needed / 1e9:,.3g} GB, {folder.parent} has {free / 1e9:,.3g} GB free; "
             "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"
         )
 
 
-def _cost(inputs: Inputs, statistics: StagedStatistics) -> TokenCost:
-    kept = statistics.kept
-    num_tokens = int(statistics.num_tokens[kept].sum(dtype=np.int64))
-    num_supervised = int(statistics.num_supervised[kept].sum(dtype=np.int64))
-    return token_cost(
-        inputs.spec,
-        supervised_share=num_supervised / num_tokens,
-        tokens_per_sample=num_tokens / len(kept),
-        entries=inputs.recipe.cache.max_entries,
+def _publish_plan(inputs: Stage1Inputs, folder: Path, identity: CacheIdentity, layout: CorpusLayout) -> Plan:
+    """Publish the plan of a staged corpus; returns the one of another worker if that was first."""
+    staging, statistics = folder / _STAGING, layout.statistics
+    document = Plan(
+        schema_version=SCHEMA_VERSION,
+        name=inputs.recipe.name,
+        identity=identity.digest,
+        identity_fields=identity.fields,
+        declared=declared_sections(inputs.recipe),
+        batch_tokens=layout.batch_tokens,
+        samples=statistics.num_distinct,
+        tokens=statistics.total_tokens,
+        supervised_tokens=statistics.total_supervised,
+        shards=len(layout.shards),
+        drops=layout.drops,
+        staging=FileEntry(path=_STAGING, bytes=staging.stat().st_size, xxh3_128=hash_file(staging)),
     )
+    if put_if_absent(folder / PLAN_NAME, document_bytes(document)):
+        return document
+    return load_document(folder / PLAN_NAME, Plan)
 
 
-def _shards(inputs: Inputs, batch_tokens: int, statistics: StagedStatistics) -> list[list[Batch]]:
-    kept = statistics.kept
-    shards = plan_shards(
-        statistics.num_tokens[kept],
-        batch_tokens,
-        shard_tokens=inputs.recipe.cache.shard_bytes / _cost(inputs, statistics).total,
-        split_at=inputs.rope_split,
-    )
-    return [[kept[batch] for batch in shard] for shard in shards]
+def _checked_plan(folder: Path, document: Plan, layout: CorpusLayout) -> PrecomputePlan:
+    if len(layout.shards) != document.shards or layout.statistics.num_distinct != document.samples:
+        raise CorruptError(f"{folder / PLAN_NAME}: its corpus is laid out into other shards than it lists")
+    return PrecomputePlan(folder=folder, document=document, layout=layout)

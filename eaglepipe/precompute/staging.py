@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.chat.types import TokenSample, supervised_tokens
 from eaglepipe.errors import DataError
-from eaglepipe.files.publish import published_file
+from eaglepipe.files.publish import PendingFile, explained_os_errors
 from eaglepipe.vocab import add_counts
 
 _SCHEMA = pa.schema(
@@ -33,32 +33,44 @@ _BATCH_SAMPLES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class StagedStatistics:
-    """What the plan needs to know of a staged corpus of N samples."""
+    """Counts over a staged corpus of N samples; repetitions of an earlier sample are not distinct."""
 
     num_tokens: NDArray[np.int32]  # [N]
     num_supervised: NDArray[np.int32]  # [N]
-    kept: NDArray[np.int64]  # samples that are no repetition of an earlier one
+    distinct: NDArray[np.int64]  # sample numbers, ascending
     token_counts: NDArray[np.int64]  # [V] assistant tokens by id
 
     @property
+    def num_distinct(self) -> int:
+        return len(self.distinct)
+
+    @property
     def num_duplicates(self) -> int:
-        return len(self.num_tokens) - len(self.kept)
+        return len(self.num_tokens) - len(self.distinct)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the distinct samples."""
+        return int(self.num_tokens[self.distinct].sum(dtype=np.int64))
+
+    @property
+    def total_supervised(self) -> int:
+        """Supervised tokens of the distinct samples."""
+        return int(self.num_supervised[self.distinct].sum(dtype=np.int64))
 
 
-def write_staging(samples: Iterable[TokenSample], path: Path) -> None:
-    """Stream samples into `path`, published whole.
-
-    Raises:
-        DataError: there is no sample.
-    """
+def write_staging(samples: Iterable[TokenSample], file: PendingFile) -> int:
+    """Stream samples into `file`, which is not published; returns their number."""
     num_samples = 0
-    with published_file(path) as pending:
-        with pa.ipc.new_file(pa.PythonFile(pending.stream, mode="w"), _SCHEMA) as writer:
-            for group in _groups(samples):
-                num_samples += len(group)
-                writer.write_batch(_to_batch(group))
-        if num_samples == 0:
-            raise DataError("no sample is left to train on")
+    with (
+        explained_os_errors(file.path),
+        pa.ipc.new_file(pa.PythonFile(file.stream, mode="w"), _SCHEMA) as writer,
+    ):
+        for group in _groups(samples):
+            num_samples += len(group)
+            writer.write_batch(_to_batch(group))
+    file.stream.flush()
+    return num_samples
 
 
 def _groups(samples: Iterable[TokenSample]) -> Iterator[list[TokenSample]]:
@@ -96,9 +108,9 @@ class StagedTokens:
 
     def read(self, sample: int) -> TokenSample:
         group = int(np.searchsorted(self._first, sample, side="right")) - 1
-        found = _from_batch(self._reader.get_batch(group), sample - int(self._first[group]))
-        self._mapped.touched(found.input_ids.nbytes + found.turns.nbytes)
-        return found
+        token_sample = _from_batch(self._reader.get_batch(group), sample - int(self._first[group]))
+        self._mapped.touched(token_sample.input_ids.nbytes + token_sample.turns.nbytes)
+        return token_sample
 
     def statistics(self, vocab_size: int) -> StagedStatistics:
         """One pass over the corpus, group by group.
@@ -120,7 +132,7 @@ class StagedTokens:
         return StagedStatistics(
             num_tokens=np.array(num_tokens, np.int32),
             num_supervised=np.array(num_supervised, np.int32),
-            kept=self._first_of_each(np.array(id_hashes, np.uint64), np.array(content_hashes, np.uint64)),
+            distinct=self._first_of_each(np.array(id_hashes, np.uint64), np.array(content_hashes, np.uint64)),
             token_counts=counts,
         )
 

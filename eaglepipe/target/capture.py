@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from eaglepipe.errors import TargetError
+from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.layers import (
     final_norm_weight,
     find_decoder,
@@ -20,7 +23,8 @@ from eaglepipe.target.layers import (
     rope_kinds,
     validate_aux_layer_ids,
 )
-from eaglepipe.target.load import TargetModel
+from eaglepipe.target.load import LoadedTarget, load_target
+from eaglepipe.target.model import TargetModel, TokenStates
 from eaglepipe.target_head import HeadSpec
 from eaglepipe.vocab import DraftVocab
 
@@ -42,7 +46,7 @@ class HFEagle3TargetModel:
     final norm.
     """
 
-    def __init__(self, target: TargetModel, aux_layer_ids: Sequence[int]) -> None:
+    def __init__(self, target: LoadedTarget, aux_layer_ids: Sequence[int]) -> None:
         """Raises TargetError where the ids do not fit, or the architecture's logits cannot be reproduced."""
         self.target = target
         self.aux_layer_ids = validate_aux_layer_ids(aux_layer_ids, target.num_layers)
@@ -56,6 +60,26 @@ class HFEagle3TargetModel:
     def hidden_size(self) -> int:
         """Ht."""
         return int(self.target.text_config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the states."""
+        return self.target.device
+
+    @property
+    def architectures(self) -> list[str]:
+        """Names by which a draft is chosen."""
+        return self.target.architectures
+
+    def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> TokenStates:
+        """Run the decoder over sequences [T] of token ids in one padded forward; states of their N tokens."""
+        input_ids, attention_mask = pad_sequences(sequences)
+        states = self.capture(input_ids.to(self.device), attention_mask.to(self.device))
+        rows = attention_mask.flatten().nonzero().flatten().to(self.device)
+        return TokenStates(
+            aux=states.aux.flatten(0, 1).index_select(0, rows),
+            last_hidden=states.last_hidden.flatten(0, 1).index_select(0, rows),
+        )
 
     @torch.no_grad()
     def capture(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> CapturedStates:
@@ -123,6 +147,12 @@ class HFEagle3TargetModel:
                 tensors["lm_head_full.bias"] = bias
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
+    def config_json(self) -> dict[str, Any]:
+        """Return the fields of the target's config.json, its architectures named."""
+        fields: dict[str, Any] = self.target.model.config.to_dict()
+        fields.pop("_name_or_path", None)
+        return {**fields, "architectures": self.architectures}
+
     def _check_length(self, length: int) -> None:
         limit = self._rope_lengths.get("dynamic")
         if limit is not None and length > limit:
@@ -159,11 +189,26 @@ class HFEagle3TargetModel:
         )
 
 
+def load_target_model(config: TargetConfig, aux_layer_ids: Sequence[int], device: str) -> TargetModel:
+    """Load a target for capture at the given boundaries; raises as `load_target` and `HFEagle3TargetModel`."""
+    return HFEagle3TargetModel(load_target(config, device), aux_layer_ids)
+
+
+def pad_sequences(sequences: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return int64 ids [B, T], padded on the right with 0, and the attention mask [B, T]."""
+    shape = len(sequences), max(len(sequence) for sequence in sequences)
+    input_ids, attention_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = sequence
+        attention_mask[row, : len(sequence)] = 1
+    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+
+
 def _keep_output(taken: dict[int, torch.Tensor], boundary: int, _layer: nn.Module, _args: Any, output: Any) -> None:
     taken[boundary] = output[0] if isinstance(output, tuple) else output
 
 
-def _find_head(target: TargetModel) -> nn.Module:
+def _find_head(target: LoadedTarget) -> nn.Module:
     head, name = target.model.get_output_embeddings(), type(target.model).__name__
     if head is None or not isinstance(head.weight, torch.Tensor):
         raise TargetError(f"{name}: it has no lm_head")

@@ -4,7 +4,6 @@ Single-file and sharded copies of the same weights have the same fingerprint.
 """
 
 import json
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +87,6 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     if end != file_bytes:
         raise TargetError(f"{file}: {file_bytes} bytes, its header promises {end}; fetch it again")
     return tensors
-
-
-def num_parameters(folder: Path) -> int:
-    """Elements of all stored tensors."""
-    return sum(math.prod(tensor.shape) for file in target_weight_files(folder) for tensor in read_header(file).values())
 
 
 def _stored(file: Path, entry: dict[str, Any], data_start: int) -> StoredTensor:

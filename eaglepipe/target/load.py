@@ -39,7 +39,7 @@ _WEIGHT_FILES = ["model*.safetensors"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetModel:
+class LoadedTarget:
     """A causal LM in eval mode, without gradients, on its device."""
 
     model: PreTrainedModel
@@ -95,16 +95,48 @@ def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
     return Path(folder)
 
 
-def read_target_config(config: TargetConfig) -> PretrainedConfig:
-    """The config of the target's language model, without touching its weights.
+def find_local_weights(config: TargetConfig) -> Path | None:
+    """Return the folder of a target whose weights are on this machine; None if they must be downloaded first.
+
+    Raises:
+        TargetError: as `resolve_folder`, for a local folder.
+    """
+    if Path(config.path).expanduser().exists():
+        return resolve_folder(config)
+    try:
+        folder = Path(snapshot_download(config.path, revision=config.revision, local_files_only=True))
+        target_weight_files(folder)
+    except (LocalEntryNotFoundError, TargetError, OSError, ValueError):
+        return None
+    return folder
+
+
+def read_model_config(folder: Path, config: TargetConfig) -> PretrainedConfig:
+    """Read the config in a target's folder, without touching its weights.
 
     Raises:
         TargetError: missing, unreadable, or of an architecture that transformers does not know.
     """
-    return _text_config(_read_config(resolve_folder(config, weights=False), config), config.path)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise TargetError(f"{folder / 'config.json'}: not a config that can be used: {_first_line(error)}") from error
 
 
-def load_target(config: TargetConfig, device: str = "auto") -> TargetModel:
+def text_config_of(model_config: PretrainedConfig, path: str) -> PretrainedConfig:
+    """Return the config of the language model inside the target at `path`.
+
+    Raises:
+        TargetError: it is no causal language model.
+    """
+    text_config = model_config.get_text_config(decoder=True)
+    for field in ("vocab_size", "num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(text_config, field, None), int):
+            raise TargetError(f"target {path!r}: its config has no {field}, so it is no causal language model")
+    return text_config
+
+
+def load_target(config: TargetConfig, device: str = "auto") -> LoadedTarget:
     """Load a target for inference on `device` (auto, cpu, cuda, cuda:N), every weight from the checkpoint.
 
     Raises:
@@ -115,11 +147,12 @@ def load_target(config: TargetConfig, device: str = "auto") -> TargetModel:
     folder = resolve_folder(config)
     for file in target_weight_files(folder):
         read_header(file)
-    model_config = _read_config(folder, config)
+    model_config = read_model_config(folder, config)
     with _bars_only_on_a_terminal():
         model = _load_weights(folder, model_config, config, place)
     model.requires_grad_(False).eval()
-    return TargetModel(model=model, text_config=_text_config(model_config, config.path), folder=folder, device=place)
+    text_config = text_config_of(model_config, config.path)
+    return LoadedTarget(model=model, text_config=text_config, folder=folder, device=place)
 
 
 def check_tokenizer_fits(vocab_size_tokenizer: int, head_rows: int) -> None:
@@ -135,27 +168,12 @@ def check_tokenizer_fits(vocab_size_tokenizer: int, head_rows: int) -> None:
         )
 
 
-def _read_config(folder: Path, config: TargetConfig) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise TargetError(f"{folder / 'config.json'}: not a config that can be used: {_first_line(error)}") from error
-
-
-def _text_config(model_config: PretrainedConfig, path: str) -> PretrainedConfig:
-    text_config = model_config.get_text_config(decoder=True)
-    for field in ("vocab_size", "num_hidden_layers", "hidden_size"):
-        if not isinstance(getattr(text_config, field, None), int):
-            raise TargetError(f"target {path!r}: its config has no {field}, so it is no causal language model")
-    return text_config
-
-
 def _load_weights(
     folder: Path, model_config: PretrainedConfig, config: TargetConfig, place: torch.device
 ) -> PreTrainedModel:
     straight = place.type != "cpu" and importlib.util.find_spec("accelerate") is not None
     try:
-        model, info = _auto_class(model_config).from_pretrained(
+        model, info = auto_class(model_config).from_pretrained(
             folder,
             config=model_config,
             dtype=config.dtype,
@@ -174,8 +192,8 @@ def _load_weights(
     return model
 
 
-def _auto_class(model_config: PretrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
-    """Some language models come only inside a model that reads images too; given text alone, they are causal LMs."""
+def auto_class(model_config: PretrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    """Return the auto class of a target; some causal LMs come only inside a model that reads images too."""
     kind = type(model_config)
     inside = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
     return AutoModelForImageTextToText if inside else AutoModelForCausalLM

@@ -3,11 +3,11 @@
 import time
 
 import torch
+from transformers import PretrainedConfig
 
 from eaglepipe.devices import resolve_device
-from eaglepipe.recipe.load import Recipe
-from eaglepipe.target.fingerprint import num_parameters
-from eaglepipe.target.load import read_target_config, resolve_folder
+from eaglepipe.recipe.config import TargetConfig
+from eaglepipe.target.load import auto_class, text_config_of
 
 _DIMENSION = {"cpu": 1024, "cuda": 8192}
 _MEASURE_SECONDS = 0.3
@@ -29,14 +29,20 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 * repeats / (time.perf_counter() - started)
 
 
-def forward_seconds(recipe: Recipe, num_tokens: int) -> float:
-    """Rough seconds of forward on one device: 2 FLOP a parameter and token, MoE experts that are not used left out."""
-    device = resolve_device(recipe.precompute.device)
-    config = read_target_config(recipe.target)
-    parameters = num_parameters(resolve_folder(recipe.target)) * _active_share(config)
-    name = recipe.target.dtype if recipe.target.dtype != "auto" else str(config.dtype or "float32")
+def forward_seconds(target: TargetConfig, model_config: PretrainedConfig, device: str, num_tokens: int) -> float:
+    """Estimate the seconds of forward on one device: 2 FLOP a parameter and token, idle MoE experts left out."""
+    config = text_config_of(model_config, target.path)
+    parameters = num_parameters(model_config, target.trust_remote_code) * _active_share(config)
+    name = target.dtype if target.dtype != "auto" else str(config.dtype or "float32")
     dtype = getattr(torch, name.removeprefix("torch."))
-    return 2 * parameters * num_tokens / (_FORWARD_EFFICIENCY * matmul_rate(device, dtype))
+    return 2 * parameters * num_tokens / (_FORWARD_EFFICIENCY * matmul_rate(resolve_device(device), dtype))
+
+
+def num_parameters(model_config: PretrainedConfig, trust_remote_code: bool = False) -> int:
+    """Count the parameters of a model of this config, none of which is read or allocated."""
+    with torch.device("meta"):
+        model = auto_class(model_config).from_config(model_config, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _active_share(config: object) -> float:

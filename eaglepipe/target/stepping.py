@@ -12,7 +12,7 @@ import torch
 from eaglepipe.errors import TargetError
 from eaglepipe.target.capture import CapturedStates, HFEagle3TargetModel
 from eaglepipe.target.kv_cache import RoomyLayer, make_rewindable_cache
-from eaglepipe.target.load import TargetModel
+from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.tree_mask import additive_mask, layer_kinds
 
 _PROBE_PREFIX = 3
@@ -158,5 +158,5 @@ class SteppingTarget:
         return True
 
 
-def _allowed(target: TargetModel) -> float:
+def _allowed(target: LoadedTarget) -> float:
     return 1e-3 if target.dtype == torch.float32 else 32 * torch.finfo(target.dtype).eps

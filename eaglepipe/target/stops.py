@@ -3,10 +3,10 @@
 from typing import Any
 
 from eaglepipe.chat.template import ChatTokenizer
-from eaglepipe.target.load import TargetModel
+from eaglepipe.target.load import LoadedTarget
 
 
-def stop_ids(target: TargetModel, chat: ChatTokenizer | None) -> frozenset[int]:
+def stop_ids(target: LoadedTarget, chat: ChatTokenizer | None) -> frozenset[int]:
     """Ends of turns by the template, the tokenizer and the model's own generation config."""
     generation_config = getattr(target.model, "generation_config", None)
     own: Any = getattr(generation_config, "eos_token_id", None)

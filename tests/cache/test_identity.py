@@ -14,7 +14,8 @@ from eaglepipe.cache.storage import find_cache, list_caches
 from eaglepipe.cache_tools.describe import describe_root, root_table
 from eaglepipe.errors import CacheError
 from eaglepipe.files.hashing import hash_json
-from eaglepipe.precompute.inputs import read_inputs
+from eaglepipe.precompute.content_identity import read_identity
+from eaglepipe.precompute.inputs import read_stage1_inputs
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import PrecomputeConfig
 from eaglepipe.recipe.family_settings import (
@@ -50,7 +51,8 @@ OTHER_VALUES: dict[str, Any] = {
 
 
 def identity(project: TinyProject, **overrides: Any) -> str:
-    return read_inputs(project.recipe(**{key: json.dumps(value) for key, value in overrides.items()})).identity
+    recipe = project.recipe(**{key: json.dumps(value) for key, value in overrides.items()})
+    return read_identity(read_stage1_inputs(recipe)).digest
 
 
 def other(name: str, default: Any) -> Any:

@@ -9,7 +9,7 @@ from eaglepipe.decoding.drafters import DraftMethod, Proposal, VerifiedSlots
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.load import TargetModel
+from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.stepping import SteppingTarget
 from tests.target.tiny_targets import make_model
 
@@ -28,7 +28,7 @@ def tiny_stepping(vocab: int = 31, *, hidden_size: int = 32, sharpness: float = 
     model = make_model(config)
     with torch.no_grad():
         model.lm_head.weight.mul_(sharpness)
-    target = TargetModel(model=model, text_config=config, folder=Path("nowhere"), device=torch.device("cpu"))
+    target = LoadedTarget(model=model, text_config=config, folder=Path("nowhere"), device=torch.device("cpu"))
     return SteppingTarget(HFEagle3TargetModel(target, [1, 2, 3]))
 
 

@@ -152,7 +152,7 @@ def test_the_report_is_left_in_the_runs_folder(own_text: OwnText, report: EvalRe
 def test_prompts_of_a_file_are_the_tokens_before_each_answer(project: TinyProject, tmp_path: Path) -> None:
     from eaglepipe.precompute.inputs import read_chat_tokenizer
 
-    chat = read_chat_tokenizer(project.recipe())
+    chat = read_chat_tokenizer(project.recipe(), project.target)
     assert chat is not None
     messages = [
         {"role": "user", "content": "What is 7?"},

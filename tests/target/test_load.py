@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from eaglepipe.errors import ConfigError, TargetError
 from eaglepipe.recipe.config import TargetConfig
-from eaglepipe.target.load import check_tokenizer_fits, load_target, read_target_config
+from eaglepipe.target.load import check_tokenizer_fits, load_target, read_model_config, text_config_of
 from tests.target.tiny_targets import CONFIGS, LAYERS, VOCAB, make_model, save_target
 
 
@@ -46,7 +46,7 @@ def test_the_dtype_is_the_checkpoints_unless_the_recipe_names_one(tmp_path):
 
 def test_the_text_config_is_read_without_weights(tmp_path, no_network):
     CONFIGS["gemma3"].save_pretrained(tmp_path)
-    config = read_target_config(TargetConfig(path=str(tmp_path)))
+    config = text_config_of(read_model_config(tmp_path, TargetConfig(path=str(tmp_path))), str(tmp_path))
     assert (config.vocab_size, config.num_hidden_layers) == (VOCAB, LAYERS)
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from eaglepipe.recipe.config import TargetConfig
-from eaglepipe.target.load import TargetModel, load_target
+from eaglepipe.target.load import LoadedTarget, load_target
 
 VOCAB, HIDDEN, LAYERS = 67, 32, 7
 SHAPE: dict[str, Any] = {
@@ -81,5 +81,5 @@ def save_target(config: PretrainedConfig, folder: Path, **save_options: Any) -> 
     return folder
 
 
-def tiny_target(name: str, folder: Path, dtype: str = "float32") -> TargetModel:
+def tiny_target(name: str, folder: Path, dtype: str = "float32") -> LoadedTarget:
     return load_target(TargetConfig(path=str(save_target(CONFIGS[name], folder)), dtype=dtype), "cpu")

@@ -1,0 +1,105 @@
+"""The identity of the cache that stage 1 would make: a hash of all content that decides its bytes.
+
+The same recipe over the same content gives the same identity on any machine, whatever the paths.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.cache.identity import cache_folder_name
+from eaglepipe.cache.schema import SCHEMA_VERSION
+from eaglepipe.cache.storage import cache_root
+from eaglepipe.chat.sources import data_fingerprint, source_name
+from eaglepipe.files.hashing import hash_json
+from eaglepipe.precompute.inputs import Stage1Inputs
+from eaglepipe.recipe.load import Recipe
+from eaglepipe.target.fingerprint import weights_fingerprint
+from eaglepipe.target.load import resolve_folder
+
+# Config fields about who wrote the file or how it is run, not about the function that the model computes.
+_VOLATILE_CONFIG_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "auto_map")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheIdentity:
+    """A cache's identity and the fields that it is the hash of."""
+
+    digest: str
+    fields: dict[str, Any]
+
+    def folder(self, recipe: Recipe) -> Path:
+        """Return the folder of the cache under the recipe's root."""
+        return cache_root(recipe) / cache_folder_name(recipe.name, self.digest)
+
+
+def cache_identity(inputs: Stage1Inputs, *, weights: str, corpus: str) -> CacheIdentity:
+    """Return the identity that the fingerprints of the target's weights and of the corpus give."""
+    fields = {
+        "schema_version": SCHEMA_VERSION,
+        "target": _target_fields(inputs, weights),
+        "data": _data_fields(inputs, corpus),
+        "vocab": {"draft_size": inputs.spec.draft_vocab_size},
+        "cache": _cache_fields(inputs),
+    }
+    return CacheIdentity(digest=hash_json(fields), fields=fields)
+
+
+def read_identity(inputs: Stage1Inputs) -> CacheIdentity:
+    """Read the target's weights and the corpus for the identity of their cache.
+
+    Raises:
+        EaglepipeError: weights or conversations that are missing or malformed.
+    """
+    weights = weights_fingerprint(resolve_folder(inputs.recipe.target))
+    return cache_identity(inputs, weights=weights, corpus=data_fingerprint(inputs.recipe.data.sources))
+
+
+def _target_fields(inputs: Stage1Inputs, weights: str) -> dict[str, Any]:
+    config, target = inputs.text_config, inputs.recipe.target
+    stable = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE_CONFIG_FIELDS}
+    stored_dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return {
+        "config": hash_json(_as_json(stable)),
+        "weights": weights,
+        "revision": target.revision,
+        "dtype": stored_dtype if target.dtype == "auto" else target.dtype,
+    }
+
+
+def _data_fields(inputs: Stage1Inputs, corpus: str) -> dict[str, Any]:
+    data, chat = inputs.recipe.data, inputs.chat
+    return {
+        "fingerprint": corpus,
+        "sources": [source_name(source) for source in data.sources],
+        "tokenizer": chat.fingerprint() if chat else None,
+        "chat_template": hash_json(chat.template.source) if chat else None,
+        "chat_template_kwargs": data.chat_template_kwargs,
+        "mask": chat.template.mask if chat else None,
+        "max_length": data.max_length,
+        "on_long": data.on_long,
+        "supervise": data.supervise,
+    }
+
+
+def _cache_fields(inputs: Stage1Inputs) -> dict[str, Any]:
+    spec, cache = inputs.spec, inputs.recipe.cache
+    sparse = {"tolerance": cache.tolerance, "max_entries": cache.max_entries}
+    return {
+        "supervision": spec.supervision,
+        **(sparse if spec.supervision == "sparse" else {}),
+        **({"last_hidden": spec.last_hidden} if spec.last_hidden == "all" else {}),
+        "aux_codec": spec.aux_codec,
+        "supervision_codec": spec.supervision_codec,
+        "aux_layer_ids": list(spec.aux_layer_ids),
+        "full_head": cache.full_head,
+        "shard_bytes": int(cache.shard_bytes),
+    }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,54 @@
+"""A target as stage 1 uses it, whichever library runs it: token ids in, states of every token out.
+
+Shapes: N tokens of all sequences, A aux layers, Ht target hidden, V vocabulary, D draft vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eaglepipe.target_head import HeadSpec
+from eaglepipe.vocab import DraftVocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStates:
+    """States of N tokens, sequence after sequence, in the target's dtype and on its device."""
+
+    aux: torch.Tensor  # [N, A, Ht] residual stream at the aux boundaries
+    last_hidden: torch.Tensor  # [N, Ht] after the final norm
+
+
+class TargetModel(Protocol):
+    """A target that is loaded for capture at its aux boundaries."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the states."""
+
+    @property
+    def architectures(self) -> list[str]:
+        """Names by which a draft is chosen."""
+
+    def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> TokenStates:
+        """Run the target over a batch of sequences of token ids [T] each.
+
+        Raises:
+            TargetError: a sequence whose states could not be reproduced in another batch.
+        """
+
+    def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
+        """Return the target's logits, float32 [n, V], of last hidden states [n, Ht]."""
+
+    def head_spec(self) -> HeadSpec:
+        """Return the scale and soft cap that turn raw head outputs into logits."""
+
+    def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
+        """Return the tensors of `target.safetensors`: embeddings, head rows [D] or all [V], final norm; on the CPU."""
+
+    def config_json(self) -> dict[str, Any]:
+        """Return the fields of the target's config.json."""
