@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eaglepipe.eagle.unroll.slot_plan import Run, UnrollPlan
+from eaglepipe.eagle.unroll.slot_plan import SlotSpan, UnrollPlan
 
 _QUERY_BLOCK = 256
 
@@ -31,9 +31,9 @@ class LinearProducts:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionProducts:
-    """Scores and outputs of one run of queries over step 0's keys; the backward computes the scores again.
+    """Scores and outputs of one span of queries over step 0's keys; the backward computes the scores again.
 
-    Two products forward and five backward, over `before` keys of earlier slots and the run's own triangle.
+    Two products forward and five backward, over `before` keys of earlier slots and the span's own triangle.
     """
 
     queries: int
@@ -71,7 +71,7 @@ def unroll_products(config: Any, plan: UnrollPlan, *, head_chunk_rows: int) -> l
         rows = len(step.slots)
         found.append(LinearProducts(rows=rows if index else num_cached, inner=width, columns=keys_values))
         found.append(LinearProducts(rows=rows, inner=width, columns=queries))
-        found.extend(_attention(config, run) for run in step.runs.runs)
+        found.extend(_attention(config, span) for span in step.spans.spans)
         found.append(LinearProducts(rows=rows, inner=queries, columns=width))
         found += [LinearProducts(rows=rows, inner=width, columns=ffn)] * 2
         found.append(LinearProducts(rows=rows, inner=ffn, columns=width))
@@ -82,10 +82,10 @@ def unroll_products(config: Any, plan: UnrollPlan, *, head_chunk_rows: int) -> l
     return [products for products in found if products.flops]
 
 
-def _attention(config: Any, run: Run) -> AttentionProducts:
+def _attention(config: Any, span: SlotSpan) -> AttentionProducts:
     return AttentionProducts(
-        queries=run.count,
-        before=run.first - run.document,
+        queries=span.count,
+        before=span.first - span.document,
         heads=config.num_attention_heads,
         head_dim=config.head_dim,
     )

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
 from eaglepipe.eagle.draft_config import completed_eagle3_config
@@ -111,10 +110,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
             keys, values = cache[2 * index], cache[2 * index + 1]
             inputs = (embeds, hidden_states) if index == 0 else (hidden_states,)
             arguments = (*inputs, tuple(keys), tuple(values), attention_mask, rotary)
-            if self.model.gradient_checkpointing and self.training:
-                hidden_states, key, value = checkpoint(layer, *arguments, use_reentrant=False)
-            else:
-                hidden_states, key, value = layer(*arguments)
+            hidden_states, key, value = self._run_draft_layer(layer, arguments)
             keys.append(key)
             values.append(value)
         return self.model.norm(hidden_states) if self.config.norm_output else hidden_states

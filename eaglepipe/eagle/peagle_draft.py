@@ -78,10 +78,10 @@ def _dense_chunks(block_mask: PeagleMask | BlockMask, num_queries: int, num_keys
 class _PeagleAttentionMixin:
     """P-EAGLE single parallel-group attention for `Eagle3LlamaAttention`."""
 
-    q_proj: nn.Module
-    k_proj: nn.Module
-    v_proj: nn.Module
-    o_proj: nn.Module
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
     rotary_emb: Any
     scale: float
     _heads: Callable[[torch.Tensor], torch.Tensor]
@@ -164,12 +164,10 @@ class _PeagleVanillaLayerMixin:
 
 
 def _after_attention(
-    layer: _PeagleDecoderLayerMixin | _PeagleVanillaLayerMixin,
-    hidden_states: torch.Tensor,
-    attended: torch.Tensor,
-    rows: torch.Tensor | None,
+    layer: Any, hidden_states: torch.Tensor, attended: torch.Tensor, rows: torch.Tensor | None = None
 ) -> torch.Tensor:
-    states = attended + (hidden_states if rows is None else hidden_states[:, rows])
+    """Finish a pre-norm layer: residual of the states (of `rows` alone), then the MLP with its own."""
+    states = (hidden_states if rows is None else hidden_states[:, rows]) + attended
     output: torch.Tensor = states + layer.mlp(layer.post_attention_layernorm(states))
     return output
 
@@ -214,18 +212,14 @@ class _PeagleDraftMixin:
         return PeagleMask(queries=elements, keys=elements)
 
     def _run_draft_layer(
-        self,
-        layer_fn: Callable[..., torch.Tensor],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] = {},
-    ) -> torch.Tensor:
+        self, layer_fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
+    ) -> Any:
         """Run one layer; in training with `gradient_checkpointing`, its activations are computed again in the backward.
 
         Non-reentrant, since the mask is no tensor.
         """
         if self.model.gradient_checkpointing and self.training:
-            output: torch.Tensor = checkpoint(layer_fn, *args, use_reentrant=False, **kwargs)
-            return output
+            return checkpoint(layer_fn, *args, use_reentrant=False, **kwargs)
         return layer_fn(*args, **kwargs)
 
     def forward_peagle(

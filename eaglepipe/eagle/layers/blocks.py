@@ -9,7 +9,12 @@ from torch import nn
 
 from eaglepipe.eagle.draft_config import completed_config
 from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding, Rotary, apply_rotary
-from eaglepipe.eagle.peagle_draft import _PeagleAttentionMixin, _PeagleDecoderLayerMixin, _PeagleVanillaLayerMixin
+from eaglepipe.eagle.peagle_draft import (
+    _after_attention,
+    _PeagleAttentionMixin,
+    _PeagleDecoderLayerMixin,
+    _PeagleVanillaLayerMixin,
+)
 from eaglepipe.eagle.unroll.attention import ttt_attention
 
 
@@ -43,8 +48,8 @@ class Eagle3LlamaMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
-class Eagle3LlamaAttention(_PeagleAttentionMixin, nn.Module):
-    """Grouped-query attention of one TTT step; `input_size` is 2H in the fused layer and H in deeper ones."""
+class LlamaAttentionBlock(nn.Module):
+    """The projections of a grouped-query attention over `input_size`, and its rotary embedding."""
 
     def __init__(self, config: Any, input_size: int) -> None:
         super().__init__()
@@ -59,6 +64,18 @@ class Eagle3LlamaAttention(_PeagleAttentionMixin, nn.Module):
         self.v_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
         self.rotary_emb = Eagle3LlamaRotaryEmbedding(config)
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, T, heads·d] -> [B, heads, T, d]."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _project_output(self, attended: torch.Tensor) -> torch.Tensor:
+        """[B, h, T, d] -> [B, T, H]."""
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+
+class Eagle3LlamaAttention(_PeagleAttentionMixin, LlamaAttentionBlock):
+    """Grouped-query attention of one TTT step; `input_size` is 2H in the fused layer and H in deeper ones."""
 
     def forward(
         self,
@@ -82,10 +99,7 @@ class Eagle3LlamaAttention(_PeagleAttentionMixin, nn.Module):
         key = apply_rotary(self._heads(self.k_proj(combined_states)), *rotary)
         value = self._heads(self.v_proj(combined_states))
         attended = ttt_attention(query, [*keys, key], [*values, value], mask, self.scale)
-        return self.o_proj(attended.transpose(1, 2).flatten(2)), key, value
-
-    def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return self._project_output(attended), key, value
 
 
 class Eagle3LlamaDecoderLayer(_PeagleDecoderLayerMixin, nn.Module):
@@ -112,8 +126,7 @@ class Eagle3LlamaDecoderLayer(_PeagleDecoderLayerMixin, nn.Module):
         embeds, states = self.input_layernorm(input_embeds), self.hidden_norm(hidden_states)
         combined = torch.cat((embeds.to(states.dtype), states), dim=-1)
         attended, key, value = self.self_attn(combined, keys, values, mask, rotary)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), key, value
+        return _after_attention(self, hidden_states, attended), key, value
 
 
 class Eagle3LlamaPeagleLayer(_PeagleVanillaLayerMixin, nn.Module):
@@ -136,5 +149,4 @@ class Eagle3LlamaPeagleLayer(_PeagleVanillaLayerMixin, nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """State [B, T, H] -> new state [B, T, H], key, value [B, kv, T, d]."""
         attended, key, value = self.self_attn(self.input_layernorm(hidden_states), keys, values, mask, rotary)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), key, value
+        return _after_attention(self, hidden_states, attended), key, value

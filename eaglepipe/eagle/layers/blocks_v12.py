@@ -9,31 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eaglepipe.eagle.draft_config import completed_config
-from eaglepipe.eagle.layers.blocks import Eagle3LlamaMLP, Eagle3LlamaRMSNorm
-from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding, apply_rotary
+from eaglepipe.eagle.layers.blocks import Eagle3LlamaMLP, Eagle3LlamaRMSNorm, LlamaAttentionBlock
+from eaglepipe.eagle.layers.rope import apply_rotary
+from eaglepipe.eagle.peagle_draft import _after_attention
 from eaglepipe.eagle.unroll.attention import causal_mask, ttt_attention
 
 Chain = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values [B, kv, T, d] of one layer at depths 0..k-1 of a chain."""
 
 
-class EagleLlamaAttention(nn.Module):
+class EagleLlamaAttention(LlamaAttentionBlock):
     """Standard Llama-style self attention for the EAGLE-1/2 draft."""
 
     def __init__(self, config: Any) -> None:
-        super().__init__()
-        config = completed_config(config)
-        self.num_heads: int = config.num_attention_heads
-        self.num_key_value_heads: int = config.num_key_value_heads
-        self.head_dim: int = config.head_dim
-        self.scale = self.head_dim**-0.5
-        query_size, key_size = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
-        self.rotary_emb = Eagle3LlamaRotaryEmbedding(config)
+        super().__init__(config, config.hidden_size)
 
     def _repeat_kv(self, tensor: torch.Tensor) -> torch.Tensor:
         """[B, kv, T, d] -> [B, h, T, d], each key-value head for its group of query heads."""
@@ -52,7 +41,7 @@ class EagleLlamaAttention(nn.Module):
         attended = F.scaled_dot_product_attention(
             query, self._repeat_kv(key), self._repeat_kv(value), attn_mask=attention_mask, scale=self.scale
         )
-        return self.o_proj(attended.transpose(1, 2).flatten(2))
+        return self._project_output(attended)
 
     def forward_chain(
         self, hidden_states: torch.Tensor, readable: torch.Tensor, position_ids: torch.Tensor, chain: Chain
@@ -69,7 +58,7 @@ class EagleLlamaAttention(nn.Module):
         chain.append((key, value))
         keys, values = zip(*chain, strict=True)
         attended = ttt_attention(query, keys, values, readable, self.scale)
-        return self.o_proj(attended.transpose(1, 2).flatten(2))
+        return self._project_output(attended)
 
     def _project(
         self, hidden_states: torch.Tensor, position_ids: torch.Tensor, longest: torch.Tensor | None
@@ -77,9 +66,6 @@ class EagleLlamaAttention(nn.Module):
         cos, sin = (table[:, None] for table in self.rotary_emb(position_ids, longest=longest))
         query, key, value = (self._heads(of(hidden_states)) for of in (self.q_proj, self.k_proj, self.v_proj))
         return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
-
-    def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class EagleLlamaMLP(Eagle3LlamaMLP):
@@ -106,18 +92,14 @@ class EagleLlamaDecoderLayer(nn.Module):
     ) -> torch.Tensor:
         """[B, T, H] -> [B, T, H]; arguments as `EagleLlamaAttention.forward` takes them."""
         attended = self.self_attn(self.input_layernorm(hidden_states), attention_mask, position_ids)
-        return self._after_attention(hidden_states, attended)
+        return _after_attention(self, hidden_states, attended)
 
     def forward_chain(
         self, hidden_states: torch.Tensor, readable: torch.Tensor, position_ids: torch.Tensor, chain: Chain
     ) -> torch.Tensor:
         """[B, T, H] -> [B, T, H]; arguments as `EagleLlamaAttention.forward_chain` takes them."""
         attended = self.self_attn.forward_chain(self.input_layernorm(hidden_states), readable, position_ids, chain)
-        return self._after_attention(hidden_states, attended)
-
-    def _after_attention(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return _after_attention(self, hidden_states, attended)
 
 
 def _build_causal_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

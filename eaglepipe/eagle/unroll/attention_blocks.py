@@ -1,24 +1,39 @@
-"""Step 0's causal attention, one run of queries after the other: by a flash kernel on a CPU, plainly elsewhere.
+"""Step 0's causal attention, one span of queries after the other: by a flash kernel on a CPU, plainly elsewhere.
 
 Shapes: n queries, kv key-value heads with G query heads each, C cached keys, d head size; m and s: of one block.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from eaglepipe.eagle.unroll.slot_plan import Run
+from eaglepipe.eagle.unroll.slot_plan import SlotSpan
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+class Attended(NamedTuple):
+    """An attention's inputs and results, in the order in which flash backwards take them."""
+
+    queries: torch.Tensor  # [n, kv, G, d]
+    keys: torch.Tensor  # [C, kv, d]
+    values: torch.Tensor  # [C, kv, d]
+    output: torch.Tensor  # [n, kv, G, d]
+    normaliser: torch.Tensor  # [n, kv, G], natural log-sum-exp, float32 at least
+
+
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of queries, keys and values."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class RunByRun:
+class SpanBySpan:
     """A `CausalKernel` that needs nothing of the device."""
 
-    runs: tuple[Run, ...]
+    spans: tuple[SlotSpan, ...]
     scale: float
 
     def forward(
@@ -27,53 +42,36 @@ class RunByRun:
         """As `CausalKernel`."""
         output = torch.empty_like(queries, memory_format=torch.contiguous_format)
         normaliser = queries.new_empty(queries.shape[:-1], dtype=torch.promote_types(queries.dtype, torch.float32))
-        for span, blocks in _blocks(self.runs):
+        for rows, blocks in _blocks(self.spans):
             parts = [
-                _block_forward(queries[span], keys[block], values[block], causal, self.scale)
+                _block_forward(queries[rows], keys[block], values[block], causal, self.scale)
                 for block, causal in blocks
             ]
-            _merge(parts, output[span], normaliser[span])
+            _merge(parts, output[rows], normaliser[rows])
         return output, normaliser
 
-    def backward(  # noqa: PLR0917 - what a flash backward takes, in its order
-        self,
-        grad_output: torch.Tensor,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        output: torch.Tensor,
-        normaliser: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def backward(self, grad_output: torch.Tensor, attended: Attended) -> Gradients:
         """As `CausalKernel`."""
-        grad_queries = torch.zeros_like(queries)
-        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
-        for span, blocks in _blocks(self.runs):
+        queries, keys, values, output, normaliser = attended
+        totals = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        for rows, blocks in _blocks(self.spans):
             for block, causal in blocks:
-                grad_query, grad_key, grad_value = _block_backward(
-                    grad_output[span],
-                    queries[span],
-                    keys[block],
-                    values[block],
-                    output[span],
-                    normaliser[span],
-                    causal,
-                    self.scale,
-                )
-                grad_queries[span] += grad_query
-                grad_keys[block] += grad_key
-                grad_values[block] += grad_value
-        return grad_queries, grad_keys, grad_values
+                part = Attended(queries[rows], keys[block], values[block], output[rows], normaliser[rows])
+                gradients = _block_backward(grad_output[rows], part, causal, self.scale)
+                for total, places, gradient in zip(totals, (rows, block, block), gradients, strict=True):
+                    total[places] += gradient
+        return totals
 
 
-def _blocks(runs: Sequence[Run]) -> Iterator[tuple[slice, list[tuple[slice, bool]]]]:
-    """Each run's queries, and its blocks of cached keys: the triangle of the run itself, and all before it."""
+def _blocks(spans: Sequence[SlotSpan]) -> Iterator[tuple[slice, list[tuple[slice, bool]]]]:
+    """Yield each span's queries, and its blocks of cached keys: the triangle of the span itself, and all before it."""
     offset = 0
-    for run in runs:
-        blocks = [(slice(run.first, run.first + run.count), True)]
-        if run.first > run.document:
-            blocks.append((slice(run.document, run.first), False))
-        yield slice(offset, offset + run.count), blocks
-        offset += run.count
+    for span in spans:
+        blocks = [(slice(span.first, span.first + span.count), True)]
+        if span.first > span.document:
+            blocks.append((slice(span.document, span.first), False))
+        yield slice(offset, offset + span.count), blocks
+        offset += span.count
 
 
 def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]], output: torch.Tensor, normaliser: torch.Tensor) -> None:
@@ -94,9 +92,7 @@ def _heads_first(states: torch.Tensor) -> torch.Tensor:
     return states.permute(1, 2, 0, 3)
 
 
-def _block_heads(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _block_heads(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Gradients:
     """Queries [m, kv, G, d] -> [kv, G, m, d]; keys and values [s, kv, d] -> [kv, G, s, d], shared without a copy."""
     key, value = (states[:, :, None].expand(-1, -1, queries.shape[2], -1) for states in (keys, values))
     return _heads_first(queries), _heads_first(key), _heads_first(value)
@@ -111,21 +107,12 @@ def _block_forward(
     return output.permute(2, 0, 1, 3), normaliser.permute(2, 0, 1)
 
 
-def _block_backward(  # noqa: PLR0917 - what a flash backward takes, in its order
-    grad_output: torch.Tensor,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    output: torch.Tensor,
-    normaliser: torch.Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of one block inside a softmax that `output` and `normaliser` are the whole of."""
-    heads = _block_heads(queries, keys, values)
-    whole = (_heads_first(output), normaliser.permute(1, 2, 0))
-    backward = _flash_backward_cpu if queries.device.type == "cpu" else _plain_backward
-    grad_query, grad_key, grad_value = backward(_heads_first(grad_output), *heads, *whole, causal, scale)
+def _block_backward(grad_output: torch.Tensor, block: Attended, causal: bool, scale: float) -> Gradients:
+    """Return the gradients of one block inside a softmax whose whole are its `output` and `normaliser`."""
+    heads = _block_heads(block.queries, block.keys, block.values)
+    attended = Attended(*heads, _heads_first(block.output), block.normaliser.permute(1, 2, 0))
+    backward = _flash_backward_cpu if grad_output.device.type == "cpu" else _plain_backward
+    grad_query, grad_key, grad_value = backward(_heads_first(grad_output), attended, causal, scale)
     return grad_query.permute(2, 0, 1, 3), grad_key.sum(1).transpose(0, 1), grad_value.sum(1).transpose(0, 1)
 
 
@@ -136,18 +123,9 @@ def _flash_forward_cpu(
     return output, normaliser
 
 
-def _flash_backward_cpu(  # noqa: PLR0917
-    grad_output: torch.Tensor,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    output: torch.Tensor,
-    normaliser: torch.Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grads = _flash_backward(grad_output, queries, keys, values, output, normaliser, 0.0, causal, scale=scale)
-    return grads[0], grads[1], grads[2]
+def _flash_backward_cpu(grad_output: torch.Tensor, attended: Attended, causal: bool, scale: float) -> Gradients:
+    grad_queries, grad_keys, grad_values = _flash_backward(grad_output, *attended, 0.0, causal, scale=scale)
+    return grad_queries, grad_keys, grad_values
 
 
 def _scores(queries: torch.Tensor, keys: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
@@ -165,16 +143,8 @@ def _plain_forward(
     return scores.softmax(-1).to(values.dtype) @ values, scores.logsumexp(-1)
 
 
-def _plain_backward(  # noqa: PLR0917
-    grad_output: torch.Tensor,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    output: torch.Tensor,
-    normaliser: torch.Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _plain_backward(grad_output: torch.Tensor, attended: Attended, causal: bool, scale: float) -> Gradients:
+    queries, keys, values, output, normaliser = attended
     weights = (_scores(queries, keys, causal, scale) - normaliser[..., None]).exp_()
     delta = (grad_output * output).sum(-1, keepdim=True)
     grad_scores = weights * (grad_output @ values.transpose(-1, -2) - delta) * scale

@@ -1,8 +1,8 @@
 """The TTT unroll over the slots that a loss depends on; same losses and gradients as the reference.
 
-Three exact savings: queries, MLP and later steps run for active slots only (see `plan`); the embedding's half of the
-fused projections is computed once, since a later step reads the same tokens, a slot further; and the head runs once,
-over the loss rows of all steps.
+Three exact savings: queries, MLP and later steps run for active slots only; the embedding's half of the fused
+projections is computed once, since a later step reads the same tokens, a slot further; and the head runs once, over the
+loss rows of all steps.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.kernels.fused_head import HeadLoss, fused_head_loss
@@ -19,9 +18,10 @@ from eaglepipe.eagle.kernels.fused_lk import lk_head_loss
 from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.layers.fused_ops import rms_norm, rotate, swiglu
 from eaglepipe.eagle.layers.rope import Rotary
-from eaglepipe.eagle.unroll.attention_runs import run_attention
+from eaglepipe.eagle.packed_batch import PackedBatch
+from eaglepipe.eagle.unroll.attention_spans import span_attention
 from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult
-from eaglepipe.eagle.unroll.slot_plan import Runs, UnrollPlan
+from eaglepipe.eagle.unroll.slot_plan import StepSpans, UnrollPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,15 @@ class _Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Places:
-    """What one layer reads in one step; None stands for all rows, in order."""
+class _LayerRows:
+    """The rows that one layer reads in one step; None stands for all rows, in order."""
 
-    runs: Runs
-    queries: torch.Tensor | None  # among the states
-    query_offsets: torch.Tensor | None
-    key_value_offsets: torch.Tensor | None
+    spans: StepSpans
     query_rotary: Rotary
     key_rotary: Rotary
+    queries: torch.Tensor | None = None  # among the states
+    query_offsets: torch.Tensor | None = None
+    key_value_offsets: torch.Tensor | None = None
 
 
 def unroll_compact(
@@ -71,8 +71,8 @@ def unroll_compact(
             states = states.index_select(0, step.kept)
             for layer in layers:
                 _keep_columns(layer, step.kept)
-        for layer, places in zip(layers, _layer_places(draft, inputs, plan, index), strict=True):
-            states = _run_layer(draft, layer, states, places)
+        for layer, rows in zip(layers, _layer_rows(draft, inputs.batch, plan, index), strict=True):
+            states = _run_layer(draft, layer, states, rows)
         states = rms_norm(states, draft.model.norm) if draft.config.norm_output else states
         loss_states = _pick(states, step.rows)
         head_inputs.append(loss_states if draft.config.norm_output else rms_norm(loss_states, draft.model.norm))
@@ -158,52 +158,31 @@ def _keep_columns(layer: _Layer, kept: torch.Tensor) -> None:
         columns[1:] = [column.index_select(0, kept) for column in columns[1:]]
 
 
-def _layer_places(draft: LlamaEagle3DraftModel, inputs: TrainerInputs, plan: UnrollPlan, index: int) -> list[_Places]:
-    """What each layer reads in step `index`: only the last one can leave queries out of step 0."""
+def _layer_rows(draft: LlamaEagle3DraftModel, batch: PackedBatch, plan: UnrollPlan, index: int) -> list[_LayerRows]:
+    """Return what each layer reads in step `index`: only the last one can leave queries out of step 0."""
     depth, step = draft.config.num_hidden_layers, plan.steps[index]
-    positions = inputs.batch.position_ids.flatten()
-    longest = inputs.batch.position_ids.max() + 1
+    positions = batch.position_ids.flatten()
+    longest = batch.position_ids.max() + 1
 
     def rotary(slots: torch.Tensor) -> Rotary:
         cos, sin = draft.model.rotary_emb(positions[slots] + index, longest=longest)
         return cos[:, None], sin[:, None]
 
-    here = rotary(step.slots)
-    if index:
-        sources = plan.active[step.sources]
-        fused, plain = (
-            _Places(
-                runs=step.runs,
-                queries=None,
-                query_offsets=query_offsets,
-                key_value_offsets=key_value_offsets,
-                query_rotary=here,
-                key_rotary=here,
-            )
-            for query_offsets, key_value_offsets in ((sources if depth > 1 else step.sources, sources), (None, None))
-        )
-        return [fused, *[plain] * (depth - 1)]
-    everywhere = rotary(plan.cached)
-    whole, last = (
-        _Places(
-            runs=runs,
-            queries=queries,
-            query_offsets=None,
-            key_value_offsets=None,
-            query_rotary=query_rotary,
-            key_rotary=everywhere,
-        )
-        for runs, queries, query_rotary in ((plan.documents, None, everywhere), (step.runs, plan.active, here))
-    )
-    return [*[whole] * (depth - 1), last]
+    active = rotary(step.slots)
+    if index == 0:
+        cached = rotary(plan.cached)
+        inner = _LayerRows(spans=plan.documents, query_rotary=cached, key_rotary=cached)
+        last = replace(inner, spans=step.spans, query_rotary=active, queries=plan.active)
+        return [*[inner] * (depth - 1), last]
+    sources = plan.active[step.sources]
+    plain = _LayerRows(spans=step.spans, query_rotary=active, key_rotary=active)
+    fused = replace(plain, query_offsets=sources if depth > 1 else step.sources, key_value_offsets=sources)
+    return [fused, *[plain] * (depth - 1)]
 
 
-def _run_layer(draft: LlamaEagle3DraftModel, layer: _Layer, states: torch.Tensor, places: _Places) -> torch.Tensor:
-    arguments = (layer, states, places, tuple(layer.keys), tuple(layer.values))
-    if draft.model.gradient_checkpointing and draft.training:
-        states, key, value = checkpoint(_layer_step, *arguments, use_reentrant=False)
-    else:
-        states, key, value = _layer_step(*arguments)
+def _run_layer(draft: LlamaEagle3DraftModel, layer: _Layer, states: torch.Tensor, rows: _LayerRows) -> torch.Tensor:
+    arguments = (layer, states, rows, tuple(layer.keys), tuple(layer.values))
+    states, key, value = draft._run_draft_layer(_layer_step, arguments)
     layer.keys.append(key)
     layer.values.append(value)
     return states
@@ -212,21 +191,21 @@ def _run_layer(draft: LlamaEagle3DraftModel, layer: _Layer, states: torch.Tensor
 def _layer_step(
     layer: _Layer,
     states: torch.Tensor,
-    places: _Places,
+    rows: _LayerRows,
     keys: tuple[torch.Tensor, ...],
     values: tuple[torch.Tensor, ...],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """States [rows, H] -> new states [queries, H], and this step's keys and values [rows, kv heads, d]."""
     attention = layer.module.self_attn
     normed = rms_norm(states, layer.state_norm)
-    key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, places.key_value_offsets)
+    key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, rows.key_value_offsets)
     key, value = key_values.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
-    key = rotate(key, *places.key_rotary)
-    if places.queries is not None:
-        states, normed = _pick(states, places.queries), _pick(normed, places.queries)
-    query = _project(normed, layer.query_weight, layer.query_offsets, places.query_offsets)
-    query = rotate(query.unflatten(-1, (-1, attention.head_dim)), *places.query_rotary)
-    attended = run_attention(query, (*keys, key), (*values, value), places.runs, attention.scale)
+    key = rotate(key, *rows.key_rotary)
+    if rows.queries is not None:
+        states, normed = _pick(states, rows.queries), _pick(normed, rows.queries)
+    query = _project(normed, layer.query_weight, layer.query_offsets, rows.query_offsets)
+    query = rotate(query.unflatten(-1, (-1, attention.head_dim)), *rows.query_rotary)
+    attended = span_attention(query, (*keys, key), (*values, value), rows.spans, attention.scale)
     states = states + attention.o_proj(attended.flatten(1))
     mlp, inner = layer.module.mlp, rms_norm(states, layer.module.post_attention_layernorm)
     return states + mlp.down_proj(swiglu(mlp.gate_proj(inner), mlp.up_proj(inner))), key, value

@@ -1,7 +1,7 @@
-"""What the compact unroll computes: index tables, made on the host from masks alone.
+"""The plan of the compact unroll: index tables, made on the host from masks alone.
 
-Slots are coupled only through step 0's keys and values, so a slot is *active* at step k when it has supervision left at
-k or later. Active slots form runs, contiguous inside one document; a run keeps its start and loses slots at its end.
+Slots are coupled only through step 0's keys and values, so a slot is *active* at step k if it has supervision left at k
+or later. Active slots form spans, contiguous inside one document; a span keeps its start and loses slots at its end.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.attention import document_ids
 
 MERGED_GAP = 16
-"""Idle slots between two runs of one document that cost less to compute than to cut around."""
+"""Idle slots between two spans of one document that cost less to compute than to leave out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Contiguous queries `first`..`first + count` of one document, whose keys begin at `document`; cached places."""
+class SlotSpan:
+    """Contiguous queries `first`..`first + count` of one document, whose keys begin at `document`; cached slots."""
 
     document: int
     first: int
@@ -27,54 +27,56 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeySpans:
-    """R runs as sequences of queries and keys, for a kernel that takes all at once; E keys of all runs together.
+class VarlenTables:
+    """R spans as sequences of queries and keys, for a kernel that takes all at once; E keys of all spans together.
 
-    A run's keys are those of its document up to its last query's own.
+    A span's keys are those of its document up to its last query's own.
     """
 
-    keys: torch.Tensor  # int64 [E], cached places, run after run
-    query_ends: torch.Tensor  # int32 [R + 1], from 0: run r has queries query_ends[r]..query_ends[r + 1]
+    keys: torch.Tensor  # int64 [E], cached slots, span after span
+    query_ends: torch.Tensor  # int32 [R + 1], from 0: span r has queries query_ends[r]..query_ends[r + 1]
     key_ends: torch.Tensor  # int32 [R + 1], likewise
-    most_queries: int  # of a run at most; 2 at least, since kernels lay single queries out differently
-    most_keys: int
+    max_queries: int  # of a span; 2 at least, since kernels lay single queries out differently
+    max_keys: int
 
     @classmethod
-    def of(cls, runs: tuple[Run, ...], device: torch.device) -> "KeySpans":
-        """Tables on `device`; nothing is read back from it."""
-        columns = [(run.document, run.first + run.count, run.count) for run in runs]
+    def of(cls, spans: tuple[SlotSpan, ...], device: torch.device) -> "VarlenTables":
+        """Make tables on `device`; nothing is read back from it."""
+        columns = [(span.document, span.first + span.count, span.count) for span in spans]
         starts, ends, counts = torch.tensor(columns, dtype=torch.int64).reshape(-1, 3).unbind(1)
         lengths = ends - starts
         return cls(
             keys=to_device(_ranges(starts, ends), device),
-            query_ends=to_device(_from_zero(counts), device),
-            key_ends=to_device(_from_zero(lengths), device),
-            most_queries=max([2, *counts.tolist()]),
-            most_keys=max([0, *lengths.tolist()]),
+            query_ends=to_device(F.pad(counts.cumsum(0), (1, 0)).int(), device),
+            key_ends=to_device(F.pad(lengths.cumsum(0), (1, 0)).int(), device),
+            max_queries=max([2, *counts.tolist()]),
+            max_keys=max([0, *lengths.tolist()]),
         )
 
-
-def _from_zero(counts: torch.Tensor) -> torch.Tensor:
-    return F.pad(counts.cumsum(0), (1, 0)).int()
+    @property
+    def bounds(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """The bounds of queries and keys, in the order in which varlen kernels take them."""
+        return self.query_ends, self.key_ends, self.max_queries, self.max_keys
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
-    """All runs of one step."""
+class StepSpans:
+    """All spans of one step."""
 
-    runs: tuple[Run, ...]
-    spans: KeySpans | None  # only where a device has a kernel for them
+    spans: tuple[SlotSpan, ...]
+    tables: VarlenTables | None  # only if a device has a kernel for them
 
     @classmethod
-    def on(cls, device: torch.device, runs: tuple[Run, ...]) -> "Runs":
-        return cls(runs=runs, spans=KeySpans.of(runs, device) if device.type == "cuda" else None)
+    def on(cls, device: torch.device, spans: tuple[SlotSpan, ...]) -> "StepSpans":
+        """Add the tables that a device has a kernel for."""
+        return cls(spans=spans, tables=VarlenTables.of(spans, device) if device.type == "cuda" else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """One step; n active slots, r of them in its loss. A slot's number is flat, row by row."""
 
-    runs: Runs
+    spans: StepSpans
     slots: torch.Tensor  # int64 [n], the active slots
     kept: torch.Tensor | None  # int64 [n], their places among the step before's; None: all of them
     sources: torch.Tensor  # int64 [n], where among step 0's active slots the token of this step is
@@ -88,7 +90,7 @@ class UnrollPlan:
     """All steps; C cached slots: those whose step 0 key some active slot reads."""
 
     cached: torch.Tensor  # int64 [C], slots
-    documents: Runs  # each document, as far as it is cached
+    documents: StepSpans  # each document, as far as it is cached
     active: torch.Tensor  # int64 [n of step 0], places among the cached slots
     steps: tuple[StepPlan, ...]
 
@@ -98,8 +100,8 @@ def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, 
     counted = [mask.flatten() for mask in batch.covered_steps(num_steps)]
     active = _active(counted)
     document_starts = _document_starts(batch)
-    firsts, lasts = _runs(active[0], document_starts)
-    ends = [_run_ends(mask, firsts, lasts) for mask in active]
+    firsts, lasts = _spans(active[0], document_starts)
+    ends = [_span_ends(mask, firsts, lasts) for mask in active]
     starts = document_starts[firsts]
     is_last = torch.cat((starts[1:] != starts[:-1], torch.ones(min(1, len(starts)), dtype=torch.bool)))
     cached = _ranges(starts[is_last], ends[0][is_last])
@@ -114,7 +116,7 @@ def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, 
         slots = _ranges(firsts, ends[step])
         row_slots = counted[step].nonzero()[:, 0]
         return StepPlan(
-            runs=Runs.on(device, _as_runs(place, starts, firsts, ends[step])),
+            spans=StepSpans.on(device, _as_spans(place, starts, firsts, ends[step])),
             slots=to_device(slots, device),
             kept=_kept(firsts, ends[step - 1], ends[step], device) if step else None,
             sources=to_device(place_in_first[(slots + step).clamp(max=num_slots - 1)], device),
@@ -125,7 +127,7 @@ def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, 
 
     return UnrollPlan(
         cached=to_device(cached, device),
-        documents=Runs.on(device, _as_runs(place, starts[is_last], starts[is_last], ends[0][is_last])),
+        documents=StepSpans.on(device, _as_spans(place, starts[is_last], starts[is_last], ends[0][is_last])),
         active=to_device(place[_ranges(firsts, ends[0])], device),
         steps=tuple(plan_step(step) for step in range(num_steps)),
     )
@@ -150,8 +152,8 @@ def _document_starts(batch: PackedBatch) -> torch.Tensor:
     return torch.where(begins.flatten(), slots, 0).cummax(0).values
 
 
-def _runs(active: torch.Tensor, document_starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last slot of each run, int64 [R]; runs closer than MERGED_GAP in one document are one."""
+def _spans(active: torch.Tensor, document_starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first and last slot of each span, int64 [R]; spans closer than MERGED_GAP in one document are one."""
     slots = active.nonzero()[:, 0]
     if not len(slots):
         return slots, slots
@@ -161,8 +163,8 @@ def _runs(active: torch.Tensor, document_starts: torch.Tensor) -> tuple[torch.Te
     return slots[torch.cat((edge, breaks))], slots[torch.cat((breaks, edge))]
 
 
-def _run_ends(active: torch.Tensor, firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
-    """One past each run's last active slot, int64 [R]; its first slot where none is left."""
+def _span_ends(active: torch.Tensor, firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
+    """Return one past each span's last active slot, int64 [R]; its first slot if none is left."""
     ends = torch.where(active, torch.arange(1, len(active) + 1), 0).cummax(0).values
     return torch.maximum(ends[lasts], firsts)
 
@@ -191,6 +193,8 @@ def _kept(
     return to_device(_ranges(offsets, offsets + ends - firsts), device)
 
 
-def _as_runs(place: torch.Tensor, starts: torch.Tensor, firsts: torch.Tensor, ends: torch.Tensor) -> tuple[Run, ...]:
+def _as_spans(
+    place: torch.Tensor, starts: torch.Tensor, firsts: torch.Tensor, ends: torch.Tensor
+) -> tuple[SlotSpan, ...]:
     columns = (place[starts].tolist(), place[firsts].tolist(), (ends - firsts).tolist())
-    return tuple(Run(document=d, first=f, count=c) for d, f, c in zip(*columns, strict=True) if c)
+    return tuple(SlotSpan(document=d, first=f, count=c) for d, f, c in zip(*columns, strict=True) if c)

@@ -11,7 +11,7 @@ from eaglepipe.eagle.kernels.fused_head import DenseRows, fused_head_loss
 from eaglepipe.eagle.losses import soft_cross_entropy
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.interface import TrainerInputs
-from eaglepipe.eagle.unroll.slot_plan import Run, plan_unroll
+from eaglepipe.eagle.unroll.slot_plan import SlotSpan, plan_unroll
 from tests.eagle.toy_drafts import (
     gradients,
     make_document,
@@ -134,7 +134,10 @@ def test_plan_computes_active_slots_only():
         [*range(8, 14), *range(48, 51)],
         [*range(8, 13), *range(48, 50)],
     ]
-    assert plan.steps[2].runs.runs == (Run(document=0, first=8, count=5), Run(document=0, first=48, count=2))
+    assert plan.steps[2].spans.spans == (
+        SlotSpan(document=0, first=8, count=5),
+        SlotSpan(document=0, first=48, count=2),
+    )
     assert [step.row_slots.tolist() for step in plan.steps] == [
         [*range(10, 15), 50, 51],
         [*range(9, 14), 49, 50],

@@ -7,7 +7,7 @@ import torch
 
 from eaglepipe.eagle.kernels import fused_head, row_kernels
 from eaglepipe.eagle.losses import StepLoss
-from eaglepipe.eagle.unroll import attention_runs
+from eaglepipe.eagle.unroll import attention_spans
 from eaglepipe.eagle.unroll import slot_plan as plan
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
@@ -22,12 +22,14 @@ META = torch.device("meta")
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The meta device stands for one that has all kernels; autocast knows it not."""
     autocast = torch.autocast
-    monkeypatch.setattr(attention_runs, "varlen_works", lambda *_: True)
+    monkeypatch.setattr(attention_spans, "varlen_works", lambda *_: True)
     monkeypatch.setattr(row_kernels, "available", lambda _: True)
     monkeypatch.setattr(row_kernels, "compiled_works", lambda *_: False)
     monkeypatch.setattr(fused_head, "wide_products_work", lambda *_: True)
     monkeypatch.setattr(
-        plan.Runs, "on", lambda device, runs: plan.Runs(runs=runs, spans=plan.KeySpans.of(runs, device))
+        plan.StepSpans,
+        "on",
+        lambda device, spans: plan.StepSpans(spans=spans, tables=plan.VarlenTables.of(spans, device)),
     )
     monkeypatch.setattr(
         torch, "autocast", lambda kind, **given: contextlib.nullcontext() if kind == "meta" else autocast(kind, **given)

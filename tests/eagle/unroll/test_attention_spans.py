@@ -1,27 +1,27 @@
-"""The attention of runs against the dense masked one, by every kernel; the CUDA kernel's contract is kept by a twin."""
+"""The attention of spans against the dense masked one, by every kernel; a twin keeps the CUDA kernel's contract."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 
-from eaglepipe.eagle.unroll import attention_runs, attention_varlen
+from eaglepipe.eagle.unroll import attention_spans, attention_varlen
 from eaglepipe.eagle.unroll.attention import ttt_attention
-from eaglepipe.eagle.unroll.attention_blocks import _plain_backward, _plain_forward
-from eaglepipe.eagle.unroll.attention_runs import run_attention
+from eaglepipe.eagle.unroll.attention_blocks import Attended, _plain_backward, _plain_forward
+from eaglepipe.eagle.unroll.attention_spans import span_attention
 from eaglepipe.eagle.unroll.attention_varlen import varlen_backward, varlen_forward, varlen_works
-from eaglepipe.eagle.unroll.slot_plan import KeySpans, Run, Runs
+from eaglepipe.eagle.unroll.slot_plan import SlotSpan, StepSpans, VarlenTables
 from tests.eagle.toy_drafts import random_states
 
 CPU = torch.device("cpu")
 HEADS, GROUPS, SLOTS, HEAD_DIM, SCALE = 6, 2, 23, 8, 0.4
-RUNS = (Run(document=0, first=0, count=4), Run(document=0, first=7, count=5), Run(document=14, first=17, count=3))
+SPANS = tuple(SlotSpan(document=d, first=f, count=c) for d, f, c in ((0, 0, 4), (0, 7, 5), (14, 17, 3)))
 
 
-def sequences(spans):
-    """The queries and the keys of each run, by the tables that the kernel reads."""
-    ranges = [list(pairwise(ends.tolist())) for ends in (spans.query_ends, spans.key_ends)]
-    for of_each, most in zip(ranges, (spans.most_queries, spans.most_keys), strict=True):
+def sequences(tables):
+    """The queries and the keys of each span, by the tables that the kernel reads."""
+    ranges = [list(pairwise(ends.tolist())) for ends in (tables.query_ends, tables.key_ends)]
+    for of_each, most in zip(ranges, (tables.max_queries, tables.max_keys), strict=True):
         assert max(end - start for start, end in of_each) <= most
     return [(slice(*of_queries), slice(*of_keys)) for of_queries, of_keys in zip(*ranges, strict=True)]
 
@@ -35,9 +35,9 @@ def twin_scores(query, key, scale):
     return scores.masked_fill(future, -torch.inf)
 
 
-def twin_forward(queries, keys, values, spans, scale):
+def twin_forward(queries, keys, values, tables, scale):
     outputs, norms = [], []
-    for rows, read in sequences(spans):
+    for rows, read in sequences(tables):
         scores = twin_scores(queries[rows], keys[read], scale)
         value = values[read].repeat_interleave(queries.shape[1] // values.shape[1], dim=1)
         outputs.append(torch.einsum("hms,shd->mhd", scores.softmax(-1), value))
@@ -45,10 +45,11 @@ def twin_forward(queries, keys, values, spans, scale):
     return torch.cat(outputs), torch.cat(norms, dim=1)
 
 
-def twin_backward(grad_output, queries, keys, values, output, normaliser, spans, scale):
+def twin_backward(grad_output, attended, tables, scale):
+    queries, keys, values, output, normaliser = attended
     groups = queries.shape[1] // keys.shape[1]
     grads = [torch.zeros_like(states) for states in (queries, keys, values)]
-    for rows, read in sequences(spans):
+    for rows, read in sequences(tables):
         weights = (twin_scores(queries[rows], keys[read], scale) - normaliser[:, rows, None]).exp()
         key, value = (states[read].repeat_interleave(groups, dim=1) for states in (keys, values))
         of_output = torch.einsum("mhd,shd->hms", grad_output[rows], value)
@@ -64,21 +65,21 @@ def twin_backward(grad_output, queries, keys, values, output, normaliser, spans,
 
 
 @pytest.fixture(params=["flash", "plain", "varlen"])
-def runs(request, monkeypatch):
-    spans = None
+def spans(request, monkeypatch):
+    tables = None
     if request.param == "plain":
         monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks._flash_forward_cpu", _plain_forward)
         monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks._flash_backward_cpu", _plain_backward)
     if request.param == "varlen":
-        spans = KeySpans.of(RUNS, CPU)
-        monkeypatch.setattr(attention_runs, "varlen_works", lambda *_: True)
+        tables = VarlenTables.of(SPANS, CPU)
+        monkeypatch.setattr(attention_spans, "varlen_works", lambda *_: True)
         monkeypatch.setattr(attention_varlen, "varlen_forward", twin_forward)
         monkeypatch.setattr(attention_varlen, "varlen_backward", twin_backward)
-    return Runs(runs=RUNS, spans=spans)
+    return StepSpans(spans=SPANS, tables=tables)
 
 
-def test_run_attention_equals_dense_attention(runs):
-    asked = torch.cat([torch.arange(run.first, run.first + run.count) for run in RUNS])
+def test_span_attention_equals_dense_attention(spans):
+    asked = torch.cat([torch.arange(span.first, span.first + span.count) for span in SPANS])
     queries = random_states(SLOTS, HEADS, HEAD_DIM, seed=0)
     keys = [random_states(SLOTS, GROUPS, HEAD_DIM, seed=step + 1) for step in range(3)]
     values = [random_states(SLOTS, GROUPS, HEAD_DIM, seed=step + 11) for step in range(3)]
@@ -93,7 +94,7 @@ def test_run_attention_equals_dense_attention(runs):
         SCALE,
     )[0].transpose(0, 1)[asked]
     columns = [[keys[0], *(key[asked] for key in keys[1:])], [values[0], *(value[asked] for value in values[1:])]]
-    found = run_attention(queries[asked], *columns, runs, SCALE)
+    found = span_attention(queries[asked], *columns, spans, SCALE)
     torch.testing.assert_close(found, dense, rtol=1e-9, atol=1e-9)
     weights = torch.randn_like(dense)
     expected = torch.autograd.grad((dense * weights).sum(), leaves)
@@ -101,33 +102,33 @@ def test_run_attention_equals_dense_attention(runs):
         torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-9)
 
 
-def test_spans_name_the_keys_of_each_run_s_document_up_to_its_last_query():
-    spans = KeySpans.of(RUNS, CPU)
-    assert spans.keys.tolist() == [*range(4), *range(12), *range(14, 20)]
-    assert spans.query_ends.tolist() == [0, 4, 9, 12]
-    assert spans.key_ends.tolist() == [0, 4, 16, 22]
-    assert (spans.most_queries, spans.most_keys) == (5, 12)
+def test_spans_name_the_keys_of_each_span_s_document_up_to_its_last_query():
+    tables = VarlenTables.of(SPANS, CPU)
+    assert tables.keys.tolist() == [*range(4), *range(12), *range(14, 20)]
+    assert tables.query_ends.tolist() == [0, 4, 9, 12]
+    assert tables.key_ends.tolist() == [0, 4, 16, 22]
+    assert (tables.max_queries, tables.max_keys) == (5, 12)
 
 
-def test_no_runs_ask_nothing_of_a_kernel_that_refuses_empty_batches(monkeypatch):
-    spans = KeySpans.of((), CPU)
-    assert spans.keys.tolist() == [] and spans.query_ends.tolist() == spans.key_ends.tolist() == [0]
-    monkeypatch.setattr(attention_runs, "varlen_works", lambda *_: True)
+def test_no_spans_ask_nothing_of_a_kernel_that_refuses_empty_batches(monkeypatch):
+    tables = VarlenTables.of((), CPU)
+    assert tables.keys.tolist() == [] and tables.query_ends.tolist() == tables.key_ends.tolist() == [0]
+    monkeypatch.setattr(attention_spans, "varlen_works", lambda *_: True)
     queries, keys = torch.empty(0, HEADS, HEAD_DIM, requires_grad=True), torch.randn(5, GROUPS, HEAD_DIM)
-    found = run_attention(queries, [keys], [keys], Runs(runs=(), spans=spans), SCALE)
+    found = span_attention(queries, [keys], [keys], StepSpans(spans=(), tables=tables), SCALE)
     assert found.shape == (0, HEADS, HEAD_DIM)
     found.sum().backward()
 
 
 def test_this_torch_has_the_varlen_kernel_with_the_arguments_that_are_passed():
     """Shapes and arguments only: torch knows them without the device."""
-    spans = KeySpans.of(RUNS, torch.device("meta"))
+    tables = VarlenTables.of(SPANS, torch.device("meta"))
     queries, keys = torch.empty(12, 6, 8, device="meta"), torch.empty(22, 2, 8, device="meta")
-    output, normaliser = varlen_forward(queries, keys, keys, spans, SCALE)
+    output, normaliser = varlen_forward(queries, keys, keys, tables, SCALE)
     assert (output.shape, normaliser.shape) == ((12, 6, 8), (6, 12))
-    grads = varlen_backward(output, queries, keys, keys, output, normaliser, spans, SCALE)
+    grads = varlen_backward(output, Attended(queries, keys, keys, output, normaliser), tables, SCALE)
     assert [grad.shape for grad in grads] == [(12, 6, 8), (22, 2, 8), (22, 2, 8)]
 
 
-def test_a_cpu_takes_the_run_by_run_kernel():
+def test_a_cpu_takes_the_span_by_span_kernel():
     assert not varlen_works(CPU, torch.bfloat16, 2, 3, 64)

@@ -1,4 +1,4 @@
-"""The attention of one TTT step for runs of slots, without ever holding [slots, keys] scores.
+"""The attention of one TTT step for spans of slots, without ever holding [slots, keys] scores.
 
 A kernel that returns its log-sum-exp attends to step 0's keys; the same-slot columns of later steps join through
 log-sum-exp. The backward gives the kernel the joined normaliser, with which its gradients are exact.
@@ -11,62 +11,54 @@ from typing import Any, Protocol
 
 import torch
 
-from eaglepipe.eagle.unroll.attention_blocks import RunByRun
+from eaglepipe.eagle.unroll.attention_blocks import Attended, Gradients, SpanBySpan
 from eaglepipe.eagle.unroll.attention_varlen import Varlen, varlen_works
-from eaglepipe.eagle.unroll.slot_plan import Runs
+from eaglepipe.eagle.unroll.slot_plan import StepSpans
 
 
 class CausalKernel(Protocol):
-    """Attention of runs of queries [n, kv, G, d] to step 0's keys and values [C, kv, d], up to each query's own."""
+    """Attention of spans of queries [n, kv, G, d] to step 0's keys and values [C, kv, d], up to each query's own."""
 
     def forward(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output [n, kv, G, d] and natural log-sum-exp [n, kv, G], float32 at least."""
+        """Return the output [n, kv, G, d] and the natural log-sum-exp [n, kv, G], float32 at least."""
         ...
 
-    def backward(  # noqa: PLR0917 - what a flash backward takes, in its order
-        self,
-        grad_output: torch.Tensor,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        output: torch.Tensor,
-        normaliser: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of queries, keys and values inside a softmax that `output` and `normaliser` are the whole of."""
+    def backward(self, grad_output: torch.Tensor, attended: Attended) -> Gradients:
+        """Return the gradients inside a softmax whose whole are the `output` and `normaliser` of `attended`."""
         ...
 
 
-def run_attention(
+def span_attention(
     queries: torch.Tensor,
     keys: Sequence[torch.Tensor],
     values: Sequence[torch.Tensor],
-    runs: Runs,
+    spans: StepSpans,
     scale: float,
 ) -> torch.Tensor:
-    """One softmax over step 0's keys up to each query, and one column for each later step, of the same slot.
+    """Take one softmax over step 0's keys up to each query, and one column for each later step, of the same slot.
 
     Args:
-        queries: [n, h, d], run after run.
+        queries: [n, h, d], span after span.
         keys, values: [C, kv, d] of step 0, then k of [n, kv, d].
-        runs: where each run's queries and keys are among the C cached ones.
+        spans: where each span's queries and keys are among the C cached ones.
 
     Returns: [n, h, d].
     """
     grouped = queries.unflatten(1, (keys[0].shape[1], -1))
-    kernel = _choose_kernel(grouped, runs, scale)
-    attended: torch.Tensor = _RunAttention.apply(grouped, kernel, scale, len(keys) - 1, *keys, *values)
+    kernel = _choose_kernel(grouped, spans, scale)
+    attended: torch.Tensor = _SpanAttention.apply(grouped, kernel, scale, len(keys) - 1, *keys, *values)
     return attended.flatten(1, 2)
 
 
-def _choose_kernel(queries: torch.Tensor, runs: Runs, scale: float) -> CausalKernel:
-    if runs.spans is not None and runs.runs and varlen_works(queries.device, queries.dtype, *queries.shape[1:]):
-        return Varlen(spans=runs.spans, scale=scale)
-    return RunByRun(runs=runs.runs, scale=scale)
+def _choose_kernel(queries: torch.Tensor, spans: StepSpans, scale: float) -> CausalKernel:
+    if spans.tables is not None and spans.spans and varlen_works(queries.device, queries.dtype, *queries.shape[1:]):
+        return Varlen(tables=spans.tables, scale=scale)
+    return SpanBySpan(spans=spans.spans, scale=scale)
 
 
-class _RunAttention(torch.autograd.Function):
+class _SpanAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, queries: torch.Tensor, kernel: CausalKernel, scale: float, num_columns: int, *states: torch.Tensor
@@ -84,9 +76,8 @@ class _RunAttention(torch.autograd.Function):
         queries, output, normaliser, weights, *states = ctx.saved_tensors
         keys, values = states[: ctx.num_columns + 1], states[ctx.num_columns + 1 :]
         grad_output = grads[0].contiguous()
-        grad_queries, grad_keys, grad_values = ctx.kernel.backward(
-            grad_output, queries, keys[0], values[0], output, normaliser
-        )
+        attended = Attended(queries, keys[0], values[0], output, normaliser)
+        grad_queries, grad_keys, grad_values = ctx.kernel.backward(grad_output, attended)
         grads_of_keys, grads_of_values = [grad_keys], [grad_values]
         if ctx.num_columns:
             delta = (grad_output * output).sum(-1, keepdim=True)
