@@ -1,7 +1,6 @@
-"""`eaglepipe eval`: judge the draft of a finished run."""
+"""`eaglepipe eval`: measure the draft of a finished run."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,52 +12,50 @@ from eaglepipe.errors import ConfigError
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="the folder that `eaglepipe train` wrote")],
-    target: Annotated[
-        Path | None, typer.Option(help="the target's folder: decode with it, not only from the cache")
-    ] = None,
+    target: Annotated[Path | None, typer.Option(help="the target's folder, to decode with it too")] = None,
     cache: Annotated[
-        list[Path] | None, typer.Option(help="where the run's cache is now; default: as its recipe says")
+        list[Path] | None, typer.Option(help="folder of the run's cache; default: as in its recipe")
     ] = None,
     k: Annotated[
-        list[int] | None, typer.Option("--k", min=1, max=99, help="chain of so many guesses; repeat (5)")
+        list[int] | None, typer.Option("--k", min=1, max=99, help="length of the drafted chain; repeatable (5)")
     ] = None,
     tree: Annotated[
-        list[str] | None, typer.Option(help="EAGLE-2 tree SIZExDEPTH or SIZExDEPTHxWIDTH, as in 24x5x8; repeat")
+        list[str] | None, typer.Option(help="EAGLE-2 tree SIZExDEPTH or SIZExDEPTHxWIDTH, as in 24x5x8; repeatable")
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.001, max=1.0)] = 1.0,
     prompts: Annotated[Path | None, typer.Option(help="conversations; default: the held-out samples")] = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="prompts that are decoded")] = 64,
+    num_prompts: Annotated[int, typer.Option(min=1, help="prompts to decode")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=2)] = 128,
     samples: Annotated[int | None, typer.Option(min=1, help="held-out samples; default: as in training")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="prompts decoded together")] = 1,
-    ignore_end: Annotated[bool, typer.Option(help="decode max-new-tokens, whatever ends an answer")] = False,
+    ignore_end: Annotated[bool, typer.Option(help="decode max-new-tokens past any end of an answer")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """How good a draft is: simulated from its cache and, with --target, by real speculative decoding."""
+    """Measure a draft: simulated from its cache and, with --target, by real speculative decoding."""
     from eaglepipe.decoding.verify import SamplingRule
     from eaglepipe.evaluation.evaluate import evaluate_run
     from eaglepipe.evaluation.options import EvalOptions
 
-    if target is None:
-        _refuse_without_target(
-            {
-                "--tree": tree,
-                "--temperature": temperature,
-                "--top-p": top_p < 1,
-                "--prompts": prompts,
-                "--batch-size": batch_size > 1,
-                "--ignore-end": ignore_end,
-            }
-        )
+    needs_target = {
+        "--tree": tree,
+        "--temperature": temperature,
+        "--top-p": top_p < 1,
+        "--prompts": prompts,
+        "--batch-size": batch_size > 1,
+        "--ignore-end": ignore_end,
+    }
+    ignored = [name for name, value in needs_target.items() if value and target is None]
+    if ignored:
+        raise ConfigError(f"{', '.join(ignored)}: for decoding with the target; give its folder with --target")
     options = EvalOptions(
         caches=tuple(cache or ()),
         target=target,
         prompts=prompts,
         depths=tuple(k or (5,)),
-        trees=tuple(_tree_shape(text) for text in tree or ()),
+        trees=tuple(map(tree_shape, tree or ())),
         rule=SamplingRule(temperature=temperature, top_p=top_p),
         max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
@@ -74,19 +71,12 @@ def evaluate(
         typer.echo(result.table())
 
 
-def _refuse_without_target(given: Mapping[str, object]) -> None:
-    """What only real decoding reads is refused where there is none, not passed over."""
-    ignored = [name for name, value in given.items() if value]
-    if ignored:
-        raise ConfigError(f"{', '.join(ignored)}: for decoding with the target; say where it is with --target")
-
-
-def _tree_shape(text: str) -> Any:
+def tree_shape(text: str) -> Any:
+    """Parse SIZExDEPTH or SIZExDEPTHxWIDTH; the width is 8 by default, or the size if that is less."""
     from eaglepipe.evaluation.drafting import TreeShape
 
-    found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d?)(?:x([1-9]\d?))?", text)
-    if found is None:
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d?)(?:x([1-9]\d?))?", text)
+    if match is None:
         raise ConfigError(f"--tree {text}: not SIZExDEPTH or SIZExDEPTHxWIDTH, as in 24x5 or 24x5x8")
-    size, depth, width = (None if part is None else int(part) for part in found.groups())
-    assert size is not None and depth is not None
-    return TreeShape(size=size, depth=depth, width=width or min(8, size))
+    size, depth = int(match[1]), int(match[2])
+    return TreeShape(size=size, depth=depth, width=int(match[3] or min(8, size)))

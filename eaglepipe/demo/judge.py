@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.evaluation.evaluate import EvalReport, evaluate_run
+from eaglepipe.evaluation.eval_report import EvalReport
+from eaglepipe.evaluation.evaluate import evaluate_run
 from eaglepipe.evaluation.measurement import Measurement
 from eaglepipe.evaluation.options import EvalOptions
 

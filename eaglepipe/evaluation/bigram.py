@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.training.data.batch import SampleSource, Split
 
 MERGE_PAIRS = 2**22
 """Pairs collected before they are merged into the counts: bounds memory."""
@@ -14,16 +13,15 @@ MERGE_PAIRS = 2**22
 Ints = NDArray[np.int64]
 
 
-def bigram_acceptance_length(source: SampleSource, split: Split, ttt_steps: int) -> float:
-    """Return the acceptance length, on the held-out samples, of a bigram table counted over the training samples.
+def bigram_acceptance_length(successor: Ints, samples: Iterable[CachedSample], num_depths: int) -> float:
+    """Return the simulated acceptance length of a bigram table on samples that it was not counted over.
 
     The table proposes, at every depth, the most frequent successor of the true token before it, as TTT feeds a draft;
     a token without a successor gets the most frequent one of all. Hits and valid slots are those of the trainer module.
     """
-    successor = bigram_table(source.read(int(sample)) for sample in split.train)
-    counts = np.zeros((2, ttt_steps), np.int64)
-    for sample in split.heldout:
-        counts += chain_counts(source.read(int(sample)), successor, ttt_steps)
+    counts = np.zeros((2, num_depths), np.int64)
+    for sample in samples:
+        counts += chain_counts(sample, successor, num_depths)
     hits, valid = counts
     return 1.0 + float((hits / np.maximum(valid, 1)).sum())
 
@@ -44,20 +42,20 @@ def bigram_table(samples: Iterable[CachedSample]) -> Ints:
     return table
 
 
-def chain_counts(sample: CachedSample, successor: Ints, ttt_steps: int) -> Ints:
+def chain_counts(sample: CachedSample, successor: Ints, num_depths: int) -> Ints:
     """Return hits and valid slots of one sample at each depth, int64 [2, K]: slot t at depth k by row t+1+k."""
     before = sample.input_ids[1:].astype(np.int64)
     guesses = successor[np.minimum(before, len(successor) - 1)]
     supervised = sample.supervised[1:]
     correct = supervised & (guesses == sample.target_top1[1:])
-    return np.stack([_chains(correct, ttt_steps), _chains(supervised, ttt_steps)])
+    return np.stack([_chains(correct, num_depths), _chains(supervised, num_depths)])
 
 
-def _chains(mask: NDArray[np.bool_], ttt_steps: int) -> Ints:
+def _chains(mask: NDArray[np.bool_], num_depths: int) -> Ints:
     """Count, for each k, the positions from which k+1 consecutive entries are set."""
     chain = mask.copy()
-    lengths = np.zeros(ttt_steps, np.int64)
-    for step in range(ttt_steps):
+    lengths = np.zeros(num_depths, np.int64)
+    for step in range(num_depths):
         lengths[step] = chain.sum()
         chain = chain[:-1] & mask[step + 1 :]
     return lengths

@@ -37,6 +37,10 @@ class HeldoutFigures:
     outside_vocabulary: Estimate  # share of slots whose target token has no draft id, and so is never accepted
     mass_outside: Estimate  # the target's mean probability of such tokens
 
+    @property
+    def num_depths(self) -> int:
+        return len(self.accuracy_by_depth)
+
 
 def heldout_figures(run: FinishedRun, world: World, *, seed: int) -> tuple[HeldoutFigures, ...]:
     """Run the draft over the held-out samples; return figures of all, then of each source if there are several."""

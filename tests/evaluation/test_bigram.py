@@ -1,13 +1,11 @@
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from eaglepipe.cache.types import CachedSample, SampleIndex
-from eaglepipe.evaluation import bigram as acceptance
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.evaluation import bigram
 from eaglepipe.evaluation.bigram import bigram_acceptance_length, bigram_table, chain_counts
-from eaglepipe.training.data.batch import Split
 
 VOCAB = 6
 
@@ -32,18 +30,6 @@ def sample(number: int) -> CachedSample:
         aux_scales=None,
         supervision_payload=empty,
     )
-
-
-@dataclass(frozen=True)
-class Source:
-    """As much of a cache as the bigram reference reads."""
-
-    samples: tuple[CachedSample, ...]
-    identity: str = "random"
-    index: SampleIndex | None = None
-
-    def read(self, i: int, /) -> CachedSample:
-        return self.samples[i]
 
 
 def plain_table(samples: list[CachedSample]) -> tuple[dict[int, int], int]:
@@ -75,11 +61,11 @@ def plain_length(train: list[CachedSample], heldout: list[CachedSample], ttt_ste
 
 @pytest.mark.parametrize("merge_pairs", [1, 50, 2**22])
 def test_length_is_that_of_a_plain_count_slot_by_slot(merge_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance, "MERGE_PAIRS", merge_pairs)
+    monkeypatch.setattr(bigram, "MERGE_PAIRS", merge_pairs)
     samples = [sample(number) for number in range(40)]
-    split = Split(train=np.arange(30), heldout=np.arange(30, 40))
     expected = plain_length(samples[:30], samples[30:], 7)
-    assert bigram_acceptance_length(Source(tuple(samples)), split, 7) == pytest.approx(expected, rel=1e-12)
+    length = bigram_acceptance_length(bigram_table(samples[:30]), samples[30:], 7)
+    assert length == pytest.approx(expected, rel=1e-12)
     assert expected > 1.0
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from eaglepipe.commands.evaluate import _tree_shape
+from eaglepipe.commands.evaluate import tree_shape
 from eaglepipe.decoding.decode import StoppingCriteria, speculate
 from eaglepipe.decoding.text_drafters import lookup_drafter, no_drafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import DataError, EaglepipeError
 from eaglepipe.evaluation.drafting import TreeShape, chain_drafter
-from eaglepipe.evaluation.evaluate import EvalReport, evaluate_run
+from eaglepipe.evaluation.eval_report import EvalReport
+from eaglepipe.evaluation.evaluate import evaluate_run
 from eaglepipe.evaluation.finished_run import open_run
 from eaglepipe.evaluation.options import EvalOptions
 from eaglepipe.evaluation.prompts import cached_turns, file_prompts
@@ -188,10 +189,10 @@ def test_another_target_is_refused_before_anything_is_measured(own_text: OwnText
 
 @pytest.mark.parametrize(("text", "shape"), [("24x5", (24, 5, 8)), ("6x3", (6, 3, 6)), ("60x7x10", (60, 7, 10))])
 def test_a_tree_is_named_by_its_size_and_depth(text: str, shape: tuple[int, int, int]) -> None:
-    assert _tree_shape(text) == TreeShape(size=shape[0], depth=shape[1], width=shape[2])
+    assert tree_shape(text) == TreeShape(size=shape[0], depth=shape[1], width=shape[2])
 
 
 @pytest.mark.parametrize("text", ["24", "0x5", "24x0", "ax5", "24x5x", "-1x5"])
 def test_another_spelling_of_a_tree_is_refused(text: str) -> None:
     with pytest.raises(EaglepipeError, match="24x5x8"):
-        _tree_shape(text)
+        tree_shape(text)

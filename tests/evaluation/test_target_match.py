@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.manifest import Plan, document_bytes, load_document
 from eaglepipe.errors import CacheError
-from eaglepipe.evaluation.evaluate import EvalReport, evaluate_run
+from eaglepipe.evaluation.eval_report import EvalReport
+from eaglepipe.evaluation.evaluate import evaluate_run
 from eaglepipe.evaluation.finished_run import open_run
 from eaglepipe.evaluation.options import EvalOptions
 from eaglepipe.evaluation.target_match import TargetMatch, match_target

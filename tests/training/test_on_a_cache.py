@@ -8,7 +8,7 @@ import pytest
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
-from eaglepipe.evaluation.bigram import bigram_acceptance_length
+from eaglepipe.evaluation.bigram import bigram_acceptance_length, bigram_table
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.load import Recipe
 from eaglepipe.train import preview_training, run_training
@@ -45,7 +45,9 @@ def test_preview_counts_the_steps_that_the_run_takes(recipe: Recipe, sealed_cach
 def test_a_bigram_table_has_an_acceptance_length_on_the_same_split(recipe: Recipe, sealed_cache: Path) -> None:
     source = open_caches([sealed_cache])
     split = split_samples(source.index.sample_ids, recipe.train.heldout_fraction)
-    assert 1.0 <= bigram_acceptance_length(source, split, 3) < 4.0
+    table = bigram_table(source.read(int(number)) for number in split.train)
+    heldout = (source.read(int(number)) for number in split.heldout)
+    assert 1.0 <= bigram_acceptance_length(table, heldout, 3) < 4.0
 
 
 def test_a_flipped_bit_stops_training_and_names_shard_and_sample(recipe: Recipe, cache_copy: Path) -> None:

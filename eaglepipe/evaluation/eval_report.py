@@ -1,0 +1,107 @@
+"""All figures of an evaluation, as JSON and as text, each with the conditions it was measured under."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from operator import mul
+from typing import Any
+
+from eaglepipe.evaluation.bootstrap import Estimate
+from eaglepipe.evaluation.heldout_figures import HeldoutFigures
+from eaglepipe.evaluation.measurement import Measurement
+from eaglepipe.evaluation.target_match import TargetMatch
+from eaglepipe.tables import text_table
+
+_HELDOUT_COLUMNS = ("data", "samples", "slots", "loss", "acceptance length [95%]", "outside draft vocabulary")
+_COLUMNS = ("drafter", "shape", "K", "T", "top-p", "batch", "data", "kind", "prompts", "acceptance length [95%]",
+            "tokens/forward", "speed", "identical", "rounds accepting more than 0, 1, ... guesses")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """Result of an evaluation; `eval.json` in the run's folder holds its JSON."""
+
+    run: str
+    heldout: tuple[HeldoutFigures, ...]
+    bigram_acceptance_length: float  # counted like the held-out figures: a chain from every position
+    own_text_share: float  # of the replayed text, the share that is the target's greedy choice
+    measurements: tuple[Measurement, ...]
+    target: TargetMatch
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "heldout_depths": self.heldout[0].num_depths,
+            "heldout": [asdict(figures) for figures in self.heldout],
+            "bigram_acceptance_length": self.bigram_acceptance_length,
+            "own_text_share": self.own_text_share,
+            "target_matches": self.target.matches,
+            "figures": [measurement.to_json() for measurement in self.measurements],
+            "table": self.table(),
+        }
+
+    def table(self) -> str:
+        """Return two tables with their notes, and the warning on real decoding if there is one."""
+        warning = [] if self.target.warning is None else [f"  WARNING: {self.target.warning}"]
+        return "\n".join([*self._heldout_lines(), "", *self._measurement_lines(), *warning])
+
+    def _heldout_lines(self) -> list[str]:
+        whole = self.heldout[0]
+        conditional = [estimate.value for estimate in whole.conditional_acceptance_by_depth]
+        lengths = list(accumulate(accumulate(conditional, mul), initial=1.0))[1:]  # of a chain of 1, 2, ... guesses
+        return [
+            f"every held-out position alike: simulated, chain, K = {whole.num_depths}, greedy, teacher-forced",
+            text_table(dict.fromkeys(_HELDOUT_COLUMNS, "left"), map(_heldout_cells, self.heldout), indent=2),
+            f"  bigram table, all: acceptance length {self.bigram_acceptance_length:.3f}",
+            f"  accuracy by depth       {_percentages(whole.accuracy_by_depth)}",
+            f"  accepted if all before  {_percentages(whole.conditional_acceptance_by_depth)}",
+            f"  acceptance length       {' '.join(f'{length:.2f}' for length in lengths)}, for K = 1, 2, ...",
+        ]
+
+    def _measurement_lines(self) -> list[str]:
+        return [
+            "rounds as an engine makes them: tokens a round adds",
+            text_table(dict.fromkeys(_COLUMNS, "left"), map(_cells, self.measurements), indent=2),
+            f"  simulated: rounds replayed on cached text, {self.own_text_share:.1%} of it the target's greedy choice",
+            *(
+                f"  {measurement.method.label}: differs from the target alone on {measurement.first_difference}"
+                for measurement in self.measurements
+                if measurement.first_difference is not None
+            ),
+        ]
+
+
+def _heldout_cells(figures: HeldoutFigures) -> tuple[str, ...]:
+    return (
+        figures.source,
+        f"{figures.samples:,}",
+        f"{figures.slots:,}",
+        f"{figures.loss:.3f}",
+        figures.acceptance_length.text(),
+        f"{figures.outside_vocabulary.value:.2%} of tokens, {figures.mass_outside.value:.2%} of mass",
+    )
+
+
+def _cells(measurement: Measurement) -> tuple[str, ...]:
+    method, conditions = measurement.method, measurement.conditions
+    shapes = {"none": "", "tree": f"tree of {method.size}"}
+    return (
+        method.drafter,
+        shapes.get(method.shape, method.shape),
+        str(method.depth or ""),
+        f"{conditions.rule.temperature:g}",
+        f"{conditions.rule.top_p:g}",
+        str(conditions.batch_size),
+        conditions.data,
+        conditions.kind,
+        str(measurement.prompts),
+        measurement.acceptance_length.text(2),
+        f"{measurement.tokens_per_forward:.2f}",
+        "" if measurement.speedup is None else f"{measurement.speedup:.2f}x",
+        {None: "", True: "yes", False: "NO"}[measurement.identical],
+        " ".join(f"{share:.0%}" for share in measurement.acceptance_by_depth),
+    )
+
+
+def _percentages(estimates: Sequence[Estimate]) -> str:
+    return " ".join(f"{estimate.value:.1%}" for estimate in estimates)
