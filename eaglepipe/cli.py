@@ -31,6 +31,7 @@ from eaglepipe.errors import (
     StoppedError,
     printable,
 )
+from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 
 app = typer.Typer(
     name="eaglepipe",
@@ -163,7 +164,7 @@ def estimate(
 def demo(
     folder: Annotated[Path, typer.Option(help="everything is written here")] = Path("runs/demo"),
     fast: Annotated[bool, typer.Option(help="a minute in place of five, and a draft that shows it")] = False,
-    objective: Annotated[str, typer.Option(help="eagle3, eagle1, eagle2 or peagle")] = "eagle3",
+    objective: Annotated[str, typer.Option(help=f"one of {', '.join(FAMILIES)}")] = DEFAULT_FAMILY.name,
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline on data and a target made here: corpus, target, cache, draft, summary."""

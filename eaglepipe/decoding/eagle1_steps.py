@@ -3,7 +3,7 @@
 Shapes: B rows, n tokens, H the target's hidden size, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -12,6 +12,7 @@ from eaglepipe.decoding.draft_steps import DraftSteps
 from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.target_head import HeadSpec, TargetHead
+from eaglepipe.training.data.batch import TrainingSource
 
 
 class Eagle1Steps(DraftSteps):
@@ -31,6 +32,11 @@ class Eagle1Steps(DraftSteps):
         self.draft = draft
         self._head = TargetHead.from_tensors(tensors, head, full=True).to(draft.device, torch.float32)
         self.vocab_size = len(self._head.weight)
+
+    @classmethod
+    def from_source(cls, draft: Any, source: TrainingSource) -> Self:
+        """Return the steps of a draft that was trained from `source`."""
+        return cls(draft, source.start_tensors(), source.head)
 
     def _slot_states(self, verified: VerifiedSlots) -> torch.Tensor:
         if verified.last_hidden is None:

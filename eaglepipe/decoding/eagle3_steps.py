@@ -3,13 +3,14 @@
 Shapes: B rows, m new slots, n guesses, K depths, H draft hidden, D draft vocabulary.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from eaglepipe.decoding.draft_cache import Placement, cached_attention
 from eaglepipe.decoding.draft_steps import DraftSteps
 from eaglepipe.decoding.drafters import VerifiedSlots
+from eaglepipe.training.data.batch import TrainingSource
 
 
 class Eagle3Steps(DraftSteps):
@@ -23,6 +24,11 @@ class Eagle3Steps(DraftSteps):
         self.vocab_size = int(draft.config.vocab_size)
         offsets = getattr(draft, "d2t", None)
         self.target_ids = None if offsets is None else offsets + torch.arange(len(offsets), device=offsets.device)
+
+    @classmethod
+    def from_source(cls, draft: Any, source: TrainingSource) -> Self:
+        """Return the steps of a draft that was trained from `source`."""
+        return cls(draft)
 
     def _slot_states(self, verified: VerifiedSlots) -> torch.Tensor:
         states: torch.Tensor = self.draft.project_hidden_states(verified.aux)

@@ -15,8 +15,8 @@ from eaglepipe.cache.reader import load_manifest, missing_shards
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import cache_root, find_cache, list_caches
 from eaglepipe.devices import resolve_device
-from eaglepipe.eagle.registry import resolve_eagle1_draft_spec, resolve_eagle3_draft_spec
 from eaglepipe.errors import CacheError, DraftError, EaglepipeError
+from eaglepipe.families import Family
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout
@@ -156,16 +156,15 @@ def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, r
     recipe = inputs.recipe
     with stop_on_signals() as stop:
         model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, _device(recipe.precompute.device))
-        _report_missing_draft(model.architectures, recipe.train.objective, report)
+        _report_missing_draft(model.architectures, recipe.train.family, report)
         publish_fixed_files(inputs, plan, model)
         return ShardRun(inputs, plan, model, stop).write_missing(worker)
 
 
-def _report_missing_draft(architectures: list[str], objective: str, report: Report) -> None:
-    """Say before the forward, not after it, that stage 2 will have no draft; the cache may serve others."""
-    resolve = resolve_eagle1_draft_spec if objective in ("eagle1", "eagle2") else resolve_eagle3_draft_spec
+def _report_missing_draft(architectures: list[str], family: Family, report: Report) -> None:
+    """Warn before the forward if stage 2 will have no draft; the cache may serve other tools."""
     try:
-        resolve(architectures)
+        family.load(family.draft_spec)(architectures)
     except DraftError as error:
         report(f"training   will refuse this cache: {error}")
 
