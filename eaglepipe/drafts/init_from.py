@@ -14,18 +14,11 @@ from eaglepipe.drafts.shape import DraftShape, tensor_faults
 from eaglepipe.errors import CorruptError, DraftError
 from eaglepipe.files.hashing import hash_file, hash_json
 
-SETTINGS = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_heads": "num_attention_heads",
-    "num_key_value_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "attention_bias": "attention_bias",
-    "fc_norm": "fc_norm",
-    "norm_output": "norm_output",
-}
-"""Fields of a shape that a recipe's `draft` section sets, with their names there."""
+SETTINGS = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "attention_bias", "fc_norm", "norm_output",
+)  # fmt: skip
+"""Fields of a shape that a recipe's `draft` section sets."""
 _VOCAB_MAPS = {"d2t", "t2d"}
 
 
@@ -59,21 +52,18 @@ def init_from(draft: PreTrainedModel, folder: Path) -> tuple[str, ...]:
 
 def _check_shape(folder: Path, published: DraftShape, built: DraftShape) -> None:
     if published.family.reads_aux != built.family.reads_aux:
-        names = published.family.name, built.family.name
-        raise DraftError(f"{folder}: an {names[0]} draft cannot start an {names[1]} one")
+        labels = published.family.draft_label, built.family.draft_label
+        raise DraftError(f"{folder}: an {labels[0]} draft cannot initialise an {labels[1]} draft")
     for name in ("norm_before_fc", "norm_before_residual"):
         if getattr(published, name):
-            raise DraftError(f"{folder}: it has {name}, which drafts here do not have")
+            raise DraftError(f"{folder}: it has {name}, which drafts trained here do not have")
     for name in ("vocab_size", "target_hidden_size", "num_aux"):
         theirs, ours = getattr(published, name), getattr(built, name)
         if theirs != ours:
-            raise DraftError(f"{folder}: its {name} is {theirs}, here it is {ours}")
-    differing = {
-        name: getattr(published, name) for name in SETTINGS if getattr(published, name) != getattr(built, name)
-    }
-    if differing:
-        overrides = " ".join(f"draft.{SETTINGS[name]}={str(value).lower()}" for name, value in differing.items())
-        raise DraftError(f"{folder}: a draft of another shape than the recipe's; start from it with {overrides}")
+            raise DraftError(f"{folder}: its {name} is {theirs}, this draft's is {ours}")
+    if differing := [name for name in SETTINGS if getattr(published, name) != getattr(built, name)]:
+        overrides = " ".join(f"draft.{name}={str(getattr(published, name)).lower()}" for name in differing)
+        raise DraftError(f"{folder}: a draft of another shape than the recipe's; initialise from it with {overrides}")
 
 
 def _check_vocab(folder: Path, published: StoredDraft, built: StoredDraft) -> None:
@@ -84,7 +74,7 @@ def _check_vocab(folder: Path, published: StoredDraft, built: StoredDraft) -> No
         difference = f"{len(theirs):,} tokens, the cache's {len(ours):,}"
     else:
         num_foreign = len(theirs) - int(torch.isin(theirs, ours).sum())
-        difference = f"{num_foreign:,} tokens of {len(theirs):,} that the cache's has not"
+        difference = f"{num_foreign:,} tokens of {len(theirs):,} that are not in the cache's"
     raise DraftError(
         f"{folder}: its draft vocabulary has {difference}, and they must match; "
         f"`eaglepipe cache recode NEW CACHE --vocab-from {folder}` makes such a cache of one with `hidden` supervision"
@@ -105,7 +95,7 @@ def _check_layers(folder: Path, published: StoredDraft, built: StoredDraft) -> N
     if boundaries not in readings:
         named = " or ".join(str(list(ids)) for ids in readings) or "the default layers"
         raise DraftError(
-            f"{folder}: it reads target layers {named}, here boundaries {list(boundaries)} are read; "
+            f"{folder}: it reads target layers {named}, this draft boundaries {list(boundaries)}; "
             "draft.aux_layer_ids chooses among those that the cache keeps"
         )
 
@@ -134,8 +124,8 @@ def _is_redundant(name: str, tensor: torch.Tensor) -> bool:
 
 def _notes(folder: Path, published: StoredDraft, built: StoredDraft, copied: list[str]) -> Iterator[str]:
     left = [name for name in built.tensors if name not in copied and name not in _VOCAB_MAPS]
-    rest = f"; {', '.join(left)} as built here" if left else ""
-    yield f"{folder}: starting from its {len(copied)} tensors{rest}"
+    rest = f"; {', '.join(left)} as newly built" if left else ""
+    yield f"{folder}: initialised from its {len(copied)} tensors{rest}"
     theirs, ours = read_rope(published.config), read_rope(built.config)
     theta = 10000.0 if theirs is None else theirs["rope_theta"]
     if ours is not None and theta != ours["rope_theta"]:

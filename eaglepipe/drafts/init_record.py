@@ -4,8 +4,9 @@ Checkpoints hold the tensors that training changes, the cache has the target's e
 published draft are in neither, so they lie beside the checkpoints, once a run.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -23,26 +24,18 @@ RECORD_FILE, TENSORS_FILE = "start.json", "start.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitRecord:
-    """Content of `start.json`."""
-
-    init: str  # the published draft's folder, as the recipe named it
-    digest: str  # of its weights
-    tensors: str | None  # xxh3_128 of `start.safetensors`; None if there is no such file
-
-
-@dataclass(frozen=True, kw_only=True)
 class DraftInit:
     """The published draft that a run's draft is initialised from."""
 
     init: str  # its folder, as the recipe names it
     digest: str  # of its weights
     checkpoints: Path
-    record: InitRecord | None  # of a run that resumes
+    is_recorded: bool = False  # by a run that resumes
+    tensors: str | None = None  # recorded xxh3_128 of `start.safetensors`, if there is such a file
 
     @property
     def folder(self) -> Path:
-        """The published draft's folder, which may be gone if there is a record."""
+        """The published draft's folder, which may be gone if it is recorded."""
         return Path(self.init).expanduser()
 
 
@@ -57,12 +50,13 @@ def open_init(init: str, checkpoints: Path) -> DraftInit:
     folder = Path(init).expanduser()
     if folder.exists() or record is None:
         digest = init_digest(folder)
-        if record is not None and record.digest != digest:
-            record = None
-        return DraftInit(init=init, digest=digest, checkpoints=checkpoints, record=record)
-    if record.init != init:
-        raise DraftError(f"{folder}: no such folder, and this run started from {record.init}; name that one again")
-    return DraftInit(init=init, digest=record.digest, checkpoints=checkpoints, record=record)
+        if record is None or record["digest"] != digest:
+            return DraftInit(init=init, digest=digest, checkpoints=checkpoints)
+    elif record["init"] != init:
+        raise DraftError(
+            f"{folder}: no such folder, and this run was initialised from {record['init']}; set draft.init to that"
+        )
+    return DraftInit(**{**record, "init": init}, checkpoints=checkpoints, is_recorded=True)
 
 
 def apply_init(draft: PreTrainedModel, init: DraftInit, *, write_record: bool) -> tuple[str, ...]:
@@ -75,9 +69,13 @@ def apply_init(draft: PreTrainedModel, init: DraftInit, *, write_record: bool) -
     Raises:
         DraftError, CorruptError: as `init_from` does, or the record is damaged.
     """
-    if init.record is not None:
-        _restore(draft, init.checkpoints, init.record)
-        return () if init.folder.exists() else (f"{init.folder} is gone; the run goes on from what it kept of it",)
+    if init.is_recorded:
+        _restore(draft, init)
+        return (
+            ()
+            if init.folder.exists()
+            else (f"{init.folder} is gone; the run continues with the tensors that it recorded",)
+        )
     before = _frozen_digests(draft)
     notes = init_from(draft, init.folder)
     if write_record:
@@ -93,34 +91,33 @@ def _write_record(draft: PreTrainedModel, names: list[str], init: DraftInit) -> 
         path = init.checkpoints / TENSORS_FILE
         publish_tensors(path, {name: draft.get_parameter(name) for name in names})
         digest = hash_file(path)
-    record = InitRecord(init=init.init, digest=init.digest, tensors=digest)
-    publish_json(init.checkpoints / RECORD_FILE, asdict(record))
+    publish_json(init.checkpoints / RECORD_FILE, {"init": init.init, "digest": init.digest, "tensors": digest})
 
 
 @torch.no_grad()
-def _restore(draft: PreTrainedModel, checkpoints: Path, record: InitRecord) -> None:
-    if record.tensors is None:
+def _restore(draft: PreTrainedModel, init: DraftInit) -> None:
+    if init.tensors is None:
         return
-    path = checkpoints / TENSORS_FILE
-    if not path.is_file() or hash_file(path) != record.tensors:
+    path = init.checkpoints / TENSORS_FILE
+    if not path.is_file() or hash_file(path) != init.tensors:
         raise _damaged(path)
     for name, tensor in load_tensors(path).items():
         draft.get_parameter(name).copy_(tensor)
 
 
-def _read_record(checkpoints: Path) -> InitRecord | None:
+def _read_record(checkpoints: Path) -> dict[str, Any] | None:
     path = checkpoints / RECORD_FILE
     if not path.exists():
         return None
-    fields = read_json_object(path)
-    if fields.keys() != {"init", "digest", "tensors"}:
+    record = read_json_object(path)
+    if record.keys() != {"init", "digest", "tensors"}:
         raise _damaged(path)
-    return InitRecord(**fields)
+    return record
 
 
 def _damaged(path: Path) -> CorruptError:
     return CorruptError(
-        f"{path}: missing, or not what was written; while the folder of draft.init is there, delete "
+        f"{path}: missing or damaged; if the folder of draft.init still exists, delete "
         f"{path.with_name(RECORD_FILE)} and run again"
     )
 

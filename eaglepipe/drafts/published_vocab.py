@@ -18,7 +18,7 @@ def published_vocab(folder: Path, counts: torch.Tensor) -> DraftVocab:
     draft = read_draft_folder(folder)
     vocab_size = draft.shape.vocab_size
     if vocab_size != len(counts):
-        raise DraftError(f"{folder}: for a target of {vocab_size:,} tokens, the cache's has {len(counts):,}")
+        raise DraftError(f"{folder}: for a target of {vocab_size:,} tokens, but the cache's has {len(counts):,}")
     ids = selected_token_ids(folder, draft)
     mask = torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, ids, True)
     return DraftVocab(selected_token_ids=ids, selected_token_mask=mask, counts=counts)

@@ -131,7 +131,7 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     required = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     absent = [name for name in required if not _is_size(inner.get(name))]
     if absent:
-        raise DraftError(f"the config gives no {', '.join(absent)}")
+        raise DraftError(f"the config has no {', '.join(absent)}")
     hidden, heads = inner["hidden_size"], inner["num_attention_heads"]
     return DraftShape(
         family=read_family(config, tensors),
@@ -140,8 +140,8 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         hidden_size=hidden,
         target_hidden_size=_size(config, "target_hidden_size", hidden),
         intermediate_size=inner["intermediate_size"],
-        num_layers=count_layers(tensors) or _size(inner, "num_hidden_layers", 1),
-        num_heads=heads,
+        num_hidden_layers=count_layers(tensors) or _size(inner, "num_hidden_layers", 1),
+        num_attention_heads=heads,
         num_key_value_heads=_size(inner, "num_key_value_heads", heads),
         head_dim=_size(inner, "head_dim", hidden // heads),
         num_aux=read_num_aux(config),

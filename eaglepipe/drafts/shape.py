@@ -26,8 +26,8 @@ class DraftShape:
     hidden_size: int
     target_hidden_size: int
     intermediate_size: int
-    num_layers: int
-    num_heads: int
+    num_hidden_layers: int
+    num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     num_aux: int = 3
@@ -74,14 +74,14 @@ def tensor_shapes(shape: DraftShape) -> Shapes:
             shapes |= {f"fc_norm.{index}.weight": (states,) for index in range(shape.num_aux)}
     if shape.family.is_parallel:
         shapes["mask_hidden"] = (1, 1, shape.fc_inputs)
-    for layer in range(shape.num_layers):
+    for layer in range(shape.num_hidden_layers):
         shapes |= {f"layers.{layer}.{name}": size for name, size in _layer_shapes(shape, layer)}
     return shapes
 
 
 def _layer_shapes(shape: DraftShape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    query, key = shape.num_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     fused = layer == 0 and shape.family.reads_aux
     for norm in _norms(shape, layer):
         yield f"{norm}.weight", (hidden,)

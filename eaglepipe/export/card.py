@@ -87,7 +87,7 @@ def _label(draft: TrainedDraft) -> str:
 def _draft_rows(draft: TrainedDraft, dtype: str) -> Iterator[tuple[str, str]]:
     shape = draft.shape
     yield "parameters", f"{sum(t.numel() for name, t in draft.tensors.items() if name not in ('d2t', 't2d')):,}"
-    yield "layers, hidden size", f"{shape.num_layers}, {shape.hidden_size:,}"
+    yield "layers, hidden size", f"{shape.num_hidden_layers}, {shape.hidden_size:,}"
     yield "vocabulary", f"{shape.draft_vocab_size:,} of the target's {shape.vocab_size:,}"
     if shape.family.reads_aux:
         layers = "the default ones: 2, n/2, n-3" if draft.boundaries is None else str(list(draft.boundaries))

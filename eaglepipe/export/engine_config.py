@@ -8,6 +8,10 @@ from eaglepipe.export.layouts import Layout
 from eaglepipe.export.trained import TrainedDraft
 
 SPECULATORS_VERSION = "0.9.0"  # whose layout this is
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers",
+    "vocab_size",
+)  # fmt: skip
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -16,7 +20,7 @@ def engine_config(
 ) -> dict[str, Any]:
     """Return the config in the engine's format; speculators proposes `draft_tokens` tokens at once."""
     dtypes = {"torch_dtype": dtype, "dtype": dtype}
-    layer = {"model_type": "llama", **_sizes(draft), **_token_ids(draft)}
+    layer = _layer_fields(draft)
     config: dict[str, Any] = {"architectures": [draft.shape.family.engine_architectures[layout.engine]]}
     if layout.writes_speculators_format:
         config |= _speculators_block(draft, target_name, draft_tokens)
@@ -68,21 +72,17 @@ def _aux_layers(draft: TrainedDraft) -> dict[str, Any]:
     }
 
 
-def _sizes(draft: TrainedDraft) -> dict[str, Any]:
-    shape, config = draft.shape, draft.config
+def _layer_fields(draft: TrainedDraft) -> dict[str, Any]:
+    config = draft.config
     return {
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_key_value_heads,
-        "head_dim": shape.head_dim,
-        "num_hidden_layers": shape.num_layers,
-        "vocab_size": shape.vocab_size,
+        "model_type": "llama",
+        **{name: getattr(draft.shape, name) for name in _SIZES},
         "hidden_act": config.get("hidden_act", "silu"),
         "rms_norm_eps": config["rms_norm_eps"],
         "max_position_embeddings": config["max_position_embeddings"],
-        "attention_bias": shape.attention_bias,
+        "attention_bias": draft.shape.attention_bias,
         **_rope_fields(draft.rope),
+        **{name: config[name] for name in _TOKEN_IDS if config.get(name) is not None},
     }
 
 
@@ -97,7 +97,3 @@ def _rope_fields(rope: dict[str, Any]) -> dict[str, Any]:
     if "partial_rotary_factor" in rope:
         fields["partial_rotary_factor"] = rope["partial_rotary_factor"]
     return fields
-
-
-def _token_ids(draft: TrainedDraft) -> dict[str, Any]:
-    return {name: draft.config[name] for name in _TOKEN_IDS if draft.config.get(name) is not None}

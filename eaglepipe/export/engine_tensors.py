@@ -10,7 +10,7 @@ from eaglepipe.export.trained import TrainedDraft
 
 
 def require_servable(draft: TrainedDraft, layout: Layout) -> None:
-    """Refuse a draft that the engine would serve wrongly without a word.
+    """Refuse a draft that the engine would silently serve wrongly.
 
     Raises:
         DraftError: with every reason.
@@ -34,7 +34,7 @@ def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
     if not family.reads_aux and shape.has_own_width:
         yield f"{family.draft_label} drafts have the target's hidden size"
     if "fc.bias" in draft.tensors and bool(draft.tensors["fc.bias"].any()) and not layout.has_fc_bias:
-        yield "vLLM drops the trained fc.bias without a word; use --to sglang"
+        yield "vLLM silently drops the trained fc.bias; use --to sglang"
     if shape.norm_before_residual and not layout.serves_norm_before_residual:
         yield "it takes norm_before_residual for false"
     if shape.norm_before_fc and shape.fc_norm:

@@ -16,61 +16,41 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one engine reads a draft. A family that it does not serve is absent from `Family.engine_architectures`."""
+    """How one engine reads a draft; `Family.engine_architectures` names the families that it serves."""
 
     engine: Engine
-    serving: str
-    """Command that serves the draft, a `string.Template`."""
+    serving: str  # the command that serves the draft, a string.Template
 
-    # The format of config.json
+    # config.json
     writes_speculators_format: bool = False
     reads_speculators_format: bool = False
-    also_accepts: frozenset[str] = frozenset()
-    """Further values of `architectures` for a family that reads aux states."""
-    reads_top_ids: bool = True
-    """Whether it takes top-level aux layer ids, as boundaries."""
-    reads_nested_ids: Literal["boundaries", "outputs"] | None
-    """Meaning of the aux layer ids in `eagle_config`, if it reads them."""
+    also_accepts: frozenset[str] = frozenset()  # further `architectures` of families that read aux states
+    reads_top_ids: bool = True  # aux layer ids at the top level, as boundaries
+    reads_nested_ids: Literal["boundaries", "outputs"] | None = None  # meaning of those in `eagle_config`
     needs_draft_vocab_size: bool = False
-    needs_norm_flags: bool = False
-    """Whether flags that are absent are errors, not warnings."""
-    needs_rope_parameters: bool = True
-    """Whether the lack of the newer spelling of RoPE is an error, not a warning."""
-    needs_rope_theta: bool = True
-    """Whether it looks for the older spelling as well."""
-    breaks_at_null_target_width: bool = False
+    needs_norm_flags: bool = False  # absent flags are errors, not warnings
+    needs_rope_theta: bool = True  # the older spelling of RoPE
+    needs_rope_parameters: bool = True  # the newer one is an error if absent, not a warning
+    needs_target_width: bool = False  # a target_hidden_size of null is an error, not a warning
     serves_norm_before_residual: bool = True
     serves_attention_bias: bool = True
     serves_sliding_window: bool = True
-    serves_parallel_norms: bool = True
-    """Whether fc_norm and norm_output reach a parallel draft."""
+    serves_parallel_norms: bool = True  # fc_norm and norm_output of parallel drafts
 
-    # The tensors
-    first_layer: Literal["midlayer", "layers.0"] = "midlayer"
-    """Written name of the layer that reads aux states; without them it is layers.0 everywhere."""
-    first_layer_reader: str | None = None
-    """The reader, if there is one, that knows no other name of it."""
-    deeper_norms: tuple[str, ...] = ("input_layernorm",)
-    """Names under which the input norm of deeper layers is read."""
-    embeddings: Literal["always", "own", "other width"]
-    """When they are written; "own": unless they are the target's, "other width": others would not be read."""
-    shares_head: Literal["whole vocabulary", "null size"] | None = None
-    """When the target's head stands in for a missing lm_head."""
-    has_fc_bias: bool = False
-    """Whether its drafts of last hidden states have an fc.bias, which may be trained and must be there."""
-    writes_fc_bias: bool = False
-    """Whether an fc.bias is written for them, zeros if the draft has none."""
+    # Tensors
+    first_layer: Literal["midlayer", "layers.0"] = "midlayer"  # always layers.0 in drafts that read no aux states
+    first_layer_reader: str | None = None  # a reader that knows no other name of it
+    deeper_norms: tuple[str, ...] = ("input_layernorm",)  # names under which the input norm of deeper layers is read
+    embeddings: Literal["always", "own", "other width"]  # written if not the target's ("own"), or if read at all
+    shares_head: Literal["whole vocabulary", "null size"] | None = None  # when the target's replaces a missing lm_head
+    has_fc_bias: bool = False  # drafts that read no aux states have a bias, trained or zero
+    writes_fc_bias: bool = False  # for them, zeros if there is none
     reads_t2d: bool = False
-    knows_aux_norms: bool = False
-    """Whether aux_norm_low, aux_norm_mid and aux_norm_high are names of fc_norm."""
-    is_strict: bool = False
-    """Whether a loader adds `model.` to names, stops at unknown ones and drops unexpected biases."""
-    other_weight_files: Severity | None = None
-    """Severity of weights in anything but one model.safetensors."""
-    unexpected: str
-    """Fate of an unexpected tensor."""
-    missing: str
-    """Fate of a missing one."""
+    reads_aux_norms: bool = False  # aux_norm_low, aux_norm_mid and aux_norm_high as names of fc_norm
+    is_strict: bool = False  # adds `model.` to names, stops at unknown ones and drops unexpected biases
+    other_weight_files: Severity | None = None  # of weights in anything but one model.safetensors
+    unexpected: str  # fate of an unexpected tensor
+    missing: str  # fate of a missing one
 
 
 _VLLM_SERVING = (
@@ -82,23 +62,24 @@ _SGLANG_SERVING = (
     "--speculative-draft-model-path THIS_FOLDER --speculative-num-steps $tokens --speculative-eagle-topk 1 "
     "--speculative-num-draft-tokens $slots"
 )
+_OTHER_ARCHITECTURES = frozenset(
+    {"Eagle3LlamaForCausalLM", "PEagleDraftModel", "Eagle3Qwen3ForCausalLM", "LlamaForCausalLM"}
+)
 
 LAYOUTS: Mapping[Engine, Layout] = {
     "vllm": Layout(
         engine="vllm",
         serving=_VLLM_SERVING,
         reads_speculators_format=True,
-        also_accepts=frozenset(
-            {"Eagle3LlamaForCausalLM", "PEagleDraftModel", "Eagle3Qwen3ForCausalLM", "LlamaForCausalLM"}
-        ),
+        also_accepts=_OTHER_ARCHITECTURES,
         reads_nested_ids="boundaries",
         needs_rope_parameters=False,
-        breaks_at_null_target_width=True,
+        needs_target_width=True,
         embeddings="own",
         shares_head="whole vocabulary",
         is_strict=True,
         unexpected="vLLM's loader stops with a ValueError",
-        missing="vLLM says nothing and serves initial values",
+        missing="vLLM reports nothing and serves initial values",
     ),
     "sglang": Layout(
         engine="sglang",
@@ -114,16 +95,15 @@ LAYOUTS: Mapping[Engine, Layout] = {
         shares_head="null size",
         has_fc_bias=True,
         writes_fc_bias=True,
-        knows_aux_norms=True,
-        unexpected="SGLang ignores it without a word",
-        missing="SGLang says nothing and serves initial values",
+        reads_aux_norms=True,
+        unexpected="SGLang silently ignores it",
+        missing="SGLang reports nothing and serves initial values",
     ),
     "speculators": Layout(
         engine="speculators",
         serving=_VLLM_SERVING,
         writes_speculators_format=True,
         reads_speculators_format=True,
-        reads_nested_ids=None,
         needs_rope_theta=False,
         serves_parallel_norms=False,
         first_layer="layers.0",
@@ -131,7 +111,7 @@ LAYOUTS: Mapping[Engine, Layout] = {
         embeddings="always",
         reads_t2d=True,
         other_weight_files="error",
-        unexpected="speculators ignores it without a word",
+        unexpected="speculators silently ignores it",
         missing="speculators starts from random values",
     ),
     "hf": Layout(
@@ -140,7 +120,7 @@ LAYOUTS: Mapping[Engine, Layout] = {
         reads_nested_ids="outputs",
         needs_draft_vocab_size=True,
         needs_norm_flags=True,
-        breaks_at_null_target_width=True,
+        needs_target_width=True,
         serves_norm_before_residual=False,
         serves_sliding_window=False,
         first_layer_reader="the EAGLE code",
@@ -151,6 +131,6 @@ LAYOUTS: Mapping[Engine, Layout] = {
         is_strict=True,
         other_weight_files="warning",
         unexpected="no engine reads it, and vLLM's loader stops",
-        missing="engines serve initial values without a word",
+        missing="engines silently serve initial values",
     ),
 }

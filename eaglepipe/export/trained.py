@@ -37,7 +37,7 @@ def open_trained(folder: Path) -> TrainedDraft:
     """Open a run folder (with `draft/` inside) or a draft folder, and check that the draft is whole.
 
     Raises:
-        DraftError: there is no draft, tensors are missing or misshapen, or its aux layers cannot be told.
+        DraftError: there is no draft, tensors are missing or misshapen, or its aux layers are ambiguous.
         CorruptError: a file is damaged.
     """
     draft_folder = folder if (folder / CONFIG_FILE).is_file() else folder / "draft"
@@ -85,11 +85,11 @@ def _boundaries(config_file: Path, draft: StoredDraft, record: RunRecord, target
     if ids is None and spelling.nested is not None:
         raise DraftError(
             f"{config_file}: eagle_config names aux layers {list(spelling.nested)}, which may be boundaries or "
-            "layer outputs; say which by adding eagle_aux_hidden_state_layer_ids with the boundaries at the top level"
+            "layer outputs; add eagle_aux_hidden_state_layer_ids with the boundaries at the top level"
         )
     if ids is None and record.recipe is not None:
         raise DraftError(
-            f"{config_file}: it does not name the aux layers, and the run's cache, which does, is not found; "
+            f"{config_file}: it does not name the aux layers, and the run's cache, which names them, is not found; "
             "set EAGLEPIPE_CACHE_ROOT, or add eagle_aux_hidden_state_layer_ids (boundaries) to it"
         )
     is_default = target.depth is not None and ids == default_boundaries(target.depth)

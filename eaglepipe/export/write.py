@@ -118,5 +118,5 @@ def _require_replaceable(out: Path) -> None:
     strange = sorted({path.name for path in out.iterdir()} - FILES) if out.is_dir() else [out.name]
     if strange:
         raise DraftError(
-            f"{out}: holds {', '.join(strange[:5])}, which is no earlier export; give --out another folder"
+            f"{out}: holds {', '.join(strange[:5])}, so it is not an earlier export; give --out another folder"
         )

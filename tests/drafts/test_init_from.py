@@ -1,4 +1,4 @@
-"""Training starts from a published draft: any layout gives the same weights, and what does not fit is named."""
+"""Initialising from a published draft: any layout gives the same weights, and misfits are named."""
 
 import json
 from pathlib import Path
@@ -56,10 +56,10 @@ def test_every_layout_gives_back_the_draft_that_was_exported(engine: str, tmp_pa
     )
     draft = make_draft(target, **settings)
     folder = export_draft(save_draft(draft, tmp_path / "draft"), engine, dtype="float32").folder  # type: ignore[arg-type]
-    begun = fresh(target, **settings)
-    notes = init_from(begun, folder)
-    assert_same_weights(begun, draft)
-    assert ("embed_tokens.weight as built here" in notes[0]) == (engine == "sglang")
+    initialised = fresh(target, **settings)
+    notes = init_from(initialised, folder)
+    assert_same_weights(initialised, draft)
+    assert ("embed_tokens.weight as newly built" in notes[0]) == (engine == "sglang")
 
 
 def test_pickled_head_without_embeddings_or_rope_is_taken_over(tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ def test_pickled_head_without_embeddings_or_rope_is_taken_over(tmp_path: Path) -
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "config.json").write_text(json.dumps(config))
     torch.save(load_file(exported / "model.safetensors"), tmp_path / "published" / "pytorch_model.bin")
-    begun = fresh(MadeTarget())
-    notes = init_from(begun, tmp_path / "published")
-    assert_same_weights(begun, draft)
-    assert "embed_tokens.weight as built here" in notes[0] and "rope theta 10000" in notes[1]
+    initialised = fresh(MadeTarget())
+    notes = init_from(initialised, tmp_path / "published")
+    assert_same_weights(initialised, draft)
+    assert "embed_tokens.weight as newly built" in notes[0] and "rope theta 10000" in notes[1]
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def published(tmp_path: Path) -> Path:
         (MadeTarget(draft_size=39), {}, "40 tokens, the cache's 39.*--vocab-from"),
         (MadeTarget(), {"intermediate_size": 32}, r"draft\.intermediate_size=24"),
         (MadeTarget(), {"num_hidden_layers": 2, "fc_norm": True}, r"draft\.num_hidden_layers=1 draft\.fc_norm=false"),
-        (MadeTarget(aux_layer_ids=(1, 4, 6)), {}, r"the default layers, here boundaries \[1, 4, 6\]"),
-        (MadeTarget(aux_layer_ids=(1, 4, 6, 8)), {}, "num_aux is 3, here it is 4"),
+        (MadeTarget(aux_layer_ids=(1, 4, 6)), {}, r"the default layers, this draft boundaries \[1, 4, 6\]"),
+        (MadeTarget(aux_layer_ids=(1, 4, 6, 8)), {}, "num_aux is 3, this draft's is 4"),
     ],
 )
 def test_draft_that_does_not_fit_the_cache_or_recipe_is_named(
@@ -156,7 +156,7 @@ def test_run_goes_on_where_the_published_draft_stood(recipe: Recipe, first_expor
     second = recipe.model_copy(update={"train": train, "draft": draft})
     caches = [find_cache(recipe)]
     first = json.loads((Path(recipe.train.output_dir or "") / "train.json").read_text())
-    assert any("starting from its 13 tensors" in note for note in preview_training(second, caches).notes)
+    assert any("initialised from its 13 tensors" in note for note in preview_training(second, caches).notes)
     result = run_training(second, caches)
     assert result.heldout_loss_start == pytest.approx(first["heldout_loss_end"], abs=1e-5)
 

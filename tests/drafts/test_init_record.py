@@ -1,4 +1,4 @@
-"""A run that started from a published draft goes on without that draft's folder, and is the run that it was."""
+"""A run initialised from a published draft resumes to the same draft without that draft's folder."""
 
 import shutil
 from pathlib import Path
@@ -38,14 +38,14 @@ def published(recipe: Recipe, sealed_cache: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def second(recipe: Recipe, published: Path, tmp_path: Path) -> Recipe:
     """Stopped after two of its steps."""
-    begun = started(recipe, published, tmp_path / "second")
-    run_training(with_train(begun, max_steps=2), [find_cache(recipe)])
-    return begun
+    changed = initialised_from(recipe, published, tmp_path / "second")
+    run_training(with_train(changed, max_steps=2), [find_cache(recipe)])
+    return changed
 
 
-def started(recipe: Recipe, init: Path, run: Path) -> Recipe:
-    begun = recipe.model_copy(update={"draft": recipe.draft.model_copy(update={"init": str(init)})})
-    return with_train(begun, output_dir=str(run))
+def initialised_from(recipe: Recipe, init: Path, run: Path) -> Recipe:
+    changed = recipe.model_copy(update={"draft": recipe.draft.model_copy(update={"init": str(init)})})
+    return with_train(changed, output_dir=str(run))
 
 
 def with_train(recipe: Recipe, **settings: Any) -> Recipe:
@@ -56,11 +56,11 @@ def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
     return load_file(Path(recipe.train.output_dir or "") / "draft" / "model.safetensors")
 
 
-def test_run_resumes_to_the_same_draft_when_the_folder_that_it_started_from_is_gone(
+def test_run_resumes_to_the_same_draft_without_the_folder_of_its_init(
     second: Recipe, recipe: Recipe, published: Path, tmp_path: Path
 ) -> None:
     caches = [find_cache(recipe)]
-    never_stopped = started(recipe, published, tmp_path / "whole")
+    never_stopped = initialised_from(recipe, published, tmp_path / "whole")
     run_training(never_stopped, caches)
     own = load_file(published / "model.safetensors")[EMBEDDINGS]
     shutil.rmtree(published)
@@ -72,27 +72,27 @@ def test_run_resumes_to_the_same_draft_when_the_folder_that_it_started_from_is_g
     assert torch.equal(expected[EMBEDDINGS], own)
 
 
-def test_folder_that_is_gone_is_missed_where_the_run_has_not_started_from_it(
+def test_missing_folder_is_an_error_unless_the_run_recorded_it(
     second: Recipe, recipe: Recipe, published: Path, tmp_path: Path
 ) -> None:
     caches = [find_cache(recipe)]
     shutil.rmtree(published)
-    with pytest.raises(DraftError, match=r"elsewhere: no such folder, and this run started from .*published"):
-        run_training(started(recipe, tmp_path / "elsewhere", tmp_path / "second"), caches)
+    with pytest.raises(DraftError, match=r"elsewhere: no such folder, and this run was initialised from .*published"):
+        run_training(initialised_from(recipe, tmp_path / "elsewhere", tmp_path / "second"), caches)
     with pytest.raises(ConfigError, match="init"):
         run_training(with_train(recipe, output_dir=str(tmp_path / "second")), caches)
     with pytest.raises(DraftError, match="no weights"):
-        run_training(started(recipe, published, tmp_path / "third"), caches)
+        run_training(initialised_from(recipe, published, tmp_path / "third"), caches)
     with pytest.raises(ConfigError, match=r"train\.seed"):
         run_training(with_train(second, seed=1), caches)
 
 
-def test_damage_to_what_was_kept_of_the_start_is_seen(second: Recipe, recipe: Recipe, tmp_path: Path) -> None:
-    kept = tmp_path / "second" / "checkpoints" / "start.safetensors"
-    content = bytearray(kept.read_bytes())
+def test_damage_to_the_recorded_tensors_is_seen(second: Recipe, recipe: Recipe, tmp_path: Path) -> None:
+    tensors = tmp_path / "second" / "checkpoints" / "start.safetensors"
+    content = bytearray(tensors.read_bytes())
     content[-3] ^= 0x40
-    kept.write_bytes(content)
-    with pytest.raises(CorruptError, match=r"start\.safetensors: missing, or not what was written"):
+    tensors.write_bytes(content)
+    with pytest.raises(CorruptError, match=r"start\.safetensors: missing or damaged"):
         run_training(second, [find_cache(recipe)])
-    kept.with_name("start.json").unlink()
+    tensors.with_name("start.json").unlink()
     assert run_training(second, [find_cache(recipe)]).steps == 4

@@ -43,9 +43,9 @@ def load_as(engine: str, folder: Path, *, depth: int, target_embeddings: torch.T
 def _vllm(config: dict[str, Any], stored: Weights, depth: int, target_embeddings: torch.Tensor) -> Served:
     assert config["architectures"] == ["LlamaForCausalLMEagle3"] and config["model_type"] == "llama"
     assert config.get("target_hidden_size", 1) is not None
-    given = config.get("eagle_aux_hidden_state_layer_ids")
-    given = given or config.get("eagle_config", {}).get("eagle_aux_hidden_state_layer_ids")
-    ids = tuple(sorted(set(given))) if given else (2, depth // 2, depth - 3)
+    explicit = config.get("eagle_aux_hidden_state_layer_ids")
+    explicit = explicit or config.get("eagle_config", {}).get("eagle_aux_hidden_state_layer_ids")
+    ids = tuple(sorted(set(explicit))) if explicit else (2, depth // 2, depth - 3)
     parallel = any(name in config for name in ("mask_token_id", "pard_token"))
     weights = _initial(config, config, num_aux=config.get("num_aux_hidden_states", 3), parallel=parallel)
     embedded = False
@@ -70,9 +70,9 @@ def _sglang(
 ) -> Served:
     assert config["architectures"] == ["LlamaForCausalLMEagle3"] and config["model_type"] == "llama"
     assert "draft_vocab_size" in config and config["tie_word_embeddings"] is False
-    given = config.get("eagle_config", {}).get("eagle_aux_hidden_state_layer_ids")
-    as_they_are = given is not None and gpt_oss and max(given) == depth
-    ids = (2, depth // 2, depth - 3) if given is None else tuple(i if as_they_are else i + 1 for i in given)
+    explicit = config.get("eagle_config", {}).get("eagle_aux_hidden_state_layer_ids")
+    are_boundaries = explicit is not None and gpt_oss and max(explicit) == depth
+    ids = (2, depth // 2, depth - 3) if explicit is None else tuple(i if are_boundaries else i + 1 for i in explicit)
     weights = _initial(config, config, num_aux=config.get("num_aux_hidden_states", 3), parallel=False)
     for name, tensor in stored.items():
         inner = name.removeprefix("model.").replace("midlayer.", "layers.0.")

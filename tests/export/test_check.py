@@ -84,7 +84,7 @@ PLANTED: dict[str, tuple[tuple[str, ...], Plant, str]] = {
     "model. prefix": (("vllm", "hf"), prefixed, "model.fc.weight"),
     "missing d2t": (ALL, without("d2t"), "d2t"),
     "d2t holds ids": (ALL, ids_for_offsets, "in place of offsets"),
-    "d2t holds ids, and no t2d tells": (("vllm", "sglang"), ids_alone, "in place of offsets"),
+    "d2t holds ids, and there is no t2d": (("vllm", "sglang"), ids_alone, "in place of offsets"),
     "the target's depth": (ALL, target_depth, "num_hidden_layers"),
     "missing norm": (ALL, without("norm.weight"), "norm.weight"),
     "transposed fc": (ALL, transposed_fc, "transposed"),
@@ -92,7 +92,7 @@ PLANTED: dict[str, tuple[tuple[str, ...], Plant, str]] = {
     "rope_theta in one spelling": (NATIVE, no_old_theta, "rope_theta"),
     "unsorted vocabulary": (ALL, unsorted, "do not ascend"),
     "extra verifier norm": (ALL, verifier_norm, "verifier_norm.weight"),
-    "outputs where boundaries are read": (("vllm", "speculators"), config_is(**{AUX: [1, 4, 6]}), "layer outputs"),
+    "outputs read as boundaries": (("vllm", "speculators"), config_is(**{AUX: [1, 4, 6]}), "layer outputs"),
     "boundaries in eagle_config": (("sglang",), nested_ids(2, 5, 7), "boundaries"),
     "outputs in eagle_config alone": (("vllm", "hf"), nested_ids(1, 4, 6), AUX),
     "both spellings alike": (NATIVE, lambda c, t: c.update({AUX: [3, 5, 8], "eagle_config": {AUX: [3, 5, 8]}}), AUX),
@@ -137,7 +137,7 @@ def planted(folder: Path, into: Path, plant: Plant) -> Path:
     return into
 
 
-def says(report: CheckReport, word: str) -> bool:
+def reports(report: CheckReport, word: str) -> bool:
     return any(word in finding.line() for finding in report.errors)
 
 
@@ -147,7 +147,7 @@ def test_planted_fault_is_found_and_named(fault: str, exported: dict[str, Path],
     for engine in engines:
         folder = planted(exported[engine], tmp_path / engine, plant)
         report = check_draft(folder, engine)  # type: ignore[arg-type]
-        assert not report.ok and says(report, word), report.table()
+        assert not report.ok and reports(report, word), report.table()
 
 
 @pytest.mark.parametrize("engine", ALL)
@@ -168,9 +168,9 @@ def test_target_sharpens_the_check(exported: dict[str, Path], tmp_path: Path) ->
         return check_draft(folder, "vllm", read_target_facts(folder / "target.json"))
 
     assert check(config_is(), "right").ok
-    assert says(check(config_is(), "padded", vocab_size=VOCAB + 64), "vocab_size")
-    assert says(check(config_is(), "wider", hidden_size=32), "target_hidden_size")
-    assert says(check(config_is(**{AUX: [2, 5, DEPTH + 1]}), "deep"), "leave the target")
+    assert reports(check(config_is(), "padded", vocab_size=VOCAB + 64), "vocab_size")
+    assert reports(check(config_is(), "wider", hidden_size=32), "target_hidden_size")
+    assert reports(check(config_is(**{AUX: [2, 5, DEPTH + 1]}), "deep"), "leave the target")
 
 
 def test_every_mistake_is_listed_at_once(exported: dict[str, Path], tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_every_mistake_is_listed_at_once(exported: dict[str, Path], tmp_path: Pa
             plant(config, tensors)
 
     report = check_draft(planted(exported["vllm"], tmp_path / "many", many), "vllm")
-    found = {finding.name for finding in report.errors}
-    assert found == {"norm.weight", "fc.weight", "num_hidden_layers", "verifier_norm.weight", "rope_theta"}
+    names = {finding.name for finding in report.errors}
+    assert names == {"norm.weight", "fc.weight", "num_hidden_layers", "verifier_norm.weight", "rope_theta"}
     assert json.loads(json.dumps(report.to_json()))["ok"] is False
 
 
@@ -189,7 +189,7 @@ def test_published_head_in_a_pickle_is_read_as_tensors_alone(exported: dict[str,
     (tmp_path / "config.json").write_bytes((exported["vllm"] / "config.json").read_bytes())
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     assert check_draft(tmp_path, "vllm").ok
-    assert says(check_draft(tmp_path, "speculators"), "model.safetensors")
+    assert reports(check_draft(tmp_path, "speculators"), "model.safetensors")
 
 
 class Bomb:

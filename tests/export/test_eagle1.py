@@ -52,8 +52,8 @@ def test_logits_in_the_engine_are_those_of_the_trained_module(
     expected = module_logits(draft, ids, features)
     for reader in readers:
         served = load_features_draft(reader, out, target_embeddings=TARGET.embeddings)
-        for found, wanted in zip(chain_of_features(served, ids, features, TARGET.head, STEPS), expected, strict=True):
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        for actual, logits in zip(chain_of_features(served, ids, features, TARGET.head, STEPS), expected, strict=True):
+            torch.testing.assert_close(actual, logits, atol=1e-5, rtol=1e-5)
     assert check_draft(out, engine).ok  # type: ignore[arg-type]
 
 
@@ -67,13 +67,13 @@ def test_keys_are_the_contracts_and_only_sglang_gets_a_bias(tmp_path: Path) -> N
         "mlp.down_proj",
     ]
     keys = {"fc.weight", "embed_tokens.weight", *(f"layers.0.{name}.weight" for name in layer)}
-    for engine, wanted, architecture in (
+    for engine, names, architecture in (
         ("vllm", keys, "LlamaForCausalLM"),
         ("sglang", keys - {"embed_tokens.weight"} | {"fc.bias"}, "LlamaForCausalLMEagle"),
     ):
         out = export_draft(folder, engine).folder  # type: ignore[arg-type]
         stored = load_file(out / "model.safetensors")
-        assert stored.keys() == wanted
+        assert stored.keys() == names
         assert json.loads((out / "config.json").read_text())["architectures"] == [architecture]
     assert not stored["fc.bias"].any()
 
@@ -91,13 +91,13 @@ def test_what_vllm_stops_at_or_ignores_is_found(name: str, tmp_path: Path) -> No
     assert [finding.name for finding in check_draft(out, "vllm").errors] == [name]
 
 
-def test_training_starts_from_a_published_one(tmp_path: Path) -> None:
+def test_training_is_initialised_from_a_published_one(tmp_path: Path) -> None:
     draft = make_draft(TARGET, "eagle1")
     published = export_draft(save_draft(draft, tmp_path / "draft"), "sglang", dtype="float32").folder
-    begun = make_draft(TARGET, "eagle1", num_hidden_layers=1)
+    fresh = make_draft(TARGET, "eagle1", num_hidden_layers=1)
     with torch.no_grad():
-        begun.fc.weight.zero_()
-    init_from(begun, published)
-    assert all(torch.equal(tensor, draft.state_dict()[name]) for name, tensor in begun.state_dict().items())
-    with pytest.raises(DraftError, match="eagle1 draft cannot start an eagle3"):
+        fresh.fc.weight.zero_()
+    init_from(fresh, published)
+    assert all(torch.equal(tensor, draft.state_dict()[name]) for name, tensor in fresh.state_dict().items())
+    with pytest.raises(DraftError, match="EAGLE-1/2 draft cannot initialise an EAGLE-3"):
         init_from(make_draft(TARGET), published)

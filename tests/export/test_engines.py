@@ -61,10 +61,10 @@ def states_of(target: MadeTarget) -> list[torch.Tensor]:
 
 def assert_same_logits(served: Served, draft: PreTrainedModel, target: MadeTarget) -> None:
     states, ids = states_of(target), torch.randint(VOCAB, (SLOTS,), generator=torch.Generator().manual_seed(9))
-    wanted = module_logits(draft, ids, torch.cat([states[b] for b in target.aux_layer_ids], dim=-1))
-    for found, expected in zip(chain(served, ids, states, STEPS), wanted, strict=True):
+    reference = module_logits(draft, ids, torch.cat([states[b] for b in target.aux_layer_ids], dim=-1))
+    for actual, expected in zip(chain(served, ids, states, STEPS), reference, strict=True):
         assert expected.std() > 0.1
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(served.target_ids, target.selected_token_ids)
 
 
@@ -142,10 +142,10 @@ def test_stored_tensors_have_the_contracts_names_shapes_and_kinds(
         "self_attn.k_proj": (8, 32), "self_attn.v_proj": (8, 32), "self_attn.o_proj": (16, 16),
         "mlp.gate_proj": (24, 16), "mlp.up_proj": (24, 16), "mlp.down_proj": (16, 24),
     }  # fmt: skip
-    wanted = {f"{first}.{name}.weight": shape for name, shape in layer.items()}
-    wanted |= {"fc.weight": (16, 48), "norm.weight": (16,), "lm_head.weight": (40, 16), "d2t": (40,), "t2d": (VOCAB,)}
-    wanted |= {"embed_tokens.weight": (VOCAB, 16)}
-    assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == wanted
+    expected = {f"{first}.{name}.weight": shape for name, shape in layer.items()}
+    expected |= {"fc.weight": (16, 48), "norm.weight": (16,), "lm_head.weight": (40, 16), "d2t": (40,), "t2d": (VOCAB,)}
+    expected |= {"embed_tokens.weight": (VOCAB, 16)}
+    assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == expected
     assert stored["d2t"].dtype == torch.int64 and stored["t2d"].dtype == torch.bool
     others = {tensor.dtype for name, tensor in stored.items() if name not in ("d2t", "t2d")}
     assert others == {torch.bfloat16}

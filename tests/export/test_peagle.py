@@ -100,10 +100,10 @@ def test_placeholder_or_mask_token_that_is_missing_is_found(tmp_path: Path) -> N
     assert [finding.name for finding in check_draft(out, "vllm").errors] == ["mask_hidden"]
 
 
-def test_parallel_draft_starts_from_one_that_was_not(tmp_path: Path) -> None:
+def test_parallel_draft_is_initialised_from_one_that_was_not(tmp_path: Path) -> None:
     published = export_draft(save_draft(make_draft(MadeTarget()), tmp_path / "draft"), "hf", dtype="float32").folder
     draft = make_parallel(MadeTarget())
     placeholder = draft.mask_hidden.detach().clone()
     notes = init_from(draft, published)
-    assert torch.equal(draft.mask_hidden, placeholder) and "mask_hidden as built here" in notes[0]
+    assert torch.equal(draft.mask_hidden, placeholder) and "mask_hidden as newly built" in notes[0]
     assert torch.equal(draft.lm_head.weight, load_file(published / "model.safetensors")["lm_head.weight"])

@@ -1,4 +1,4 @@
-"""What surrounds the tensors: the folder appears whole, the card tells what is known, the command line, the network."""
+"""Exports around the tensors: the folder appears whole, the card shows the record, the command line, the network."""
 
 import json
 import socket

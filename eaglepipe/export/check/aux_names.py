@@ -53,7 +53,7 @@ def _disagreement(top: Ids, nested: Ids, target: TargetFacts) -> Findings:
         return
     hint = ""
     if target.depth is None and target.model_type in (None, "gpt_oss") and nested == top:
-        hint = "; right only for a gpt-oss target whose depth is the last id (--target would tell)"
+        hint = "; right only for a gpt-oss target whose depth is the last id (--target would settle it)"
     yield error(
         NESTED,
         f"vLLM captures boundaries {list(top)}, SGLang {list(to_boundaries(nested))}; "
@@ -63,7 +63,7 @@ def _disagreement(top: Ids, nested: Ids, target: TargetFacts) -> Findings:
 
 def _only_nested(layout: Layout, nested: Ids, spelling: AuxSpelling, depth: int | None) -> Finding:
     if layout.reads_nested_ids is None:
-        return error(NESTED, f"speculators reads {AUX_IDS} at the top level only, and takes the default layers")
+        return error(NESTED, f"speculators reads {AUX_IDS} at the top level only, and uses the default layers")
     is_boundaries = likely_convention(nested, depth) == "boundaries"
     if is_boundaries and spelling.layer_ids == nested and layout.reads_nested_ids == "boundaries":
         return warning(NESTED, "right for vLLM; SGLang would add 1 to each")
@@ -77,7 +77,7 @@ def _only_nested(layout: Layout, nested: Ids, spelling: AuxSpelling, depth: int 
 
 def _only_top(top: Ids, depth: int | None) -> Finding:
     if likely_convention(top, depth) == "boundaries" and 0 not in top and depth not in top:
-        return warning(AUX_IDS, "SGLang ignores it; the default layers, which it takes, are the same")
+        return warning(AUX_IDS, "SGLang ignores it, and uses the default layers, which are the same")
     outputs = list(to_outputs(top))
     return error(AUX_IDS, f"SGLang ignores it and captures the default layers; add {NESTED} with {outputs}")
 

@@ -28,7 +28,7 @@ def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None)
     try:
         shape = draft.shape
     except DraftError as fault:
-        raise DraftError(f"{folder / CONFIG_FILE}: {fault}, so that nothing can be checked") from None
+        raise DraftError(f"{folder / CONFIG_FILE}: {fault}, so nothing can be checked") from None
     findings = [
         *_check_files(folder, LAYOUTS[engine]),
         *_check_contents(draft, shape, LAYOUTS[engine], target or TargetFacts()),
@@ -45,7 +45,7 @@ def _check_files(folder: Path, layout: Layout) -> Findings:
     if severity == "error":
         message = f"{layout.engine} reads {WEIGHTS_FILE} alone, and no sharded files"
     else:
-        message = f"one {WEIGHTS_FILE} is what every reader takes"
+        message = f"every reader takes a single {WEIGHTS_FILE}"
     yield Finding(severity=severity, kind="file", name=names[0], message=message)
 
 
@@ -72,7 +72,7 @@ def _check_dtype(draft: StoredDraft) -> Findings:
 
 def _check_against_target(config: Mapping[str, Any], shape: DraftShape, target: TargetFacts) -> Findings:
     if target.vocab_size not in (None, shape.vocab_size):
-        yield error("vocab_size", f"{shape.vocab_size}, the target's config says {target.vocab_size}")
+        yield error("vocab_size", f"{shape.vocab_size}, the target's config has {target.vocab_size}")
     if target.hidden_size not in (None, shape.target_hidden_size):
         width = f"{shape.target_hidden_size} here, the target's states have {target.hidden_size}"
         yield error("target_hidden_size", width)

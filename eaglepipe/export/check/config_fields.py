@@ -82,7 +82,7 @@ def _speculators_format(config: Mapping[str, Any]) -> Findings:
     elif str(target).count("/") != 1 or str(target).startswith(("/", ".", "~")):
         yield warning(
             "speculators_config.verifier.name_or_path",
-            f"{target!r} is not a Hub id: `vllm serve <draft>` would stop, and takes target and draft apart instead",
+            f"{target!r} is not a Hub id: `vllm serve <draft>` would stop, and needs target and draft named separately",
         )
 
 
@@ -90,7 +90,7 @@ def _architecture(layout: Layout, config: Mapping[str, Any], shape: DraftShape) 
     engine = layout.engine
     expected = shape.family.engine_architectures.get(engine)
     if expected is None:
-        yield error("architectures", f"{engine} serves no drafts of this kind ({shape.family.name})")
+        yield error("architectures", f"{engine} serves no {shape.family.draft_label} drafts")
         return
     if is_speculators(config):  # readers go by speculators_model_type
         return
@@ -98,15 +98,19 @@ def _architecture(layout: Layout, config: Mapping[str, Any], shape: DraftShape) 
     accepted = {expected, *(layout.also_accepts if shape.family.reads_aux else ())}
     if not isinstance(listed, list) or len(listed) != 1 or listed[0] not in accepted:
         hint = "; this is a run's own draft, to be exported" if str(listed).endswith("DraftModel']") else ""
-        yield error("architectures", f"{listed!r}; {engine} goes by it and wants [{expected!r}]{hint}")
+        yield error(
+            "architectures", f"{listed!r}; {engine} chooses the model class by it, and expects [{expected!r}]{hint}"
+        )
 
 
 def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Findings:
     inner = layer_config(config)
     depth = inner.get("num_hidden_layers")
-    if depth != shape.num_layers:
-        hint = "; it looks like the target's depth" if isinstance(depth, int) and depth > shape.num_layers else ""
-        yield error("num_hidden_layers", f"{depth}, but {shape.num_layers} draft layer(s) are stored{hint}")
+    if depth != shape.num_hidden_layers:
+        hint = (
+            "; it looks like the target's depth" if isinstance(depth, int) and depth > shape.num_hidden_layers else ""
+        )
+        yield error("num_hidden_layers", f"{depth}, but {shape.num_hidden_layers} draft layer(s) are stored{hint}")
     if not shape.family.has_draft_vocab:
         if shape.has_vocab_map:
             yield error("draft_vocab_size", f"{shape.family.draft_label} drafts have the target's whole vocabulary")
@@ -121,7 +125,7 @@ def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
     if config.get("tie_word_embeddings"):
         yield error("tie_word_embeddings", "true: the draft's lm_head would be its embeddings")
     if "target_hidden_size" in config and config["target_hidden_size"] is None and not is_speculators(config):
-        make = error if layout.breaks_at_null_target_width else warning
+        make = error if layout.needs_target_width else warning
         yield make("target_hidden_size", "null breaks vLLM; leave it out where the widths are equal")
     length = inner.get("max_position_embeddings")
     if length is None:
@@ -132,7 +136,7 @@ def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
 
 def _rope(layout: Layout, inner: Mapping[str, Any]) -> Findings:
     if read_rope(inner) is None:
-        yield error("rope_theta", "absent, in rope_parameters too: engines take 10000 without a word")
+        yield error("rope_theta", "absent, in rope_parameters too: engines silently take 10000")
         return
     if not layout.needs_rope_theta:
         return
@@ -148,14 +152,14 @@ def _rope(layout: Layout, inner: Mapping[str, Any]) -> Findings:
 
 def _rope_spellings(inner: Mapping[str, Any], modern: Mapping[str, Any]) -> Findings:
     if inner["rope_theta"] != modern["rope_theta"]:
-        yield error("rope_theta", f"{inner['rope_theta']}, but rope_parameters say {modern['rope_theta']}")
+        yield error("rope_theta", f"{inner['rope_theta']}, but {modern['rope_theta']} in rope_parameters")
     scaling = inner.get("rope_scaling") or {}
     old, new = (level.get("rope_type", level.get("type", "default")) for level in (scaling, modern))
     if old != new:
-        yield error("rope_scaling", f"of type {old!r}, but rope_parameters say {new!r}")
+        yield error("rope_scaling", f"of type {old!r}, but {new!r} in rope_parameters")
     for name in sorted((scaling.keys() & modern.keys()) - {"rope_type", "type"}):
         if scaling[name] != modern[name]:
-            yield error("rope_scaling", f"{name} is {scaling[name]}, but rope_parameters say {modern[name]}")
+            yield error("rope_scaling", f"{name} is {scaling[name]}, but {modern[name]} in rope_parameters")
 
 
 def _norms(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Findings:
@@ -165,7 +169,7 @@ def _norms(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
             differs = name == "norm_before_residual" and is_speculators(config)
             make = error if differs or layout.needs_norm_flags else warning
             value = read_norm_flag(config, name)
-            yield make(name, f"absent, and readers' defaults differ; here it counts as {value}")
+            yield make(name, f"absent, and readers' defaults differ; taken as {value} here")
     if shape.norm_before_residual and not layout.serves_norm_before_residual:
         yield error("norm_before_residual", "true, which SGLang does not support: it serves as if it were false")
     if shape.norm_before_fc and shape.fc_norm:
@@ -184,8 +188,8 @@ def _layers(layout: Layout, inner: Mapping[str, Any], shape: DraftShape) -> Find
         if name in inner:
             yield error(name, "a field of the target; it does not describe the draft")
     types = inner.get("layer_types")
-    if types is not None and len(types) != shape.num_layers:
-        yield error("layer_types", f"{len(types)} entries for {shape.num_layers} draft layer(s)")
+    if types is not None and len(types) != shape.num_hidden_layers:
+        yield error("layer_types", f"{len(types)} entries for {shape.num_hidden_layers} draft layer(s)")
     slides = inner.get("sliding_window") or "sliding_attention" in (types or ())
     if slides and not layout.serves_sliding_window:
         yield error("sliding_window", "SGLang ignores it; full attention is portable")
@@ -199,7 +203,7 @@ def _mask_token(config: Mapping[str, Any]) -> Findings:
     if read_mask_token(config) is None:
         yield error("mask_token_id", "P-EAGLE needs it, as mask_token_id and pard_token")
     elif is_speculators(config) and config.get("mask_token_id") is None:
-        yield error("mask_token_id", "this format asks for this name (KeyError without it)")
+        yield error("mask_token_id", "this format requires this name (KeyError without it)")
     values = {config[name] for name in MASK_TOKEN_NAMES if isinstance(config.get(name), int)}
     if len(values) > 1:
         yield error("pard_token", "the mask token differs between its names")

@@ -47,7 +47,7 @@ def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
         return (
             f"{layout.first_layer_reader} knows {first}.* only and starts from random values; rename {other} to {first}"
         )
-    if bare.startswith("aux_norm_") and not layout.knows_aux_norms:
+    if bare.startswith("aux_norm_") and not layout.reads_aux_norms:
         return "only SGLang knows this name; rename it to fc_norm.0, fc_norm.1, fc_norm.2"
     return None
 
@@ -57,10 +57,10 @@ def _unexpected(layout: Layout, raw: str, tensor: torch.Tensor) -> Finding:
         return warning(raw, "not read, and there is no smaller vocabulary to map to", "unexpected")
     if layout.is_strict and raw.endswith(".bias"):
         if not bool(tensor.any()):
-            return warning(raw, "vLLM ignores biases that it does not expect; these are zeros", "unexpected")
-        return error(raw, "vLLM ignores biases that it does not expect: what was trained is lost", "unexpected")
+            return warning(raw, "vLLM ignores biases that it does not expect; this one is zero", "unexpected")
+        return error(raw, "vLLM ignores biases that it does not expect: the training of it is lost", "unexpected")
     if layout.is_strict and raw.startswith("input_norm."):
-        return error(raw, "vLLM drops it without a word unless norm_before_fc is true", "unexpected")
+        return error(raw, "vLLM silently drops it unless norm_before_fc is true", "unexpected")
     return error(raw, layout.unexpected, "unexpected")
 
 
@@ -120,7 +120,7 @@ def check_pairs(shape: DraftShape, tensors: Mapping[str, torch.Tensor]) -> Findi
     """Yield deeper layers with two different input norms: vLLM reads input_layernorm, SGLang hidden_norm."""
     if not shape.family.reads_aux:
         return
-    for layer in range(1, shape.num_layers):
+    for layer in range(1, shape.num_hidden_layers):
         names = [f"layers.{layer}.{norm}.weight" for norm in ("input_layernorm", "hidden_norm")]
         pair = [tensors[name] for name in names if name in tensors]
         if len(pair) == 2 and not torch.equal(pair[0], pair[1]):

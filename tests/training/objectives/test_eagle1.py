@@ -164,7 +164,7 @@ def test_two_steps_from_a_real_cache_leave_a_draft_that_loads(
     embeddings = open_caches([cache]).start_tensors()["embed_tokens.weight"]
     assert torch.equal(saved["embed_tokens.weight"], embeddings.float())
     again = project.recipe(**{**settings, "draft.init": str(tmp_path / "run" / "draft")})
-    assert "starting from its" in " ".join(preview_training(again, [cache]).notes)
+    assert "initialised from its" in " ".join(preview_training(again, [cache]).notes)
     with pytest.raises(
         CacheError, match=r"lacks what EAGLE-1 learns from; .*\.last_hidden=all and cache\.full_head=true"
     ):
