@@ -122,7 +122,7 @@ def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec) -
         draft_mass=supervised.astype(np.float32),
         aux_payload=spec.aux.encode(aux).payload.numpy(),
         aux_scales=None,
-        supervision_payload=spec.rows.encode(hidden).payload.numpy(),
+        supervision={spec.kind.column: spec.rows.encode(hidden).payload.numpy()},
     )
 
 

@@ -92,8 +92,8 @@ def check_ids(sample: CachedSample, spec: ShardSpec, where: str) -> None:
         "input_ids": (sample.input_ids, 0, spec.vocab_size),
         "target_top1": (sample.target_top1, -1, spec.vocab_size),
     }
-    if sample.sparse_ids is not None:
-        ids["target_ids"] = (sample.sparse_ids, 0, spec.draft_vocab_size)
+    if "target_ids" in sample.supervision:
+        ids["target_ids"] = (sample.supervision["target_ids"], 0, spec.draft_vocab_size)
     for name, (values, low, high) in ids.items():
         if values.size and (int(np.min(values)) < low or int(np.max(values)) >= high):
             raise CorruptError(f"{where}: {name} lie in {np.min(values)}..{np.max(values)}, outside {low}..{high - 1}")

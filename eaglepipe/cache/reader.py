@@ -25,7 +25,8 @@ from eaglepipe.cache.consistency import (
 )
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, Plan, Sidecar, load_document
 from eaglepipe.cache.mapped import MappedArrow
-from eaglepipe.cache.schema import arrow_schema, batch_to_sample, sample_digest
+from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
+from eaglepipe.cache.schema import arrow_schema
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eaglepipe.cache.supervision.columns import HostColumns
+
 
 @dataclass(frozen=True, kw_only=True)
 class CachedSample:
     """One conversation as stored, unshifted; arrays are read-only views of the mapped shard.
 
-    T tokens, S supervised tokens, E entries of sparse supervision. Row i supervises the distribution after token i.
+    T tokens. Row i supervises the distribution after token i.
     """
 
     sample_id: str
@@ -19,25 +21,12 @@ class CachedSample:
     loss_mask: NDArray[np.bool_]  # [T] assistant tokens
     supervised: NDArray[np.bool_]  # [T] this token and the next belong to one assistant turn
     position_mask: NDArray[np.bool_]  # [T] supervised, and the target's top-1 is in the draft vocabulary
-    target_top1: NDArray[np.int32]  # [T] the target's argmax, -1 where unsupervised
-    draft_mass: NDArray[np.float32]  # [T] share of the full softmax inside the draft vocabulary, 0 where unsupervised
+    target_top1: NDArray[np.int32]  # [T] the target's argmax, -1 if unsupervised
+    draft_mass: NDArray[np.float32]  # [T] share of the full softmax inside the draft vocabulary, 0 if unsupervised
     aux_payload: NDArray[np.uint8]  # [T, aux row bytes], encoded
     aux_scales: NDArray[np.floating] | None  # [T, scales], for codecs that have them, in the codec's dtype
-    supervision_payload: NDArray[
-        np.uint8
-    ]  # [S, supervision row bytes], encoded, supervised tokens only; sparse: [E, 2]
-    sparse_ids: NDArray[np.uint16] | NDArray[np.uint32] | None = None  # [E] index into the draft vocabulary
-    sparse_counts: NDArray[np.int32] | None = None  # [S] entries of each supervised token
-    tail_mass: NDArray[np.float32] | None = None  # [S] mass that no entry holds
-    last_hidden_payload: NDArray[np.uint8] | None = None  # [T, supervision row bytes], where all tokens' are kept
-
-    def sparse_row(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Indices into the draft vocabulary and probabilities of supervised row `row`, where supervision is sparse."""
-        assert self.sparse_ids is not None and self.sparse_counts is not None
-        first = int(self.sparse_counts[:row].sum(dtype=np.int64))
-        entries = slice(first, first + int(self.sparse_counts[row]))
-        probs = np.ascontiguousarray(self.supervision_payload[entries]).view(np.float16)[:, 0]
-        return self.sparse_ids[entries].astype(np.int64), probs.astype(np.float32)
+    supervision: HostColumns  # columns of the supervised tokens by name, see `cache.supervision.columns`
+    last_hidden_payload: NDArray[np.uint8] | None = None  # [T, supervision row bytes], if every token's is stored
 
 
 @dataclass(frozen=True, kw_only=True)

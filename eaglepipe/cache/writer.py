@@ -14,7 +14,8 @@ from eaglepipe.cache.manifest import (
     Sidecar,
     document_bytes,
 )
-from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema, sample_to_batch
+from eaglepipe.cache.record_batch import sample_to_batch
+from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_bytes
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from eaglepipe.cache.schema import SUPERVISION_COLUMNS
-
 # Half of float16's smallest number: what is stored as 0 was below it.
 _LEAST_PROBABILITY = 2.0**-25
 
@@ -109,9 +107,8 @@ class RecodeSums:
             }
         )
 
-    def report(self, supervision: str) -> dict[str, dict[str, float]]:
+    def report(self, column: str) -> dict[str, dict[str, float]]:
         """Errors by column, and how much of the target the draft vocabulary holds before and after."""
-        column = SUPERVISION_COLUMNS[supervision]
         supervised = max(1, self.supervised)
         return {
             "aux_hidden_states": self.aux.report(),

@@ -1,13 +1,14 @@
 """What a cache holds for one sample, decoded row by row, in ids and numbers; texts are the caller's."""
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.supervision.probabilities import ROWS_AT_ONCE, TargetDistribution
+from eaglepipe.cache.supervision.distribution import ROWS_AT_ONCE, TargetDistribution
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError, printable
 
@@ -65,44 +66,35 @@ def peek_sample(cache: Cache, number: int, rows: slice, *, top: int) -> PeekedSa
     positions = np.arange(len(sample.input_ids))[rows]
     supervised = positions[sample.supervised[positions]]
     stored = (np.cumsum(sample.supervised) - 1)[supervised]
-    find = _tops if sample.sparse_counts is None else _sparse_tops
-    tops = dict(zip(supervised.tolist(), find(cache, sample, stored, top), strict=True))
-    tails = {} if sample.tail_mass is None else dict(zip(supervised.tolist(), sample.tail_mass[stored], strict=True))
+    answers = dict(zip(supervised.tolist(), _answers(cache, sample, stored, top), strict=True))
     return PeekedSample(
         number=number,
         sample=sample,
-        rows=tuple(
-            _row(sample, position, tops.get(position, ()), tails.get(position)) for position in positions.tolist()
-        ),
+        rows=tuple(_row(sample, position, *answers.get(position, ((), None))) for position in positions.tolist()),
     )
 
 
-def _tops(cache: Cache, sample: CachedSample, stored: NDArray[np.int64], top: int) -> list[Top]:
+def _answers(
+    cache: Cache, sample: CachedSample, stored: NDArray[np.int64], top: int
+) -> Iterator[tuple[Top, float | None]]:
+    """The most probable tokens of some supervised rows, fewer if a sparse row has no more, and its tail."""
     if len(stored) == 0:
-        return []
+        return
     distribution, ids = TargetDistribution(cache), cache.vocab.selected_token_ids
-    found: list[Top] = []
     for start in range(0, len(stored), ROWS_AT_ONCE):
-        best = distribution.of(sample, stored[start : start + ROWS_AT_ONCE]).topk(min(top, len(ids)), dim=-1)
-        found += [
-            tuple(zip(ids[index].tolist(), probs.tolist(), strict=True))
-            for probs, index in zip(best.values, best.indices, strict=True)
-        ]
-    return found
+        rows = stored[start : start + ROWS_AT_ONCE]
+        sparse = distribution.sparse_rows(sample, rows)
+        if sparse is not None:
+            for index, probs, tail in sparse.rows():
+                best = np.argsort(-probs, kind="stable")[:top]
+                yield tuple(zip(ids[index[best]].tolist(), probs[best].tolist(), strict=True)), float(tail)
+        else:
+            best_of = distribution.of(sample, rows).topk(min(top, len(ids)), dim=-1)
+            for probs, index in zip(best_of.values, best_of.indices, strict=True):
+                yield tuple(zip(ids[index].tolist(), probs.tolist(), strict=True)), None
 
 
-def _sparse_tops(cache: Cache, sample: CachedSample, stored: NDArray[np.int64], top: int) -> list[Top]:
-    """The largest of the stored entries, which may be fewer than `top`."""
-    ids = cache.vocab.selected_token_ids.numpy()
-    found: list[Top] = []
-    for row in stored.tolist():
-        index, probs = sample.sparse_row(row)
-        best = np.argsort(-probs, kind="stable")[:top]
-        found.append(tuple(zip(ids[index[best]].tolist(), probs[best].tolist(), strict=True)))
-    return found
-
-
-def _row(sample: CachedSample, position: int, top: Top, tail: np.float32 | None) -> PeekedRow:
+def _row(sample: CachedSample, position: int, top: Top, tail: float | None) -> PeekedRow:
     supervised = bool(sample.supervised[position])
     return PeekedRow(
         position=position,
@@ -114,5 +106,5 @@ def _row(sample: CachedSample, position: int, top: Top, tail: np.float32 | None)
         top1_in_draft_vocab=bool(sample.position_mask[position]),
         draft_mass=float(sample.draft_mass[position]) if supervised else None,
         top=top,
-        tail_mass=None if tail is None else float(tail),
+        tail_mass=tail,
     )

@@ -4,7 +4,7 @@ What is lost on the way is measured sample by sample and kept in the new cache a
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.cache.supervision.probabilities import full_head
-from eaglepipe.cache.supervision.sparse import SparseRule
+from eaglepipe.cache.supervision.kind import KINDS, stored_codec
+from eaglepipe.cache.supervision.sparse import SPARSE_CODEC, SparseRule
 from eaglepipe.cache.token_cost import token_cost
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.derive import (
@@ -33,18 +33,13 @@ from eaglepipe.cache_tools.derive import (
 )
 from eaglepipe.cache_tools.deviation import RecodeSums
 from eaglepipe.cache_tools.recode_vocab import end_of_turn, new_vocab, vocab_files
-from eaglepipe.cache_tools.reencode import Reencoder, SparseCut
+from eaglepipe.cache_tools.reencode import Reencoder
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes, publish_json
 from eaglepipe.recipe.config import CacheConfig
 from eaglepipe.vocab import DraftVocab
-
-_CODEC_FIELDS = {"dense": "probs_codec", "hidden": "hidden_codec"}
-_SPARSE_CODEC = "fp16"
-_CONVERSIONS = {"hidden": ("hidden", "dense", "sparse"), "dense": ("dense", "sparse"), "sparse": ("sparse",)}
-"""What each kind of stored supervision can be turned into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +93,11 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
     if (done := existing_manifest(folder, derivation.plan)) is not None:
         return _result(folder, done)
     tensors = cache.start_tensors()
-    head = full_head(cache, tensors) if vocab is not None else None
+    if rule is not None:
+        rule = replace(rule, end_of_turn=end_of_turn(cache))
+    reencoder = Reencoder(cache, spec, tensors, vocab=vocab, rule=rule)
     if vocab is not None:
         derivation = replace(derivation, files={**derivation.files, **vocab_files(vocab, tensors)})
-    cut = None if rule is None else SparseCut(rule=rule, end_of_turn=end_of_turn(cache))
-    ids = None if vocab is None else vocab.selected_token_ids
-    reencoder = Reencoder(cache, spec, tensors, full_head=head, draft_ids=ids, cut=cut)
     del tensors
     manifest = write_derived(
         derivation,
@@ -134,7 +128,7 @@ def _sums_file(folder: Path, shard: int) -> Path:
 def _report(folder: Path, derivation: Derivation, spec: ShardSpec) -> dict[str, Any]:
     files = [_sums_file(folder, shard) for shard in range(derivation.plan.shards)]
     total = sum((RecodeSums.from_json(read_json_object(file)) for file in files), RecodeSums())
-    return total.report(spec.supervision)
+    return total.report(spec.kind.column)
 
 
 def _result(folder: Path, manifest: Manifest) -> RecodeResult:
@@ -144,12 +138,12 @@ def _result(folder: Path, manifest: Manifest) -> RecodeResult:
 
 def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None, rule: SparseRule | None) -> Derivation:
     fields, declared = source_fields(cache)
-    cut = {} if rule is None else asdict(rule)
+    cut = {} if rule is None else {name: getattr(rule, name) for name in spec.kind.settings}
     encodings = {name: getattr(spec, name) for name in ("supervision", "aux_codec", "supervision_codec")} | cut
     size = {"draft_size": spec.draft_vocab_size}
     declared_cache = {"supervision": spec.supervision, "aux_codec": spec.aux_codec, **cut}
-    if spec.supervision in _CODEC_FIELDS:
-        declared_cache[_CODEC_FIELDS[spec.supervision]] = spec.supervision_codec
+    if (setting := KINDS[spec.supervision].codec_setting) is not None:
+        declared_cache[setting] = spec.supervision_codec
     new_ids = {} if vocab is None else {"draft_vocabulary": hash_json(vocab.selected_token_ids.tolist())}
     origins = tuple(shard_origins(cache))
     manifest = cache.manifest
@@ -194,7 +188,7 @@ def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | Non
         ).total
         for one in (spec, manifest.shard_spec())
     )
-    if spec.supervision == "sparse" and rule is None:
+    if spec.kind.settings and rule is None:  # entries are carried over
         return int(sum(shard.bytes for shard in manifest.shards) + (new - old) * manifest.tokens)
     return int(new * manifest.tokens)
 
@@ -202,13 +196,13 @@ def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | Non
 def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> ShardSpec:
     old = cache.spec
     supervision = changes.supervision or old.supervision
-    possible = _CONVERSIONS[old.supervision]
+    possible = old.kind.convertible_to
     if supervision not in possible:
         raise CacheError(
             f"{cache.folder}: supervision {old.supervision!r} cannot become {supervision!r}, only "
             f"{' or '.join(map(repr, possible))}; what is not stored has to be computed by the target"
         )
-    if vocab is not None and old.supervision != "hidden":
+    if vocab is not None and old.kind.stores_probabilities:
         raise CacheError(
             f"{cache.folder}: another draft vocabulary can only be computed from supervision 'hidden', and this cache "
             f"stores {old.supervision!r}; precompute with cache.supervision=hidden and cache.full_head=true"
@@ -219,43 +213,39 @@ def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> Shard
         old,
         supervision=supervision,
         aux_codec=settings.aux_codec,
-        supervision_codec=_codec_of(settings),
+        supervision_codec=stored_codec(settings),
         draft_vocab_size=old.draft_vocab_size if vocab is None else vocab.size,
         last_hidden=old.last_hidden if supervision == "hidden" else "supervised",
     )
 
 
 def _checked_codecs(aux_codec: str, supervision: str, codec: str | None) -> CacheConfig:
-    """The codecs as a recipe's `cache` section would name them, which knows the ones that fit."""
-    wanted = {"supervision": supervision, "aux_codec": aux_codec}
-    if codec is not None and supervision in _CODEC_FIELDS:
-        wanted[_CODEC_FIELDS[supervision]] = codec
-    elif codec not in (None, _SPARSE_CODEC):
-        raise ConfigError(f"codec {codec!r}: entries of sparse supervision are {_SPARSE_CODEC}")
-    return _checked(wanted)
-
-
-def _codec_of(settings: CacheConfig) -> str:
-    name = _CODEC_FIELDS.get(settings.supervision)
-    return _SPARSE_CODEC if name is None else str(getattr(settings, name))
+    """The codecs as a recipe's `cache` section names them, which knows those that fit."""
+    settings = {"supervision": supervision, "aux_codec": aux_codec}
+    codec_setting = KINDS[supervision].codec_setting
+    if codec is not None and codec_setting is not None:
+        settings[codec_setting] = codec
+    elif codec not in (None, SPARSE_CODEC):
+        raise ConfigError(f"codec {codec!r}: entries of sparse supervision are {SPARSE_CODEC}")
+    return _checked(settings)
 
 
 def _check_cut(cache: Cache, changes: Changes) -> None:
     """Refuse options of sparse supervision where none is made."""
     if changes.tolerance is None and changes.max_entries is None:
         return
-    if cache.spec.supervision == "sparse":
+    if cache.spec.kind.settings:
         raise ConfigError(
             f"{cache.folder}: its supervision is sparse already and is carried over as it is; tolerance and "
             "max_entries apply where 'hidden' or 'dense' becomes 'sparse'"
         )
-    if changes.supervision != "sparse":
+    if changes.supervision not in KINDS or not KINDS[changes.supervision].settings:
         raise ConfigError("tolerance and max_entries need supervision 'sparse'")
 
 
 def _sparse_rule(cache: Cache, changes: Changes, spec: ShardSpec) -> SparseRule | None:
     """How to cut, where supervision becomes sparse."""
-    if spec.supervision != "sparse" or cache.spec.supervision == "sparse":
+    if not spec.kind.settings or cache.spec.kind.settings:
         return None
     given = {"tolerance": changes.tolerance, "max_entries": changes.max_entries}
     settings = _checked({name: value for name, value in given.items() if value is not None})

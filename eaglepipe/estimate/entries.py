@@ -1,16 +1,18 @@
 """How many entries sparse supervision keeps on average, by running the target over the corpus' first samples."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from eaglepipe.cache.supervision.sparse import SparseRule, forced_targets
+from eaglepipe.cache.supervision.columns import NUM_ENTRIES, Columns
+from eaglepipe.cache.supervision.sparse import SparseRule, sparsify, to_draft_index
 from eaglepipe.chat.types import supervised_tokens
 from eaglepipe.estimate.corpus_counts import CorpusCounts
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.target.capture import load_target_model
-from eaglepipe.target.supervision import SparseRequest, supervise
+from eaglepipe.target.supervision import supervise
 from eaglepipe.vocab import build_draft_vocab
 
 
@@ -29,12 +31,15 @@ def measure_entries(inputs: Stage1Inputs, counts: CorpusCounts, rules: Sequence[
     for sample in counts.first:
         supervised = supervised_tokens(sample.turns)
         rows = model.capture_tokens([sample.input_ids]).last_hidden[np.flatnonzero(supervised)]
-        forced = torch.from_numpy(forced_targets(sample.input_ids, supervised, inputs.end_of_turn))
+        forced = inputs.sparse_rule.forced_ids(sample.input_ids, supervised)
+        index = to_draft_index(torch.from_numpy(forced).to(rows.device), vocab.selected_token_ids.to(rows.device))
         num_rows += rows.shape[0]
         for rule in num_entries:
-            request = SparseRequest(rule=rule, forced=forced)
-            chunk_rows = recipe.precompute.head_chunk_rows
-            sparse = supervise(model.head_logits, rows, vocab, chunk_rows, keep_probs=False, sparse=request).sparse
-            assert sparse is not None
-            num_entries[rule] += len(sparse.ids)
+            encode = partial(_count_entries, forced=index, rule=rule)
+            answers = supervise(model.head_logits, rows, vocab, recipe.precompute.head_chunk_rows, encode=encode)
+            num_entries[rule] += int(answers.columns[NUM_ENTRIES].sum())
     return {rule: total / max(1, num_rows) for rule, total in num_entries.items()}
+
+
+def _count_entries(probs: torch.Tensor, rows: slice, *, forced: torch.Tensor, rule: SparseRule) -> Columns:
+    return {NUM_ENTRIES: sparsify(probs, forced[rows], rule).counts}

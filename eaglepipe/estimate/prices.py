@@ -7,6 +7,7 @@ from typing import Any
 
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.storage import cache_root
+from eaglepipe.cache.supervision.kind import KINDS, stored_codec
 from eaglepipe.cache.supervision.sparse import SparseRule
 from eaglepipe.cache.token_cost import token_cost
 from eaglepipe.estimate.corpus_counts import CorpusCounts, count_corpus
@@ -80,7 +81,7 @@ def estimate_recipe(
     counts = count_corpus(inputs)
     seconds = forward_seconds(recipe.target, inputs.model_config, recipe.precompute.device, counts.tokens)
     settings = _settings(recipe)
-    sparse = [_rule(cache) for cache in settings.values() if cache.supervision == "sparse"]
+    sparse = [_rule(cache) for cache in settings.values() if KINDS[cache.supervision].settings]
     found = measure_entries(inputs, counts, sparse) if measure else {}
     given = {} if entries is None else dict.fromkeys(sparse, entries)
     costs = [
@@ -123,12 +124,8 @@ def _same(one: CacheConfig, other: CacheConfig) -> bool:
 
 
 def _stored(cache: CacheConfig) -> tuple[object, ...]:
-    of_rows: dict[str, object] = {
-        "dense": cache.probs_codec,
-        "sparse": (cache.tolerance, cache.max_entries),
-        "hidden": (cache.hidden_codec, cache.last_hidden),
-    }
-    return cache.aux_codec, cache.supervision, of_rows[cache.supervision]
+    settings = [getattr(cache, name) for name in KINDS[cache.supervision].settings]
+    return cache.aux_codec, cache.supervision, stored_codec(cache), cache.last_hidden, *settings
 
 
 def _rule(cache: CacheConfig) -> SparseRule:
@@ -136,7 +133,7 @@ def _rule(cache: CacheConfig) -> SparseRule:
 
 
 def _entries(cache: CacheConfig, known: Mapping[SparseRule, float], draft_size: int) -> float | None:
-    if cache.supervision != "sparse":
+    if not KINDS[cache.supervision].settings:
         return None
     return float(min(known.get(_rule(cache), cache.max_entries), cache.max_entries, draft_size))
 

@@ -84,10 +84,9 @@ def _data_fields(inputs: Stage1Inputs, corpus: str) -> dict[str, Any]:
 
 def _cache_fields(inputs: Stage1Inputs) -> dict[str, Any]:
     spec, cache = inputs.spec, inputs.recipe.cache
-    sparse = {"tolerance": cache.tolerance, "max_entries": cache.max_entries}
     return {
         "supervision": spec.supervision,
-        **(sparse if spec.supervision == "sparse" else {}),
+        **{name: getattr(cache, name) for name in spec.kind.settings},
         **({"last_hidden": spec.last_hidden} if spec.last_hidden == "all" else {}),
         "aux_codec": spec.aux_codec,
         "supervision_codec": spec.supervision_codec,

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.supervision.kind import stored_codec
 from eaglepipe.cache.supervision.sparse import SparseRule
 from eaglepipe.chat.sources import check_regenerated
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
@@ -42,7 +43,8 @@ class Stage1Inputs:
     @property
     def sparse_rule(self) -> SparseRule:
         """How sparse supervision is cut, if the spec asks for it."""
-        return SparseRule(tolerance=self.recipe.cache.tolerance, max_entries=self.recipe.cache.max_entries)
+        cache = self.recipe.cache
+        return SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries, end_of_turn=self.end_of_turn)
 
     @property
     def end_of_turn(self) -> int | None:
@@ -99,10 +101,9 @@ def with_settings(spec: ShardSpec, cache: CacheConfig) -> ShardSpec:
 
 
 def _codecs(cache: CacheConfig) -> dict[str, str]:
-    supervision_codecs = {"dense": cache.probs_codec, "sparse": "fp16", "hidden": cache.hidden_codec}
     return {
         "supervision": cache.supervision,
         "aux_codec": cache.aux_codec,
-        "supervision_codec": supervision_codecs[cache.supervision],
+        "supervision_codec": stored_codec(cache),
         "last_hidden": cache.last_hidden,
     }

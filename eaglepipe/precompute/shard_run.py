@@ -16,7 +16,7 @@ from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.seal import HEAD_FILE
 from eaglepipe.cache.writer import ShardWriter, sidecar_path
 from eaglepipe.files.publish import publish_bytes, publish_json
-from eaglepipe.precompute.batch_job import Encoding, capture_batch
+from eaglepipe.precompute.batch_job import capture_batch
 from eaglepipe.precompute.batches import Batch
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.plan import PrecomputePlan
@@ -33,7 +33,6 @@ class ShardRun:
 
     def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> None:
         self._inputs, self._plan, self._model, self._stop = inputs, plan, model, stop
-        self._encoding = Encoding(spec=inputs.spec, sparse_rule=inputs.sparse_rule, end_of_turn=inputs.end_of_turn)
         self._tokens = 0
         self._drops = sum(plan.layout.drops.values())
         self._started = time.monotonic()
@@ -66,7 +65,12 @@ class ShardRun:
                     self._stop.raise_if_set(f"the shards published so far stay in {folder}")
                     samples = [layout.tokens.read(int(sample)) for sample in part]
                     captured = capture_batch(
-                        self._model, samples, layout.vocab, self._encoding, head_chunk_rows=settings.head_chunk_rows
+                        self._model,
+                        samples,
+                        layout.vocab,
+                        spec=self._inputs.spec,
+                        rule=self._inputs.sparse_rule,
+                        head_chunk_rows=settings.head_chunk_rows,
                     )
                     background.submit(captured.samples)
                     self._drops += captured.num_refused

@@ -142,7 +142,7 @@ def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, repo
     )
     report(f"dropped   {drops}")
     report(f"vocab     {vocab.size:,} of {vocab.target_size:,} tokens, which are {vocab.coverage():.2%} of the answers")
-    most = "at most " if inputs.spec.supervision == "sparse" else ""
+    most = "at most " if inputs.spec.kind.settings else ""
     report(f"a token   {most}{layout.cost.total:,.1f} bytes: {columns}")
     report(
         f"estimate  {layout.estimated_bytes / 1e9:,.3g} GB in {len(layout.shards)} shards, "

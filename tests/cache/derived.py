@@ -10,6 +10,10 @@ import torch
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.supervision.columns import take_rows
+from eaglepipe.cache.supervision.dense import DenseSupervision
+from eaglepipe.cache.supervision.hidden import HiddenSupervision
+from eaglepipe.cache.supervision.sparse import SparseSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.precompute.stage import run_precompute
 from tests.tiny_project import TinyProject
@@ -63,8 +67,15 @@ def aux_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def rows_of(folder: Path) -> dict[str, torch.Tensor]:
     """Sample id -> the supervision rows that are stored, float32."""
-    codec = Cache.open(folder).spec.rows
+    kind = Cache.open(folder).spec.kind
+    assert isinstance(kind, DenseSupervision | HiddenSupervision)
     return {
-        name: codec.decode(EncodedRows(payload=torch.from_numpy(np.copy(sample.supervision_payload)))).float()
+        name: kind.decode_rows(take_rows(sample.supervision, np.arange(sample.supervised.sum()))).float()
         for name, sample in samples(folder).items()
     }
+
+
+def sparse_rows_of(sample: CachedSample) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Draft indices, probabilities and tail of each supervised token of a sample with sparse supervision."""
+    kind = SparseSupervision.of("fp16", hidden_size=1, draft_vocab_size=1)
+    return list(kind.decode(take_rows(sample.supervision, np.arange(sample.supervised.sum())), None).rows())

@@ -57,8 +57,8 @@ def test_supervised_rows_are_those_of_a_cache_that_keeps_no_others(sealed_cache:
     for number, name in enumerate(plain.index.sample_ids):
         one, other = plain.read(number), full.read(of_name[name])
         assert one.last_hidden_payload is None and other.last_hidden_payload is not None
-        assert np.array_equal(one.supervision_payload, other.supervision_payload)
-        assert np.array_equal(other.last_hidden_payload[other.supervised], other.supervision_payload)
+        assert np.array_equal(one.supervision["last_hidden_states"], other.supervision["last_hidden_states"])
+        assert np.array_equal(other.last_hidden_payload[other.supervised], other.supervision["last_hidden_states"])
 
 
 def test_tools_know_it(whole: Path) -> None:

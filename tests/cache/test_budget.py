@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from eaglepipe.cache.schema import ShardSpec, batch_to_sample
-from eaglepipe.cache.supervision.sparse import SparseRule, encode_sparse, id_dtype
+from eaglepipe.cache.record_batch import batch_to_sample
+from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.supervision.columns import to_host
+from eaglepipe.cache.supervision.sparse import SparseRule
 from eaglepipe.cache.token_cost import token_cost
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardWriter
@@ -35,19 +37,13 @@ def sample_of(cache: CacheConfig, spec: ShardSpec) -> CachedSample:
     aux, hidden = activations(generator, TOKENS, 3), activations(generator, SUPERVISED)
     encoded = spec.aux.encode(aux)
     supervised = np.arange(TOKENS) >= TOKENS - SUPERVISED
+    probs, forced = hidden, torch.empty(0)
     if spec.supervision == "sparse":
         forced = torch.randint(DRAFT_VOCAB, (SUPERVISED, 2), generator=generator)
-        rule = SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries)
-        sparse = encode_sparse(worst_probs(generator), forced, rule)
-        supervision = {
-            "supervision_payload": sparse.probs[:, None].view(torch.uint8).numpy(),
-            "sparse_ids": sparse.ids.numpy().astype(id_dtype(DRAFT_VOCAB)),
-            "sparse_counts": sparse.counts.numpy(),
-            "tail_mass": sparse.tail.numpy(),
-        }
-        assert sparse.counts.min() == cache.max_entries
-    else:
-        supervision = {"supervision_payload": spec.rows.encode(hidden).payload.numpy()}
+        probs = worst_probs(generator)
+    rule = SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries)
+    columns = to_host(spec.kind.encode(probs, forced, rule))
+    assert spec.supervision != "sparse" or columns["num_entries"].min() == cache.max_entries
     return CachedSample(
         sample_id="conversations:0123456789abcdef",
         source="conversations",
@@ -59,7 +55,7 @@ def sample_of(cache: CacheConfig, spec: ShardSpec) -> CachedSample:
         draft_mass=supervised.astype(np.float32),
         aux_payload=encoded.payload.numpy(),
         aux_scales=None if encoded.scales is None else encoded.scales.numpy(),
-        **supervision,  # type: ignore[arg-type]
+        supervision=columns,
     )
 
 
@@ -90,4 +86,5 @@ def test_profile_keeps_its_budget_in_a_real_shard_and_the_estimate_says_so(tmp_p
     assert written == pytest.approx(estimated, rel=0.002)
     batch = pa.ipc.open_file(pa.memory_map(str(tmp_path / entry.path))).get_batch(0)
     again = batch_to_sample(batch, {"sample_id": "", "source": ""})
-    assert np.array_equal(again.supervision_payload, sample.supervision_payload)
+    for name, column in sample.supervision.items():
+        assert np.array_equal(again.supervision[name], column)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eaglepipe.cache.reader import Cache, load_manifest
-from eaglepipe.cache.schema import sample_digest
+from eaglepipe.cache.record_batch import sample_digest
 from eaglepipe.cache.verify import verify_cache
 from eaglepipe.errors import CacheError, CorruptError
 from tests.cache.damage import declare_current_state, rewrite

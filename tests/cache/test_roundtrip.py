@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.schema import ShardSpec, arrow_schema, batch_to_sample, sample_digest, sample_to_batch
+from eaglepipe.cache.record_batch import batch_to_sample, sample_digest, sample_to_batch
+from eaglepipe.cache.schema import ShardSpec, arrow_schema
 from eaglepipe.cache.supervision.sparse import id_dtype
 from eaglepipe.cache.types import CachedSample
 
@@ -34,18 +35,18 @@ def random_sample(seed: int, num_tokens: int, spec: ShardSpec, share: float = 0.
         draft_mass=np.where(supervised, rng.random(num_tokens), 0).astype(np.float32),
         aux_payload=rng.integers(0, 256, (num_tokens, spec.aux.row_bytes)).astype(np.uint8),
         aux_scales=rng.random((num_tokens, spec.aux.num_scales)).astype(scales) if spec.aux.num_scales else None,
-        **_supervision(rng, int(supervised.sum()), spec),
+        supervision=_supervision(rng, int(supervised.sum()), spec),
     )
 
 
 def _supervision(rng: np.random.Generator, num_rows: int, spec: ShardSpec) -> dict[str, Any]:
     if spec.supervision != "sparse":
-        return {"supervision_payload": rng.integers(0, 256, (num_rows, spec.rows.row_bytes)).astype(np.uint8)}
+        return {spec.kind.column: rng.integers(0, 256, (num_rows, spec.rows.row_bytes)).astype(np.uint8)}
     counts = rng.integers(1, 9, num_rows).astype(np.int32)
     return {
-        "supervision_payload": rng.integers(0, 256, (int(counts.sum()), 2)).astype(np.uint8),
-        "sparse_ids": rng.integers(0, spec.draft_vocab_size, int(counts.sum())).astype(id_dtype(spec.draft_vocab_size)),
-        "sparse_counts": counts,
+        "target_probs": rng.integers(0, 256, (int(counts.sum()), 2)).astype(np.uint8),
+        "target_ids": rng.integers(0, spec.draft_vocab_size, int(counts.sum())).astype(id_dtype(spec.draft_vocab_size)),
+        "num_entries": counts,
         "tail_mass": rng.random(num_rows).astype(np.float32),
     }
 
@@ -95,7 +96,11 @@ def test_every_field_survives_the_arrow_file(
     again = batch_to_sample(read.batch, metadata)
     for name, value in vars(sample).items():
         found = getattr(again, name)
-        assert np.array_equal(found, value) if isinstance(value, np.ndarray) else found == value, name
+        if name == "supervision":
+            assert found.keys() == value.keys()
+            assert all(np.array_equal(found[column], values) for column, values in value.items())
+        else:
+            assert np.array_equal(found, value) if isinstance(value, np.ndarray) else found == value, name
         assert getattr(found, "dtype", None) == getattr(value, "dtype", None), name
     assert sample_digest(read.batch, sample.sample_id, sample.source) == metadata["xxh3_128"]
 

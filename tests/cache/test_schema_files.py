@@ -13,7 +13,8 @@ from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, make_codec
 from eaglepipe.cache.codecs.integer import IntegerRows
 from eaglepipe.cache.manifest import Document, Manifest, Plan, Sidecar, json_schema, load_document
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.schema import SCHEMA_VERSION, SUPERVISION_COLUMNS, ShardSpec, arrow_schema, shard_columns
+from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema, shard_columns
+from eaglepipe.cache.supervision.kind import KINDS as SUPERVISION_KINDS
 from eaglepipe.cache.verify import verify_cache
 from eaglepipe.errors import CorruptError
 from eaglepipe.resources import resource_folder, schema_folder
@@ -51,7 +52,7 @@ def test_invalid_examples_fail_schema_and_loader(path: Path) -> None:
 
 @pytest.mark.parametrize("aux_codec", ["bf16", "fp8", "int8", "int4"])
 def test_columns_of_a_shard_are_those_of_the_schema_file(aux_codec: str) -> None:
-    for supervision, column in SUPERVISION_COLUMNS.items():
+    for supervision, column in ((kind.name, kind.column) for kind in SUPERVISION_KINDS.values()):
         spec = ShardSpec(
             supervision=supervision,
             aux_codec=aux_codec,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.cache.supervision.sparse import SparseRule, encode_sparse, forced_targets, id_dtype, to_draft_index
+from eaglepipe.cache.supervision.sparse import SparseRule, id_dtype, sparsify, to_draft_index
 
 
 def distribution(seed: int, rows: int, size: int, sharpness: float) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_kept_entries_are_the_oracles_and_the_tail_is_what_they_leave(
 ) -> None:
     probs = distribution(seed, 6, size, sharpness)
     forced = torch.randint(-1, size, (6, 2), generator=torch.Generator().manual_seed(seed + 1))
-    found = encode_sparse(probs, forced, SparseRule(tolerance=tolerance, max_entries=cap))
+    found = sparsify(probs, forced, SparseRule(tolerance=tolerance, max_entries=cap))
     ends = found.counts.cumsum(0).tolist()
     for row, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         ids, kept = found.ids[start:end].tolist(), found.probs[start:end].numpy()
@@ -54,15 +54,15 @@ def test_kept_entries_are_the_oracles_and_the_tail_is_what_they_leave(
 
 def test_no_rows_and_no_forced_ids() -> None:
     rule = SparseRule(tolerance=0.01, max_entries=4)
-    none = encode_sparse(torch.empty(0, 9), torch.empty(0, 2, dtype=torch.long), rule)
+    none = sparsify(torch.empty(0, 9), torch.empty(0, 2, dtype=torch.long), rule)
     assert (len(none.probs), len(none.counts)) == (0, 0)
-    free = encode_sparse(distribution(0, 3, 9, 50.0), torch.empty(3, 0, dtype=torch.long), rule)
+    free = sparsify(distribution(0, 3, 9, 50.0), torch.empty(3, 0, dtype=torch.long), rule)
     assert free.counts.min() >= 1
 
 
 def test_certain_distribution_is_one_entry() -> None:
     probs = torch.eye(5)
-    found = encode_sparse(probs, torch.full((5, 1), -1), SparseRule(tolerance=0.0, max_entries=4))
+    found = sparsify(probs, torch.full((5, 1), -1), SparseRule(tolerance=0.0, max_entries=4))
     assert found.ids.tolist() == [0, 1, 2, 3, 4] and found.tail.eq(0).all()
 
 
@@ -80,4 +80,5 @@ def test_next_token_and_end_of_turn_are_what_a_row_always_keeps(
     end_of_turn: int | None, expected: list[list[int]]
 ) -> None:
     ids, supervised = np.array([10, 11, 12, 13], np.int32), np.array([True, True, False, False])
-    assert forced_targets(ids, supervised, end_of_turn).tolist() == expected
+    rule = SparseRule(tolerance=0.0, max_entries=4, end_of_turn=end_of_turn)
+    assert rule.forced_ids(ids, supervised).tolist() == expected

@@ -14,7 +14,7 @@ from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.errors import CacheError, ConfigError
 from tests.cache.damage import read_everything
-from tests.cache.derived import few, make_cache, rows_of, samples
+from tests.cache.derived import few, make_cache, rows_of, samples, sparse_rows_of
 from tests.tiny_project import TinyProject
 
 
@@ -26,10 +26,7 @@ def sparse(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def entries_of(sample: CachedSample) -> list[dict[int, float]]:
-    ends = np.cumsum(sample.sparse_counts)
-    probs = np.copy(sample.supervision_payload).view(np.float16)[:, 0].tolist()
-    pairs = list(zip(sample.sparse_ids.tolist(), probs, strict=True))
-    return [dict(pairs[end - count : end]) for end, count in zip(ends, sample.sparse_counts, strict=True)]
+    return [dict(zip(ids.tolist(), probs.tolist(), strict=True)) for ids, probs, _ in sparse_rows_of(sample)]
 
 
 def bucket_kl(exact: torch.Tensor, entries: dict[int, float]) -> float:
@@ -59,7 +56,7 @@ def test_sparse_is_what_precomputing_would_have_cut(
             assert {ids.index(one) for one in (token, end) if one in ids} <= ours.keys()
             assert len(ours.keys() ^ exact[row].keys()) <= 2, "rounding may decide about the last entry"
             assert all(ours[one] == pytest.approx(exact[row][one], rel=3e-3) for one in ours.keys() & exact[row].keys())
-            assert found.tail_mass[row] == pytest.approx(1 - sum(ours.values()), abs=1e-6)
+            assert found.supervision["tail_mass"][row] == pytest.approx(1 - sum(ours.values()), abs=1e-6)
         assert np.array_equal(found.aux_payload, theirs[name].aux_payload)
         if origin == "dense":
             probs = rows_of(dense_cache)[name].double()
@@ -89,8 +86,9 @@ def test_sparse_is_carried_over_when_the_aux_codec_changes(sparse: Path, tmp_pat
     assert verify_cache(tmp_path / "out", full=True).ok
     for name, sample in samples(sparse).items():
         found = samples(tmp_path / "out")[name]
-        for column in ("supervision_payload", "sparse_ids", "sparse_counts", "tail_mass", "position_mask"):
-            assert np.array_equal(getattr(found, column), getattr(sample, column)), column
+        assert np.array_equal(found.position_mask, sample.position_mask)
+        for column in ("target_probs", "target_ids", "num_entries", "tail_mass"):
+            assert np.array_equal(found.supervision[column], sample.supervision[column]), column
     assert result.errors["target_probs"]["kl_max"] == 0.0 < result.errors["aux_hidden_states"]["max"]
     info = describe_cache(tmp_path / "out")
     assert (info["aux_codec"], info["tolerance"], info["max_entries"]) == ("fp16", 0.2, 60)

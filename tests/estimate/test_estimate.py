@@ -53,7 +53,7 @@ def test_measured_entries_are_what_the_targets_distribution_takes(project: TinyP
     head = TargetHead(weight=cache.start_tensors()["lm_head.weight"], bias=None, spec=cache.head)
     needed = []
     for sample in range(cache.num_samples):
-        payload = torch.from_numpy(cache.read(sample).supervision_payload.copy())
+        payload = torch.from_numpy(cache.read(sample).supervision["last_hidden_states"].copy())
         probs = head.probabilities(cache.spec.rows.decode(EncodedRows(payload=payload))).numpy()
         needed += ((np.cumsum(-np.sort(-probs), axis=1) < 0.6).sum(axis=1) + 1).tolist()
     assert measured.entries is not None

@@ -28,7 +28,7 @@ def sample(number: int) -> CachedSample:
         draft_mass=supervised.astype(np.float32),
         aux_payload=empty,
         aux_scales=None,
-        supervision_payload=empty,
+        supervision={},
     )
 
 

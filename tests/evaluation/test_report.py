@@ -63,7 +63,7 @@ def test_entropy_and_coverage_are_those_of_the_stored_rows(sealed_cache: Path) -
     entropy, mass, covered = [], [], 0
     for number in range(cache.num_samples):
         sample = cache.read(number)
-        rows = torch.from_numpy(sample.supervision_payload.copy()).view(torch.bfloat16).float()
+        rows = torch.from_numpy(sample.supervision["last_hidden_states"].copy()).view(torch.bfloat16).float()
         probs = (rows @ head.T).double().softmax(-1)
         entropy += (-(probs * probs.log()).sum(-1)).tolist()
         mass += sample.draft_mass[sample.supervised].tolist()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.supervision.columns import take_rows
 from eaglepipe.errors import CacheError, ConfigError, DataError, EaglepipeError, ResourceError, TargetError, VocabError
 from eaglepipe.estimate.prices import estimate_recipe
 from eaglepipe.precompute.preview import preview_recipe
@@ -29,7 +30,7 @@ def decoded(cache: Cache, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
     stored = cache.read(sample)
     return (
         cache.spec.aux.decode(EncodedRows(payload=torch.from_numpy(stored.aux_payload.copy()))),
-        cache.spec.rows.decode(EncodedRows(payload=torch.from_numpy(stored.supervision_payload.copy()))),
+        cache.spec.kind.decode_rows(take_rows(stored.supervision, np.arange(stored.supervised.sum()))),
     )
 
 

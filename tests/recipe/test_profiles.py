@@ -74,9 +74,11 @@ def test_cache_with_a_narrow_codec_is_the_exact_one_within_its_noise(
         wanted = aux_of(exact, ids.index(narrow.index.sample_ids[sample])).float()
         error = (aux_of(narrow, sample) - wanted).square().sum() / wanted.square().sum()
         assert -10 * error.log10() > least_decibels
-        rows = torch.from_numpy(narrow.read(sample).supervision_payload.copy())
+        rows = torch.from_numpy(narrow.read(sample).supervision["last_hidden_states"].copy())
         again = narrow.spec.rows.decode(EncodedRows(payload=rows))
-        full = torch.from_numpy(exact.read(ids.index(narrow.index.sample_ids[sample])).supervision_payload.copy())
+        full = torch.from_numpy(
+            exact.read(ids.index(narrow.index.sample_ids[sample])).supervision["last_hidden_states"].copy()
+        )
         hidden = exact.spec.rows.decode(EncodedRows(payload=full)).float()
         assert -10 * ((again - hidden).square().sum() / hidden.square().sum()).log10() > least_decibels
 
@@ -101,18 +103,20 @@ def test_sparse_cache_holds_the_targets_distribution_up_to_its_tolerance(
     to_draft = {token: index for index, token in enumerate(sparse.vocab.selected_token_ids.tolist())}
     for sample in range(0, sparse.num_samples, 7):
         stored, reference = sparse.read(sample), exact.read(sample)
-        assert stored.sparse_ids is not None and stored.sparse_counts is not None and stored.tail_mass is not None
-        hidden = torch.from_numpy(reference.supervision_payload.copy())
+        columns = stored.supervision
+        hidden = torch.from_numpy(reference.supervision["last_hidden_states"].copy())
         probs = head.probabilities(exact.spec.rows.decode(EncodedRows(payload=hidden))).numpy()
-        kept = stored.supervision_payload.view(np.float16)[:, 0]
-        row_of = np.repeat(np.arange(len(stored.sparse_counts)), stored.sparse_counts)
-        assert np.allclose(kept, probs[row_of, stored.sparse_ids], rtol=0.05, atol=1e-4), "bf16 states, fp16 entries"
+        kept = columns["target_probs"].view(np.float16)[:, 0]
+        row_of = np.repeat(np.arange(len(columns["num_entries"])), columns["num_entries"])
+        assert np.allclose(kept, probs[row_of, columns["target_ids"]], rtol=0.05, atol=1e-4), (
+            "bf16 states, fp16 entries"
+        )
         held = np.bincount(row_of, weights=kept, minlength=len(probs))
-        assert np.allclose(held + stored.tail_mass, 1.0, atol=1e-6)
-        assert ((stored.tail_mass <= 0.301) | (stored.sparse_counts == 100)).all()
+        assert np.allclose(held + columns["tail_mass"], 1.0, atol=1e-6)
+        assert ((columns["tail_mass"] <= 0.301) | (columns["num_entries"] == 100)).all()
         following = stored.input_ids[np.flatnonzero(stored.supervised) + 1]
         for row, token in enumerate(following.tolist()):
-            assert token not in to_draft or to_draft[token] in stored.sparse_ids[row_of == row]
+            assert token not in to_draft or to_draft[token] in columns["target_ids"][row_of == row]
 
 
 def test_estimate_is_what_the_shards_take(project: TinyProject, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.supervision.probabilities import TargetDistribution
+from eaglepipe.cache.supervision.distribution import TargetDistribution
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.deviation import Divergence
 from eaglepipe.training.data.order import split_samples
@@ -59,15 +59,16 @@ def measure_supervision(variant: Variant, exact: Path, folder: Path) -> Supervis
 
 def _written_out(sample: CachedSample, draft_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sparse rows as probabilities float64 [n, D], the kept ones bool [n, D] and tails [n]."""
-    assert sample.sparse_ids is not None and sample.sparse_counts is not None and sample.tail_mass is not None
-    row_of = torch.from_numpy(np.repeat(np.arange(len(sample.sparse_counts)), sample.sparse_counts))
-    ids = torch.from_numpy(sample.sparse_ids.astype(np.int64))
-    values = np.ascontiguousarray(sample.supervision_payload).view(np.float16)[:, 0].astype(np.float64)
-    probs = torch.zeros(len(sample.sparse_counts), draft_size, dtype=torch.float64)
+    columns = sample.supervision
+    counts = columns["num_entries"]
+    row_of = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+    ids = torch.from_numpy(columns["target_ids"].astype(np.int64))
+    values = np.ascontiguousarray(columns["target_probs"]).view(np.float16)[:, 0].astype(np.float64)
+    probs = torch.zeros(len(counts), draft_size, dtype=torch.float64)
     probs[row_of, ids] = torch.from_numpy(values)
     kept = torch.zeros_like(probs, dtype=torch.bool)
     kept[row_of, ids] = True
-    return probs, kept, torch.from_numpy(sample.tail_mass.astype(np.float64))
+    return probs, kept, torch.from_numpy(columns["tail_mass"].astype(np.float64))
 
 
 def _with_bucket(wanted: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -91,14 +91,14 @@ class PairedSource(JoinedCaches):
 
 def renormalise(sample: CachedSample) -> CachedSample:
     """Sparse supervision without its tail: what each row keeps, divided by its sum."""
-    assert sample.sparse_counts is not None and sample.tail_mass is not None
-    probs = np.ascontiguousarray(sample.supervision_payload).view(np.float16)[:, 0].astype(np.float64)
-    rows = np.repeat(np.arange(len(sample.sparse_counts)), sample.sparse_counts)
-    sums = np.bincount(rows, weights=probs, minlength=len(sample.sparse_counts))
-    scaled = (probs / sums[rows]).astype(np.float16)
-    return replace(
-        sample, supervision_payload=scaled[:, None].view(np.uint8), tail_mass=np.zeros_like(sample.tail_mass)
-    )
+    columns = sample.supervision
+    probs = np.ascontiguousarray(columns["target_probs"]).view(np.float16)[:, 0].astype(np.float64)
+    counts = columns["num_entries"]
+    rows = np.repeat(np.arange(len(counts)), counts)
+    sums = np.bincount(rows, weights=probs, minlength=len(counts))
+    scaled = (probs / sums[rows]).astype(np.float16)[:, None].view(np.uint8)
+    tail = np.zeros_like(columns["tail_mass"])
+    return replace(sample, supervision={**columns, "target_probs": scaled, "tail_mass": tail})
 
 
 def one_of_each_cache(variants: Iterable[Variant]) -> list[Variant]:

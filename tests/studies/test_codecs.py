@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.supervision.probabilities import TargetDistribution
+from eaglepipe.cache.supervision.distribution import TargetDistribution
 from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.recipe.config import PROFILES
@@ -19,6 +19,7 @@ from eaglepipe.training.data.order import split_samples
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
+from tests.cache.derived import sparse_rows_of
 from tests.studies.codecs import measure_codecs
 from tests.studies.codecs_judge import judge
 from tests.studies.codecs_report import CodecsReport, VariantReport, describe_variant
@@ -136,16 +137,15 @@ def test_variants_are_read_in_the_order_of_the_exact_cache(sealed_cache: Path, s
     paired = PairedSource(recoded, identity=exact.identity, renormalised=False)
     assert paired.identity == exact.identity
     assert paired.read(5).sample_id == exact.read(5).sample_id
-    assert np.array_equal(paired.read(5).supervision_payload, recoded.read(5).supervision_payload)
+    pairs = zip(paired.read(5).supervision.values(), recoded.read(5).supervision.values(), strict=True)
+    assert all(np.array_equal(one, other) for one, other in pairs)
 
 
 def test_renormalised_rows_keep_their_entries_and_proportions_and_have_no_tail(sparse: Path) -> None:
     sample = Cache.open(sparse).read(3)
     plain = renormalise(sample)
-    assert plain.tail_mass is not None and not plain.tail_mass.any()
-    for row in range(len(plain.tail_mass)):
-        ids, probs = sample.sparse_row(row)
-        new_ids, new_probs = plain.sparse_row(row)
+    assert not plain.supervision["tail_mass"].any()
+    for (ids, probs, _), (new_ids, new_probs, _) in zip(sparse_rows_of(sample), sparse_rows_of(plain), strict=True):
         assert ids.tolist() == new_ids.tolist()
         assert new_probs == pytest.approx(probs / probs.sum(), rel=1e-3)
 
@@ -159,12 +159,10 @@ def test_divergence_counts_the_tail_evenly_and_as_one_outcome(
     even, bucket, mass = [], [], []
     for number in split_samples(exact.index.sample_ids, HELDOUT_FRACTION).heldout.tolist():
         sample = recoded.read(number)
-        assert sample.tail_mass is not None
-        probs = distribution.of(exact.read(number), np.arange(len(sample.tail_mass))).double().numpy()
-        for row, p in enumerate(probs):
-            ids, kept = sample.sparse_row(row)
-            tail = 0.0 if variant.renormalised else float(sample.tail_mass[row])
-            kept = kept / kept.sum() if variant.renormalised else kept
+        probs = distribution.of(exact.read(number), np.arange(sample.supervised.sum())).double().numpy()
+        for p, (ids, stored, stored_tail) in zip(probs, sparse_rows_of(sample), strict=True):
+            tail = 0.0 if variant.renormalised else float(stored_tail)
+            kept = stored / stored.sum() if variant.renormalised else stored
             q = np.full(len(p), tail / (len(p) - len(ids)))
             q[ids] = kept
             even.append(float((p * np.log(p / q.clip(least))).sum()))

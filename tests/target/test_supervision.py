@@ -19,6 +19,10 @@ def rows(count=ROWS):
     return torch.randn(count, HIDDEN, generator=torch.Generator().manual_seed(2))
 
 
+def keep(probs, rows):
+    return {"target_probs": probs}
+
+
 def vocab(size):
     return build_draft_vocab(np.arange(V) % 7, size, V)
 
@@ -26,11 +30,13 @@ def vocab(size):
 @pytest.mark.parametrize("size", [1, 10, V])
 def test_supervision_equals_a_float64_softmax_written_out(size):
     draft = vocab(size)
-    result = supervise(head(), rows(), draft, 4, keep_probs=True)
+    result = supervise(head(), rows(), draft, 4, encode=keep)
     full = head()(rows()).double().softmax(dim=-1)
     inside = full[:, draft.selected_token_ids]
     expected_mass = inside.sum(dim=-1)
-    torch.testing.assert_close(result.target_probs.double(), inside / expected_mass[:, None], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        result.columns["target_probs"].double(), inside / expected_mass[:, None], rtol=1e-5, atol=1e-7
+    )
     torch.testing.assert_close(result.draft_mass.double(), expected_mass, rtol=1e-5, atol=1e-7)
     assert result.target_top1.tolist() == full.argmax(dim=-1).tolist()
     chosen = set(draft.selected_token_ids.tolist())
@@ -41,11 +47,12 @@ def test_supervision_equals_a_float64_softmax_written_out(size):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 20), st.integers(1, 25))
 def test_chunks_change_no_shape_and_no_number_beyond_rounding(count, chunk_rows):
-    once = supervise(head(), rows(count), vocab(10), 100, keep_probs=True)
-    chunked = supervise(head(), rows(count), vocab(10), chunk_rows, keep_probs=True)
-    for name in ("target_probs", "draft_mass", "target_top1", "position_mask", "finite"):
+    once = supervise(head(), rows(count), vocab(10), 100, encode=keep)
+    chunked = supervise(head(), rows(count), vocab(10), chunk_rows, encode=keep)
+    torch.testing.assert_close(chunked.columns["target_probs"], once.columns["target_probs"], rtol=1e-5, atol=1e-7)
+    for name in ("draft_mass", "target_top1", "position_mask", "finite"):
         torch.testing.assert_close(getattr(chunked, name), getattr(once, name), rtol=1e-5, atol=1e-7)
-    assert once.target_probs.shape == (count, 10)
+    assert once.columns["target_probs"].shape == (count, 10)
     assert (once.target_top1.dtype, once.draft_mass.dtype) == (torch.int32, torch.float32)
 
 
@@ -56,14 +63,14 @@ def test_at_most_chunk_rows_of_logits_exist_at_once():
         seen.append(hidden.shape[0])
         return head()(hidden)
 
-    supervise(counting, rows(), vocab(10), 5, keep_probs=False)
+    supervise(counting, rows(), vocab(10), 5)
     assert seen == [5, 5, 3]
 
 
 def test_without_probabilities_everything_else_is_the_same():
-    lean = supervise(head(), rows(), vocab(10), 4, keep_probs=False)
-    full = supervise(head(), rows(), vocab(10), 4, keep_probs=True)
-    assert lean.target_probs is None
+    lean = supervise(head(), rows(), vocab(10), 4)
+    full = supervise(head(), rows(), vocab(10), 4, encode=keep)
+    assert not lean.columns
     for name in ("target_top1", "draft_mass", "position_mask", "finite"):
         assert torch.equal(getattr(lean, name), getattr(full, name))
 
@@ -76,5 +83,5 @@ def test_a_row_whose_logits_are_not_finite_is_told_apart(poison, keep_probs):
         logits[3, 17] = poison
         return logits
 
-    finite = supervise(poisoned, rows(), vocab(10), 100, keep_probs=keep_probs).finite
+    finite = supervise(poisoned, rows(), vocab(10), 100, encode=keep if keep_probs else None).finite
     assert finite.tolist() == [row != 3 for row in range(ROWS)]

@@ -146,7 +146,8 @@ def _sample(
     probs = (hidden @ head[ids].T).softmax(1)
     mass = logits.softmax(1)[:, ids].sum(1).numpy()
     rows = (hidden if supervision == "hidden" else probs)[torch.from_numpy(mask)]
-    columns = sparse_columns(rows) if supervision == "sparse" else {"supervision_payload": as_bytes(rows)}
+    column = "last_hidden_states" if supervision == "hidden" else "target_probs"
+    columns = sparse_columns(rows) if supervision == "sparse" else {column: as_bytes(rows)}
     return CachedSample(
         sample_id=f"tiny:{number}",
         source="tiny",
@@ -158,7 +159,7 @@ def _sample(
         draft_mass=np.where(mask, mass, 0.0).astype(np.float32),
         aux_payload=as_bytes(aux[tokens].reshape(length, -1)),
         aux_scales=None,
-        **columns,
+        supervision=columns,
     )
 
 
@@ -183,9 +184,9 @@ def sparse_columns(probs: torch.Tensor, mass: float = 0.9) -> dict[str, np.ndarr
     kept = ordered.cumsum(1) - ordered < mass
     stored = torch.where(kept, ordered, 0.0).half()
     return {
-        "supervision_payload": as_bytes(stored[kept][:, None]),
-        "sparse_ids": ids[kept].numpy().astype(np.uint16),
-        "sparse_counts": kept.sum(1).numpy().astype(np.int32),
+        "target_probs": as_bytes(stored[kept][:, None]),
+        "target_ids": ids[kept].numpy().astype(np.uint16),
+        "num_entries": kept.sum(1).numpy().astype(np.int32),
         "tail_mass": (1 - stored.float().sum(1)).clamp(min=0).numpy(),
     }
 

@@ -3,19 +3,41 @@
 N rows, D draft vocabulary, F ids that are always kept, C the most entries a row may have, E entries of all rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec
+from eaglepipe.cache.supervision.columns import NUM_ENTRIES, Columns
+from eaglepipe.cache.supervision.dense import probability_codec
+from eaglepipe.target_head import TargetHead
+
+SPARSE_CODEC = "fp16"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparseRule:
-    """How many entries are kept: enough for 1 - tolerance of the mass, at most `max_entries`."""
+    """The cut of a row: entries for 1 - tolerance of the mass, at most `max_entries`, forced ones among them."""
 
     tolerance: float
     max_entries: int
+    end_of_turn: int | None = None
+    """Target id that is always kept, as the next token is; None: the next token alone."""
+
+    def forced_ids(self, input_ids: NDArray[np.int32], supervised: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the target ids that each supervised row of one sample always keeps, int64 [N, F].
+
+        Args:
+            input_ids: [T].
+            supervised: [T], N of them set, never the last.
+        """
+        following = input_ids[np.flatnonzero(supervised) + 1].astype(np.int64)
+        if self.end_of_turn is None:
+            return following[:, None]
+        return np.stack([following, np.full_like(following, self.end_of_turn)], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,23 +45,74 @@ class SparseRows:
     """Kept entries, row after row, ids ascending within a row, on the distribution's device."""
 
     probs: torch.Tensor  # float16 [E]
-    ids: torch.Tensor  # int32 [E], index into the draft vocabulary
+    ids: torch.Tensor  # integer [E], index into the draft vocabulary
     counts: torch.Tensor  # int32 [N]
     tail: torch.Tensor  # float32 [N], 1 - what the kept float16 entries hold, never below 0
 
+    def rows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], np.float32]]:
+        """Yield each row's indices into the draft vocabulary, their probabilities, and its tail."""
+        sizes = self.counts.tolist()
+        ids, probs = (torch.split(column, sizes) for column in (self.ids.long(), self.probs.float()))
+        for row_ids, row_probs, tail in zip(ids, probs, self.tail.numpy(), strict=True):
+            yield row_ids.numpy(), row_probs.numpy(), tail
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseSupervision:
+    """Entries of one probability each."""
+
+    codec: RowCodec
+
+    name = "sparse"
+    column = "target_probs"
+    stores_probabilities = True
+    convertible_to = ("sparse",)
+    codec_setting = None
+    settings: tuple[str, ...] = ("tolerance", "max_entries")
+
     @classmethod
-    def joined(cls, parts: "list[SparseRows]") -> "SparseRows":
-        """Rows of several chunks, in order; at least one."""
-        return cls(
-            probs=torch.cat([part.probs for part in parts]),
-            ids=torch.cat([part.ids for part in parts]),
-            counts=torch.cat([part.counts for part in parts]),
-            tail=torch.cat([part.tail for part in parts]),
+    def of(cls, codec: str, *, hidden_size: int, draft_vocab_size: int) -> "SparseSupervision":
+        """Raises CacheError if the codec is not one of probabilities."""
+        return cls(codec=probability_codec(codec, 1))
+
+    @property
+    def shape(self) -> list[int | str]:
+        """The shape of a row, whose length is its own."""
+        return ["entries"]
+
+    def encode(self, rows: torch.Tensor, forced: torch.Tensor, rule: SparseRule) -> Columns:
+        """Cut and encode probabilities [N, D]; arguments as those of `sparsify`."""
+        kept = sparsify(rows, forced, rule)
+        return {
+            self.column: self.codec.encode(kept.probs[:, None]).payload,
+            "target_ids": kept.ids,
+            NUM_ENTRIES: kept.counts,
+            "tail_mass": kept.tail,
+        }
+
+    def finite_rows(self, columns: Columns) -> torch.Tensor:
+        """Return which rows have finite entries alone, bool [N]."""
+        counts = columns[NUM_ENTRIES]
+        row_of_entry = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        finite = torch.ones(len(counts), dtype=torch.bool, device=counts.device)
+        finite[row_of_entry[~torch.isfinite(self._probabilities(columns))]] = False
+        return finite
+
+    def decode(self, columns: Columns, head: TargetHead | None) -> SparseRows:
+        """Return the entries as stored."""
+        return SparseRows(
+            probs=self._probabilities(columns),
+            ids=columns["target_ids"].long(),
+            counts=columns[NUM_ENTRIES],
+            tail=columns["tail_mass"],
         )
+
+    def _probabilities(self, columns: Columns) -> torch.Tensor:
+        return self.codec.decode(EncodedRows(payload=columns[self.column]))[:, 0]
 
 
 @torch.no_grad()
-def encode_sparse(target_probs: torch.Tensor, forced: torch.Tensor, rule: SparseRule) -> SparseRows:
+def sparsify(target_probs: torch.Tensor, forced: torch.Tensor, rule: SparseRule) -> SparseRows:
     """Keep the forced ids and then the most probable ones until 1 - tolerance of the mass is kept.
 
     Args:
@@ -77,21 +150,11 @@ def _with_forced_first(target_probs: torch.Tensor, forced: torch.Tensor) -> torc
 
 
 def id_dtype(draft_vocab_size: int) -> type[np.uint16] | type[np.uint32]:
-    """The narrowest type that holds every index into the draft vocabulary."""
+    """Return the narrowest type that holds every index into the draft vocabulary."""
     return np.uint16 if draft_vocab_size <= 2**16 else np.uint32
 
 
 def to_draft_index(token_ids: torch.Tensor, selected_token_ids: torch.Tensor) -> torch.Tensor:
-    """Target ids [...] -> their index in the draft vocabulary, int64, -1 where they are not in it."""
-    place = torch.searchsorted(selected_token_ids, token_ids).clamp(max=selected_token_ids.shape[0] - 1)
-    return torch.where(selected_token_ids[place] == token_ids, place, -1)
-
-
-def forced_targets(
-    input_ids: NDArray[np.int32], supervised: NDArray[np.bool_], end_of_turn: int | None
-) -> NDArray[np.int64]:
-    """What one sample's supervised rows always keep: the next token, and the end of turn; target ids [S, 1 or 2]."""
-    following = input_ids[np.flatnonzero(supervised) + 1].astype(np.int64)
-    if end_of_turn is None:
-        return following[:, None]
-    return np.stack([following, np.full_like(following, end_of_turn)], axis=1)
+    """Target ids [...] -> their index in the draft vocabulary, int64, -1 if they are not in it."""
+    index = torch.searchsorted(selected_token_ids, token_ids).clamp(max=selected_token_ids.shape[0] - 1)
+    return torch.where(selected_token_ids[index] == token_ids, index, -1)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.supervision.probabilities import TargetDistribution
+from eaglepipe.cache.supervision.distribution import TargetDistribution
 from eaglepipe.cache.types import CachedSample
 
 Floats = NDArray[np.float64]
@@ -40,14 +40,12 @@ def cache_statistics(folders: Sequence[Path], *, max_rows: int = 128) -> CacheSt
     mass: list[Floats] = []
     num_supervised, num_covered = 0, 0
     for cache in caches:
-        distribution = None if cache.spec.supervision == "sparse" else TargetDistribution(cache)
+        distribution = TargetDistribution(cache)
         for number in _spread(cache.num_samples, MAX_SAMPLES // len(caches) or 1):
             sample = cache.read(int(number))
             supervised = np.flatnonzero(sample.supervised)
             rows = _spread(len(supervised), max_rows)
-            entropy.append(
-                _sparse_entropy(sample, rows) if distribution is None else _entropy(distribution, sample, rows)
-            )
+            entropy.append(_entropy(distribution, sample, rows))
             mass.append(sample.draft_mass[supervised[rows]].astype(np.float64))
             num_supervised += len(supervised)
             num_covered += int(sample.position_mask.sum())
@@ -65,10 +63,7 @@ def _spread(count: int, most: int) -> NDArray[np.int64]:
 
 
 def _entropy(distribution: TargetDistribution, sample: CachedSample, rows: NDArray[np.int64]) -> Floats:
-    return torch.special.entr(distribution.of(sample, rows)).sum(dim=-1).double().numpy()
-
-
-def _sparse_entropy(sample: CachedSample, rows: NDArray[np.int64]) -> Floats:
-    assert sample.tail_mass is not None
-    buckets = [np.append(sample.sparse_row(int(row))[1], sample.tail_mass[row]) for row in rows]
+    if (sparse := distribution.sparse_rows(sample, rows)) is None:
+        return torch.special.entr(distribution.of(sample, rows)).sum(dim=-1).double().numpy()
+    buckets = [np.append(probs, tail) for _, probs, tail in sparse.rows()]
     return np.array([float(torch.special.entr(torch.from_numpy(probs)).sum()) for probs in buckets], np.float64)

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.supervision.columns import Columns
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.sparse_rows import SparseLayout
 from eaglepipe.target_head import HeadSpec
-from eaglepipe.training.data.supervision_rows import EncodedSupervision
 from eaglepipe.vocab import DraftVocab
 
 
@@ -110,7 +110,7 @@ class EncodedBatch:
     packed: PackedBatch
     aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad; no rows without `Reads.aux`
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
-    supervision: EncodedSupervision  # rows of the slots that `Reads.supervision` asks for, in order
+    supervision: Columns  # by column, rows of the slots that `Reads.supervision` asks for, in order
     sparse_layout: SparseLayout | None = None  # of sparse supervision, on the host
     last_hidden_payload: torch.Tensor | None = None  # uint8 [B*T, supervision row bytes], not shifted, zeros in the pad
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what the objective drew for this batch
@@ -120,14 +120,14 @@ class EncodedBatch:
         return replace(
             self,
             packed=self.packed.to(device),
-            supervision=replace(self.supervision, **_moved(_tensors(self.supervision), device)),
+            supervision=_moved(self.supervision, device),
             extras=_moved(self.extras, device),
             **_moved(_tensors(self), device),
         )
 
     def tensors(self) -> list[torch.Tensor]:
         """Return all tensors that a transfer to a device moves."""
-        parts = (self.packed.tensors(), _tensors(self), _tensors(self.supervision), self.extras)
+        parts = (self.packed.tensors(), _tensors(self), self.supervision, self.extras)
         return [tensor for part in parts for tensor in part.values()]
 
 
@@ -135,7 +135,7 @@ def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[st
     return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
-def _tensors(value: EncodedBatch | EncodedSupervision) -> dict[str, torch.Tensor]:
+def _tensors(value: EncodedBatch) -> dict[str, torch.Tensor]:
     values = {f.name: getattr(value, f.name) for f in fields(value)}
     return {name: tensor for name, tensor in values.items() if isinstance(tensor, torch.Tensor)}
 

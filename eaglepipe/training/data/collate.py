@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from eaglepipe.cache.supervision.columns import NUM_ENTRIES, Columns
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.sparse_rows import SparseLayout
@@ -20,7 +21,6 @@ from eaglepipe.training.data.batch import EncodedBatch, Reads
 from eaglepipe.training.data.buffers import BufferPool
 from eaglepipe.training.data.supervision_rows import (
     Choose,
-    EncodedSupervision,
     allocate_supervision,
     copy_supervision,
     counted,
@@ -104,7 +104,8 @@ def encode_batch(
     """
     num_rows, num_slots = packed.batch.shape
     first = packed.documents[0][0]
-    aux_bytes, row_bytes = first.aux_payload.shape[1], first.supervision_payload.shape[1]
+    aux_bytes = first.aux_payload.shape[1]
+    hidden_bytes = 0 if first.last_hidden_payload is None else first.last_hidden_payload.shape[1]
     num_scales = 0 if first.aux_scales is None else first.aux_scales.shape[1]
 
     def buffer(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -115,7 +116,7 @@ def encode_batch(
     columns = {
         "aux_payload": (reads.aux, aux_bytes, torch.uint8),
         "aux_scales": (reads.aux and num_scales > 0, num_scales, torch.float32),
-        "last_hidden_payload": (reads.last_hidden, row_bytes, torch.uint8),
+        "last_hidden_payload": (reads.last_hidden, hidden_bytes, torch.uint8),
     }
     token_rows = {
         name: buffer((num_rows * num_slots, width), dtype)
@@ -123,7 +124,7 @@ def encode_batch(
         if is_read
     }
     chosen = _CHOSEN[reads.supervision]
-    supervision, parts = allocate_supervision(chain.from_iterable(packed.documents), row_bytes, buffer, chosen)
+    supervision, parts = allocate_supervision(chain.from_iterable(packed.documents), buffer, chosen)
     for row, documents in enumerate(packed.documents):
         starts = list(accumulate((len(document.input_ids) for document in documents), initial=row * num_slots))
         for document, start in zip(documents, starts[:-1], strict=True):
@@ -146,7 +147,7 @@ def _copy(
     start: int,
     *,
     token_rows: Mapping[str, torch.Tensor],
-    supervision: EncodedSupervision,
+    supervision: Columns,
     chosen: Choose,
 ) -> Callable[[], None]:
     def copy() -> None:
@@ -158,12 +159,12 @@ def _copy(
     return copy
 
 
-def sparse_layout(supervision: EncodedSupervision) -> SparseLayout | None:
+def sparse_layout(supervision: Columns) -> SparseLayout | None:
     """Return the bounds of sparse rows on the host, once they have been copied; None for other supervision."""
-    if supervision.counts is None or supervision.ids is None:
+    if NUM_ENTRIES not in supervision:
         return None
-    ids = supervision.ids.numpy()
+    ids = supervision["target_ids"].numpy()
     return SparseLayout(
-        row_offsets=F.pad(supervision.counts.cumsum(0, dtype=torch.int64), (1, 0)),
+        row_offsets=F.pad(supervision[NUM_ENTRIES].cumsum(0, dtype=torch.int64), (1, 0)),
         id_bounds=torch.tensor([ids.min(), ids.max()] if len(ids) else [], dtype=torch.int64),
     )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
+from eaglepipe.cache.supervision.sparse import SparseRows
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 from eaglepipe.target_head import TargetHead
@@ -20,7 +21,7 @@ class SupervisionDecoder:
         self._spec = source.spec
         self._dtype = dtype
         self._head = None
-        if source.spec.supervision == "hidden":
+        if not source.spec.kind.stores_probabilities:
             self._head = TargetHead.from_tensors(source.start_tensors(), source.head).to(device)
 
     def decode(self, batch: EncodedBatch) -> TrainerInputs:
@@ -35,14 +36,13 @@ class SupervisionDecoder:
         )
 
     def _targets(self, batch: EncodedBatch) -> torch.Tensor | SparseTargets:
-        encoded = batch.supervision
-        if encoded.ids is not None and encoded.counts is not None and encoded.tail is not None:
-            return SparseTargets(
-                probs=encoded.payload.view(torch.float16)[:, 0],
-                ids=encoded.ids.long(),
-                row_offsets=F.pad(encoded.counts.cumsum(0, dtype=torch.int64), (1, 0)),
-                tail=encoded.tail,
-                layout=batch.sparse_layout,
-            )
-        rows = self._spec.rows.decode(EncodedRows(payload=encoded.payload))
-        return rows.float() if self._head is None else self._head.probabilities(rows)
+        decoded = self._spec.kind.decode(batch.supervision, self._head)
+        if not isinstance(decoded, SparseRows):
+            return decoded
+        return SparseTargets(
+            probs=decoded.probs,
+            ids=decoded.ids,
+            row_offsets=F.pad(decoded.counts.cumsum(0, dtype=torch.int64), (1, 0)),
+            tail=decoded.tail,
+            layout=batch.sparse_layout,
+        )

@@ -1,15 +1,12 @@
-"""The supervision of a micro-batch as the cache has it, still encoded: rows of the slots that count, and no others.
-
-S rows. Dense and hidden supervision have one payload row each; sparse rows have E entries together, a payload row each.
-"""
+"""The supervision of a micro-batch as the cache has it, still encoded: rows of the slots that count, and no others."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eaglepipe.cache.supervision.columns import ENTRY_COLUMNS, NUM_ENTRIES, Columns, item_index
 from eaglepipe.cache.types import CachedSample
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
@@ -17,18 +14,8 @@ Choose = Callable[[CachedSample], NDArray[np.bool_]]
 """The tokens of a document, bool [T], whose supervision rows a batch carries; supervised ones only."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedSupervision:
-    """Buffers of a micro-batch, or a part of them that one document fills."""
-
-    payload: torch.Tensor  # uint8 [S, row bytes]; sparse: float16 probabilities, uint8 [E, 2]
-    ids: torch.Tensor | None = None  # uint16 or uint32 [E], in the draft vocabulary
-    counts: torch.Tensor | None = None  # int32 [S], entries of each row
-    tail: torch.Tensor | None = None  # float32 [S]
-
-
 def usable(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without the first row, which lies before every slot of its document."""
+    """Clear the first row, which lies before every slot of its document."""
     return np.concatenate([np.zeros(1, np.bool_), mask[1:]])
 
 
@@ -48,47 +35,35 @@ def nothing(document: CachedSample) -> NDArray[np.bool_]:
 
 
 def allocate_supervision(
-    documents: Iterable[CachedSample], row_bytes: int, allocate: Allocate, chosen: Choose = counted
-) -> tuple[EncodedSupervision, Iterator[EncodedSupervision]]:
-    """Buffers for the chosen rows of all documents, and the part of each in turn."""
+    documents: Iterable[CachedSample], allocate: Allocate, chosen: Choose = counted
+) -> tuple[Columns, Iterator[Columns]]:
+    """Return buffers for the chosen rows of all documents, and the part of each in turn; at least one document."""
     documents = list(documents)
-    rows = [int(chosen(document).sum()) for document in documents]
-    if not documents or documents[0].sparse_ids is None:
-        whole = EncodedSupervision(payload=allocate((sum(rows), row_bytes), torch.uint8))
-        return whole, (EncodedSupervision(payload=part) for part in whole.payload.split(rows))
-    entries = [int(_wanted_counts(document, chosen).sum()) for document in documents]
-    id_dtype = torch.uint16 if documents[0].sparse_ids.dtype == np.uint16 else torch.uint32
-    payload = allocate((sum(entries), row_bytes), torch.uint8)
-    ids = allocate((sum(entries),), id_dtype)
-    counts = allocate((sum(rows),), torch.int32)
-    tail = allocate((sum(rows),), torch.float32)
-    parts = zip(payload.split(entries), ids.split(entries), counts.split(rows), tail.split(rows), strict=True)
-    return (
-        EncodedSupervision(payload=payload, ids=ids, counts=counts, tail=tail),
-        (EncodedSupervision(payload=p, ids=i, counts=c, tail=t) for p, i, c, t in parts),
-    )
+    sizes = [_num_items(document, _rows(document, chosen)) for document in documents]
+    whole, parts = {}, []
+    for name, column in documents[0].supervision.items():
+        lengths = [size[name] for size in sizes]
+        dtype = torch.from_numpy(np.empty(0, column.dtype)).dtype
+        whole[name] = allocate((sum(lengths), *column.shape[1:]), dtype)
+        parts.append(whole[name].split(lengths))
+    return whole, (dict(zip(whole, part, strict=True)) for part in zip(*parts, strict=True))
 
 
-def copy_supervision(document: CachedSample, into: EncodedSupervision, chosen: Choose = counted) -> None:
+def copy_supervision(document: CachedSample, into: Columns, chosen: Choose = counted) -> None:
     """Fill a document's part of the buffers."""
-    wanted = chosen(document)[document.supervised]
-    if not wanted.any():
+    rows = _rows(document, chosen)
+    if len(rows) == 0:
         return
-    if into.ids is None or into.counts is None or into.tail is None:
-        _take(document.supervision_payload, wanted, into.payload)
-        return
-    assert document.sparse_ids is not None and document.sparse_counts is not None and document.tail_mass is not None
-    entries = np.repeat(wanted, document.sparse_counts)
-    _take(document.supervision_payload, entries, into.payload)
-    _take(document.sparse_ids, entries, into.ids)
-    _take(document.sparse_counts, wanted, into.counts)
-    _take(document.tail_mass, wanted, into.tail)
+    for name, index in item_index(document.supervision, rows).items():
+        np.take(document.supervision[name], index, axis=0, out=into[name].numpy(), mode="clip")
 
 
-def _wanted_counts(document: CachedSample, chosen: Choose) -> NDArray[np.int32]:
-    assert document.sparse_counts is not None
-    return document.sparse_counts[chosen(document)[document.supervised]]
+def _rows(document: CachedSample, chosen: Choose) -> NDArray[np.int64]:
+    """The chosen ones among the supervised rows."""
+    return np.flatnonzero(chosen(document)[document.supervised])
 
 
-def _take(column: NDArray[np.generic], wanted: NDArray[np.bool_], into: torch.Tensor) -> None:
-    np.take(column, np.flatnonzero(wanted), axis=0, out=into.numpy(), mode="clip")
+def _num_items(document: CachedSample, rows: NDArray[np.int64]) -> dict[str, int]:
+    columns = document.supervision
+    entries = int(columns[NUM_ENTRIES][rows].sum()) if NUM_ENTRIES in columns else len(rows)
+    return {name: entries if name in ENTRY_COLUMNS else len(rows) for name in columns}

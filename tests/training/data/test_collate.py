@@ -23,7 +23,7 @@ def document(name: str, ids: list[int], supervised: list[int], covered: list[int
         draft_mass=mask.astype(np.float32),
         aux_payload=(10 * tokens)[:, None].view(np.uint8),
         aux_scales=None,
-        supervision_payload=tokens[mask][:, None].view(np.uint8),
+        supervision={"target_probs": tokens[mask][:, None].view(np.uint8)},
     )
 
 
@@ -32,7 +32,7 @@ def payload(rows: tuple[tuple[CachedSample, ...], ...], **reads: str) -> tuple[t
     batch = encode_batch(packed, pinned=False, run=lambda copy: copy(), reads=Reads(**reads))
     codec = make_codec("fp32", (1,))
     aux = codec.decode(EncodedRows(payload=batch.aux_payload)).reshape(packed.batch.shape)
-    return aux, codec.decode(EncodedRows(payload=batch.supervision.payload)).flatten()
+    return aux, codec.decode(EncodedRows(payload=batch.supervision["target_probs"])).flatten()
 
 
 # question q, answer a, end of turn e; two turns: q q a e q a a e, as ids

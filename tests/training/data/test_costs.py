@@ -67,7 +67,9 @@ def document(number: int, length: int, turns: list[tuple[int, int]], *, for_eagl
         target_top1=np.where(mask, 1, -1).astype(np.int32),
         draft_mass=mask.astype(np.float32),
         aux_payload=as_bytes(torch.randn(length, NUM_AUX * WIDTH, generator=generator)),
-        supervision_payload=as_bytes(hidden[torch.from_numpy(mask)] if for_eagle1 else probs),
+        supervision={"last_hidden_states": as_bytes(hidden[torch.from_numpy(mask)])}
+        if for_eagle1
+        else {"target_probs": as_bytes(probs)},
         last_hidden_payload=as_bytes(hidden) if for_eagle1 else None,
     )
 

@@ -37,7 +37,7 @@ def live_arguments(source: TinySource, sample: int) -> dict[str, torch.Tensor]:
     """What a live target would hand over for one unpadded sample: full-vocabulary logits that agree with the cache."""
     cached = source.read(sample)
     hidden = torch.zeros(len(cached.input_ids), source.spec.rows.row_shape[0])
-    rows = torch.from_numpy(cached.supervision_payload.copy()).view(torch.float32)
+    rows = torch.from_numpy(cached.supervision["last_hidden_states"].copy()).view(torch.float32)
     hidden[torch.from_numpy(cached.supervised.copy())] = rows
     logits = torch.full((len(hidden), VOCAB), -1e4)
     logits[:, source.vocab.selected_token_ids] = hidden @ source.tensors["lm_head.weight"].T
@@ -103,9 +103,10 @@ def test_sparse_cache_gives_the_kept_probabilities_of_the_slots_that_count() -> 
 def test_ids_above_the_signed_range_stay_themselves() -> None:
     """uint16 holds a draft vocabulary of 65,536; 40,000 must not come back negative."""
     source = tiny_source(supervision="sparse")
-    ids = source.samples[0].sparse_ids
+    columns = source.samples[0].supervision
     for dtype, offset in ((np.uint16, 40_000), (np.uint32, 3_000_000_000)):
-        moved = replace(source.samples[0], sparse_ids=ids.astype(dtype) + dtype(offset))
+        ids = columns["target_ids"].astype(dtype) + dtype(offset)
+        moved = replace(source.samples[0], supervision={**columns, "target_ids": ids})
         shifted = inputs_of(replace(source, samples=(moved,)), ((0,),)).target_probs.ids
         assert torch.equal(shifted, inputs_of(source, ((0,),)).target_probs.ids + offset)
 

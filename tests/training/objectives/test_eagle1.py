@@ -105,7 +105,7 @@ def test_a_batch_carries_features_and_neither_aux_states_nor_supervision(tmp_pat
     with Loader(source, [plan], draw=draw, reads=objective.reads, device=CPU, prefetch_batches=1) as loader:
         ((header, batches),) = ((header, list(batches)) for header, batches in loader)
     (batch,) = batches
-    assert batch.aux_payload.shape[0] == 0 and batch.supervision.payload.shape[0] == 0
+    assert batch.aux_payload.shape[0] == 0 and all(len(column) == 0 for column in batch.supervision.values())
     features = learner._arguments(batch)["target_hidden_states"]
     for row in range(2):
         payload = source.read(row).last_hidden_payload

@@ -46,7 +46,7 @@ def lying_source() -> TinySource:
                 draft_mass=supervised.astype(np.float32),
                 aux_payload=as_bytes(torch.from_numpy(states.astype(np.float32))),
                 aux_scales=None,
-                supervision_payload=as_bytes(torch.from_numpy(probs[supervised])),
+                supervision={"target_probs": as_bytes(torch.from_numpy(probs[supervised]))},
             )
         )
     return replace(base, samples=tuple(samples))
