@@ -1,12 +1,13 @@
 """Rows of local files, one at a time and each with its place: JSON lines, JSON, parquet and Arrow.
 
-Memory never grows with a file: at most one row, or one record batch, is held.
+At most one row, or one record batch, is held; of a `.json` file, which is one document, all of it.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,13 +17,12 @@ from eaglepipe.errors import DataError
 PlacedRow = tuple[str, dict[str, Any]]
 
 _BOM = b"\xef\xbb\xbf"
-_CHUNK_CHARS = 2**18
 _BATCH_ROWS = 256
-_WHITESPACE = " \t\r\n"
+_WHITESPACE = re.compile(r"\s*")
 
 
 def file_rows(path: Path) -> Iterator[PlacedRow]:
-    """("path:line" or "path row n", row) of one file, in order.
+    """Yield ("path:line" or "path row n", row) of one file, in order.
 
     Raises:
         DataError: unreadable or malformed; the message begins with the place.
@@ -61,83 +61,26 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 def _json_rows(path: Path) -> Iterator[PlacedRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            yield from _JsonStream(path, file).rows()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8: {error.reason}") from None
+    """Rows of one JSON array, or objects written one after another; the whole file is held in memory."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = json.loads(text) if text.lstrip().startswith("[") else list(_concatenated(text))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error.reason}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON that can be read: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        where = f"{path} row {number}"
+        yield where, _checked(row, where)
 
 
-class _JsonStream:
-    """Objects of one JSON array, or of objects written one after another, decoded from a window of the file."""
-
-    def __init__(self, path: Path, file: IO[str]) -> None:
-        self.path, self.file = path, file
-        self.window, self.line, self.ended = "", 1, False
-        self.decoder = json.JSONDecoder()
-
-    def rows(self) -> Iterator[PlacedRow]:
-        in_array = self._next() == "["
-        if in_array:
-            self._drop(1)
-        first = True
-        while (char := self._next()) and char != "]":
-            if in_array and not first:
-                self._expect_comma(char)
-            yield self._row()
-            first = False
-        if in_array and char != "]":
-            raise self._malformed("the array is not closed")
-        self._drop(len(char) if in_array else 0)
-        if self._next():
-            raise self._malformed("data after the last row")
-
-    def _expect_comma(self, char: str) -> None:
-        if char != ",":
-            raise self._malformed("expected ',' or ']'")
-        self._drop(1)
-        self._next()
-
-    def _row(self) -> PlacedRow:
-        where = f"{self.path}:{self.line}"
-        if not self.window.startswith("{"):
-            raise DataError(f"{where}: each row is a JSON object, this begins with {self.window[:1]!r}")
-        while True:
-            try:
-                row, end = self.decoder.raw_decode(self.window)
-            except json.JSONDecodeError as error:
-                if self.ended or not self._may_be_cut(error):
-                    raise self._malformed(error.msg, error.pos) from None
-                self._read(len(self.window))
-            except (ValueError, RecursionError) as error:
-                raise self._malformed(str(error)) from None
-            else:
-                self._drop(end)
-                return where, _checked(row, where)
-
-    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self.window) - 16
-
-    def _next(self) -> str:
-        """The next character that is not white space, now first in the window; empty at the end."""
-        while True:
-            stripped = self.window.lstrip(_WHITESPACE)
-            self._drop(len(self.window) - len(stripped))
-            if self.window or self.ended:
-                return self.window[:1]
-            self._read(0)
-
-    def _read(self, at_least: int) -> None:
-        chunk = self.file.read(max(_CHUNK_CHARS, at_least))
-        self.window, self.ended = self.window + chunk, not chunk
-
-    def _drop(self, count: int) -> None:
-        self.line += self.window.count("\n", 0, count)
-        self.window = self.window[count:]
-
-    def _malformed(self, problem: str, position: int = 0) -> DataError:
-        line = self.line + self.window.count("\n", 0, position)
-        return DataError(f"{self.path}:{line}: not JSON: {problem}")
+def _concatenated(text: str) -> Iterator[Any]:
+    decoder, end = json.JSONDecoder(), 0
+    while (start := _WHITESPACE.match(text, end).end()) < len(text):  # type: ignore[union-attr]
+        row, end = decoder.raw_decode(text, start)
+        yield row
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
@@ -157,6 +100,7 @@ def _arrow_rows(path: Path) -> Iterator[PlacedRow]:
 
 
 def batch_rows(batches: Iterator[Any], place: str) -> Iterator[PlacedRow]:
+    """Yield ("place row n", row) of record batches or tables."""
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):

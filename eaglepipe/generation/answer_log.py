@@ -4,7 +4,6 @@ Line 0 holds the settings; line i the outcome of input row i-1. Rows are appende
 ever continued at a window's border, so that a continued run draws the same numbers as an undisturbed one.
 """
 
-import fcntl
 import json
 import os
 from collections import Counter
@@ -13,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from eaglepipe.cache.identity import diff_fields
 from eaglepipe.errors import ConfigError
@@ -46,28 +47,37 @@ class AnswerLog:
     """The log at `path`, locked against a second writer; a context manager."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], window_rows: int) -> None:
-        """Open or continue the log; what follows its last whole window is cut off.
+        """Open or continue the log; all that follows its last whole window is cut off.
 
         Raises:
             ConfigError: another run is writing it, or it was begun with other settings.
         """
         self.path = path
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"), blocking=False)
         with explained_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise ConfigError(f"{path}: another run is writing this output; wait for it or end it") from None
             self._stream: BinaryIO = path.open("a+b")
         try:
-            self._lock()
             self.tally = self._resume(settings, window_rows)
         except BaseException:
-            self._stream.close()
+            self._close()
             raise
 
     def __enter__(self) -> "AnswerLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what counts is on disk already; flushing to a full disk would only fail again
+        self._close()
+
+    def _close(self) -> None:
+        with suppress(OSError):  # all whole windows are on disk already; flushing to a full disk would only fail again
             self._stream.close()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
     def append(self, rows: Sequence[Row]) -> None:
         """Make a window's rows durable."""
@@ -81,12 +91,6 @@ class AnswerLog:
             stream.readline()
             for line in stream:
                 yield json.loads(line)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self.path}: another run is writing this output; wait for it or end it") from None
 
     def _resume(self, settings: Mapping[str, Any], window_rows: int) -> Tally:
         self._stream.seek(0)
