@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import ResourceError, TargetError
 from eaglepipe.recipe.config import TargetConfig
-from eaglepipe.target.fingerprint import read_header, target_weight_files
+from eaglepipe.target.fingerprint import open_weights, target_weight_files
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _WEIGHT_FILES = ["model*.safetensors"]
@@ -146,7 +146,7 @@ def load_target(config: TargetConfig, device: str = "auto") -> LoadedTarget:
     place = resolve_device(device)
     folder = resolve_folder(config)
     for file in target_weight_files(folder):
-        read_header(file)
+        open_weights(file)
     model_config = read_model_config(folder, config)
     with _bars_only_on_a_terminal():
         model = _load_weights(folder, model_config, config, place)
