@@ -24,7 +24,7 @@ from eaglepipe.training.objectives.builders import build_draft, publish_draft
 from eaglepipe.training.run.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
 from eaglepipe.training.run.distributed import World, join_world
 from eaglepipe.training.run.learner import Learner
-from eaglepipe.training.run.loop import Run, train
+from eaglepipe.training.run.loop import TrainingRun, train
 from eaglepipe.training.run.metrics import MetricsFile
 from eaglepipe.training.run.optim import trainable_parameters
 from eaglepipe.training.run.run_plan import RunPlan, check_contract, plan_run, resume_contract
@@ -91,7 +91,7 @@ def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> Tra
         heldout_samples=len(plan.split.heldout),
         train_tokens=plan.train_tokens,
         total_steps=plan.total_steps,
-        pack_length=plan.cut.pack_length,
+        pack_length=plan.limits.pack_length,
         draft_parameters=sum(parameter.numel() for parameter in draft.parameters()),
         trainable_parameters=sum(parameter.numel() for parameter in trainable_parameters(draft).values()),
         notes=(*plan.notes, *notes),
@@ -131,7 +131,7 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         if world.is_main:
             publish_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
 
-        run = Run(
+        run = TrainingRun(
             source=source,
             config=recipe.train,
             plan=plan,

@@ -18,7 +18,7 @@ import torch
 from eaglepipe.bench.made_cache import TargetShape, chat_lengths, write_made_cache
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.reader import Cache
-from eaglepipe.training.data.batch import Cut, EncodedBatch, Position
+from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits
 from eaglepipe.training.data.buffers import BufferPool
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
@@ -147,8 +147,8 @@ def _batches(cache: Cache, buffers: BufferPool) -> Iterator[EncodedBatch]:
         seed=0,
         epochs=1,
         batch_tokens=max(16_384, longest),
-        cut=Cut(pack_length=micro_batch_tokens, micro_batch_tokens=micro_batch_tokens),
-        start=Position(),
+        limits=PackingLimits(pack_length=micro_batch_tokens, micro_batch_tokens=micro_batch_tokens),
+        start=DataPosition(),
     )
     with Loader(cache, plans, draw=draw_slots(7), device=_HOST, prefetch_batches=4, buffers=buffers) as loader:
         for _, batches in loader:

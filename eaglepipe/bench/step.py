@@ -20,7 +20,7 @@ from eaglepipe.bench.step_report import StepReport, WorkloadReport
 from eaglepipe.bench.timing import bench_device, median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.target.speed import matmul_rate
-from eaglepipe.training.data.batch import Cut, Position
+from eaglepipe.training.data.batch import DataPosition, PackingLimits
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.objectives.builders import build_eagle3_draft
@@ -162,8 +162,10 @@ def _data_wait(bench: _Bench) -> float:
         seed=0,
         epochs=_WAIT_EPOCHS,
         batch_tokens=config.batch_tokens,
-        cut=Cut(pack_length=bench.workload.pack_length, micro_batch_tokens=bench.workload.micro_batch_tokens),
-        start=Position(),
+        limits=PackingLimits(
+            pack_length=bench.workload.pack_length, micro_batch_tokens=bench.workload.micro_batch_tokens
+        ),
+        start=DataPosition(),
     )
     draw = draw_slots(config.ttt_steps)
     with Loader(bench.cache, plans, draw=draw, device=bench.device, prefetch_batches=config.prefetch_batches) as loader:

@@ -21,7 +21,7 @@ from eaglepipe.eagle.kernels.fused_head import rows_at_once
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.slot_plan import UnrollPlan, plan_unroll
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig, Eagle3TrainConfig
-from eaglepipe.training.data.batch import Cut, EncodedBatch, Position, Row, StepPlan
+from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits, Row, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import micro_batches
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
@@ -113,10 +113,10 @@ class StepPath:
 
 def compact_rows(workload: Workload, cache: Cache, ttt_steps: int) -> tuple[tuple[Row, ...], ...]:
     """Micro-batches of packed rows, as training cuts them."""
-    cut = Cut(pack_length=workload.pack_length, micro_batch_tokens=workload.micro_batch_tokens)
+    limits = PackingLimits(pack_length=workload.pack_length, micro_batch_tokens=workload.micro_batch_tokens)
     objective = Eagle3Objective(Eagle3TrainConfig(ttt_steps=ttt_steps))
     costs = objective.costs(cache.index, num_layers=1, training=True)
-    return micro_batches(np.arange(cache.num_samples), cache.index.num_tokens, costs, cut)
+    return micro_batches(np.arange(cache.num_samples), cache.index.num_tokens, costs, limits)
 
 
 def padded_rows(workload: Workload, cache: Cache) -> tuple[tuple[Row, ...], ...]:
@@ -130,7 +130,7 @@ def load_all(
     cache: Cache, rows: tuple[tuple[Row, ...], ...], *, ttt_steps: int, device: torch.device
 ) -> tuple[list[EncodedBatch], PathSizes]:
     """All batches at once, through the loader of training."""
-    plan = StepPlan(samples=np.arange(cache.num_samples), micro_batches=rows, after=Position())
+    plan = StepPlan(samples=np.arange(cache.num_samples), micro_batches=rows, after=DataPosition())
     with Loader(cache, [plan], draw=draw_slots(ttt_steps), device=device, prefetch_batches=len(rows)) as loader:
         ((header, batches),) = ((header, list(batches)) for header, batches in loader)
     sizes = PathSizes(

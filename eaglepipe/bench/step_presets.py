@@ -11,7 +11,7 @@ CHAT_SPREAD = 0.8  # standard deviation of the logarithm of a conversation's len
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Samples, how the fast path cuts them, and how many rows the plain reference pads to the longest."""
+    """Samples, the bounds that they are packed by, and how many rows the plain reference pads to the longest."""
 
     name: str
     lengths: tuple[int, ...]

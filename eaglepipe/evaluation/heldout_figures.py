@@ -14,7 +14,7 @@ import torch
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.evaluation.bootstrap import Estimate, Floats, bootstrap
 from eaglepipe.evaluation.finished_run import FinishedRun
-from eaglepipe.training.data.batch import Position, StepPlan
+from eaglepipe.training.data.batch import DataPosition, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.supervision_rows import usable
 from eaglepipe.training.objectives.interface import Objective
@@ -58,14 +58,14 @@ def heldout_figures(run: FinishedRun, world: World, *, seed: int) -> tuple[Heldo
 def _sample_counters(run: FinishedRun, learner: Learner, world: World) -> Iterator[Counters]:
     """Yield the counters of each held-out sample, run as a batch of its own."""
     plans = (
-        StepPlan(samples=np.array([sample]), micro_batches=(((int(sample),),),), after=Position())
+        StepPlan(samples=np.array([sample]), micro_batches=(((int(sample),),),), after=DataPosition())
         for sample in run.heldout
     )
     with Loader(
         run.source,
         plans,
         draw=partial(learner.evaluation.draw, training=False),
-        reads=learner.evaluation.reads,
+        columns=learner.evaluation.columns,
         device=world.device,
         prefetch_batches=run.recipe.train.prefetch_batches,
     ) as loader:

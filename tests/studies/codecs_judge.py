@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from eaglepipe.recipe.training import TrainConfig
-from eaglepipe.training.data.batch import Cut, TrainingSource
+from eaglepipe.training.data.batch import PackingLimits, TrainingSource
 from eaglepipe.training.objectives.interface import make_objective
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.heldout import heldout_batches
@@ -36,7 +36,7 @@ def judge(
     samples: NDArray[np.int64],
     *,
     config: TrainConfig,
-    cut: Cut,
+    limits: PackingLimits,
     world: World,
 ) -> Judgement:
     """Measure an EAGLE-3 draft on `samples` of `source`, temperature 0 and 1."""
@@ -47,7 +47,7 @@ def judge(
     costs = objective.costs(source.index, num_layers=draft.config.num_hidden_layers, training=False)
     names = ("loss_sums", "counts", "hits", "sampled_hits", "valid")
     totals = torch.zeros(len(names), config.depths, dtype=torch.float64)
-    for batch in heldout_batches(objective, source, samples, costs=costs, config=config, cut=cut, world=world):
+    for batch in heldout_batches(objective, source, samples, costs=costs, config=config, limits=limits, world=world):
         metrics = module.compute_loss(**decode(batch.to(world.device)))
         totals += torch.stack([getattr(metrics, name).double().cpu() for name in names])
     loss_sums, counts, hits, sampled, valid = totals

@@ -139,7 +139,7 @@ def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult) -> Judgeme
     draft.load_state_dict(load_file(Path(trained.draft_folder) / "model.safetensors"))
     with join_world(recipe.train.device) as world:
         plan = plan_run(exact, recipe.train, world)
-        return judge(draft, exact, plan.split.heldout, config=recipe.train, cut=plan.cut, world=world)
+        return judge(draft, exact, plan.split.heldout, config=recipe.train, limits=plan.limits, world=world)
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def test_drafts_that_are_drawn_are_accepted_by_what_both_distributions_share(
     numbers, size = np.arange(4), len(cache.vocab.selected_token_ids)
     with join_world("cpu") as world:
         plan = plan_run(source, config, world)
-        found = judge(draft, source, numbers, config=config, cut=plan.cut, world=world)
+        found = judge(draft, source, numbers, config=config, limits=plan.limits, world=world)
     distribution, shared, chains = TargetDistribution(cache), 0.0, 0
     for number in numbers.tolist():
         sample = cache.read(number)

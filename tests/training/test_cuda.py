@@ -9,7 +9,7 @@ import torch
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig
 from eaglepipe.target_head import HeadSpec, TargetHead
 from eaglepipe.train import train_from
-from eaglepipe.training.data.batch import Position, StepPlan
+from eaglepipe.training.data.batch import DataPosition, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective, draw_slots
@@ -59,7 +59,7 @@ def test_a_forward_and_its_backward_never_wait_for_the_device() -> None:
         objective.make_decoder(source, device=device, dtype=torch.bfloat16),
     )
     numbers = np.arange(4)
-    plan = StepPlan(samples=numbers, micro_batches=((tuple(numbers.tolist()),),), after=Position())
+    plan = StepPlan(samples=numbers, micro_batches=((tuple(numbers.tolist()),),), after=DataPosition())
     draw = draw_slots(objective.config.ttt_steps)
     with Loader(source, [plan], draw=draw, device=device, prefetch_batches=1) as loader:
         ((_, batches),) = ((header, list(batches)) for header, batches in loader)

@@ -66,8 +66,8 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """How a set of samples is cut into rows, micro-batches and ranks; never decides which samples those are."""
+class PackingLimits:
+    """Bounds of the rows and micro-batches that a set of samples is packed into, and the ranks that share them."""
 
     pack_length: int
     micro_batch_tokens: int
@@ -76,8 +76,8 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a run stands in the data; all that resuming the order needs."""
+class DataPosition:
+    """The place of a run in the data; all that resuming the order needs."""
 
     epoch: int = 0
     samples_done: int = 0
@@ -89,12 +89,12 @@ class StepPlan:
 
     samples: NDArray[np.int64]
     micro_batches: tuple[tuple[Row, ...], ...]
-    after: Position
+    after: DataPosition
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reads:
-    """Which of a sample's rows a batch carries."""
+class BatchColumns:
+    """The rows of a sample that a batch carries."""
 
     supervision: Literal["covered", "supervised", "none"] = "covered"
     """`covered`: slots set in position_mask. `supervised`: slots set in loss_mask, those whose top-1 lies outside the
@@ -108,9 +108,9 @@ class EncodedBatch:
     """A micro-batch on its way to the device: shifted ids and masks, and rows that are still encoded."""
 
     packed: PackedBatch
-    aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad; no rows without `Reads.aux`
+    aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad; no rows if not carried
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
-    supervision: Columns  # by column, rows of the slots that `Reads.supervision` asks for, in order
+    supervision: Columns  # by column, rows of the slots that `BatchColumns.supervision` asks for, in order
     sparse_layout: SparseLayout | None = None  # of sparse supervision, on the host
     last_hidden_payload: torch.Tensor | None = None  # uint8 [B*T, supervision row bytes], not shifted, zeros in the pad
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what the objective drew for this batch

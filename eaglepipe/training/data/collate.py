@@ -17,7 +17,7 @@ from eaglepipe.cache.supervision.columns import NUM_ENTRIES, Columns
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.sparse_rows import SparseLayout
-from eaglepipe.training.data.batch import EncodedBatch, Reads
+from eaglepipe.training.data.batch import BatchColumns, EncodedBatch
 from eaglepipe.training.data.buffers import BufferPool
 from eaglepipe.training.data.supervision_rows import (
     Choose,
@@ -91,7 +91,7 @@ def encode_batch(
     pinned: bool,
     run: CopyRunner,
     pool: BufferPool | None = None,
-    reads: Reads = Reads(),  # noqa: B008 - frozen
+    columns: BatchColumns = BatchColumns(),  # noqa: B008 - frozen
     extras: Mapping[str, torch.Tensor] | None = None,
 ) -> EncodedBatch:
     """Add the encoded rows: the one copy between the mapped shard and the device.
@@ -99,7 +99,7 @@ def encode_batch(
     Args:
         run: called with every copy; all of them must have run before the batch is used.
         pool: source of unpinned buffers; pinned ones are reused by the allocator that gives them.
-        reads: the rows that the batch carries.
+        columns: the rows that the batch carries.
         extras: the tensors that the objective drew for it.
     """
     num_rows, num_slots = packed.batch.shape
@@ -113,17 +113,17 @@ def encode_batch(
             return torch.empty(shape, dtype=dtype, pin_memory=pinned)
         return pool.take(shape, dtype)
 
-    columns = {
-        "aux_payload": (reads.aux, aux_bytes, torch.uint8),
-        "aux_scales": (reads.aux and num_scales > 0, num_scales, torch.float32),
-        "last_hidden_payload": (reads.last_hidden, hidden_bytes, torch.uint8),
+    token_columns = {
+        "aux_payload": (columns.aux, aux_bytes, torch.uint8),
+        "aux_scales": (columns.aux and num_scales > 0, num_scales, torch.float32),
+        "last_hidden_payload": (columns.last_hidden, hidden_bytes, torch.uint8),
     }
     token_rows = {
         name: buffer((num_rows * num_slots, width), dtype)
-        for name, (is_read, width, dtype) in columns.items()
+        for name, (is_read, width, dtype) in token_columns.items()
         if is_read
     }
-    chosen = _CHOSEN[reads.supervision]
+    chosen = _CHOSEN[columns.supervision]
     supervision, parts = allocate_supervision(chain.from_iterable(packed.documents), buffer, chosen)
     for row, documents in enumerate(packed.documents):
         starts = list(accumulate((len(document.input_ids) for document in documents), initial=row * num_slots))

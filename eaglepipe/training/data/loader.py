@@ -17,7 +17,7 @@ import torch
 
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
-from eaglepipe.training.data.batch import EncodedBatch, Reads, Row, SampleSource, StepHeader, StepPlan
+from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, Row, SampleSource, StepHeader, StepPlan
 from eaglepipe.training.data.buffers import BufferPool
 from eaglepipe.training.data.collate import PackedDocuments, encode_batch, pack_documents, sparse_layout
 from eaglepipe.training.objectives.interface import Draw, Drawn
@@ -56,13 +56,13 @@ class Loader:
         draw: Draw,
         device: torch.device,
         prefetch_batches: int,
-        reads: Reads = Reads(),  # noqa: B008 - frozen
+        columns: BatchColumns = BatchColumns(),  # noqa: B008 - frozen
         buffers: BufferPool | None = None,
         warn: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
     ) -> None:
         self.waited_seconds = 0.0
         self._source, self._plans, self._draw, self._device = source, plans, draw, device
-        self._warn, self._reads = warn, reads
+        self._warn, self._columns = warn, columns
         self._buffers = BufferPool() if buffers is None else buffers
         self._queue: queue.Queue[Item] = queue.Queue(maxsize=prefetch_batches)
         self._stopping = threading.Event()
@@ -170,7 +170,7 @@ class Loader:
             pinned=stream is not None,
             run=lambda copy: copies.append(pool.submit(copy)),
             pool=self._buffers,
-            reads=self._reads,
+            columns=self._columns,
             extras=drawn.extras,
         )
         for copied in copies:

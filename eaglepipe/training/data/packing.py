@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaglepipe.training.data.balance import share_out, spread
-from eaglepipe.training.data.batch import Cut, Position, Row, StepPlan
+from eaglepipe.training.data.batch import DataPosition, PackingLimits, Row, StepPlan
 from eaglepipe.training.data.order import epoch_order
 
 
@@ -26,7 +26,7 @@ def step_ends(lengths: NDArray[np.integer], batch_tokens: int) -> NDArray[np.int
 
 
 def micro_batches(
-    samples: NDArray[np.int64], num_tokens: NDArray[np.integer], costs: NDArray[np.float64], cut: Cut
+    samples: NDArray[np.int64], num_tokens: NDArray[np.integer], costs: NDArray[np.float64], limits: PackingLimits
 ) -> tuple[tuple[Row, ...], ...]:
     """This rank's micro-batches of a set of samples, the costliest first.
 
@@ -34,12 +34,14 @@ def micro_batches(
     real tokens, in rows of nearly equal length; one row, and no padding, where `pack_length` lets it.
     """
     lengths = num_tokens[samples].tolist()
-    batches = share_out(costs[samples].tolist(), lengths, capacity=cut.micro_batch_tokens, multiple_of=cut.world_size)
+    batches = share_out(
+        costs[samples].tolist(), lengths, capacity=limits.micro_batch_tokens, multiple_of=limits.world_size
+    )
     batch_costs = [float(costs[samples[list(batch)]].sum()) for batch in batches]
-    ranks = spread(batch_costs, cut.world_size)
+    ranks = spread(batch_costs, limits.world_size)
     assert ranks is not None
-    own = [[int(samples[document]) for document in batches[batch]] for batch in ranks[cut.rank] if batches[batch]]
-    return tuple(_rows(batch, num_tokens, cut.pack_length) for batch in own)
+    own = [[int(samples[document]) for document in batches[batch]] for batch in ranks[limits.rank] if batches[batch]]
+    return tuple(_rows(batch, num_tokens, limits.pack_length) for batch in own)
 
 
 def _rows(samples: list[int], num_tokens: NDArray[np.integer], pack_length: int) -> tuple[Row, ...]:
@@ -74,8 +76,8 @@ def plan_steps(
     seed: int,
     epochs: int,
     batch_tokens: int,
-    cut: Cut,
-    start: Position,
+    limits: PackingLimits,
+    start: DataPosition,
     weights: NDArray[np.float64] | None = None,
 ) -> Iterator[StepPlan]:
     """The steps of a run from a position on; `num_tokens` and `costs` are those of every sample of the source."""
@@ -84,8 +86,10 @@ def plan_steps(
         done = start.samples_done if epoch == start.epoch else 0
         for end in done + step_ends(num_tokens[order[done:]], batch_tokens):
             samples = order[done:end]
-            after = Position(epoch=epoch, samples_done=int(end))
-            yield StepPlan(samples=samples, micro_batches=micro_batches(samples, num_tokens, costs, cut), after=after)
+            after = DataPosition(epoch=epoch, samples_done=int(end))
+            yield StepPlan(
+                samples=samples, micro_batches=micro_batches(samples, num_tokens, costs, limits), after=after
+            )
             done = int(end)
 
 
@@ -95,12 +99,12 @@ def plan_evaluation(
     costs: NDArray[np.float64],
     *,
     batch_tokens: int,
-    cut: Cut,
+    limits: PackingLimits,
 ) -> Iterator[StepPlan]:
     """One pass over the held-out samples."""
     done = 0
     for end in step_ends(num_tokens[heldout], batch_tokens):
         samples = heldout[done:end]
-        after = Position(samples_done=int(end))
-        yield StepPlan(samples=samples, micro_batches=micro_batches(samples, num_tokens, costs, cut), after=after)
+        after = DataPosition(samples_done=int(end))
+        yield StepPlan(samples=samples, micro_batches=micro_batches(samples, num_tokens, costs, limits), after=after)
         done = int(end)

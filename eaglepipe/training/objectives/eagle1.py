@@ -18,7 +18,7 @@ from eaglepipe.eagle.core_v12 import EagleTrainerModule
 from eaglepipe.eagle.packed_batch import count_slots
 from eaglepipe.recipe.family_settings import Eagle1TrainConfig
 from eaglepipe.target_head import TargetHead
-from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
+from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, TrainingSource
 from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.costs import FULL_HEAD_COST, FUSE_COST, LAYER_COST, PAIR_COST, Costs
 from eaglepipe.training.objectives.interface import Decoder, Drawn, TrainerModule
@@ -33,7 +33,7 @@ class Eagle1Objective:
     """
 
     config: Eagle1TrainConfig
-    reads: Reads = Reads(aux=False, supervision="none", last_hidden=True)  # noqa: RUF009 - frozen
+    columns: BatchColumns = BatchColumns(aux=False, supervision="none", last_hidden=True)  # noqa: RUF009 - frozen
 
     needs_mean_alphas = False
 

@@ -12,7 +12,7 @@ from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.losses import StepLoss
 from eaglepipe.eagle.packed_batch import count_slots
 from eaglepipe.recipe.family_settings import Eagle3TrainConfig
-from eaglepipe.training.data.batch import Reads, TrainingSource
+from eaglepipe.training.data.batch import BatchColumns, TrainingSource
 from eaglepipe.training.data.collate import Documents, PackedDocuments
 from eaglepipe.training.data.costs import Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
@@ -25,7 +25,7 @@ class Eagle3Objective:
     """An `Objective`; the loss of a step is its mean over the slots that count there."""
 
     config: Eagle3TrainConfig
-    reads: Reads = Reads()  # noqa: RUF009 - frozen
+    columns: BatchColumns = BatchColumns()  # noqa: RUF009 - frozen
 
     @property
     def needs_mean_alphas(self) -> bool:

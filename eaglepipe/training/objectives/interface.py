@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.recipe.training import TrainConfig
-from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
+from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, TrainingSource
 from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.costs import Costs
 
@@ -88,7 +88,7 @@ class Objective(Protocol):
         ...
 
     @property
-    def reads(self) -> Reads:
+    def columns(self) -> BatchColumns:
         """Which of the cache's columns a batch carries."""
         ...
 

@@ -16,7 +16,7 @@ from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.peagle_data import CodSettings, count_elements
 from eaglepipe.eagle.peagle_trainer import PeagleTrainerModule
 from eaglepipe.recipe.family_settings import PeagleTrainConfig
-from eaglepipe.training.data.batch import EncodedBatch, Reads, TrainingSource
+from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, TrainingSource
 from eaglepipe.training.data.collate import Documents, PackedDocuments
 from eaglepipe.training.data.costs import KEY_COST, Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
@@ -30,7 +30,7 @@ class PeagleObjective:
     """An `Objective`; every supervised slot has its row, since the loss is not filtered by the draft vocabulary."""
 
     config: PeagleTrainConfig
-    reads: Reads = Reads(supervision="supervised")  # noqa: RUF009 - frozen
+    columns: BatchColumns = BatchColumns(supervision="supervised")  # noqa: RUF009 - frozen
 
     needs_mean_alphas = False
 

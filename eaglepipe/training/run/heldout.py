@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.recipe.training import TrainConfig
-from eaglepipe.training.data.batch import Cut, EncodedBatch, TrainingSource
+from eaglepipe.training.data.batch import EncodedBatch, PackingLimits, TrainingSource
 from eaglepipe.training.data.costs import Costs
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_evaluation
@@ -25,14 +25,14 @@ def evaluate(
     samples: NDArray[np.int64],
     *,
     config: TrainConfig,
-    cut: Cut,
+    limits: PackingLimits,
     world: World,
     step: int,
 ) -> Evaluation:
     """Measure the draft on `samples`, spread over the ranks; every rank gets the same answer."""
     objective, counters = learner.evaluation, Counters.zeros(len(learner.evaluation.loss_weights), world.device)
     costs = learner.costs(source.index, training=False)
-    for batch in heldout_batches(objective, source, samples, costs=costs, config=config, cut=cut, world=world):
+    for batch in heldout_batches(objective, source, samples, costs=costs, config=config, limits=limits, world=world):
         counters = counters + learner.measure(batch)
     total = Counters.of(world.sum(counters.stacked()))
     return summarize(total, step=step, num_samples=len(samples), objective=objective)
@@ -45,16 +45,16 @@ def heldout_batches(
     *,
     costs: Costs,
     config: TrainConfig,
-    cut: Cut,
+    limits: PackingLimits,
     world: World,
 ) -> Iterator[EncodedBatch]:
     """This rank's batches of `samples`, balanced by the `costs` [N] of all documents; nothing of them is random."""
-    plans = plan_evaluation(samples, source.index.num_tokens, costs, batch_tokens=config.batch_tokens, cut=cut)
+    plans = plan_evaluation(samples, source.index.num_tokens, costs, batch_tokens=config.batch_tokens, limits=limits)
     with Loader(
         source,
         plans,
         draw=partial(objective.draw, training=False),
-        reads=objective.reads,
+        columns=objective.columns,
         device=world.device,
         prefetch_batches=config.prefetch_batches,
     ) as loader:

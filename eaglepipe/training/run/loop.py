@@ -26,11 +26,11 @@ from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.optim import learning_rate
 from eaglepipe.training.run.run_plan import RunPlan
 from eaglepipe.training.run.state import RunState
-from eaglepipe.training.run.step_log import StepLog, TakenStep
+from eaglepipe.training.run.step_log import LoggedStep, StepLog
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingRun:
     """The fixed parts of a run."""
 
     source: TrainingSource
@@ -47,7 +47,7 @@ class Run:
         return state.step >= self.plan.total_steps or out_of_patience
 
 
-def train(run: Run, state: RunState, stop: StopFlag) -> RunState:
+def train(run: TrainingRun, state: RunState, stop: StopFlag) -> RunState:
     """Continue from a state to the end of the run.
 
     Raises:
@@ -72,11 +72,11 @@ def train(run: Run, state: RunState, stop: StopFlag) -> RunState:
     return state
 
 
-def _progress(run: Run, state: RunState) -> ProgressLine:
+def _progress(run: TrainingRun, state: RunState) -> ProgressLine:
     return ProgressLine("train", total=run.plan.total_steps, unit="step", initial=state.step, enabled=run.world.is_main)
 
 
-def _loader(run: Run, state: RunState) -> Loader:
+def _loader(run: TrainingRun, state: RunState) -> Loader:
     index = run.source.index
     plans = plan_steps(
         run.plan.split.train,
@@ -86,7 +86,7 @@ def _loader(run: Run, state: RunState) -> Loader:
         seed=run.config.seed,
         epochs=run.config.epochs,
         batch_tokens=run.config.batch_tokens,
-        cut=run.plan.cut,
+        limits=run.plan.limits,
         start=state.position,
         weights=index.weights,
     )
@@ -94,13 +94,13 @@ def _loader(run: Run, state: RunState) -> Loader:
         run.source,
         plans,
         draw=partial(run.learner.objective.draw, training=True),
-        reads=run.learner.objective.reads,
+        columns=run.learner.objective.columns,
         device=run.world.device,
         prefetch_batches=run.config.prefetch_batches,
     )
 
 
-def _take_step(run: Run, state: RunState, header: StepHeader, batches: Iterator[EncodedBatch]) -> RunState:
+def _take_step(run: TrainingRun, state: RunState, header: StepHeader, batches: Iterator[EncodedBatch]) -> RunState:
     sizes = torch.tensor([header.num_tokens, header.num_supervised, header.num_slots])
     totals = run.world.sum(torch.cat([header.counts, sizes]))
     num_tokens, num_supervised, num_slots = totals[-3:].tolist()
@@ -113,7 +113,7 @@ def _take_step(run: Run, state: RunState, header: StepHeader, batches: Iterator[
         tokens=state.tokens + num_tokens,
         supervised_tokens=state.supervised_tokens + num_supervised,
     )
-    taken = TakenStep(
+    taken = LoggedStep(
         step=state.step,
         epoch=state.position.epoch,
         learning_rate=rate,
@@ -126,7 +126,9 @@ def _take_step(run: Run, state: RunState, header: StepHeader, batches: Iterator[
     return state
 
 
-def _after_step(run: Run, state: RunState, loader: Loader, progress: ProgressLine, *, stopping: bool) -> RunState:
+def _after_step(
+    run: TrainingRun, state: RunState, loader: Loader, progress: ProgressLine, *, stopping: bool
+) -> RunState:
     last = state.step >= run.plan.total_steps
     evaluating = last or state.step % run.config.eval_every_steps == 0
     saving = last or stopping or state.step % run.config.checkpoint_every_steps == 0
@@ -151,7 +153,7 @@ def _after_step(run: Run, state: RunState, loader: Loader, progress: ProgressLin
     return state
 
 
-def _evaluate(run: Run, state: RunState, say: Callable[[str], None]) -> RunState:
+def _evaluate(run: TrainingRun, state: RunState, say: Callable[[str], None]) -> RunState:
     samples = run.plan.evaluated
     if len(samples) == 0:
         return state
@@ -160,7 +162,7 @@ def _evaluate(run: Run, state: RunState, say: Callable[[str], None]) -> RunState
         run.source,
         samples,
         config=run.config,
-        cut=run.plan.cut,
+        limits=run.plan.limits,
         world=run.world,
         step=state.step,
     )
@@ -169,7 +171,7 @@ def _evaluate(run: Run, state: RunState, say: Callable[[str], None]) -> RunState
     return state.after_evaluation(evaluation)
 
 
-def _save(run: Run, state: RunState) -> None:
+def _save(run: TrainingRun, state: RunState) -> None:
     if run.world.is_main:
         save_checkpoint(
             run.checkpoints,

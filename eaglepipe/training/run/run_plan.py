@@ -11,7 +11,7 @@ from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.families import FAMILIES
 from eaglepipe.recipe.load import Recipe
 from eaglepipe.recipe.training import TrainConfig
-from eaglepipe.training.data.batch import Cut, SampleSource, Split, TrainingSource
+from eaglepipe.training.data.batch import PackingLimits, SampleSource, Split, TrainingSource
 from eaglepipe.training.data.order import choose_heldout, epoch_order, split_samples
 from eaglepipe.training.data.packing import count_steps
 from eaglepipe.training.run.distributed import World
@@ -49,7 +49,7 @@ class RunPlan:
     evaluated: NDArray[np.int64]  # the held-out samples that evaluations read
     total_steps: int
     train_tokens: int  # of the first epoch
-    cut: Cut
+    limits: PackingLimits
     notes: tuple[str, ...] = ()
 
 
@@ -61,7 +61,7 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
     """
     index = source.index
     split = split_samples(index.sample_ids, config.heldout_fraction)
-    cut = Cut(
+    limits = PackingLimits(
         pack_length=row_length(source, config),
         micro_batch_tokens=config.micro_batch_tokens,
         world_size=world.size,
@@ -82,7 +82,7 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
         evaluated=choose_heldout(index.sample_ids, split, config.eval_max_samples),
         total_steps=steps if config.max_steps is None else min(steps, config.max_steps),
         train_tokens=int(index.num_tokens[first].sum()),
-        cut=cut,
+        limits=limits,
         notes=tuple(_notes(split, config)),
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from eaglepipe.training.data.batch import Position
+from eaglepipe.training.data.batch import DataPosition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class RunState:
     """Where a run stands after `step` optimizer steps."""
 
     step: int = 0
-    position: Position = field(default_factory=Position)
+    position: DataPosition = field(default_factory=DataPosition)
     tokens: int = 0
     supervised_tokens: int = 0
     train_seconds: float = 0.0
@@ -73,7 +73,7 @@ def state_from_json(values: Mapping[str, Any]) -> RunState:
     known = dict(values)
     for name in ("first", "best"):
         known[name] = None if known[name] is None else _evaluation(known[name])
-    known["position"] = Position(**known["position"])
+    known["position"] = DataPosition(**known["position"])
     return RunState(**known)
 
 

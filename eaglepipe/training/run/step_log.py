@@ -24,7 +24,7 @@ class Tracker(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TakenStep:
+class LoggedStep:
     """An optimizer step; sizes are sums over ranks."""
 
     step: int
@@ -37,7 +37,7 @@ class TakenStep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class LogWindow:
     """What a closed window says."""
 
     seconds: float
@@ -50,7 +50,7 @@ class StepLog:
 
     def __init__(self, world: World, trackers: Sequence[Tracker]) -> None:
         self._world, self._trackers = world, trackers
-        self._taken: list[TakenStep] = []
+        self._taken: list[LoggedStep] = []
         self._started = 0.0
         self._waited_before = 0.0
 
@@ -58,10 +58,10 @@ class StepLog:
         """Begin a window now, so that evaluations and checkpoints between windows are not counted."""
         self._started = time.monotonic()
 
-    def add(self, taken: TakenStep) -> None:
+    def add(self, taken: LoggedStep) -> None:
         self._taken.append(taken)
 
-    def close(self, waited_seconds: float) -> Window:
+    def close(self, waited_seconds: float) -> LogWindow:
         """Fetch, write down and begin again; `waited_seconds` is the loader's total so far.
 
         Raises:
@@ -96,7 +96,7 @@ class StepLog:
         )
         self._taken, self._waited_before = [], waited_seconds
         self.start()
-        return Window(seconds=seconds, waited_seconds=waited, status=status)
+        return LogWindow(seconds=seconds, waited_seconds=waited, status=status)
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         for tracker in self._trackers:

@@ -4,7 +4,7 @@ import torch
 from eaglepipe.cache.codecs.catalog import EncodedRows, make_codec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.eagle.packed_batch import count_slots
-from eaglepipe.training.data.batch import Reads
+from eaglepipe.training.data.batch import BatchColumns
 from eaglepipe.training.data.collate import encode_batch, pack_documents
 
 
@@ -29,7 +29,7 @@ def document(name: str, ids: list[int], supervised: list[int], covered: list[int
 
 def payload(rows: tuple[tuple[CachedSample, ...], ...], **reads: str) -> tuple[torch.Tensor, torch.Tensor]:
     packed = pack_documents(rows)
-    batch = encode_batch(packed, pinned=False, run=lambda copy: copy(), reads=Reads(**reads))
+    batch = encode_batch(packed, pinned=False, run=lambda copy: copy(), columns=BatchColumns(**reads))
     codec = make_codec("fp32", (1,))
     aux = codec.decode(EncodedRows(payload=batch.aux_payload)).reshape(packed.batch.shape)
     return aux, codec.decode(EncodedRows(payload=batch.supervision["target_probs"])).flatten()

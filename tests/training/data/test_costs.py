@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.training.data import costs as costs_module
-from eaglepipe.training.data.batch import Position, StepPlan
+from eaglepipe.training.data.batch import DataPosition, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.objectives import eagle1 as objective_eagle1
 from eaglepipe.training.objectives.builders import build_draft
@@ -117,9 +117,9 @@ class WeightProducts(TorchDispatchMode):
 
 def flops(learner: Learner, cached: Scaled8B, sample: int, *, training: bool) -> int:
     objective = learner.objective if training else learner.evaluation
-    plan = StepPlan(samples=np.array([sample]), micro_batches=(((sample,),),), after=Position())
+    plan = StepPlan(samples=np.array([sample]), micro_batches=(((sample,),),), after=DataPosition())
     draw = partial(objective.draw, training=training)
-    loader = Loader(cached, [plan], draw=draw, reads=objective.reads, device=CPU.device, prefetch_batches=1)
+    loader = Loader(cached, [plan], draw=draw, columns=objective.columns, device=CPU.device, prefetch_batches=1)
     with loader, WeightProducts() as counter:
         for header, batches in loader:
             if training:

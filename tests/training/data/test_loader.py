@@ -9,7 +9,7 @@ import torch
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError, ResourceError
 from eaglepipe.training.data import loader as loader_module
-from eaglepipe.training.data.batch import Cut, EncodedBatch, Position, StepPlan
+from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits, StepPlan
 from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
@@ -30,8 +30,8 @@ def plans(source: TinySource, epochs: int = 1) -> Iterator[StepPlan]:
         seed=0,
         epochs=epochs,
         batch_tokens=48,
-        cut=Cut(pack_length=16, micro_batch_tokens=32),
-        start=Position(),
+        limits=PackingLimits(pack_length=16, micro_batch_tokens=32),
+        start=DataPosition(),
     )
 
 
@@ -169,7 +169,7 @@ def test_what_an_objective_draws_travels_with_its_batch() -> None:
 
 def test_a_rank_without_documents_counts_nothing() -> None:
     source = tiny_source()
-    empty = StepPlan(samples=np.arange(0), micro_batches=(), after=Position())
+    empty = StepPlan(samples=np.arange(0), micro_batches=(), after=DataPosition())
     settings = {"draw": draw_slots(3), "device": CPU, "prefetch_batches": 2}
     with Loader(source, [empty], **settings) as loader:
         ((header, batches),) = ((header, list(batches)) for header, batches in loader)

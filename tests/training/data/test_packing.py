@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eaglepipe.recipe.family_settings import Eagle3TrainConfig
-from eaglepipe.training.data.batch import Cut, Position, StepPlan
+from eaglepipe.training.data.batch import DataPosition, PackingLimits, StepPlan
 from eaglepipe.training.data.packing import count_steps, micro_batches, plan_steps, step_ends
 from eaglepipe.training.objectives.interface import make_objective
 from tests.training.tiny_source import made_index
@@ -32,7 +32,9 @@ def test_any_cut_holds_every_sample_once_within_rows_and_micro_batches(
 ) -> None:
     samples, num_tokens = np.arange(len(lengths)), np.array(lengths)
     costs = np.random.default_rng(seed).uniform(1, 50, len(lengths))
-    ranks = [micro_batches(samples, num_tokens, costs, Cut(**cut, rank=rank)) for rank in range(cut["world_size"])]
+    ranks = [
+        micro_batches(samples, num_tokens, costs, PackingLimits(**cut, rank=rank)) for rank in range(cut["world_size"])
+    ]
     batches = [batch for rank in ranks for batch in rank]
     assert sorted(sample for batch in batches for row in batch for sample in row) == samples.tolist()
     for batch in batches:
@@ -48,8 +50,8 @@ def test_rows_as_long_as_a_micro_batch_are_its_only_ones_so_that_nothing_is_padd
     lengths: list[int], size: int
 ) -> None:
     costs = np.array(lengths, np.float64)
-    cut = Cut(pack_length=size, micro_batch_tokens=size)
-    assert all(len(batch) == 1 for batch in micro_batches(np.arange(len(lengths)), np.array(lengths), costs, cut))
+    limits = PackingLimits(pack_length=size, micro_batch_tokens=size)
+    assert all(len(batch) == 1 for batch in micro_batches(np.arange(len(lengths)), np.array(lengths), costs, limits))
 
 
 def test_ranks_and_micro_batches_cost_the_same_where_documents_do_not() -> None:
@@ -57,17 +59,17 @@ def test_ranks_and_micro_batches_cost_the_same_where_documents_do_not() -> None:
     supervised = (num_tokens * np.random.default_rng(1).uniform(0.1, 0.9, 300)).astype(int)
     priced = make_objective(Eagle3TrainConfig(ttt_steps=7))
     costs = priced.costs(made_index(num_tokens, supervised), num_layers=1, training=True)
-    cuts = [Cut(pack_length=4096, micro_batch_tokens=4096, world_size=4, rank=rank) for rank in range(4)]
+    cuts = [PackingLimits(pack_length=4096, micro_batch_tokens=4096, world_size=4, rank=rank) for rank in range(4)]
     ranks = [micro_batches(np.arange(300), num_tokens, costs, cut) for cut in cuts]
     of_batches = np.array([[sum(costs[s] for row in batch for s in row) for batch in rank] for rank in ranks])
     assert of_batches.max() / of_batches.min() < 1.05
     assert of_batches.sum(axis=1).max() / of_batches.sum(axis=1).min() < 1.02
 
 
-BEGINNING = Position()
+BEGINNING = DataPosition()
 
 
-def plans(rank: int = 0, world_size: int = 1, start: Position = BEGINNING, **cut: int) -> list[StepPlan]:
+def plans(rank: int = 0, world_size: int = 1, start: DataPosition = BEGINNING, **cut: int) -> list[StepPlan]:
     num_tokens = np.random.default_rng(0).integers(1, 17, size=50)
     sizes = {"pack_length": 20, "micro_batch_tokens": 40, **cut}
     plan = plan_steps(
@@ -78,7 +80,7 @@ def plans(rank: int = 0, world_size: int = 1, start: Position = BEGINNING, **cut
         seed=3,
         epochs=2,
         batch_tokens=70,
-        cut=Cut(**sizes, world_size=world_size, rank=rank),
+        limits=PackingLimits(**sizes, world_size=world_size, rank=rank),
         start=start,
     )
     return list(plan)
@@ -111,8 +113,8 @@ def test_plan_continues_from_any_position_as_if_never_left() -> None:
 def test_steps_are_counted_without_planning_them(lengths: list[int], epochs: int, budget: int) -> None:
     num_tokens, samples = np.array(lengths), np.arange(len(lengths))
     shared = {"identity": "cache", "seed": 0, "epochs": epochs, "batch_tokens": budget}
-    cut = Cut(pack_length=20, micro_batch_tokens=20)
-    planned = list(plan_steps(samples, num_tokens, num_tokens * 1.0, **shared, cut=cut, start=BEGINNING))
+    limits = PackingLimits(pack_length=20, micro_batch_tokens=20)
+    planned = list(plan_steps(samples, num_tokens, num_tokens * 1.0, **shared, limits=limits, start=BEGINNING))
     assert count_steps(samples, num_tokens, **shared) == len(planned)
 
 
@@ -120,5 +122,5 @@ def test_every_row_of_a_rank_lists_cache_numbers_not_positions() -> None:
     samples = np.array([10, 30, 20])
     num_tokens = np.zeros(31, np.int64)
     num_tokens[[10, 20, 30]] = [4, 5, 6]
-    cut = Cut(pack_length=10, micro_batch_tokens=10)
-    assert micro_batches(samples, num_tokens, num_tokens * 1.0, cut) == (((20, 10),), ((30,),))
+    limits = PackingLimits(pack_length=10, micro_batch_tokens=10)
+    assert micro_batches(samples, num_tokens, num_tokens * 1.0, limits) == (((20, 10),), ((30,),))

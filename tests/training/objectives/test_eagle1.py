@@ -15,7 +15,7 @@ from eaglepipe.errors import CacheError, ConfigError, StoppedError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.family_settings import Eagle1TrainConfig
 from eaglepipe.train import preview_training, run_training, train_from
-from eaglepipe.training.data.batch import Position, StepPlan
+from eaglepipe.training.data.batch import DataPosition, StepPlan
 from eaglepipe.training.data.collate import pack_documents
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.source import open_caches
@@ -97,12 +97,12 @@ def test_a_batch_carries_features_and_neither_aux_states_nor_supervision(tmp_pat
     recipe = tiny_recipe(tmp_path, objective="eagle1")
     objective = make_objective(recipe.train)
     learner = Learner(source, build_draft(source, recipe.train, recipe.draft), recipe.train, World(device=CPU))
-    plan = StepPlan(samples=np.arange(2), micro_batches=(((0,), (1,)),), after=Position())
+    plan = StepPlan(samples=np.arange(2), micro_batches=(((0,), (1,)),), after=DataPosition())
 
     def draw(packed: Any, epoch: int) -> Any:
         return objective.draw(packed, epoch, training=False)
 
-    with Loader(source, [plan], draw=draw, reads=objective.reads, device=CPU, prefetch_batches=1) as loader:
+    with Loader(source, [plan], draw=draw, columns=objective.columns, device=CPU, prefetch_batches=1) as loader:
         ((header, batches),) = ((header, list(batches)) for header, batches in loader)
     (batch,) = batches
     assert batch.aux_payload.shape[0] == 0 and all(len(column) == 0 for column in batch.supervision.values())

@@ -14,7 +14,7 @@ from eaglepipe.errors import DraftError
 from eaglepipe.recipe.family_settings import PeagleDraftConfig, PeagleTrainConfig
 from eaglepipe.recipe.load import Recipe
 from eaglepipe.train import run_training, train_from
-from eaglepipe.training.data.batch import Position, StepPlan
+from eaglepipe.training.data.batch import DataPosition, StepPlan
 from eaglepipe.training.data.collate import pack_documents
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.objectives.builders import build_draft
@@ -97,12 +97,12 @@ def test_module_counts_what_was_drawn(training: bool, tmp_path: Path) -> None:
     source, settings = tiny_source(), recipe(tmp_path)
     peagle = PeagleObjective(settings.train)
     learner = Learner(source, build_draft(source, settings.train, settings.draft), settings.train, CPU)
-    plan = StepPlan(samples=torch.arange(5).numpy(), micro_batches=(((0, 1), (2,)), ((3,), (4,))), after=Position())
+    plan = StepPlan(samples=torch.arange(5).numpy(), micro_batches=(((0, 1), (2,)), ((3,), (4,))), after=DataPosition())
     loader = Loader(
         source,
         [plan],
         draw=partial(peagle.draw, training=training),
-        reads=peagle.reads,
+        columns=peagle.columns,
         device=CPU.device,
         prefetch_batches=4,
     )
@@ -156,9 +156,9 @@ def test_an_uncovered_top1_is_learned_from_and_never_a_hit(tmp_path: Path) -> No
     rows = {}
     for name, one in {"covered": source, "uncovered": replace(source, samples=bare)}.items():
         learner = Learner(one, LlamaEagle3DraftModel.from_pretrained(tmp_path / "draft"), settings.train, CPU)
-        plan = StepPlan(samples=torch.arange(4).numpy(), micro_batches=(((0, 1, 2, 3),),), after=Position())
-        draw, reads = partial(learner.objective.draw, training=False), learner.objective.reads
-        with Loader(one, [plan], draw=draw, reads=reads, device=CPU.device, prefetch_batches=2) as loader:
+        plan = StepPlan(samples=torch.arange(4).numpy(), micro_batches=(((0, 1, 2, 3),),), after=DataPosition())
+        draw, columns = partial(learner.objective.draw, training=False), learner.objective.columns
+        with Loader(one, [plan], draw=draw, columns=columns, device=CPU.device, prefetch_batches=2) as loader:
             for _, batches in loader:
                 (rows[name],) = (learner.measure(batch) for batch in batches)
     assert rows["covered"].hits[0] > 0 and rows["uncovered"].hits.sum() == rows["uncovered"].correct.sum() == 0

@@ -7,7 +7,7 @@ import torch
 
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.tensors import publish_tensors
-from eaglepipe.training.data.batch import Position
+from eaglepipe.training.data.batch import DataPosition
 from eaglepipe.training.run import checkpoint as checkpoint_module
 from eaglepipe.training.run.checkpoint import (
     checkpoint_folders,
@@ -34,7 +34,7 @@ def evaluation(step: int) -> Evaluation:
 def save(root: Path, step: int, best: int | None = None) -> RunState:
     state = RunState(
         step=step,
-        position=Position(epoch=1, samples_done=step),
+        position=DataPosition(epoch=1, samples_done=step),
         first=evaluation(0),
         best=None if best is None else evaluation(best),
         train_seconds=1 / 3,
