@@ -55,15 +55,10 @@ class Family:
         """Import what a `module:name` field of this family refers to."""
         return resolve_name(reference)
 
-    @property
-    def cache_overrides(self) -> list[str]:
-        """`cache_needs` as `section.key=value` overrides of a recipe."""
-        return [cache_override(name, value) for name, value in self.cache_needs.items()]
-
-
-def cache_override(name: str, value: str | bool) -> str:
-    """Return the override that gives a setting of `cache` this value."""
-    return f"cache.{name}={str(value).lower()}"
+    def unmet_needs(self, cache: Mapping[str, Any]) -> list[str]:
+        """Return the `cache_needs` that a `cache` section does not meet, as overrides of a recipe."""
+        needs = self.cache_needs.items()
+        return [f"cache.{name}={str(value).lower()}" for name, value in needs if cache.get(name) != value]
 
 
 _NATIVE = "LlamaForCausalLMEagle3"

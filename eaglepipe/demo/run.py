@@ -123,7 +123,7 @@ def demo_recipe(folder: Path, *, size: DemoSize = STANDARD, objective: str = DEF
     publish_json(file, recipe.model_dump(mode="json"))
     overrides = [f"cache.root={(folder / 'caches').as_posix()}", f"train.objective={objective}"]
     overrides += [f"train.output_dir={(folder / f'train{_suffix(objective)}').as_posix()}", *size.settings]
-    overrides += [f"train.{family.depths_setting}={size.depths or raw.train.depths}", *family.cache_overrides]
+    overrides += [f"train.{family.depths_setting}={size.depths or raw.train.depths}", *family.unmet_needs({})]
     recipe = load_recipe(file, overrides)
     publish_bytes(file, dump_recipe(recipe).encode())  # whole, so that the next draft can be trained from it
     return recipe

@@ -19,42 +19,33 @@ def explain(error: ValidationError, tree: type[BaseModel], *, objective: str) ->
     """
     for item in error.errors(include_url=False):
         if item["type"] == "too_short" and item["input"]:
-            continue  # pydantic's echo of mistakes inside the items, reported on their own
+            continue  # pydantic's echo of mistakes in the items, which are reported too
         location = ".".join(str(part) for part in item["loc"]) or "recipe"
-        if item["type"] == "extra_forbidden":
-            if serves := families_with(item["loc"]):
-                yield (
-                    f"{location} is {item['input']!r}, which train.objective {objective} ignores "
-                    f"(it serves {', '.join(serves)}); remove it"
-                )
-            else:
-                yield f"{location}: unknown key{_nearest(item['loc'], tree)}"
+        if item["type"] == "extra_forbidden" and (families := families_with(item["loc"])):
+            yield (
+                f"{location} is {item['input']!r}, which train.objective {objective} ignores "
+                f"(it serves {', '.join(families)}); remove it"
+            )
+        elif item["type"] == "extra_forbidden":
+            yield f"{location}: unknown key{_nearest(item['loc'], tree)}"
         elif item["type"] == "literal_error" and location == "train.objective":
             yield f"{location}: must be one of {', '.join(FAMILIES)} (given: {item['input']!r})"
         elif item["type"] == "missing":
             yield f"{location}: required, and absent"
         else:
-            given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
-            yield f"{location}: {item['msg'].removeprefix('Value error, ')}{given}"
+            value = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+            yield f"{location}: {item['msg'].removeprefix('Value error, ')}{value}"
 
 
 def _nearest(location: tuple[int | str, ...], tree: type[BaseModel]) -> str:
-    known = _keys_at(location[:-1], tree)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    return (
-        f"; did you mean {close[0]!r}?"
-        if close
-        else f"; known here: {', '.join(known[:12])}" + ", …" * (len(known) > 12)
-    )
-
-
-def _keys_at(location: tuple[int | str, ...], tree: type[BaseModel]) -> list[str]:
-    model = tree
-    for part in location:
-        if isinstance(part, int):
-            continue
-        model = _section_type(model.model_fields[part].annotation)
-    return list(model.model_fields)
+    section = tree
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = _section_type(section.model_fields[part].annotation)
+    known = list(section.model_fields)
+    if close := difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5):
+        return f"; did you mean {close[0]!r}?"
+    return f"; known here: {', '.join(known[:12])}" + ", …" * (len(known) > 12)
 
 
 def _section_type(annotation: Any) -> type[BaseModel]:

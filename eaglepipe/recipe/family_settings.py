@@ -5,7 +5,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from eaglepipe.recipe.config import PositiveInt, TokenId
 from eaglepipe.recipe.load import Recipe
@@ -45,19 +45,13 @@ class Eagle3TrainConfig(TrainConfig):
     lk_decay: NonNegative = Field(3.0, description="loss lambda: how fast that weight falls with the mean acceptance")
     eval_depth: PositiveInt | None = Field(None, description="TTT steps of evaluations; default: ttt_steps")
 
-    @model_validator(mode="after")
-    def _lk_settings_serve_lambda_alone(self) -> Self:
-        names = () if self.loss == "lambda" else ("lk_scale", "lk_decay")
-        changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
-        if changed:
-            raise ValueError(
-                "; ".join(
-                    f"train.{name} is {getattr(self, name)!r}, which train.loss {self.loss} ignores "
-                    "(it serves lambda); remove it"
-                    for name in changed
-                )
-            )
-        return self
+    @field_validator("lk_scale", "lk_decay")
+    @classmethod
+    def _serves_lambda_alone(cls, value: float, info: ValidationInfo) -> float:
+        loss = info.data.get("loss", "lambda")
+        if loss != "lambda" and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"train.loss {loss} ignores it (it serves lambda); remove it")
+        return value
 
     @property
     def summary(self) -> str:

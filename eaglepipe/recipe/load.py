@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from eaglepipe.errors import ConfigError
-from eaglepipe.families import DEFAULT_FAMILY, FAMILIES, cache_override
+from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 from eaglepipe.recipe.config import (
     CacheConfig,
     DataConfig,
@@ -52,14 +52,11 @@ class Recipe(Section):
         """Refuse a cache that the family could not learn from before it is made; given caches are checked later."""
         if self.train.caches is not None:
             return self
-        covered = {"full_head"} if self.vocab.draft_size is None else set()  # the draft's rows are all of them
-        lacking = [
-            cache_override(name, value)
-            for name, value in self.train.family.cache_needs.items()
-            if name not in covered and getattr(self.cache, name) != value
-        ]
-        if lacking:
-            raise ValueError(f"train.objective {self.train.objective} needs a cache with {' and '.join(lacking)}")
+        cache = self.cache.model_dump()
+        if self.vocab.draft_size is None:
+            cache["full_head"] = True  # the draft's rows are all of them
+        if unmet := self.train.family.unmet_needs(cache):
+            raise ValueError(f"train.objective {self.train.objective} needs a cache with {' and '.join(unmet)}")
         return self
 
 

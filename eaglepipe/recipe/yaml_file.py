@@ -1,4 +1,4 @@
-"""Recipe files and overrides as plain mappings, before any of it is checked against the tree of settings."""
+"""Recipe files and overrides as plain mappings, before they are validated."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -12,7 +12,7 @@ _MERGE = "tag:yaml.org,2002:merge"  # of the key in `<<: *section`
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML would silently let win."""
+    """SafeLoader that refuses duplicate keys, of which YAML would silently keep the last."""
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -30,10 +30,10 @@ _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A recipe file's mapping of sections.
+    """Return the mapping of sections in a recipe file.
 
     Raises:
-        ConfigError: absent, not YAML, or not a mapping.
+        ConfigError: the file is absent, not YAML, or not a mapping.
     """
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
@@ -47,40 +47,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set what `section.key=value` says, in place; a number among the keys counts into a list.
+    """Apply `section.key=value` in place, making sections that are absent; a number among the keys indexes a list.
 
     Raises:
-        ConfigError: of another form, or through something that is no section.
+        ConfigError: another form, a value that is not YAML, or a path through something that is not a section.
     """
-    key, separator, text = override.partition("=")
-    if not separator or not key:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
-    *parents, leaf = key.split(".")
+    *parents, leaf = path.split(".")
     node: Any = raw
     for parent in parents:
-        node = _step_into(node, parent, override)
-    if isinstance(node, list):
-        node[_list_index(node, leaf, override)] = value
-    else:
-        node[leaf] = value
+        key = _key_in(node, parent, override)
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+    node[_key_in(node, leaf, override)] = value
 
 
-def _step_into(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_list_index(node, key, override)]
-    child = node.setdefault(key, {})
-    if child is None:
-        child = node[key] = {}
-    if not isinstance(child, dict | list):
-        raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
-    return child
-
-
-def _list_index(node: list[Any], key: str, override: str) -> int:
+def _key_in(node: dict[str, Any] | list[Any], key: str, override: str) -> Any:
+    """Return the key as it is, or as an index if `node` is a list."""
+    if isinstance(node, dict):
+        return key
     if not key.isdecimal() or int(key) >= len(node):
         raise ConfigError(f"override {override!r}: {key!r} is not an index into a list of {len(node)}")
     return int(key)

@@ -129,7 +129,7 @@ def test_printed_recipe_reads_back_as_the_same_one(tmp_path: Path) -> None:
         ("train.feature_noise=0.2", "train.feature_noise is 0.2, which train.objective eagle3 ignores"),
         ("draft.mask_token_id=3", "it serves peagle"),
         ("train.objective=eagle1", "needs a cache with cache.last_hidden=all"),
-        ("train.lk_decay=2", "train.lk_decay is 2.0, which train.loss ce ignores"),
+        ("train.lk_decay=2", "train.lk_decay: train.loss ce ignores it (it serves lambda); remove it (given: 2)"),
     ],
 )
 def test_a_setting_that_the_objective_ignores_is_refused(tmp_path: Path, override: str, words: str) -> None:
@@ -149,3 +149,32 @@ def test_eagle1_asks_its_own_cache_for_states_and_head_before_it_is_made(tmp_pat
     load_recipe(recipe, [objective, "cache.last_hidden=all", "vocab.draft_size="])
     with pytest.raises(ConfigError, match=r"eagle1 needs a cache with cache\.full_head=true"):
         load_recipe(recipe, [objective, "cache.last_hidden=all"])
+
+
+def test_a_recipe_holds_the_settings_of_its_own_family_alone(tmp_path: Path) -> None:
+    given = write(tmp_path, MINIMAL + "train: {objective: peagle, peagle_depths: 4, caches: [a], step_decay: 0.8}\n")
+    printed = dump_recipe(load_recipe(given))
+    assert "peagle_depths: 4" in printed and "mask_token_id" in printed
+    assert not any(name in printed for name in ("ttt_steps", "step_decay", "feature_noise", "eval_depth"))
+
+
+def test_an_unknown_objective_is_reported_with_the_other_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, MINIMAL + "train: {objective: eagle4, learning_rat: 1}\nvocabulary: {}\n"))
+    message = str(caught.value)
+    assert "train.objective: must be one of eagle3, eagle1, eagle2, peagle (given: 'eagle4')" in message
+    assert "did you mean 'learning_rate'" in message and "3 mistake(s)" in message
+
+
+def test_foreign_and_unknown_settings_are_reported_at_once(tmp_path: Path) -> None:
+    text = MINIMAL + "train: {objective: eagle2, cod_ratio: 0.5, seed: -1, caches: [a]}\ndraft: {fc_norm: true, x: 1}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, text))
+    for expected in (
+        "4 mistake(s)",
+        "train.cod_ratio is 0.5, which train.objective eagle2 ignores (it serves peagle); remove it",
+        "draft.fc_norm is True, which train.objective eagle2 ignores (it serves eagle3, peagle); remove it",
+        "draft.x: unknown key",
+        "train.seed: Input should be greater than or equal to 0",
+    ):
+        assert expected in str(caught.value)

@@ -1,6 +1,6 @@
 """Build drafts from what the cache keeps of its target, and publish trained ones as model folders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from eaglepipe.eagle.aux_layers import default_boundaries
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.registry import DraftSpec, resolve_eagle1_draft_spec, resolve_eagle3_draft_spec
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.families import Family, cache_override
+from eaglepipe.families import Family
 from eaglepipe.files.json_object import text_config
 from eaglepipe.files.publish import publish_json
 from eaglepipe.files.tensors import publish_tensors
@@ -62,9 +62,9 @@ def build_eagle3_draft(
         **config.model_dump(exclude=_NO_SHAPE),
     )
     _record_aux_layers(draft_config, source.spec.aux_layer_ids, int(target["num_hidden_layers"]))
-    draft = _seeded_draft(resolve_eagle3_draft_spec, source, draft_config, seed)
+    spec = resolve_eagle3_draft_spec(_architectures(source))
+    draft = _seeded_draft(spec, source, draft_config, config, seed)
     draft.set_vocab_mapping(source.vocab.selected_token_ids)
-    _copy_embeddings(draft, source, config)
     if config.lm_head_init == "target":
         draft.copy_lm_head_from_target(source.start_tensors()["lm_head.weight"])
     return draft
@@ -87,20 +87,15 @@ def build_eagle1_draft(source: TrainingSource, config: DraftConfig, *, seed: int
     for name in _EAGLE3_KEYS:
         delattr(draft_config, name)
     draft_config.bias = False
-    draft = _seeded_draft(resolve_eagle1_draft_spec, source, draft_config, seed)
-    _copy_embeddings(draft, source, config)
-    return draft
+    return _seeded_draft(resolve_eagle1_draft_spec(_architectures(source)), source, draft_config, config, seed)
 
 
 def _check_cache(source: TrainingSource, family: Family) -> None:
     spec, vocab = source.spec, source.vocab
     has_full_head = vocab.size == vocab.target_size or "lm_head_full.weight" in source.start_tensors()
     stored = {"supervision": spec.supervision, "last_hidden": spec.last_hidden, "full_head": has_full_head}
-    lacking = [cache_override(name, value) for name, value in family.cache_needs.items() if stored[name] != value]
-    if lacking:
-        raise CacheError(
-            f"this cache lacks what {family.label} learns from; precompute one with {' and '.join(lacking)}"
-        )
+    if unmet := family.unmet_needs(stored):
+        raise CacheError(f"this cache lacks what {family.label} learns from; precompute one with {' and '.join(unmet)}")
 
 
 def _check_width(config: Eagle3DraftConfig, target_hidden_size: int) -> None:
@@ -121,19 +116,21 @@ def _record_aux_layers(draft_config: PretrainedConfig, boundaries: Sequence[int]
 
 
 def _seeded_draft(
-    resolve: Callable[[list[str]], DraftSpec], source: TrainingSource, draft_config: PretrainedConfig, seed: int
+    spec: DraftSpec, source: TrainingSource, draft_config: PretrainedConfig, config: DraftConfig, seed: int
 ) -> Any:
-    spec = resolve([str(name) for name in source.target_config.get("architectures") or []])
+    """Return a draft with seeded weights and, if it has the target's width, the target's embeddings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return spec.draft_cls(draft_config).float()
-
-
-def _copy_embeddings(draft: Any, source: TrainingSource, config: DraftConfig) -> None:
-    if draft.config.hidden_size == text_config(source.target_config)["hidden_size"]:
+        draft: Any = spec.draft_cls(draft_config).float()
+    if draft_config.hidden_size == text_config(source.target_config)["hidden_size"]:
         draft.copy_embeddings_from_target(source.start_tensors()["embed_tokens.weight"])
     if config.freeze_embeddings:
         draft.freeze_embeddings()
+    return draft
+
+
+def _architectures(source: TrainingSource) -> list[str]:
+    return [str(name) for name in source.target_config.get("architectures") or []]
 
 
 def publish_draft(draft: PreTrainedModel, folder: Path) -> None:

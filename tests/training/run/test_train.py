@@ -276,3 +276,10 @@ def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path: Path) -> 
     check_contract(older, resume_contract(tiny_recipe(tmp_path), tiny_source()), "run")
     with pytest.raises(ConfigError, match=r"train\.step_decay: 0\.8 -> 0\.5"):
         check_contract(older, resume_contract(tiny_recipe(tmp_path, step_decay=0.5), tiny_source()), "run")
+
+
+def test_a_run_from_before_families_had_settings_of_their_own_goes_on(tmp_path: Path) -> None:
+    current = resume_contract(tiny_recipe(tmp_path), tiny_source())
+    foreign = {"train": {"feature_noise": 0.1, "peagle_depths": 8}, "draft": {"mask_token_id": None}}
+    older = {**current, **{name: {**current[name], **settings} for name, settings in foreign.items()}}
+    check_contract(older, current, "run")
