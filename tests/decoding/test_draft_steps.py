@@ -36,12 +36,12 @@ def test_a_chain_from_any_slot_gives_the_logits_of_the_unroll(settings: dict[str
     ends = torch.tensor([0, 0])
     for counts in ([3, 5], [1, 2], [4, 1]):
         new = torch.tensor(counts)
-        places = ends[:, None] + torch.arange(int(new.max()))
+        positions = ends[:, None] + torch.arange(int(new.max()))
         state, logits = steps.extend(
             VerifiedSlots(
-                aux=torch.stack([aux[row, places[row]] for row in range(2)]),
+                aux=torch.stack([aux[row, positions[row]] for row in range(2)]),
                 last_hidden=None,
-                next_tokens=torch.stack([tokens[row, places[row] + 1] for row in range(2)]),
+                next_tokens=torch.stack([tokens[row, positions[row] + 1] for row in range(2)]),
                 counts=new,
                 sequences=(),
             )

@@ -14,7 +14,7 @@ from tests.decoding.tiny_decoding import tiny_stepping
 DEPTH, LENGTH, VOCAB, HIDDEN = 4, 12, 31, 32
 
 
-def made_draft(num_layers: int) -> LlamaEagleDraftModel:
+def random_draft(num_layers: int) -> LlamaEagleDraftModel:
     config = draft_config_from_target(tiny_stepping().target.text_config, num_hidden_layers=num_layers)
     torch.manual_seed(4)
     draft = LlamaEagleDraftModel(config).float().eval()
@@ -27,7 +27,7 @@ def made_draft(num_layers: int) -> LlamaEagleDraftModel:
 @pytest.mark.parametrize("num_layers", [1, 2])
 @torch.no_grad()
 def test_a_chain_from_any_slot_gives_the_logits_of_the_trained_chain(num_layers: int) -> None:
-    draft = made_draft(num_layers)
+    draft = random_draft(num_layers)
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(VOCAB, (2, LENGTH + DEPTH + 1), generator=generator)
     features = torch.randn(2, LENGTH + DEPTH, HIDDEN, generator=generator)
@@ -38,12 +38,12 @@ def test_a_chain_from_any_slot_gives_the_logits_of_the_trained_chain(num_layers:
     ends = torch.tensor([0, 0])
     for counts in ([3, 5], [1, 2], [4, 1]):
         new = torch.tensor(counts)
-        places = ends[:, None] + torch.arange(int(new.max()))
+        positions = ends[:, None] + torch.arange(int(new.max()))
         state, logits = steps.extend(
             VerifiedSlots(
                 aux=torch.empty(2, 0),
-                last_hidden=torch.stack([features[row, places[row]] for row in range(2)]),
-                next_tokens=torch.stack([tokens[row, places[row] + 1] for row in range(2)]),
+                last_hidden=torch.stack([features[row, positions[row]] for row in range(2)]),
+                next_tokens=torch.stack([tokens[row, positions[row] + 1] for row in range(2)]),
                 counts=new,
                 sequences=(),
             )
@@ -52,15 +52,15 @@ def test_a_chain_from_any_slot_gives_the_logits_of_the_trained_chain(num_layers:
         state, logits = state[:, None], logits[:, None]
         for depth in range(1, DEPTH):
             for row in range(2):
-                wanted = 3.0 * torch.tanh(0.5 * expected[row][depth - 1][ends[row] - 1] @ head.T / 3.0)
-                torch.testing.assert_close(logits[row, 0], wanted, rtol=1e-4, atol=1e-5)
+                logits_of_chain = 3.0 * torch.tanh(0.5 * expected[row][depth - 1][ends[row] - 1] @ head.T / 3.0)
+                torch.testing.assert_close(logits[row, 0], logits_of_chain, rtol=1e-4, atol=1e-5)
             guesses = torch.stack([tokens[row, ends[row] + depth] for row in range(2)])[:, None]
             state, logits = steps.step(guesses, state, torch.ones(2, 1, depth, dtype=torch.bool), depth)
 
 
 def test_a_cache_without_the_whole_head_is_refused() -> None:
     with pytest.raises(EaglepipeError, match=r"cache\.full_head=true"):
-        Eagle1Steps(made_draft(1), {}, HeadSpec())
+        Eagle1Steps(random_draft(1), {}, HeadSpec())
 
 
 def trained(draft: LlamaEagleDraftModel, features: torch.Tensor, tokens: torch.Tensor) -> list[torch.Tensor]:

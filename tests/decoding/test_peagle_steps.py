@@ -22,12 +22,12 @@ def test_all_depths_behind_any_slot_are_those_of_the_training_pass(settings: dic
     ends = torch.tensor([0, 0])
     for counts in ([3, 5], [1, 2], [4, 1]):
         new = torch.tensor(counts)
-        places = ends[:, None] + torch.arange(int(new.max()))
+        positions = ends[:, None] + torch.arange(int(new.max()))
         logits = steps.draft_all(
             VerifiedSlots(
-                aux=torch.stack([aux[row, places[row].clamp(max=LENGTH - 1)] for row in range(2)]),
+                aux=torch.stack([aux[row, positions[row].clamp(max=LENGTH - 1)] for row in range(2)]),
                 last_hidden=None,
-                next_tokens=torch.stack([tokens[row, (places[row] + 1).clamp(max=LENGTH)] for row in range(2)]),
+                next_tokens=torch.stack([tokens[row, (positions[row] + 1).clamp(max=LENGTH)] for row in range(2)]),
                 counts=new,
                 sequences=(),
             ),

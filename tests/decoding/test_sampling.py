@@ -1,4 +1,4 @@
-"""With sampling, what comes out is distributed as the target's own text, whatever is drafted."""
+"""Sampled output is distributed as the target's own, whatever the drafter proposes."""
 
 import numpy as np
 import pytest
@@ -65,14 +65,14 @@ def test_the_first_three_tokens_are_distributed_as_the_targets_own(
     assert z_score(observed, expected) < 3
 
 
-def test_the_test_itself_tells_a_distribution_from_one_that_is_slightly_off(target: SteppingTarget) -> None:
+def test_the_statistic_rejects_a_distribution_that_is_slightly_off(target: SteppingTarget) -> None:
     expected = joint_distribution(target, PLAIN).flatten().numpy() * DRAWS
     off = joint_distribution(target, SamplingRule(temperature=0.75)).flatten().numpy()
     assert z_score(np.random.default_rng(0).multinomial(DRAWS, off), expected) > 6
 
 
 def z_score(observed: np.ndarray, expected: np.ndarray) -> float:
-    """Wilson and Hilferty's normal deviate of Pearson's chi-square; cells that expect fewer than 5 are joined."""
+    """Wilson and Hilferty's normal deviate of Pearson's chi-square; cells with fewer than 5 expected are joined."""
     small = expected < 5
     o = np.append(observed[~small], observed[small].sum())
     e = np.append(expected[~small], expected[small].sum())

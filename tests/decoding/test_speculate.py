@@ -10,7 +10,7 @@ from eaglepipe.decoding.text_drafters import bigram_drafter, lookup_continuation
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import TargetError
 from eaglepipe.target.stepping import SteppingTarget
-from tests.decoding.tiny_decoding import KnowingDrafter, plain_greedy, tiny_draft, tiny_stepping
+from tests.decoding.tiny_decoding import OracleDrafter, plain_greedy, tiny_draft, tiny_stepping
 
 GREEDY, CPU = SamplingRule(), torch.device("cpu")
 PROMPTS = [np.array(ids, np.int32) for ids in ([3, 4, 5, 6], [7], [8, 9], [1, 2, 3, 1, 2], [30, 2, 9])]
@@ -59,7 +59,7 @@ def test_greedy_output_is_the_targets_own(
 def test_right_guesses_save_rounds_and_change_nothing(
     target: SteppingTarget, own: list[list[int]], siblings: int, batch_size: int
 ) -> None:
-    drafter = KnowingDrafter(target, depth=3, siblings=siblings, spoilt=0.3)
+    drafter = OracleDrafter(target, depth=3, siblings=siblings, spoilt=0.3)
     run = decoded(target, drafter, batch_size=batch_size)
     assert [list(answer.token_ids) for answer in run.answers] == own
     rounds = np.concatenate([answer.rounds for answer in run.answers])
@@ -76,13 +76,13 @@ def test_an_answer_ends_with_the_first_stop_token_even_inside_a_round(
 ) -> None:
     stop = own[0][5]
     expected = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in own]
-    perfect = KnowingDrafter(target, depth=7, siblings=0, spoilt=0.0)
+    perfect = OracleDrafter(target, depth=7, siblings=0, spoilt=0.0)
     run = decoded(target, perfect, batch_size=5, stop_ids=frozenset({stop}))
     assert [list(answer.token_ids) for answer in run.answers] == expected
     assert [sum(answer.rounds) + 1 for answer in run.answers] == [len(ids) for ids in expected]
 
 
-def test_sequences_past_the_targets_positions_are_refused(target: SteppingTarget) -> None:
+def test_sequences_beyond_the_targets_positions_are_refused(target: SteppingTarget) -> None:
     criteria = StoppingCriteria(max_new_tokens=300)
     generator = torch.Generator()
     with pytest.raises(TargetError, match="exactly up to 256"):

@@ -15,7 +15,7 @@ from tests.target.tiny_targets import make_model
 
 
 def tiny_stepping(vocab: int = 31, *, hidden_size: int = 32, sharpness: float = 4.0) -> SteppingTarget:
-    """A Llama of 3 layers; its logits are spread by `sharpness`, so that greedy choices are no near-ties."""
+    """A Llama of 3 layers; its logits are spread by `sharpness`, so that greedy choices are not near-ties."""
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=hidden_size,
@@ -33,7 +33,7 @@ def tiny_stepping(vocab: int = 31, *, hidden_size: int = 32, sharpness: float = 
 
 
 def tiny_draft(target: SteppingTarget, draft_vocab: int | None = None, **settings: object) -> LlamaEagle3DraftModel:
-    """A random draft for it, with a vocabulary of every other id where `draft_vocab` is smaller."""
+    """A random draft for it; if `draft_vocab` is smaller, its vocabulary is every other id."""
     config = draft_config_from_target(target.target.text_config, draft_vocab_size=draft_vocab, **settings)
     torch.manual_seed(3)
     draft = LlamaEagle3DraftModel(config).float().eval()
@@ -45,14 +45,14 @@ def tiny_draft(target: SteppingTarget, draft_vocab: int | None = None, **setting
     return draft
 
 
-class KnowingDrafter:
-    """Proposes the target's own greedy continuation, some of it spoilt, hidden in a tree among wrong siblings."""
+class OracleDrafter:
+    """Proposes the target's own greedy continuation, partly spoilt, among wrong siblings of a tree."""
 
     def __init__(self, target: SteppingTarget, *, depth: int, siblings: int, spoilt: float) -> None:
         self._target, self._siblings, self._spoilt = target, siblings, spoilt
         self._draws = torch.Generator().manual_seed(11)
         size = depth * (1 + siblings)
-        self.method = DraftMethod(drafter="knowing", shape="tree" if siblings else "chain", depth=depth, size=size)
+        self.method = DraftMethod(drafter="oracle", shape="tree" if siblings else "chain", depth=depth, size=size)
 
     def begin(self, num_rows: int) -> None: ...
 
@@ -72,13 +72,13 @@ class KnowingDrafter:
         for _ in range(self.method.depth):
             right = plain_greedy(self._target, sequence, 1)[0]
             level = [(right + 1 + i) % self._target.target.vocab_size for i in range(self._siblings)]
-            place = int(torch.randint(self._siblings + 1, (), generator=self._draws))
+            index = int(torch.randint(self._siblings + 1, (), generator=self._draws))
             spoilt = float(torch.rand((), generator=self._draws)) < self._spoilt
-            level.insert(place, (right + 9) % self._target.target.vocab_size if spoilt else right)
+            level.insert(index, (right + 9) % self._target.target.vocab_size if spoilt else right)
             tokens += level
             parents += [path] * len(level)
-            path = len(tokens) - len(level) + place
-            sequence = [*sequence, level[place]]
+            path = len(tokens) - len(level) + index
+            sequence = [*sequence, level[index]]
         return tokens, parents
 
 

@@ -34,7 +34,7 @@ ANSWER = 24
 
 @dataclass(frozen=True, kw_only=True)
 class OwnText:
-    """A run on own text, its cache, its target."""
+    """A run trained on the target's own text, its cache and its target."""
 
     run: Path
     cache: Path
@@ -44,7 +44,7 @@ class OwnText:
 
 @pytest.fixture(scope="module")
 def own_text(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> OwnText:
-    """Prompts of random tokens, each answered twice by the target, every number kept in float32."""
+    """Prompts of random tokens, each answered twice by the target; states are stored in float32."""
     folder = tmp_path_factory.mktemp("own-text")
     target = SteppingTarget(HFEagle3TargetModel(load_target(TargetConfig(path=str(project.target)), "cpu"), [2, 4, 5]))
     generator = np.random.default_rng(0)
@@ -168,7 +168,7 @@ def test_prompts_of_a_file_are_the_tokens_before_each_answer(project: TinyProjec
     assert texts == expected
 
 
-def test_a_folder_without_a_finished_draft_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EaglepipeError, match="no finished run"):
         evaluate_run(tmp_path, EvalOptions())
 
@@ -178,13 +178,13 @@ def test_another_target_is_refused_before_anything_is_measured(own_text: OwnText
 
     other = save_target(CONFIGS["llama"], tmp_path / "other")
     options = EvalOptions(caches=(own_text.cache,), target=other, num_samples=2, baselines=False)
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(EaglepipeError, match="vocab_size 67"):
-        evaluate_run(own_text.run, options, said.append)
+        evaluate_run(own_text.run, options, messages.append)
     missing = replace(options, target=own_text.target, prompts=tmp_path / "nowhere.jsonl")
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
-        evaluate_run(own_text.run, missing, said.append)
-    assert not said
+        evaluate_run(own_text.run, missing, messages.append)
+    assert not messages
 
 
 @pytest.mark.parametrize(("text", "shape"), [("24x5", (24, 5, 8)), ("6x3", (6, 3, 6)), ("60x7x10", (60, 7, 10))])

@@ -1,4 +1,4 @@
-"""The report of a run that really ran, and the figures it draws of a cache."""
+"""The report of a tiny run, and the statistics that it plots of a cache."""
 
 import base64
 import re
@@ -28,7 +28,7 @@ def run(project: TinyProject, sealed_cache: Path, tmp_path_factory: pytest.TempP
     return folder
 
 
-def test_the_page_holds_every_plot_that_lies_beside_it(run: Path, sealed_cache: Path) -> None:
+def test_the_page_embeds_every_plot_that_is_beside_it(run: Path, sealed_cache: Path) -> None:
     page = write_report(run, [sealed_cache])
     embedded = re.findall(r'alt="(\w+)" src="data:image/png;base64,([^"]+)"', page.read_text())
     assert {name for name, _ in embedded} == PLOTS
@@ -47,14 +47,14 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_without_matplotlib_the_error_says_what_to_install(run: Path, sealed_cache: Path) -> None:
+def test_without_matplotlib_the_error_names_the_extra_to_install(run: Path, sealed_cache: Path) -> None:
     script = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "from pathlib import Path\nfrom eaglepipe.evaluation.report.page import write_report\n"
         f"write_report(Path({str(run)!r}), [Path({str(sealed_cache)!r})])"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert ended.returncode != 0 and "eaglepipe[plots]" in ended.stderr
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert completed.returncode != 0 and "eaglepipe[plots]" in completed.stderr
 
 
 def test_entropy_and_coverage_are_those_of_the_stored_rows(sealed_cache: Path) -> None:
@@ -81,7 +81,7 @@ def test_entropy_of_sparse_rows_counts_the_tail_as_one_token(sealed_cache: Path,
     assert sparse.entropy.max() <= np.log(5) + 1e-6 < exact.entropy.max()
 
 
-def test_the_best_step_accepts_longest_and_never_is_the_first() -> None:
+def test_the_best_step_has_the_longest_acceptance_and_is_never_the_first() -> None:
     def row(step: int, length: float, loss: float) -> dict[str, float]:
         return {"step": step, "simulated_acceptance_length": length, "loss": loss}
 

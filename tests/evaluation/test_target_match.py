@@ -1,4 +1,4 @@
-"""`eaglepipe eval` says whether target and cache are those of the run that it judges."""
+"""Evaluation with another target or another cache than the run was trained from."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def run(project: TinyProject, sealed_cache: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def sibling(project: TinyProject, tmp_path: Path) -> Path:
-    """The same target but for one number of its last norm."""
+    """The same target except for one number of its last norm."""
     folder = Path(shutil.copytree(project.target, tmp_path / "sibling"))
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] += 0.5
@@ -40,44 +40,46 @@ def sibling(project: TinyProject, tmp_path: Path) -> Path:
     return folder
 
 
-def judged(run: Path, cache: Path, target: Path | None) -> tuple[EvalReport, list[str]]:
-    said: list[str] = []
+def evaluated(run: Path, cache: Path, target: Path | None) -> tuple[EvalReport, list[str]]:
+    messages: list[str] = []
     options = EvalOptions(caches=(cache,), target=target, num_prompts=1, max_new_tokens=4, baselines=False)
-    return evaluate_run(run, options, said.append), said
+    return evaluate_run(run, options, messages.append), messages
 
 
-def test_sibling_is_decoded_with_and_told_by_both_fingerprints(run: Path, sealed_cache: Path, sibling: Path) -> None:
-    report, said = judged(run, sealed_cache, sibling)
+def test_sibling_is_decoded_with_and_a_warning_names_both_fingerprints(
+    run: Path, sealed_cache: Path, sibling: Path
+) -> None:
+    report, messages = evaluated(run, sealed_cache, sibling)
     own = json.loads((sealed_cache / "plan.json").read_text())["identity_fields"]["target"]["weights"]
-    (warning,) = [line for line in said if "warning" in line]
+    (warning,) = [line for line in messages if "warning" in line]
     for fingerprint in (own, weights_fingerprint(sibling)):
         assert fingerprint[:12] in warning and fingerprint[:12] in report.table()
     assert [figure.conditions.kind for figure in report.measurements] == ["simulated", "real", "real"]
     assert json.loads((run / "eval.json").read_text())["target_matches"] is False
 
 
-def test_same_weights_under_another_path_match_without_a_word(
+def test_same_weights_under_another_path_match_without_a_warning(
     run: Path, sealed_cache: Path, project: TinyProject, tmp_path: Path
 ) -> None:
-    report, said = judged(run, sealed_cache, Path(shutil.copytree(project.target, tmp_path / "moved")))
+    report, messages = evaluated(run, sealed_cache, Path(shutil.copytree(project.target, tmp_path / "moved")))
     assert report.to_json()["target_matches"] is True
-    assert not any("warning" in line.lower() for line in [*said, report.table()])
+    assert not any("warning" in line.lower() for line in [*messages, report.table()])
 
 
-def test_nothing_is_said_without_a_target(run: Path, sealed_cache: Path) -> None:
-    report, said = judged(run, sealed_cache, None)
+def test_no_target_gives_no_warning(run: Path, sealed_cache: Path) -> None:
+    report, messages = evaluated(run, sealed_cache, None)
     assert report.to_json()["target_matches"] is None
-    assert not any("warning" in line.lower() for line in [*said, report.table()])
+    assert not any("warning" in line.lower() for line in [*messages, report.table()])
 
 
-def test_nothing_is_read_where_the_cache_does_not_say_what_it_was_made_from(
+def test_weights_are_not_read_if_the_cache_does_not_record_its_target(
     run: Path, sealed_cache: Path, tmp_path: Path
 ) -> None:
     plan = load_document(sealed_cache / "plan.json", Plan)
     (tmp_path / "plan.json").write_bytes(document_bytes(plan.model_copy(update={"identity_fields": {}})))
     assert target_weights(tmp_path) is None
-    unknown = replace(open_run(run, [sealed_cache]), target_weights=None)
-    assert match_target(unknown, TargetConfig(path="nowhere/to be read")) == TargetMatch()
+    unrecorded = replace(open_run(run, [sealed_cache]), target_weights=None)
+    assert match_target(unrecorded, TargetConfig(path="nowhere/to be read")) == TargetMatch()
 
 
 @pytest.mark.parametrize(
