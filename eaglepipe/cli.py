@@ -111,8 +111,8 @@ def precompute(
     as_json: JsonOption = False,
 ) -> None:
     """Stage 1: run the target once, leave a cache. Run it again to resume."""
+    from eaglepipe.precompute.shard_run import parse_worker
     from eaglepipe.precompute.stage import run_precompute
-    from eaglepipe.precompute.worker import parse_worker
 
     loaded = load(recipe, overrides)
     worker = parse_worker(workers)

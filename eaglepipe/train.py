@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.drafts.init_record import DraftInit, apply_init, open_init
 from eaglepipe.files.publish import publish_bytes, publish_json
-from eaglepipe.recipe.load import Recipe, dump_recipe
+from eaglepipe.recipe.load import dump_recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.training.data.aux_subset import choose_aux_layers
 from eaglepipe.training.data.batch import TrainingSource

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eaglepipe.demo.corpus import write_corpus
 from eaglepipe.demo.tokenizer import train_tokenizer
-from eaglepipe.recipe.load import Recipe, load_recipe
+from eaglepipe.recipe.load import load_recipe
+from eaglepipe.recipe.tree import Recipe
 
 VOCAB_SIZE = 320
 

@@ -23,11 +23,10 @@ from eaglepipe.bench.made_cache import TargetShape, chat_lengths, make_turns
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.manifest import SHARDS_FOLDER
 from eaglepipe.chat.types import supervised_tokens
-from eaglepipe.precompute.batches import Batch
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
+from eaglepipe.precompute.layout import Batch
 from eaglepipe.precompute.plan import PrecomputePlan, begin_plan
-from eaglepipe.precompute.shard_run import ShardRun, publish_fixed_files
-from eaglepipe.precompute.worker import Worker
+from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.capture import HFEagle3TargetModel, pad_sequences

@@ -13,7 +13,7 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, l
 from eaglepipe.cache.reader import DERIVED_KEY, load_manifest
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 from eaglepipe.files.publish import leftover_siblings, leftovers
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaglepipe.errors import DataError
+from eaglepipe.recipe.config import SourceConfig
 
 PlacedRow = tuple[str, dict[str, Any]]
 
@@ -31,6 +32,26 @@ def file_rows(path: Path) -> Iterator[PlacedRow]:
         yield from READERS[path.suffix.lower()](path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def hub_rows(source: SourceConfig) -> Iterator[PlacedRow]:
+    """Yield ("owner/name[split] row n", row) of a dataset on the Hub, which is downloaded once and then mapped.
+
+    Raises:
+        DataError: no such dataset, config, split or revision, or the Hub cannot be reached.
+    """
+    import datasets  # slow to import, and only needed here
+
+    try:
+        dataset = datasets.load_dataset(source.path, source.config, split=source.split, revision=source.revision)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
+        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{source.path}: no such file or folder here, and the Hub gives no dataset of this name, config, split "
+            f"and revision: {problem}"
+        ) from None
+    tables = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    yield from batch_rows(tables, f"{source.path}[{source.split}]")
 
 
 def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:

@@ -13,11 +13,11 @@ from typing import Any
 import xxhash
 
 from eaglepipe.chat.formats import parse_row
-from eaglepipe.chat.readers import READERS, PlacedRow, file_rows
+from eaglepipe.chat.readers import READERS, PlacedRow, file_rows, hub_rows
 from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import SourceConfig
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = {*READERS, ".txt", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".yaml", ".yml"}
@@ -130,8 +130,6 @@ def _rows(source: SourceConfig) -> Iterator[PlacedRow]:
     elif path.exists():
         raise DataError(f"{path}: not one of {', '.join(READERS)}")
     elif is_hub_id(source.path):
-        from eaglepipe.chat.hub import hub_rows
-
         yield from hub_rows(source)
     else:
         raise DataError(f"{source.path}: no such file or folder (a dataset on the Hub is written owner/name)")

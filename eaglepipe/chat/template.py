@@ -1,17 +1,32 @@
-"""From a tokenizer and the recipe's `data` section to a `ChatTokenizer` whose template has passed the probes."""
+"""From a tokenizer and the recipe's `data` section to a `ChatTokenizer` whose template has passed the probes.
 
-from dataclasses import replace
+Three probes run on small conversations, before any forward of the target: the mask is not empty and holds the
+assistant's words; renderings preserve their prefixes, as text and as tokens; the token that ends a turn is masked.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from eaglepipe.chat.probe import probe_template
-from eaglepipe.chat.render import ChatTemplate, has_generation_markers, pinned_dates
-from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer, read_template
+from eaglepipe.chat.render import ChatTemplate, Rendered, assistant_positions, has_generation_markers, pinned_dates
+from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, load_tokenizer, read_template
+from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.errors import TemplateError
 from eaglepipe.recipe.config import DataConfig
 
 __all__ = ["ChatTokenizer", "load_chat_tokenizer", "load_tokenizer", "probe_template"]
+
+_SYSTEM: Message = {"role": "system", "content": "Answer in short sentences."}
+_FIRST: tuple[Message, ...] = (
+    {"role": "user", "content": "Which tree stands by the river?"},
+    {"role": "assistant", "content": "An old willow stands there."},
+)
+_SECOND: tuple[Message, ...] = (
+    {"role": "user", "content": "And on the hill?"},
+    {"role": "assistant", "content": "Two tall pines grow there."},
+)
 
 
 def load_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTokenizer:
@@ -42,3 +57,111 @@ def _mask_of(source: str, data: DataConfig) -> Literal["generation", "prefix"]:
     if data.mask == "auto":
         return "generation" if marked else "prefix"
     return data.mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Probe:
+    """One small conversation, rendered, tokenised and masked."""
+
+    messages: tuple[Message, ...]
+    rendered: Rendered
+    ids: TokenIds  # [T]
+    turns: TokenIds  # [T]
+
+    @property
+    def text(self) -> str:
+        return self.rendered.text
+
+
+def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
+    """Check one turn, two turns, and two turns after a system message where the template takes one.
+
+    Returns:
+        The ids that end an assistant turn, first the one that ends the last turn of a conversation.
+
+    Raises:
+        TemplateError: saying which probe failed, at which turn, and what to change.
+    """
+    ends = _probe(chat, _FIRST) + _probe(chat, _FIRST + _SECOND)
+    with_system = (_SYSTEM, *_FIRST, *_SECOND)
+    if _takes(chat, with_system):
+        ends += _probe(chat, with_system)
+    return tuple(dict.fromkeys(ends))
+
+
+def _takes(chat: ChatTokenizer, messages: tuple[Message, ...]) -> bool:
+    try:
+        chat.template.render(messages)
+    except TemplateError:
+        return False
+    return True
+
+
+def _probe(chat: ChatTokenizer, messages: tuple[Message, ...]) -> list[int]:
+    ids, turns = chat.encode(
+        Conversation(sample_id="probe", source="probe", where="template probe", digest=b"", messages=messages)
+    )
+    probe = _Probe(messages=messages, rendered=chat.template.spans(messages), ids=ids, turns=turns)
+    last = len(assistant_positions(messages))
+    return [_check_turn(chat, probe, turn) for turn in ([last] if chat.template.last_only else range(1, last + 1))]
+
+
+def _check_turn(chat: ChatTokenizer, probe: _Probe, turn: int) -> int:
+    """Run the probes on one turn; the id that ends it."""
+    if not (probe.turns == turn).any():
+        raise TemplateError(f"the assistant mask of turn {turn} is empty in a small conversation: {probe.text!r}")
+    prompt_end, turn_end = chat.template.around_turn(probe.messages, None, turn, probe.text)
+    said_end = _check_said(probe, turn, prompt_end, turn_end)
+    _check_prompt(chat, probe, turn, prompt_end)
+    return _check_end(chat, probe, turn, (said_end, turn_end))
+
+
+def _check_said(probe: _Probe, turn: int, prompt_end: int, turn_end: int) -> int:
+    """Where the assistant's words end, which must lie in the turn's mask."""
+    content = probe.messages[assistant_positions(probe.messages)[turn - 1]]["content"]
+    masked = [(span.start, span.end) for span in probe.rendered.spans if span.turn == turn]
+    start = probe.text.find(content, prompt_end, turn_end)
+    end = start + len(content)
+    if not any(first <= start and end <= stop for first, stop in masked):
+        raise TemplateError(
+            f"the mask of assistant turn {turn} does not hold what the assistant says, {content!r}; it covers "
+            f"{[probe.text[first:stop] for first, stop in masked]}. Put the message's content inside the generation "
+            "block, outside any macro or set block"
+        )
+    return end
+
+
+def _check_prompt(chat: ChatTokenizer, probe: _Probe, turn: int, prompt_end: int) -> None:
+    start = min(span.start for span in probe.rendered.spans if span.turn == turn)
+    if start < prompt_end:
+        raise TemplateError(
+            f"the mask of assistant turn {turn} begins with {probe.text[start:prompt_end]!r}, which belongs to the "
+            "generation prompt: open the generation block after the assistant's header"
+        )
+    prompt = probe.text[:prompt_end]
+    prompt_ids = chat.token_ids(prompt)
+    if not np.array_equal(prompt_ids, probe.ids[: len(prompt_ids)]):
+        raise TemplateError(
+            f"the tokenizer merges the end of the generation prompt, {prompt[-16:]!r}, "
+            f"with the first characters of assistant turn {turn}: the target would read other tokens here than when it "
+            "generates. End the prompt where a token ends"
+        )
+
+
+def _check_end(chat: ChatTokenizer, probe: _Probe, turn: int, tail: tuple[int, int]) -> int:
+    """The first special token among the characters that the template writes after the assistant's words."""
+    first, stop = (len(chat.token_ids(probe.text[:end])) for end in tail)
+    special = set(chat.tokenizer.all_special_ids) | set(chat.tokenizer.added_tokens_decoder)
+    ends = [index for index in range(first, stop) if int(probe.ids[index]) in special]
+    if not ends:
+        raise TemplateError(
+            f"assistant turn {turn} ends with {probe.text[slice(*tail)]!r}, which holds no special token: nothing says "
+            "where the turn ends. Use a template that writes an end-of-turn token after the assistant's content"
+        )
+    end = int(probe.ids[ends[0]])
+    if probe.turns[ends[0]] != turn:
+        raise TemplateError(
+            f"the token that ends assistant turn {turn}, {chat.tokenizer.convert_ids_to_tokens(end)!r}, is outside the "
+            "mask, so the draft would never learn to stop: close the generation block after it"
+        )
+    return end

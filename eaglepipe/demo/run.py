@@ -29,7 +29,8 @@ from eaglepipe.files.publish import publish_bytes, publish_json, published_folde
 from eaglepipe.generation.regenerate import RegenerateResult, run_regenerate
 from eaglepipe.precompute.stage import PrecomputeResult, run_precompute
 from eaglepipe.progress import ProgressLine
-from eaglepipe.recipe.load import Recipe, dump_recipe, load_recipe, parse_recipe
+from eaglepipe.recipe.load import dump_recipe, load_recipe, parse_recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.resources import shipped_recipes
 from eaglepipe.train import TrainResult, run_training
 

@@ -16,7 +16,7 @@ from eaglepipe.estimate.table import cost_table
 from eaglepipe.files.publish import free_bytes
 from eaglepipe.precompute.inputs import read_stage1_inputs, with_settings
 from eaglepipe.recipe.config import PROFILES, CacheConfig
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.speed import forward_seconds
 
 DISK_BYTES_PER_SECOND = 1e9

@@ -13,7 +13,8 @@ from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 from eaglepipe.files.tensors import load_tensors
-from eaglepipe.recipe.load import Recipe, load_recipe
+from eaglepipe.recipe.load import load_recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.data.aux_subset import choose_aux_layers
 from eaglepipe.training.data.batch import Split, TrainingSource
 from eaglepipe.training.data.order import choose_heldout, split_samples

@@ -9,7 +9,8 @@ from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.errors import CorruptError, EaglepipeError
 from eaglepipe.files.json_object import read_json_object, text_config
-from eaglepipe.recipe.load import Recipe, load_recipe
+from eaglepipe.recipe.load import load_recipe
+from eaglepipe.recipe.tree import Recipe
 
 RECIPE_FILE, TRAIN_FILE, EVAL_FILE = "recipe.yaml", "train.json", "eval.json"
 TARGET_CONFIG_FILE = "target_config.json"

@@ -23,7 +23,7 @@ from eaglepipe.generation.generate import Sampling
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
 from eaglepipe.progress import ProgressLine, format_seconds
 from eaglepipe.recipe.config import RegenerateConfig
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import check_tokenizer_fits, load_target, resolve_folder

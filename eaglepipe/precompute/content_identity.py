@@ -13,7 +13,7 @@ from eaglepipe.cache.storage import cache_root
 from eaglepipe.chat.sources import data_fingerprint, source_name
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.precompute.inputs import Stage1Inputs
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import resolve_folder
 

@@ -15,7 +15,7 @@ from eaglepipe.chat.sources import check_regenerated
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.devices import resolve_device
 from eaglepipe.recipe.config import CacheConfig
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import check_tokenizer_fits, read_model_config, resolve_folder, text_config_of
 from eaglepipe.vocab import draft_vocab_size

@@ -7,7 +7,7 @@ from eaglepipe.chat.sources import check_regenerated, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer, load_tokenizer
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.chat.types import DropCounts
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.load import resolve_folder
 
 

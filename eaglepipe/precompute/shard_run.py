@@ -3,10 +3,14 @@
 Any number of processes may do this on one folder: a shard is claimed through a file lock that ends with its process.
 """
 
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 
 from eaglepipe.cache.background import BackgroundShard
@@ -14,18 +18,49 @@ from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FI
 from eaglepipe.cache.reader import missing_shards
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.seal import HEAD_FILE
+from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import ShardWriter, sidecar_path
+from eaglepipe.errors import ConfigError
 from eaglepipe.files.publish import publish_bytes, publish_json
 from eaglepipe.precompute.batch_job import capture_batch
-from eaglepipe.precompute.batches import Batch
 from eaglepipe.precompute.inputs import Stage1Inputs
+from eaglepipe.precompute.layout import Batch
 from eaglepipe.precompute.plan import PrecomputePlan
-from eaglepipe.precompute.worker import Worker, claim_shard
 from eaglepipe.progress import ProgressLine
 from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.model import TargetModel
 from eaglepipe.vocab import vocab_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Process `rank` of `count` that share a cache: it takes the shards with number % count == rank."""
+
+    rank: int = 0
+    count: int = 1
+
+    def takes(self, shard: int) -> bool:
+        return shard % self.count == self.rank
+
+
+def parse_worker(text: str | None) -> Worker:
+    """Return the share `i/n`; of None, the share that torchrun gives this process, else all.
+
+    Raises:
+        ConfigError: another text.
+    """
+    if text is None:
+        return worker_from_environment()
+    rank, _, count = text.partition("/")
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise ConfigError(f"--workers {text!r}: expected i/n with 0 <= i < n, such as 0/4")
+    return Worker(rank=int(rank), count=int(count))
+
+
+def worker_from_environment() -> Worker:
+    """Return the share that torchrun gives this process, else all."""
+    return Worker(rank=int(os.environ.get("RANK", "0")), count=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 class ShardRun:
@@ -49,7 +84,7 @@ class ShardRun:
         written = 0
         with ProgressLine("precompute", total=total, unit="tok", plain_interval_seconds=5.0) as progress:
             for shard in shards:
-                with claim_shard(folder, shard) as claimed:
+                with _claim(folder, shard) as claimed:
                     if claimed and not sidecar_path(folder, shard).exists():
                         self._write(shard, progress)
                         written += 1
@@ -90,6 +125,18 @@ class ShardRun:
         rate = self._tokens / (time.monotonic() - self._started)
         gigabytes = self._plan.layout.cost.total * self._tokens / 1e9
         progress.update(num_tokens, f"{rate:,.0f} tok/s · {gigabytes:.3g} GB · {self._drops} dropped")
+
+
+@contextmanager
+def _claim(folder: Path, shard: int) -> Iterator[bool]:
+    """Hold a lock on a shard, which ends with its process; False if another process holds it."""
+    locks = folder / WORK_FOLDER / "claims"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / f"{shard:05d}.lock", blocking=False):
+            yield True
+    except Timeout:
+        yield False
 
 
 def publish_fixed_files(inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel) -> None:

@@ -21,10 +21,9 @@ from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout
 from eaglepipe.precompute.plan import PrecomputePlan, begin_plan, find_begun, preview_plan, resume_plan
-from eaglepipe.precompute.shard_run import ShardRun, publish_fixed_files
-from eaglepipe.precompute.worker import Worker, worker_from_environment
+from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files, worker_from_environment
 from eaglepipe.progress import format_seconds
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.capture import load_target_model
 from eaglepipe.target.fingerprint import weights_fingerprint
@@ -162,7 +161,7 @@ def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, r
 
 
 def _report_missing_draft(architectures: list[str], family: Family, report: Report) -> None:
-    """Warn before the forward if stage 2 will have no draft; the cache may serve other tools."""
+    """Report before the forward, not after it, that stage 2 will have no draft; the cache may serve other families."""
     try:
         family.load(family.draft_spec)(architectures)
     except DraftError as error:

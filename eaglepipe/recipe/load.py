@@ -1,4 +1,4 @@
-"""The whole recipe: one typed tree of settings, from a YAML file plus `section.key=value` overrides.
+"""Recipes from YAML files plus `section.key=value` overrides.
 
 `train.objective` chooses the family and with it the class of the recipe. Unknown keys are errors that name the nearest
 key, and all errors are reported at once.
@@ -6,58 +6,17 @@ key, and all errors are reported at once.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from eaglepipe.errors import ConfigError
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
-from eaglepipe.recipe.config import (
-    CacheConfig,
-    DataConfig,
-    PrecomputeConfig,
-    RegenerateConfig,
-    Section,
-    TargetConfig,
-    VocabConfig,
-)
 from eaglepipe.recipe.explain import explain
 from eaglepipe.recipe.foreign import drop_foreign_defaults
-from eaglepipe.recipe.training import DraftConfig, TrainConfig
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.recipe.yaml_file import apply_override, read_yaml
-
-
-class Recipe(Section):
-    """A whole pipeline; each family has a subclass with its own `draft` and `train`."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    target: TargetConfig
-    data: DataConfig
-    vocab: VocabConfig = VocabConfig()
-    cache: CacheConfig = CacheConfig()
-    precompute: PrecomputeConfig = PrecomputeConfig()
-    draft: DraftConfig = DraftConfig()
-    train: TrainConfig
-    regenerate: RegenerateConfig | None = None
-
-    @model_validator(mode="after")
-    def _rows_fit_their_budget(self) -> Self:
-        if self.train.micro_batch_tokens > self.train.batch_tokens:
-            raise ValueError("train.micro_batch_tokens is larger than train.batch_tokens")
-        return self
-
-    @model_validator(mode="after")
-    def _cache_serves_the_family(self) -> Self:
-        """Refuse a cache that the family could not learn from before it is made; given caches are checked later."""
-        if self.train.caches is not None:
-            return self
-        cache = self.cache.model_dump()
-        if self.vocab.draft_size is None:
-            cache["full_head"] = True  # the draft's rows are all of them
-        if unmet := self.train.family.unmet_needs(cache):
-            raise ValueError(f"train.objective {self.train.objective} needs a cache with {' and '.join(unmet)}")
-        return self
 
 
 def parse_recipe(raw: Mapping[str, Any]) -> Recipe:

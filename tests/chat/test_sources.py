@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eaglepipe.chat.hub import hub_rows
+from eaglepipe.chat.readers import hub_rows
 from eaglepipe.chat.sources import data_fingerprint, is_hub_id, iter_conversations, source_name
 from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import DataError

@@ -17,7 +17,7 @@ from eaglepipe.errors import ConfigError, CorruptError, DraftError
 from eaglepipe.export.write import export_draft
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import preview_training, run_training
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from tests.export.made_drafts import DEPTH, MadeTarget, make_draft, save_draft

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import find_cache
 from eaglepipe.errors import ConfigError, CorruptError, DraftError
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import preview_training, run_training
 from eaglepipe.training.objectives.builders import build_eagle3_draft, publish_draft
 from tests.tiny_project import TinyProject

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 
 from eaglepipe.errors import ConfigError, DataError, EaglepipeError
 from eaglepipe.generation.regenerate import WINDOW_BATCHES, run_regenerate
-from eaglepipe.recipe.load import Recipe, parse_recipe
+from eaglepipe.recipe.load import parse_recipe
+from eaglepipe.recipe.tree import Recipe
 
 BATCH = 2
 WINDOW = BATCH * WINDOW_BATCHES

@@ -16,7 +16,8 @@ from eaglepipe.eagle.registry import EAGLE1_DRAFT_REGISTRY, EAGLE3_DRAFT_REGISTR
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.errors import DraftError, TargetError
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.load import Recipe, parse_recipe
+from eaglepipe.recipe.load import parse_recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import run_training
 from eaglepipe.training.data.batch import TrainingSource
 from eaglepipe.training.data.collate import encode_batch, pack_documents

@@ -18,7 +18,7 @@ from eaglepipe.files.publish import leftovers
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import read_stage1_inputs
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from tests.stage_one import quiet
 from tests.tiny_project import TinyProject
 

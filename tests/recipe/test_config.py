@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.errors import ConfigError
-from eaglepipe.recipe.load import Recipe, dump_recipe, load_recipe
+from eaglepipe.recipe.load import dump_recipe, load_recipe
+from eaglepipe.recipe.tree import Recipe
 
 MINIMAL = "name: x\ntarget: {path: t}\ndata: {sources: [{path: d.jsonl}]}\n"
 

@@ -17,7 +17,8 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import publish_json
-from eaglepipe.recipe.load import Recipe, load_recipe
+from eaglepipe.recipe.load import load_recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import TrainResult, train_from
 from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.run.distributed import join_world

@@ -16,7 +16,8 @@ from typing import Any
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.files.publish import publish_bytes
-from eaglepipe.recipe.load import Recipe, dump_recipe, load_recipe
+from eaglepipe.recipe.load import dump_recipe, load_recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.layers import default_aux_layer_ids
 from tests.studies.families_report import FamiliesReport, FamilyResult, FamilyRun
 

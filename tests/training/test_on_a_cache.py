@@ -10,7 +10,7 @@ from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
 from eaglepipe.evaluation.bigram import bigram_acceptance_length, bigram_table
 from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import preview_training, run_training
 from eaglepipe.training.data.order import split_samples
 from eaglepipe.training.data.source import open_caches

@@ -9,7 +9,8 @@ import torch
 
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample, SampleIndex
-from eaglepipe.recipe.load import Recipe, parse_recipe
+from eaglepipe.recipe.load import parse_recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target_head import HeadSpec
 from eaglepipe.vocab import DraftVocab
 

@@ -14,7 +14,8 @@ from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.report.cache_statistics import cache_statistics
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
-from eaglepipe.recipe.load import Recipe, load_recipe
+from eaglepipe.recipe.load import load_recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.run.metrics import read_metrics
 
 FOLDER, PAGE, TEMPLATE = "report", "report.html", "page.html.jinja"

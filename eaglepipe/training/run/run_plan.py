@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from eaglepipe.cache.identity import diff_fields
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.families import FAMILIES
-from eaglepipe.recipe.load import Recipe
 from eaglepipe.recipe.training import TrainConfig
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.data.batch import PackingLimits, SampleSource, Split, TrainingSource
 from eaglepipe.training.data.order import choose_heldout, epoch_order, split_samples
 from eaglepipe.training.data.packing import count_steps

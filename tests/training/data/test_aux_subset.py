@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from eaglepipe.errors import ConfigError
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import train_from
 from eaglepipe.training.data.aux_subset import choose_aux_layers
 from eaglepipe.training.run.metrics import read_metrics

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.errors import DraftError
 from eaglepipe.recipe.family_settings import PeagleDraftConfig, PeagleTrainConfig
-from eaglepipe.recipe.load import Recipe
+from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import run_training, train_from
 from eaglepipe.training.data.batch import DataPosition, StepPlan
 from eaglepipe.training.data.collate import pack_documents

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.precompute.batches import plan_batches
+from eaglepipe.precompute.layout import plan_batches
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=80).map(lambda values: np.array(values, dtype=np.int64))
 
