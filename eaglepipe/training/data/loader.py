@@ -20,7 +20,7 @@ from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, Row, SampleSource, StepHeader, StepPlan
 from eaglepipe.training.data.buffers import BufferPool
 from eaglepipe.training.data.collate import PackedDocuments, encode_batch, pack_documents, sparse_layout
-from eaglepipe.training.objectives.interface import Draw, Drawn
+from eaglepipe.training.objectives.interface import BatchDraw, DrawFn
 
 STALL_SECONDS = 30.0
 MAX_COPY_THREADS = 4
@@ -53,7 +53,7 @@ class Loader:
         source: SampleSource,
         plans: Iterable[StepPlan],
         *,
-        draw: Draw,
+        draw: DrawFn,
         device: torch.device,
         prefetch_batches: int,
         columns: BatchColumns = BatchColumns(),  # noqa: B008 - frozen
@@ -161,7 +161,7 @@ class Loader:
         return self._source.read(sample)
 
     def _load(
-        self, packed: PackedDocuments, drawn: Drawn, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
+        self, packed: PackedDocuments, drawn: BatchDraw, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
     ) -> _Loaded:
         self._doing = f"copying sample {packed.documents[0][0].sample_id!r} and those packed with it"
         copies: list[Future[None]] = []

@@ -1,6 +1,6 @@
-"""EAGLE-1/2 as an objective, offline: features and head from the cache, noise drawn by sample and epoch.
+"""The objective of EAGLE-1/2: features and head from the cache, noise seeded by sample and epoch.
 
-Both are trained in the same way; EAGLE-2 differs in how a draft is used, by a tree that grows while decoding.
+Both are trained in the same way; EAGLE-2 decodes with a tree that grows dynamically.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from eaglepipe.target_head import TargetHead
 from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, TrainingSource
 from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.costs import FULL_HEAD_COST, FUSE_COST, LAYER_COST, PAIR_COST, Costs
-from eaglepipe.training.objectives.interface import Decoder, Drawn, TrainerModule
+from eaglepipe.training.objectives.interface import BatchDraw, Decoder, TrainerModule
 
 
 @dataclass(frozen=True)
 class Eagle1Objective:
-    """An `Objective`; the loss is a mean over supervised slots, at depth 0 alone.
+    """`Objective` whose loss is a mean over supervised slots, at depth 0 alone.
 
-    Evaluations also follow a chain of `train.ttt_steps` depths; the acceptance length that a training step logs is of
-    the first depth, so at most 2.
+    Evaluations also follow a chain of `train.ttt_steps` depths; a training step logs the acceptance length of the first
+    depth, at most 2.
     """
 
     config: Eagle1TrainConfig
@@ -42,9 +42,9 @@ class Eagle1Objective:
         return (1.0, *[0.0] * (self.config.ttt_steps - 1))
 
     def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
-        """Every token goes through the whole draft, and reads its row, which is about as long as the longest sample.
+        """Every token runs through the whole draft and attends to its row, about as long as the longest sample.
 
-        An evaluation's chain repeats all of it at every depth, which changes no proportion.
+        The chain of an evaluation repeats all of it at every depth, which changes no proportion.
         """
         tokens, supervised = index.num_tokens.astype(np.float64), index.num_supervised.astype(np.float64)
         layer = LAYER_COST + PAIR_COST * float(tokens.max(initial=0.0))
@@ -73,17 +73,17 @@ class Eagle1Objective:
 
         return decode
 
-    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> Drawn:
+    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> BatchDraw:
         steps = self.config.ttt_steps
         computed = 1 if training else steps
         counts = F.pad(count_slots(packed.batch.supervised_chains(computed)), (0, steps - computed))
         if not training or self.config.feature_noise == 0.0:
-            return Drawn(counts=counts)
-        return Drawn(counts=counts, extras={"noise_seeds": _noise_seeds(packed, self.config.seed, epoch)})
+            return BatchDraw(counts=counts)
+        return BatchDraw(counts=counts, extras={"noise_seeds": _noise_seeds(packed, self.config.seed, epoch)})
 
 
 def _noise_seeds(packed: PackedDocuments, seed: int, epoch: int) -> torch.Tensor:
-    """One 32-bit seed a slot, of the slot's document, epoch and run alone: int64 [B, T], 0 in the pad."""
+    """Return a 32-bit seed per slot, int64 [B, T], from document, epoch and run alone; 0 in the padding."""
     seeds = np.zeros(packed.batch.shape, np.int64)
     for row, documents in enumerate(packed.documents):
         start = 0

@@ -1,4 +1,4 @@
-"""EAGLE-3 as an objective: K TTT steps, a decaying weight a step, nothing random."""
+"""The objective of EAGLE-3: K TTT steps with decaying weights, nothing random."""
 
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,12 +17,12 @@ from eaglepipe.training.data.collate import Documents, PackedDocuments
 from eaglepipe.training.data.costs import Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.data.supervision_rows import counted
-from eaglepipe.training.objectives.interface import Decoder, Draw, Drawn, TrainerModule
+from eaglepipe.training.objectives.interface import BatchDraw, Decoder, DrawFn, TrainerModule
 
 
 @dataclass(frozen=True)
 class Eagle3Objective:
-    """An `Objective`; the loss of a step is its mean over the slots that count there."""
+    """`Objective` whose loss at a TTT step is a mean over the slots that the step covers."""
 
     config: Eagle3TrainConfig
     columns: BatchColumns = BatchColumns()  # noqa: RUF009 - frozen
@@ -37,7 +37,7 @@ class Eagle3Objective:
         return tuple(weight / sum(decayed) for weight in decayed)
 
     def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
-        """Supervised slots go through every step; layers before the last see all slots of step 0."""
+        """Supervised slots run through every step; layers before the last also run all slots of step 0."""
         tokens, supervised = index.num_tokens.astype(np.float64), index.num_supervised.astype(np.float64)
         steps = self.config.ttt_steps
         return draft_costs(
@@ -65,7 +65,7 @@ class Eagle3Objective:
         decoder = SupervisionDecoder(source, device=device, dtype=dtype)
         return lambda batch: {"inputs": replace(decoder.decode(batch), draft_mass=batch.extras.get("draft_mass"))}
 
-    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> Drawn:
+    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> BatchDraw:
         drawn = draw_slots(self.config.ttt_steps)(packed, epoch)
         return replace(drawn, extras={"draft_mass": _draft_mass(packed.documents)}) if self._loss.needs_mass else drawn
 
@@ -74,12 +74,12 @@ class Eagle3Objective:
         return StepLoss(kind=self.config.loss, scale=self.config.lk_scale, decay=self.config.lk_decay)
 
 
-def draw_slots(ttt_steps: int) -> Draw:
-    """Count slots at each TTT step; nothing is random."""
-    return lambda packed, _epoch: Drawn(counts=count_slots(packed.batch.covered_steps(ttt_steps)))
+def draw_slots(ttt_steps: int) -> DrawFn:
+    """Return a draw that counts the slots of each TTT step; nothing is random."""
+    return lambda packed, _epoch: BatchDraw(counts=count_slots(packed.batch.covered_steps(ttt_steps)))
 
 
 def _draft_mass(documents: Documents) -> torch.Tensor:
-    """The draft vocabulary's share of the target's distribution at the slots that count, in order: float32 [S]."""
+    """Return the target's probability mass inside the draft vocabulary at the S covered slots, float32 [S]."""
     rows = [document.draft_mass[counted(document)] for document in chain.from_iterable(documents)]
     return torch.from_numpy(np.concatenate([np.empty(0, np.float32), *rows]))

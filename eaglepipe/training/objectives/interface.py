@@ -1,12 +1,12 @@
-"""What an objective supplies, so that loader, learner, loop and evaluation need not know which one they serve.
+"""The interface of an objective to loader, learner, loop and evaluation.
 
-An objective trains over K depths (TTT steps, P-EAGLE depths, or the chain that an evaluation follows). Its loss is
+An objective trains over K depths: TTT steps, P-EAGLE depths, or the chain that an evaluation follows. Its loss is
 
     sum_k loss_weights[k] · loss_sums[k] / normalizers(counts)[k]
 
-with `loss_sums` and `counts` added over all micro-batches and ranks. The counts are known before the first forward of a
-step, because `draw` decides on the host, from metadata and a seed, everything that is random; so each micro-batch can
-be divided by the whole step's numbers, and a step does not depend on how its samples were cut.
+with `loss_sums` and `counts` summed over all micro-batches and ranks. The counts are known before the first forward of
+a step, because `draw` makes every random choice on the host, from metadata and a seed. So each micro-batch is divided
+by the counts of the whole step, and a step does not depend on how its samples are split into micro-batches.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,20 +27,20 @@ Decoder = Callable[[EncodedBatch], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """What is decided about a micro-batch on the host, in the loading thread."""
+class BatchDraw:
+    """Loss counts and random choices of a micro-batch, made on the host in the loading thread."""
 
     counts: torch.Tensor  # int64 [K], elements in the loss at each depth
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Host tensors that travel with the batch, as `EncodedBatch.extras`, and reach the decoder on the device."""
+    """Host tensors that travel with the batch as `EncodedBatch.extras`, so that the decoder gets them on the device."""
 
 
-Draw = Callable[[PackedDocuments, int], Drawn]
-"""(documents of a micro-batch, epoch) -> what is decided about it."""
+DrawFn = Callable[[PackedDocuments, int], BatchDraw]
+"""`Objective.draw` with `training` bound: (documents of a micro-batch, epoch) -> its draw."""
 
 
 class StepMetrics(Protocol):
-    """What a trainer module's forward returns; only `loss` carries a gradient. Rows are [K]."""
+    """Result of a trainer module's forward, [K] except `loss`, which alone carries a gradient."""
 
     @property
     def loss(self) -> torch.Tensor: ...  # float32 [], this batch's share of the objective's loss
@@ -49,7 +49,7 @@ class StepMetrics(Protocol):
     def loss_sums(self) -> torch.Tensor: ...  # float32, summed over the elements of each depth
 
     @property
-    def counts(self) -> torch.Tensor: ...  # int64, elements in the loss; added up they are those of `draw`
+    def counts(self) -> torch.Tensor: ...  # int64, elements in the loss; their sum over batches is that of `draw`
 
     @property
     def correct(self) -> torch.Tensor: ...  # int64, greedy draft token equal to the target's, among `counts`
@@ -62,7 +62,7 @@ class StepMetrics(Protocol):
 
 
 class TrainerModule(Protocol):
-    """What a learner calls of a trainer module, an `nn.Module`."""
+    """The part of a trainer module, an `nn.Module`, that learners use."""
 
     @property
     def compute_loss(self) -> Callable[..., Any]: ...  # (**decoded, normalizers: [K] or None) -> StepMetrics
@@ -79,46 +79,46 @@ class Objective(Protocol):
 
     @property
     def needs_mean_alphas(self) -> bool:
-        """Whether the trainer module takes the mean acceptance of the step before."""
+        """Whether `compute_loss` takes `mean_alphas`, the acceptance of the step before."""
         ...
 
     @property
     def loss_weights(self) -> tuple[float, ...]:
-        """One weight a depth, so K of them."""
+        """K weights, one per depth."""
         ...
 
     @property
     def columns(self) -> BatchColumns:
-        """Which of the cache's columns a batch carries."""
+        """Columns of the cache that a batch carries."""
         ...
 
     def costs(self, index: SampleIndex, *, num_layers: int, training: bool) -> Costs:
-        """What each sample costs to compute, [N], in one unit: ranks and micro-batches get about equal sums of it.
+        """Return the relative compute cost of each sample, [N]; ranks and micro-batches get about equal sums of it.
 
         Args:
             num_layers: of the draft.
-            training: False where the samples are held out.
+            training: False if the samples are held out.
         """
         ...
 
     def normalizers(self, counts: torch.Tensor) -> torch.Tensor:
-        """Counts over all micro-batches and ranks, [K] -> what the depths' loss sums are divided by, [K], never 0."""
+        """Return the positive divisors [K] of the loss sums, from counts [K] over all micro-batches and ranks."""
         ...
 
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> TrainerModule:
-        """Return the trainer module of a draft; it heeds train and eval."""
+        """Return the trainer module of a draft, which behaves by its train or eval mode."""
         ...
 
     def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
-        """What decodes batches on the training device, activations in `dtype`."""
+        """Return the function that decodes batches on the training device, with activations in `dtype`."""
         ...
 
-    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> Drawn:
-        """Count the elements in the loss, and draw whatever is random.
+    def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> BatchDraw:
+        """Count the elements in the loss, and make all random choices.
 
         A pure function of the run's seed, the epoch and each document's `sample_id` and columns: never of rows,
-        micro-batches, ranks, threads or the calls before. With training false (held-out samples; epoch 0) it is also
-        the same at every evaluation. A batch of no document at all is asked about too: counts of 0, still [K].
+        micro-batches, ranks, threads or earlier calls. With `training` false (held-out samples, epoch 0) it is the
+        same at every evaluation. A batch without documents has counts [K] of 0.
         """
         ...
 

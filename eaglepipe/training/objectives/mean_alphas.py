@@ -1,7 +1,7 @@
-"""How well the draft was accepted in the optimizer step before: what the weight of LK loss `lambda` is made from.
+"""Mean acceptance of the draft in the previous optimizer step, from which LK loss `lambda` takes its weight.
 
-A step's own mean is known only after its last micro-batch, on all ranks; the one before it is known to all of them from
-the start, so that a step does not depend on how it was cut.
+A step's own mean is known only after its last micro-batch on all ranks; that of the previous step is known from the
+start, so that a step does not depend on how its samples are split into micro-batches.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ NAME = "mean_alphas"
 
 
 class MeanAlphas:
-    """Mean alpha of each TTT step over the whole optimizer step before; 0 before the first, for full cross-entropy."""
+    """Mean alpha of each TTT step over the previous optimizer step; 0 before the first, for full cross-entropy."""
 
     def __init__(self, num_steps: int, world: World) -> None:
         self._world = world
@@ -22,24 +22,24 @@ class MeanAlphas:
         self._sums = torch.zeros_like(self._means)
 
     def arguments(self) -> dict[str, torch.Tensor]:
-        """For the trainer module's forward."""
+        """Return the arguments of the trainer module's forward."""
         return {NAME: self._means.float()}
 
     def add(self, alpha_sums: torch.Tensor) -> None:
-        """Take note of a micro-batch, [K]."""
+        """Add the sums [K] of a micro-batch."""
         self._sums += alpha_sums.detach()
 
     def close(self, counts: torch.Tensor) -> None:
-        """End an optimizer step of `counts` [K] slots over all ranks; a TTT step without any keeps its mean."""
+        """End an optimizer step of `counts` [K] slots over all ranks; a TTT step without slots keeps its mean."""
         counts, sums = counts.cpu(), self._world.sum(self._sums)
         means = torch.where(counts > 0, sums / counts.clamp(min=1), self._means.cpu())
         self._means = means.to(self._world.device)
         self._sums = torch.zeros_like(self._means)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint has to keep."""
+        """Return the state for a checkpoint."""
         return {NAME: self._means}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         self._means = tensors[NAME].to(self._world.device, copy=True)

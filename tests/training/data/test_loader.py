@@ -15,7 +15,7 @@ from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.objectives.eagle3 import draw_slots
-from eaglepipe.training.objectives.interface import Drawn
+from eaglepipe.training.objectives.interface import BatchDraw
 from tests.training.tiny_source import TinySource, tiny_source
 
 CPU = torch.device("cpu")
@@ -155,9 +155,9 @@ def test_leaving_early_ends_the_thread() -> None:
 def test_what_an_objective_draws_travels_with_its_batch() -> None:
     """By sample id and epoch, here: the same document gets the same draw however the step is cut."""
 
-    def draw(packed: PackedDocuments, epoch: int) -> Drawn:
+    def draw(packed: PackedDocuments, epoch: int) -> BatchDraw:
         names = [int(document.sample_id.split(":")[1]) + 100 * epoch for row in packed.documents for document in row]
-        return Drawn(counts=torch.tensor([len(names), sum(names)]), extras={"names": torch.tensor(names)})
+        return BatchDraw(counts=torch.tensor([len(names), sum(names)]), extras={"names": torch.tensor(names)})
 
     source = tiny_source()
     with open_loader(source, draw=draw) as loader:
