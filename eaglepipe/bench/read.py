@@ -21,6 +21,7 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits
 from eaglepipe.training.data.buffers import BufferPool
 from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.data.order import SampleOrder
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.objectives.eagle3 import draw_slots
 
@@ -139,17 +140,16 @@ def _batches(cache: Cache, buffers: BufferPool) -> Iterator[EncodedBatch]:
     """One epoch as training reads it, into buffers that epochs share; no batch is kept."""
     longest = int(cache.index.num_tokens.max())
     micro_batch_tokens = max(4096, longest)
-    plans = plan_steps(
-        np.arange(cache.num_samples),
-        cache.index.num_tokens,
-        cache.index.num_tokens.astype(np.float64),
+    order = SampleOrder(
+        samples=np.arange(cache.num_samples),
+        num_tokens=cache.index.num_tokens,
         identity=cache.identity,
         seed=0,
         epochs=1,
         batch_tokens=max(16_384, longest),
-        limits=PackingLimits(pack_length=micro_batch_tokens, micro_batch_tokens=micro_batch_tokens),
-        start=DataPosition(),
     )
+    limits = PackingLimits(pack_length=micro_batch_tokens, micro_batch_tokens=micro_batch_tokens)
+    plans = plan_steps(order, order.num_tokens.astype(np.float64), limits=limits, start=DataPosition())
     with Loader(cache, plans, draw=draw_slots(7), device=_HOST, prefetch_batches=4, buffers=buffers) as loader:
         for _, batches in loader:
             yield from batches

@@ -22,6 +22,7 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.target.speed import matmul_rate
 from eaglepipe.training.data.batch import DataPosition, PackingLimits
 from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.data.order import SampleOrder
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import draw_slots
@@ -154,19 +155,16 @@ def _data_wait(bench: _Bench) -> float:
     config = train_settings(bench.preset, bench.workload, int(index.num_tokens.sum()))
     draft: Any = build_eagle3_draft(bench.cache, draft_settings(bench.preset.shape), seed=0)
     learner = Learner(bench.cache, draft, config, World(device=bench.device))
-    plans = plan_steps(
-        np.arange(bench.cache.num_samples),
-        index.num_tokens,
-        learner.costs(index, training=True),
+    order = SampleOrder(
+        samples=np.arange(bench.cache.num_samples),
+        num_tokens=index.num_tokens,
         identity=bench.cache.identity,
         seed=0,
         epochs=_WAIT_EPOCHS,
         batch_tokens=config.batch_tokens,
-        limits=PackingLimits(
-            pack_length=bench.workload.pack_length, micro_batch_tokens=bench.workload.micro_batch_tokens
-        ),
-        start=DataPosition(),
     )
+    limits = PackingLimits(pack_length=bench.workload.pack_length, micro_batch_tokens=config.micro_batch_tokens)
+    plans = plan_steps(order, learner.costs(index, training=True), limits=limits, start=DataPosition())
     draw = draw_slots(config.ttt_steps)
     with Loader(bench.cache, plans, draw=draw, device=bench.device, prefetch_batches=config.prefetch_batches) as loader:
         steps = iter(loader)

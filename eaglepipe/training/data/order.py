@@ -1,6 +1,7 @@
-"""Which samples train, and in which order: pure functions of ids, seed and epoch, not of workers or ranks."""
+"""The samples that train and their order: pure functions of ids, seed and epoch, not of workers or ranks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -12,7 +13,7 @@ _HASH_RANGE = float(2**64)
 
 
 def heldout_hash(sample_id: str) -> float:
-    """A fixed number in [0, 1) for a sample id; the same in every cache, run and version."""
+    """Return a fixed number in [0, 1) for a sample id; the same in every cache, run and version."""
     return xxhash.xxh3_64_intdigest(sample_id.encode()) / _HASH_RANGE
 
 
@@ -35,11 +36,45 @@ def split_samples(sample_ids: Sequence[str], heldout_fraction: float) -> Split:
 
 
 def choose_heldout(sample_ids: Sequence[str], split: Split, max_samples: int | None) -> NDArray[np.int64]:
-    """The held-out samples that an evaluation reads: those of lowest hash, by ascending number."""
+    """Return the held-out samples that an evaluation reads: those of lowest hash, by ascending number."""
     if max_samples is None or len(split.heldout) <= max_samples:
         return split.heldout
     hashes = np.array([heldout_hash(sample_ids[i]) for i in split.heldout])
     return np.sort(split.heldout[np.argsort(hashes, kind="stable")[:max_samples]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOrder:
+    """The order in which the samples of a run train, and the steps that it is divided into."""
+
+    samples: NDArray[np.int64]  # numbers of the samples that train
+    num_tokens: NDArray[np.integer]  # of every sample of the source
+    weights: NDArray[np.float64] | None = None  # of every sample of the source
+    identity: str
+    seed: int
+    epochs: int
+    batch_tokens: int  # of a step, at most; a longer sample is a step of its own
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Return the samples of one epoch in training order."""
+        return epoch_order(self.samples, identity=self.identity, seed=self.seed, epoch=epoch, weights=self.weights)
+
+    def count_steps(self) -> int:
+        """Count the optimizer steps of all epochs, from lengths and weights alone."""
+        orders = map(self.epoch, range(self.epochs))
+        return sum(len(step_ends(self.num_tokens[order], self.batch_tokens)) for order in orders)
+
+
+def step_ends(lengths: NDArray[np.integer], batch_tokens: int) -> NDArray[np.int64]:
+    """Return where each step ends in an order of samples: as many as fit the budget, at least one."""
+    totals = np.cumsum(lengths, dtype=np.int64)
+    ends: list[int] = []
+    start, before = 0, 0
+    while start < len(totals):
+        start = max(int(np.searchsorted(totals, before + batch_tokens, side="right")), start + 1)
+        before = int(totals[start - 1])
+        ends.append(start)
+    return np.array(ends, dtype=np.int64)
 
 
 def epoch_order(
@@ -50,7 +85,7 @@ def epoch_order(
     epoch: int,
     weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """The samples of one epoch in training order; weighted caches are interleaved by the one permutation.
+    """Return the samples of one epoch in training order; weighted caches are interleaved by the one permutation.
 
     Args:
         samples: numbers of the samples that train.
@@ -64,18 +99,18 @@ def epoch_order(
 def weighted_samples(
     samples: NDArray[np.int64], weights: NDArray[np.float64], *, identity: str, seed: int, epoch: int
 ) -> NDArray[np.int64]:
-    """What one epoch holds: a sample of weight w floor(w) times, and once more in a share frac(w) of the epochs.
+    """Return the samples of one epoch: one of weight w floor(w) times, and once more in a share frac(w) of the epochs.
 
     Each epoch has round(w·n) of the n samples that share a weight. Those drawn for the fraction go round a fixed
     permutation, so that over the epochs any two samples are drawn equally often, give or take one.
     """
     parts = []
     for weight in np.unique(weights):
-        of_weight = samples[weights == weight]
-        whole, drawn = divmod(max(1, round(weight * len(of_weight))), len(of_weight))
-        circle = _generator(f"draw/{identity}/{seed}/{float(weight)!r}").permutation(of_weight) if drawn else of_weight
-        places = (epoch * drawn + np.arange(drawn)) % len(of_weight)
-        parts += [np.repeat(of_weight, whole), circle[places]]
+        weighted = samples[weights == weight]
+        whole, drawn = divmod(max(1, round(weight * len(weighted))), len(weighted))
+        circle = _generator(f"draw/{identity}/{seed}/{float(weight)!r}").permutation(weighted) if drawn else weighted
+        places = (epoch * drawn + np.arange(drawn)) % len(weighted)
+        parts += [np.repeat(weighted, whole), circle[places]]
     return np.concatenate([samples[:0], *parts])
 
 

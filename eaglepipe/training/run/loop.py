@@ -56,7 +56,11 @@ def train(run: TrainingRun, state: RunState, stop: StopFlag) -> RunState:
     """
     if run.finished(state):
         return state
-    with _progress(run, state) as progress, _loader(run, state) as loader:
+    total, is_main = run.plan.total_steps, run.world.is_main
+    with (
+        ProgressLine("train", total=total, unit="step", initial=state.step, enabled=is_main) as progress,
+        _loader(run, state) as loader,
+    ):
         if state.step == 0:
             state = _evaluate(run, state, progress.write)
         run.log.start()
@@ -72,24 +76,9 @@ def train(run: TrainingRun, state: RunState, stop: StopFlag) -> RunState:
     return state
 
 
-def _progress(run: TrainingRun, state: RunState) -> ProgressLine:
-    return ProgressLine("train", total=run.plan.total_steps, unit="step", initial=state.step, enabled=run.world.is_main)
-
-
 def _loader(run: TrainingRun, state: RunState) -> Loader:
-    index = run.source.index
-    plans = plan_steps(
-        run.plan.split.train,
-        index.num_tokens,
-        run.learner.costs(index, training=True),
-        identity=run.source.identity,
-        seed=run.config.seed,
-        epochs=run.config.epochs,
-        batch_tokens=run.config.batch_tokens,
-        limits=run.plan.limits,
-        start=state.position,
-        weights=index.weights,
-    )
+    costs = run.learner.costs(run.source.index, training=True)
+    plans = plan_steps(run.plan.order, costs, limits=run.plan.limits, start=state.position)
     return Loader(
         run.source,
         plans,

@@ -12,8 +12,7 @@ from eaglepipe.families import FAMILIES
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.data.batch import PackingLimits, SampleSource, Split, TrainingSource
-from eaglepipe.training.data.order import choose_heldout, epoch_order, split_samples
-from eaglepipe.training.data.packing import count_steps
+from eaglepipe.training.data.order import SampleOrder, choose_heldout, split_samples
 from eaglepipe.training.run.distributed import World
 
 FREE_ON_RESUME = frozenset(
@@ -49,6 +48,7 @@ class RunPlan:
     evaluated: NDArray[np.int64]  # the held-out samples that evaluations read
     total_steps: int
     train_tokens: int  # of the first epoch
+    order: SampleOrder
     limits: PackingLimits
     notes: tuple[str, ...] = ()
 
@@ -67,21 +67,22 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
         world_size=world.size,
         rank=world.rank,
     )
-    steps = count_steps(
-        split.train,
-        index.num_tokens,
+    order = SampleOrder(
+        samples=split.train,
+        num_tokens=index.num_tokens,
+        weights=index.weights,
         identity=source.identity,
         seed=config.seed,
         epochs=config.epochs,
         batch_tokens=config.batch_tokens,
-        weights=index.weights,
     )
-    first = epoch_order(split.train, identity=source.identity, seed=config.seed, epoch=0, weights=index.weights)
+    steps = order.count_steps()
     return RunPlan(
         split=split,
         evaluated=choose_heldout(index.sample_ids, split, config.eval_max_samples),
         total_steps=steps if config.max_steps is None else min(steps, config.max_steps),
-        train_tokens=int(index.num_tokens[first].sum()),
+        train_tokens=int(index.num_tokens[order.epoch(0)].sum()),
+        order=order,
         limits=limits,
         notes=tuple(_notes(split, config)),
     )

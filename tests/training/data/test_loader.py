@@ -12,6 +12,7 @@ from eaglepipe.training.data import loader as loader_module
 from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits, StepPlan
 from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.loader import Loader
+from eaglepipe.training.data.order import SampleOrder
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.objectives.eagle3 import draw_slots
@@ -22,17 +23,16 @@ CPU = torch.device("cpu")
 
 
 def plans(source: TinySource, epochs: int = 1) -> Iterator[StepPlan]:
-    return plan_steps(
-        np.arange(len(source.samples)),
-        source.index.num_tokens,
-        source.index.num_tokens.astype(np.float64),
+    order = SampleOrder(
+        samples=np.arange(len(source.samples)),
+        num_tokens=source.index.num_tokens,
         identity=source.identity,
         seed=0,
         epochs=epochs,
         batch_tokens=48,
-        limits=PackingLimits(pack_length=16, micro_batch_tokens=32),
-        start=DataPosition(),
     )
+    limits = PackingLimits(pack_length=16, micro_batch_tokens=32)
+    return plan_steps(order, order.num_tokens.astype(np.float64), limits=limits, start=DataPosition())
 
 
 def open_loader(source: TinySource, **changes: object) -> Loader:

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from eaglepipe.recipe.family_settings import Eagle3TrainConfig
 from eaglepipe.training.data.batch import DataPosition, PackingLimits, StepPlan
-from eaglepipe.training.data.packing import count_steps, micro_batches, plan_steps, step_ends
+from eaglepipe.training.data.order import SampleOrder, step_ends
+from eaglepipe.training.data.packing import micro_batches, plan_steps
 from eaglepipe.training.objectives.interface import make_objective
 from tests.training.tiny_source import made_index
 
@@ -72,18 +73,11 @@ BEGINNING = DataPosition()
 def plans(rank: int = 0, world_size: int = 1, start: DataPosition = BEGINNING, **cut: int) -> list[StepPlan]:
     num_tokens = np.random.default_rng(0).integers(1, 17, size=50)
     sizes = {"pack_length": 20, "micro_batch_tokens": 40, **cut}
-    plan = plan_steps(
-        np.arange(50),
-        num_tokens,
-        num_tokens.astype(np.float64),
-        identity="cache",
-        seed=3,
-        epochs=2,
-        batch_tokens=70,
-        limits=PackingLimits(**sizes, world_size=world_size, rank=rank),
-        start=start,
+    order = SampleOrder(
+        samples=np.arange(50), num_tokens=num_tokens, identity="cache", seed=3, epochs=2, batch_tokens=70
     )
-    return list(plan)
+    limits = PackingLimits(**sizes, world_size=world_size, rank=rank)
+    return list(plan_steps(order, num_tokens.astype(np.float64), limits=limits, start=start))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
@@ -112,10 +106,11 @@ def test_plan_continues_from_any_position_as_if_never_left() -> None:
 @given(LENGTHS, st.integers(1, 3), st.integers(1, 60))
 def test_steps_are_counted_without_planning_them(lengths: list[int], epochs: int, budget: int) -> None:
     num_tokens, samples = np.array(lengths), np.arange(len(lengths))
-    shared = {"identity": "cache", "seed": 0, "epochs": epochs, "batch_tokens": budget}
+    sizes = {"epochs": epochs, "batch_tokens": budget}
+    order = SampleOrder(samples=samples, num_tokens=num_tokens, identity="cache", seed=0, **sizes)
     limits = PackingLimits(pack_length=20, micro_batch_tokens=20)
-    planned = list(plan_steps(samples, num_tokens, num_tokens * 1.0, **shared, limits=limits, start=BEGINNING))
-    assert count_steps(samples, num_tokens, **shared) == len(planned)
+    planned = list(plan_steps(order, num_tokens * 1.0, limits=limits, start=BEGINNING))
+    assert order.count_steps() == len(planned)
 
 
 def test_every_row_of_a_rank_lists_cache_numbers_not_positions() -> None:
