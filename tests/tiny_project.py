@@ -34,7 +34,8 @@ class TinyProject:
 
 def make_project(folder: Path, *, rows: int = 48) -> TinyProject:
     corpus = write_corpus(folder / "data", seed=0, train_rows=rows, prompt_rows=8)
-    tokenizer = train_tokenizer(corpus.train, VOCAB_SIZE)
+    sources = [half for path in corpus.train for half in _halves(path)]
+    tokenizer = train_tokenizer(sources, VOCAB_SIZE)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
@@ -51,14 +52,14 @@ def make_project(folder: Path, *, rows: int = 48) -> TinyProject:
     LlamaForCausalLM(config).save_pretrained(folder / "target")
     tokenizer.save_pretrained(folder / "target")
     recipe_file = folder / "tiny.yaml"
-    sources = "".join(f"\n    - path: {path}" for path in corpus.train)
+    listed = "".join(f"\n    - path: {path}" for path in sources)
     recipe_file.write_text(
         f"""\
 name: tiny
 target: {{path: {folder / "target"}}}
 data:
   max_length: 256
-  sources:{sources}
+  sources:{listed}
 vocab: {{draft_size: 160}}
 cache: {{root: {folder / "caches"}, profile: exact, shard_bytes: 600KiB}}
 precompute: {{batch_tokens: 1024}}
@@ -78,3 +79,14 @@ train:
         encoding="utf-8",
     )
     return TinyProject(folder=folder, recipe_file=recipe_file)
+
+
+def _halves(path: Path) -> list[Path]:
+    """Replace a file of rows by two, so that the project has four sources."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    middle = len(lines) // 2
+    halves = {path.with_stem(f"{path.stem}-1"): lines[:middle], path.with_stem(f"{path.stem}-2"): lines[middle:]}
+    for half, part in halves.items():
+        half.write_text("".join(part), encoding="utf-8")
+    path.unlink()
+    return list(halves)

@@ -11,15 +11,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from eaglepipe.demo import corpus_calendar, corpus_numbers, corpus_stdlib, corpus_unicode
+from eaglepipe.demo import corpus_calendar, corpus_unicode
 from eaglepipe.demo.corpus_types import Exchange, Source
 
-SOURCE_SHARES: tuple[tuple[Source, float], ...] = (
-    (corpus_unicode.SOURCE, 0.36),
-    (corpus_calendar.SOURCE, 0.28),
-    (corpus_numbers.SOURCE, 0.24),
-    (corpus_stdlib.SOURCE, 0.12),
-)
+SOURCE_SHARES: tuple[tuple[Source, float], ...] = ((corpus_unicode.SOURCE, 0.55), (corpus_calendar.SOURCE, 0.45))
 BRIEF = "Answer in one sentence."
 _TURNS_CUMULATIVE = (0.78, 0.94, 1.0)
 _SYSTEM_SHARE, _BRIEF_SHARE = 0.5, 0.12

@@ -7,19 +7,43 @@ from random import Random
 from eaglepipe.demo.corpus_types import Exchange, Source, listing, plural
 
 YEARS = range(1583, 2400)
-_DAYS_PER_YEAR = 24
 _FIRST_HALF = ("January", "February", "March", "April", "May", "June")
 MONTHS = (*_FIRST_HALF, "July", "August", "September", "October", "November", "December")
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_DAYS_PER_YEAR = 24
+_OFFSET_DAYS = (7, 10, 14, 30, 45, 60, 90, 100)
+_QUESTIONS = {
+    "weekday": (
+        "What day of the week is {}?",
+        "Which weekday is {}?",
+        "On what day does {} fall?",
+        "Tell me about {}.",
+    ),
+    "notations": ("How can I write {}?", "Which notations are there for {}?", "What is {} in ISO 8601?"),
+    "offset": (
+        "What date is {days} days after {}?",
+        "Add {days} days to {}.",
+        "Which day comes {days} days after {}?",
+    ),
+    "place in the year": (
+        "How far into its year is {}?",
+        "How many days lie between New Year and {}?",
+        "In which quarter is {}?",
+    ),
+    "month": ("How long is {}?", "How many days has {}?", "Describe the month of {}."),
+    "weekdays of a month": ("Which days of {} are {weekday}s?", "When are the {weekday}s in {}?"),
+    "year": ("Is {} a leap year?", "How many days has {}?", "What kind of year is {}?"),
+    "weeks of a year": ("On which day does {} begin?", "How many weeks has {}?"),
+}
 
 
 def spelled(day: date) -> str:
-    """`14 March 1983`, in English whatever the locale."""
+    """Return `14 March 1983`, in English whatever the locale."""
     return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
 
 
 def weekday(day: date) -> str:
-    """`Monday`, in English whatever the locale."""
+    """Return `Monday`, in English whatever the locale."""
     return WEEKDAYS[day.weekday()]
 
 
@@ -33,33 +57,28 @@ def _months(year: int) -> list[str]:
 
 def _days(year: int) -> list[str]:
     """Some days of a year, spread over it and not the same in every year."""
-    rng = Random(f"days of {year}")
-    ordinals = rng.sample(range(365), _DAYS_PER_YEAR)
+    ordinals = Random(f"days of {year}").sample(range(365), _DAYS_PER_YEAR)
     return [(date(year, 1, 1) + timedelta(days=ordinal)).isoformat() for ordinal in ordinals]
 
 
 def _exchanges(key: str, rng: Random) -> tuple[Exchange, ...]:
     parts = [int(part) for part in key.split("-")]
     if len(parts) == 1:
-        return _about_year(parts[0], rng)
+        return (_year(parts[0], rng), _weeks_of_year(parts[0], rng))
     if len(parts) == 2:
         return _about_month(parts[0], parts[1], rng)
     day = date(*parts)
-    return (_weekday(day, rng), _notations(day, rng), _shifted(day, rng), _distance(day, rng))
+    return (_weekday(day, rng), _notations(day, rng), _offset(day, rng), _place_in_year(day, rng))
+
+
+def _question(kind: str, label: object, rng: Random, **parts: object) -> str:
+    return rng.choice(_QUESTIONS[kind]).format(label, **parts)
 
 
 def _weekday(day: date, rng: Random) -> Exchange:
     position, year_days = day.timetuple().tm_yday, 365 + calendar.isleap(day.year)
-    question = rng.choice(
-        (
-            f"What day of the week is {spelled(day)}?",
-            f"Which weekday is {spelled(day)}?",
-            f"On what day does {spelled(day)} fall?",
-            f"Tell me about {spelled(day)}.",
-        )
-    )
     return Exchange(
-        question=question,
+        question=_question("weekday", spelled(day), rng),
         sentences=(
             rng.choice((f"{spelled(day)} is a {weekday(day)}.", f"{spelled(day)} falls on a {weekday(day)}.")),
             f"It is day {position} of {day.year}, in ISO week {day.isocalendar().week}, "
@@ -70,15 +89,8 @@ def _weekday(day: date, rng: Random) -> Exchange:
 
 def _notations(day: date, rng: Random) -> Exchange:
     iso = day.isocalendar()
-    question = rng.choice(
-        (
-            f"How can I write {spelled(day)}?",
-            f"Which notations are there for {spelled(day)}?",
-            f"What is {spelled(day)} in ISO 8601?",
-        )
-    )
     return Exchange(
-        question=question,
+        question=_question("notations", spelled(day), rng),
         sentences=(
             f"In ISO 8601, {spelled(day)} is {day.isoformat()}.",
             f"As an ordinal date it is {day.year}-{day.timetuple().tm_yday:03}, "
@@ -88,18 +100,11 @@ def _notations(day: date, rng: Random) -> Exchange:
     )
 
 
-def _shifted(day: date, rng: Random) -> Exchange:
-    days = rng.choice((7, 10, 14, 30, 45, 60, 90, 100))
+def _offset(day: date, rng: Random) -> Exchange:
+    days = rng.choice(_OFFSET_DAYS)
     later, earlier = day + timedelta(days=days), day - timedelta(days=days)
-    question = rng.choice(
-        (
-            f"What date is {days} days after {spelled(day)}?",
-            f"Add {days} days to {spelled(day)}.",
-            f"Which day comes {days} days after {spelled(day)}?",
-        )
-    )
     return Exchange(
-        question=question,
+        question=_question("offset", spelled(day), rng, days=days),
         sentences=(
             f"{days} days after {spelled(day)} is {spelled(later)}, a {weekday(later)}.",
             f"{days} days before it is {spelled(earlier)}, a {weekday(earlier)}.",
@@ -108,22 +113,15 @@ def _shifted(day: date, rng: Random) -> Exchange:
     )
 
 
-def _distance(day: date, rng: Random) -> Exchange:
-    start, end = date(day.year, 1, 1), date(day.year, 12, 31)
-    question = rng.choice(
-        (
-            f"How far into its year is {spelled(day)}?",
-            f"How many days lie between New Year and {spelled(day)}?",
-            f"In which quarter is {spelled(day)}?",
-        )
-    )
-    weeks, days = divmod((day - start).days, 7)
+def _place_in_year(day: date, rng: Random) -> Exchange:
+    elapsed, left = (day - date(day.year, 1, 1)).days, (date(day.year, 12, 31) - day).days
+    weeks, days = divmod(elapsed, 7)
     return Exchange(
-        question=question,
+        question=_question("place in the year", spelled(day), rng),
         sentences=(
             f"{spelled(day)} is in quarter {(day.month + 2) // 3} of {day.year}.",
-            f"It lies {plural((day - start).days, 'day')} after 1 January, which is {plural(weeks, 'week')} "
-            f"and {plural(days, 'day')}, and {plural((end - day).days, 'day')} before 31 December.",
+            f"It lies {plural(elapsed, 'day')} after 1 January, which is {plural(weeks, 'week')} "
+            f"and {plural(days, 'day')}, and {plural(left, 'day')} before 31 December.",
         ),
     )
 
@@ -134,7 +132,7 @@ def _about_month(year: int, month: int, rng: Random) -> tuple[Exchange, ...]:
     chosen = rng.randrange(7)
     dates = [str(day) for day in range(1, length + 1) if (first + day - 1) % 7 == chosen]
     shape = Exchange(
-        question=rng.choice((f"How long is {name}?", f"How many days has {name}?", f"Describe the month of {name}.")),
+        question=_question("month", name, rng),
         sentences=(
             f"{name} has {length} days.",
             f"It begins on a {WEEKDAYS[first]} and ends on a {last}, and touches "
@@ -142,9 +140,7 @@ def _about_month(year: int, month: int, rng: Random) -> tuple[Exchange, ...]:
         ),
     )
     fall = Exchange(
-        question=rng.choice(
-            (f"Which days of {name} are {WEEKDAYS[chosen]}s?", f"When are the {WEEKDAYS[chosen]}s in {name}?")
-        ),
+        question=_question("weekdays of a month", name, rng, weekday=WEEKDAYS[chosen]),
         sentences=(
             f"The {WEEKDAYS[chosen]}s in {name} fall on {listing(dates)}.",
             f"That makes {len(dates)} of them, in a month of {length} days that begins on a {WEEKDAYS[first]}.",
@@ -153,35 +149,30 @@ def _about_month(year: int, month: int, rng: Random) -> tuple[Exchange, ...]:
     return (shape, fall)
 
 
-def _about_year(year: int, rng: Random) -> tuple[Exchange, ...]:
-    leap, first, last = calendar.isleap(year), date(year, 1, 1), date(year, 12, 31)
-    weeks = date(year, 12, 28).isocalendar().week
-    before, after = (next(y for y in years if calendar.isleap(y)) for years in _around(year))
-    kind = "a leap year" if leap else "a common year"
-    return (
-        Exchange(
-            question=rng.choice(
-                (f"Is {year} a leap year?", f"How many days has {year}?", f"What kind of year is {year}?")
-            ),
-            sentences=(
-                f"{year} is {kind} of {365 + leap} days.",
-                f"The leap year before it is {before}, and the one after it is {after}.",
-                f"February {year} has {28 + leap} days.",
-            ),
-        ),
-        Exchange(
-            question=rng.choice((f"On which day does {year} begin?", f"How many weeks has {year}?")),
-            sentences=(
-                f"{year} begins on a {weekday(first)} and ends on a {weekday(last)}.",
-                f"It has {weeks} ISO weeks, and 1 January belongs to week {first.isocalendar().week} "
-                f"of {first.isocalendar().year}.",
-            ),
+def _year(year: int, rng: Random) -> Exchange:
+    leap = calendar.isleap(year)
+    before = next(other for other in range(year - 1, year - 9, -1) if calendar.isleap(other))
+    after = next(other for other in range(year + 1, year + 9) if calendar.isleap(other))
+    return Exchange(
+        question=_question("year", year, rng),
+        sentences=(
+            f"{year} is {'a leap year' if leap else 'a common year'} of {365 + leap} days.",
+            f"The leap year before it is {before}, and the one after it is {after}.",
+            f"February {year} has {28 + leap} days.",
         ),
     )
 
 
-def _around(year: int) -> tuple[range, range]:
-    return range(year - 1, year - 9, -1), range(year + 1, year + 9)
+def _weeks_of_year(year: int, rng: Random) -> Exchange:
+    first, last = date(year, 1, 1), date(year, 12, 31)
+    return Exchange(
+        question=_question("weeks of a year", year, rng),
+        sentences=(
+            f"{year} begins on a {weekday(first)} and ends on a {weekday(last)}.",
+            f"It has {date(year, 12, 28).isocalendar().week} ISO weeks, and 1 January belongs to "
+            f"week {first.isocalendar().week} of {first.isocalendar().year}.",
+        ),
+    )
 
 
 SOURCE = Source(

@@ -35,12 +35,37 @@ CATEGORY_NAMES = {
     "Zp": "paragraph separator",
     "Cf": "format character",
 }
+_QUESTIONS = {
+    "identity": (
+        "Which character is {}?",
+        "What is {} called?",
+        "Tell me about the code point {}.",
+        "What does Unicode say about {}?",
+    ),
+    "encoding": (
+        "How is {} encoded in UTF-8?",
+        "Which bytes does {} take in UTF-8?",
+        "How do I write {} as bytes?",
+        "What are the encodings of {}?",
+    ),
+    "decomposition": (
+        "Does {} decompose?",
+        "What is the decomposition of {}?",
+        "What happens to {} when text is normalised?",
+    ),
+    "neighbours": (
+        "Which characters stand next to {}?",
+        "What comes before and after {}?",
+        "What are the neighbours of {} in the code chart?",
+    ),
+    "name": ("What is the code point of {}?", "Where is {} in Unicode?", "How do I type {} in Python?"),
+}
 _NUMBERED_NAME = re.compile(r"-[0-9A-F]{3,6}$")
-_SHOWN_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lo", "Nd", "No", "Sm", "Sc", "So", "Po"))
+_PRINTED_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lo", "Nd", "No", "Sm", "Sc", "So", "Po"))
 
 
 def notation(character: str) -> str:
-    """`U+00E9`."""
+    """Return `U+00E9`."""
     return f"U+{ord(character):04X}"
 
 
@@ -56,33 +81,28 @@ def _is_one_of_many(character: str, name: str) -> bool:
 
 def _exchanges(key: str, rng: Random) -> tuple[Exchange, ...]:
     character = chr(int(key.removeprefix("U+"), 16))
-    category = unicodedata.category(character)
-    shown = f"{key} ({character})" if category in _SHOWN_CATEGORIES and rng.random() < 0.3 else key
+    is_printed = unicodedata.category(character) in _PRINTED_CATEGORIES and rng.random() < 0.3
+    label = f"{key} ({character})" if is_printed else key
     return (
-        _identity(character, shown, rng),
-        _encoding(character, shown, rng),
-        _decomposition(character, shown, rng),
-        _neighbours(character, shown, rng),
+        _identity(character, label, rng),
+        _encoding(character, label, rng),
+        _decomposition(character, label, rng),
+        _neighbours(character, label, rng),
         _from_name(character, rng),
     )
 
 
-def _identity(character: str, shown: str, rng: Random) -> Exchange:
+def _question(kind: str, label: str, rng: Random) -> str:
+    return rng.choice(_QUESTIONS[kind]).format(label)
+
+
+def _identity(character: str, label: str, rng: Random) -> Exchange:
     name, category = unicodedata.name(character), unicodedata.category(character)
-    question = rng.choice(
-        (
-            f"Which character is {shown}?",
-            f"What is {shown} called?",
-            f"Tell me about the code point {shown}.",
-            f"What does Unicode say about {shown}?",
-        )
-    )
-    kind = CATEGORY_NAMES[category]
     return Exchange(
-        question=question,
+        question=_question("identity", label, rng),
         sentences=(
             rng.choice((f"{notation(character)} is {name}.", f"{notation(character)} is called {name}.")),
-            f"Its general category is {category}, {kind}, and its bidirectional class is "
+            f"Its general category is {category}, {CATEGORY_NAMES[category]}, and its bidirectional class is "
             f"{unicodedata.bidirectional(character)}.",
             *_number_and_case(character),
         ),
@@ -104,43 +124,27 @@ def _number_and_case(character: str) -> tuple[str, ...]:
     return tuple(facts) or ("It has no other case and no numeric value.",)
 
 
-def _encoding(character: str, shown: str, rng: Random) -> Exchange:
-    utf8 = character.encode("utf-8")
+def _encoding(character: str, label: str, rng: Random) -> Exchange:
+    number, utf8 = ord(character), character.encode("utf-8")
     utf16 = character.encode("utf-16-be").hex(" ", 2).upper()
-    question = rng.choice(
-        (
-            f"How is {shown} encoded in UTF-8?",
-            f"Which bytes does {shown} take in UTF-8?",
-            f"How do I write {shown} as bytes?",
-            f"What are the encodings of {shown}?",
-        )
-    )
-    units = plural(len(utf16.split()), "code unit")
-    escape = ascii(character)[1:-1] if ord(character) > 127 else f"\\x{ord(character):02x}"
+    escape = ascii(character)[1:-1] if number > 127 else f"\\x{number:02x}"
     return Exchange(
-        question=question,
+        question=_question("encoding", label, rng),
         sentences=(
             f"In UTF-8, {notation(character)} takes {plural(len(utf8), 'byte')}: {utf8.hex(' ').upper()}.",
-            f"In UTF-16 it takes {units}: {utf16}.",
+            f"In UTF-16 it takes {plural(len(utf16.split()), 'code unit')}: {utf16}.",
             rng.choice(
                 (
-                    f"Python writes it as {escape} or chr({ord(character)}), and HTML as &#{ord(character)};.",
-                    f"Its number is {ord(character)} in decimal: HTML writes &#{ord(character)}; and Python {escape}.",
+                    f"Python writes it as {escape} or chr({number}), and HTML as &#{number};.",
+                    f"Its number is {number} in decimal: HTML writes &#{number}; and Python {escape}.",
                 )
             ),
         ),
     )
 
 
-def _decomposition(character: str, shown: str, rng: Random) -> Exchange:
-    question = rng.choice(
-        (
-            f"Does {shown} decompose?",
-            f"What is the decomposition of {shown}?",
-            f"What happens to {shown} when text is normalised?",
-        )
-    )
-    name = unicodedata.name(character)
+def _decomposition(character: str, label: str, rng: Random) -> Exchange:
+    question, name = _question("decomposition", label, rng), unicodedata.name(character)
     canonical, compatible = (unicodedata.normalize(form, character) for form in ("NFD", "NFKD"))
     if compatible == character:
         return Exchange(
@@ -162,16 +166,9 @@ def _decomposition(character: str, shown: str, rng: Random) -> Exchange:
     )
 
 
-def _neighbours(character: str, shown: str, rng: Random) -> Exchange:
-    question = rng.choice(
-        (
-            f"Which characters stand next to {shown}?",
-            f"What comes before and after {shown}?",
-            f"What are the neighbours of {shown} in the code chart?",
-        )
-    )
+def _neighbours(character: str, label: str, rng: Random) -> Exchange:
     return Exchange(
-        question=question,
+        question=_question("neighbours", label, rng),
         sentences=(
             f"{notation(character)} is {unicodedata.name(character)}.",
             f"Before it comes {_described(ord(character) - 1)}.",
@@ -186,17 +183,10 @@ def _described(code_point: int) -> str:
 
 
 def _from_name(character: str, rng: Random) -> Exchange:
-    name, utf8 = unicodedata.name(character), character.encode("utf-8").hex(" ").upper()
-    question = rng.choice(
-        (
-            f"What is the code point of {name}?",
-            f"Where is {name} in Unicode?",
-            f"How do I type {name} in Python?",
-        )
-    )
-    category = unicodedata.category(character)
+    name, category = unicodedata.name(character), unicodedata.category(character)
+    utf8 = character.encode("utf-8").hex(" ").upper()
     return Exchange(
-        question=question,
+        question=_question("name", name, rng),
         sentences=(
             f"{name} is {notation(character)}.",
             f'In Python it is "\\N{{{name}}}", and ord() of it gives {ord(character)}.',

@@ -74,7 +74,7 @@ def run_demo(
         away.rename(target)  # another objective's run moved it, and this one's cache is still to be made
     regenerated = folder / "data" / "regenerated.jsonl"
     if not away.exists():
-        with stages.stage("corpus", "questions and answers about Unicode, calendar, numbers and the standard library"):
+        with stages.stage("corpus", "questions and answers about Unicode characters and the calendar"):
             data = folder / "data"
             corpus = write_corpus(data, seed=SEED, train_rows=size.train_rows, prompt_rows=size.prompt_rows)
             report(f"{corpus.num_train_rows:,} conversations for the target, {corpus.num_prompt_rows:,} held back")

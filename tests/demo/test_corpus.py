@@ -1,17 +1,14 @@
 """The demo's conversations: true facts, the same bytes each time, and nothing held back that training saw."""
 
-import inspect
 import json
-import math
 import re
-import textwrap
 import unicodedata
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from eaglepipe.demo import corpus_calendar, corpus_numbers, corpus_stdlib, corpus_unicode
+from eaglepipe.demo import corpus_calendar, corpus_unicode
 from eaglepipe.demo.corpus import SOURCE_SHARES, CorpusFiles, questions, read_rows, write_corpus
 from eaglepipe.demo.corpus_types import Source
 
@@ -72,28 +69,6 @@ def test_weekdays_follow_zellers_congruence(key: str) -> None:
 def test_century_years_are_leap_only_every_fourth_time() -> None:
     assert "1900 is a common year of 365 days" in said_about(corpus_calendar.SOURCE, "1900")
     assert "2000 is a leap year of 366 days" in said_about(corpus_calendar.SOURCE, "2000")
-
-
-@pytest.mark.parametrize("number", [16, 255, 4097, 65_535])
-def test_numbers_read_back_as_themselves(number: int) -> None:
-    text = said_about(corpus_numbers.SOURCE, str(number))
-    match = re.search(rf"In hexadecimal, {number} is 0x(\w+), and in octal it is 0o(\w+)\.", text)
-    low_byte = re.search(r"The low byte is 0b([01]{4})_([01]{4}) in binary", text)
-    assert match is not None and low_byte is not None
-    assert [int(match[1], 16), int(match[2], 8)] == [number, number]
-    assert sum(2**place for place, bit in enumerate(reversed(low_byte[1] + low_byte[2])) if bit == "1") == number % 256
-    divided = re.search(rf"{number} divided by (\d+) is (\d+) with remainder (\d+)", text)
-    assert divided is not None
-    divisor, quotient, remainder = map(int, divided.groups())
-    assert quotient * divisor + remainder == number and 0 <= remainder < divisor
-    root = re.search(r"square root is (\d+\.\d+)", text)
-    assert root is not None and math.isclose(float(root[1]) ** 2, number, abs_tol=0.001 * 2 * math.sqrt(number))
-
-
-def test_a_standard_library_answer_quotes_the_signature_and_the_docstring() -> None:
-    text = said_about(corpus_stdlib.SOURCE, "textwrap.dedent")
-    assert f"The call is dedent{inspect.signature(textwrap.dedent)}." in text
-    assert (textwrap.dedent.__doc__ or "").splitlines()[0].rstrip(".") in text
 
 
 def test_there_are_tens_of_thousands_of_distinct_entities() -> None:

@@ -65,7 +65,7 @@ def own_text(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> 
             "cache.aux_codec": "fp32",
             "train.output_dir": str(folder / "run"),
             "train.learning_rate": 0.01,
-            "train.epochs": 3,
+            "train.epochs": 12,
         }
     )
     cache = Path(run_precompute(recipe, report=lambda _: None).folder)

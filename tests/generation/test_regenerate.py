@@ -26,7 +26,7 @@ def target(project, tmp_path_factory) -> Path:
     """Its head's bias keeps it to letters; every fourth of them ends an answer, by its generation config."""
     folder = tmp_path_factory.mktemp("talker")
     tokenizer = AutoTokenizer.from_pretrained(project.target)
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     config = PhiConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
