@@ -1,6 +1,7 @@
-"""Muon in float32: momentum whose update is made orthogonal, which learns from far fewer tokens than AdamW.
+"""Muon: momentum whose update is made orthogonal, which learns from far fewer tokens than AdamW.
 
-Here because PyTorch's own runs it in bfloat16, which is slow on processors without bfloat16 units.
+`torch.optim.Muon` takes the matrices one at a time: for the 168 small ones of the demo's target a step costs six times
+the processor time of these stacked ones.
 Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale that lets it
 share AdamW's learning rate is from Liu et al., "Muon is Scalable for LLM Training" (2025).
 """
@@ -15,7 +16,7 @@ NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon:
-    """The update rule for hidden matrices, equal shapes together; each has a gradient at every step."""
+    """Update rule for hidden matrices, those of equal shape together; each must have a gradient at every step."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], *, momentum: float = 0.95, weight_decay: float = 0.0):
         by_shape: defaultdict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
@@ -27,7 +28,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """One update from the gradients that the parameters hold."""
+        """Update the parameters by their gradients."""
         for parameters, average in self._groups:
             gradient = torch.stack([_gradient(parameter) for parameter in parameters])
             average.lerp_(gradient, 1.0 - self._momentum)

@@ -1,12 +1,8 @@
-"""How much of everything a demo makes: a glance, or the five minutes of `make demo`."""
+"""How much of everything a demo makes: a minute's worth, or the five minutes of `make demo`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from eaglepipe.demo.target import TargetTraining
-from eaglepipe.errors import ConfigError
-from eaglepipe.files.json_object import read_json_object
-from eaglepipe.files.publish import publish_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +26,3 @@ FAST = DemoSize(
     settings=("train.epochs=1", "train.eval_every_steps=20", "regenerate.max_new_tokens=64"),
 )
 STANDARD = DemoSize(name="standard", training=TargetTraining())
-
-
-def claim_folder(folder: Path, size: DemoSize) -> None:
-    """Note the size of the demo that `folder` is for: what is there already would be taken for this one's.
-
-    Raises:
-        ConfigError: a demo of another size has been made there.
-    """
-    file = folder / "size.json"
-    if not file.exists():
-        publish_json(file, {"size": size.name})
-        return
-    found = read_json_object(file)["size"]
-    if found != size.name:
-        raise ConfigError(f"{folder} is of a {found} demo, not of a {size.name} one: give another --folder")

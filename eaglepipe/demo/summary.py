@@ -1,57 +1,103 @@
-"""The demo's last page: what was made, what it cost, how good the draft is."""
+"""The demo's last page: the cache, its cost, and the draft's quality."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.precompute.stage import PrecomputeResult
+from eaglepipe.tables import field_table, text_table
+from eaglepipe.train import TrainResult
 
-def summary_text(summary: dict[str, Any], file: Path, page: Path | None) -> str:
-    """The summary, as a person reads it; `file` holds it as JSON."""
-    depth = summary["ttt_steps"]
-    accuracy = " ".join(f"{share:5.1%}" for share in summary["accuracy_by_depth"] or ())
-    conditional = " ".join(f"{share:5.1%}" for share in summary["conditional_acceptance_by_depth"] or ())
-    seconds = summary["seconds_by_stage"]
+
+def summarise(
+    cache: PrecomputeResult,
+    trained: TrainResult,
+    draft_figures: Mapping[str, Any],
+    seconds_by_stage: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the figures of a finished demo, as its `summary.json` holds them."""
+    return {
+        "samples": cache.samples,
+        "tokens": cache.tokens,
+        "supervised_tokens": cache.supervised_tokens,
+        "bytes_per_token": round(cache.bytes / cache.tokens, 1),
+        "cache_bytes": cache.bytes,
+        "cache": cache.folder,
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "heldout_samples": trained.heldout_samples,
+        "heldout_loss_start": trained.heldout_loss_start,
+        "heldout_loss_end": trained.heldout_loss_end,
+        "accuracy_by_depth": trained.accuracy_by_depth,
+        "conditional_acceptance_by_depth": trained.conditional_acceptance_by_depth,
+        "simulated_acceptance_length_start": trained.simulated_acceptance_length_start,
+        "simulated_acceptance_length_end": trained.simulated_acceptance_length_end,
+        **draft_figures,
+        "ttt_steps": len(trained.accuracy_by_depth or ()),
+        "train_tokens_per_s": round(trained.tokens_per_s, 1),
+        "data_wait_share": round(trained.data_wait_share, 4),
+        "draft": trained.draft_folder,
+        "seconds_by_stage": dict(seconds_by_stage),
+    }
+
+
+def summary_page(summary: Mapping[str, Any], file: Path, plots: Path | None) -> str:
+    """Return the summary as a person reads it; `file` holds it as JSON."""
+    s, seconds = summary, summary["seconds_by_stage"]
+    made = {
+        "cache": f"{s['samples']:,} samples, {s['tokens']:,} tokens, {s['bytes_per_token']:,.0f} bytes a token, "
+        f"{s['cache_bytes'] / 1e6:,.0f} MB, verified",
+        "training": f"{s['steps']} steps, best {s['best_step']}, {s['train_tokens_per_s']:,.0f} tokens/s, "
+        f"{s['data_wait_share']:.1%} of the time waiting for data",
+    }
     stages = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    lines = [
-        "",
-        "== summary",
-        f"cache        {summary['samples']:,} samples, {summary['tokens']:,} tokens, "
-        f"{summary['bytes_per_token']:,.0f} bytes a token, {summary['cache_bytes'] / 1e6:,.0f} MB, verified",
-        f"training     {summary['steps']} steps, best {summary['best_step']}, "
-        f"{summary['train_tokens_per_s']:,.0f} tokens/s, {summary['data_wait_share']:.1%} of the time waiting for data",
-        "",
-        f"held out, {summary['heldout_samples']} samples, simulated chain, K = {depth}, greedy",
-        f"                          {'start':>8} {'end':>8}",
-        f"  loss                    {_number(summary['heldout_loss_start'])} {_number(summary['heldout_loss_end'])}",
-        f"  acceptance length       {_number(summary['simulated_acceptance_length_start'])} "
-        f"{_number(summary['simulated_acceptance_length_end'])}",
-        f"  the same, bigram table           {_number(summary['bigram_acceptance_length'])}",
-        f"  accuracy by depth       {accuracy}",
-        f"  accepted if all before  {conditional}",
-        "",
-        *_real_lines(summary),
-        "",
-        f"time         {sum(seconds.values()):.0f} s: {stages}",
-        f"draft        {summary['draft']}",
-        f"summary      {file}",
-        *([] if page is None else [f"plots        {page}"]),
+    left = {"time": f"{sum(seconds.values()):.0f} s: {stages}", "draft": str(s["draft"]), "summary": str(file)}
+    left |= {} if plots is None else {"plots": str(plots)}
+    blocks = ("", "== summary", field_table(made), "", *_heldout(s), "", *_decoded(s), "", field_table(left))
+    return "\n".join(blocks)
+
+
+def _heldout(s: Mapping[str, Any]) -> list[str]:
+    rows = [
+        ("loss", _number(s["heldout_loss_start"]), _number(s["heldout_loss_end"])),
+        (
+            "acceptance length",
+            _number(s["simulated_acceptance_length_start"]),
+            _number(s["simulated_acceptance_length_end"]),
+        ),
+        ("the same, bigram table", "", _number(s["bigram_acceptance_length"])),
     ]
-    return "\n".join(lines)
-
-
-def _real_lines(summary: dict[str, Any]) -> list[str]:
-    identical = summary["greedy_identical"]
-    speedup = summary["real_speedup"]
+    depths = {
+        "accuracy by depth": _shares(s["accuracy_by_depth"]),
+        "accepted if all before": _shares(s["conditional_acceptance_by_depth"]),
+    }
     return [
-        f"decoded with the target, {summary['real_prompts']} held-out prompts, chain, K = {summary['real_depth']}, "
-        "greedy, one at a time",
-        f"  acceptance length       {_number(summary['real_acceptance_length'])} tokens a target forward "
-        f"(replayed from the cache: {summary['replayed_acceptance_length']:.3f})",
-        f"  the same, bigram table  {_number(summary['bigram_real_acceptance_length'])}",
-        f"  the same, prompt lookup {_number(summary['prompt_lookup_acceptance_length'])}",
-        f"  speed                   {_number(speedup)} times the target alone",
-        f"  its text                {'the same as the target alone' if identical is True else identical}",
+        f"held out, {s['heldout_samples']} samples, simulated chain, K = {s['ttt_steps']}, greedy",
+        text_table({" ": "left", "start": "right", "end": "right"}, rows, indent=2),
+        field_table(depths, indent=2),
+    ]
+
+
+def _decoded(s: Mapping[str, Any]) -> list[str]:
+    identical = s["greedy_identical"]
+    replayed = f"replayed from the cache: {s['replayed_acceptance_length']:.3f}"
+    figures = {
+        "acceptance length": f"{_number(s['real_acceptance_length'])} tokens a target forward ({replayed})",
+        "the same, bigram table": _number(s["bigram_real_acceptance_length"]),
+        "the same, prompt lookup": _number(s["prompt_lookup_acceptance_length"]),
+        "speed": f"{_number(s['real_speedup'])} times the target alone",
+        "its text": "the same as the target alone" if identical is True else str(identical),
+    }
+    return [
+        f"decoded with the target, {s['real_prompts']} held-out prompts, chain, K = {s['real_depth']}, greedy, "
+        "one at a time",
+        field_table(figures, indent=2),
     ]
 
 
 def _number(value: float | None) -> str:
-    return "       -" if value is None else f"{value:8.3f}"
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _shares(shares: Sequence[float] | None) -> str:
+    return " ".join(f"{share:.1%}" for share in shares or ())

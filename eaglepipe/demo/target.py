@@ -1,7 +1,7 @@
-"""The demo's target: a small Llama, really trained on the demo's conversations within three minutes of two cores.
+"""The demo's target: a small Llama, trained on the demo's conversations within three minutes of two cores.
 
-Narrow and deep: its layers differ in what they tell a draft, where those of a wide and shallow one of equal cost were
-alike, and it takes many times as long as a draft's one layer, so that drafting pays.
+Narrow and deep: its layers differ in their worth to a draft, which those of a wide and shallow model of equal cost do
+not, and it takes many times as long as a draft's one layer, so that drafting pays.
 
 The number of steps is fixed, so that one machine always makes the same target; a slower one reaches its time limit
 first, and the learning rate follows whichever share is further on, so that it too ends fully annealed.
@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -56,17 +57,6 @@ class TargetTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetStep:
-    """One finished step: `loss` is nats per answer token, `progress` the share of the run that is over."""
-
-    step: int
-    loss: float
-    progress: float
-    seconds: float
-    num_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class TargetReport:
     """A finished target; `loss` is the mean over the last tenth of the steps, in nats per answer token."""
 
@@ -86,38 +76,37 @@ def train_target(
     *,
     training: TargetTraining = TargetTraining(),
     shape: TargetShape = TargetShape(),
-    on_step: Callable[[TargetStep], None] | None = None,
+    on_step: Callable[[float], None] | None = None,
 ) -> TargetReport:
-    """Train a target on the rows of `files` and save it with its tokenizer as a transformers folder."""
+    """Train a target on the rows of `files` and save it with its tokenizer as a transformers folder.
+
+    Args:
+        on_step: called after each step with its loss, in nats per answer token.
+    """
     started = time.monotonic()
     model = build_model(tokenizer, shape, seed=training.seed)
     examples = encode(tokenizer, read_rows(files))
     batches = steps(examples, rows=training.rows, micro_rows=training.micro_rows, seed=training.seed)
-    history = _train(model, batches, training, on_step)
+    losses, num_tokens = _train(model, batches, training, on_step)
     model.config.use_cache = True
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    tail = history[-max(1, len(history) // 10) :]
     return TargetReport(
         folder=folder,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_steps=len(history),
-        num_tokens=history[-1].num_tokens,
-        loss=sum(step.loss for step in tail) / len(tail),
+        num_steps=len(losses),
+        num_tokens=num_tokens,
+        loss=fmean(losses[-max(1, len(losses) // 10) :]),
         seconds=time.monotonic() - started,
-        stopped_by_time=len(history) < training.max_steps,
+        stopped_by_time=len(losses) < training.max_steps,
     )
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, shape: TargetShape, *, seed: int) -> LlamaForCausalLM:
-    """A fresh float32 Llama with tied embeddings for this tokenizer; the caller's random state stays as it was."""
+    """Return a fresh float32 Llama with tied embeddings; the caller's random state stays as it was."""
     config = LlamaConfig(
+        **asdict(shape),
         vocab_size=len(tokenizer),
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
         max_position_embeddings=tokenizer.model_max_length,
         initializer_range=INITIALIZER_RANGE,
         tie_word_embeddings=True,
@@ -140,32 +129,28 @@ def _train(
     model: LlamaForCausalLM,
     batches: Iterator[list[MicroBatch]],
     training: TargetTraining,
-    on_step: Callable[[TargetStep], None] | None,
-) -> list[TargetStep]:
-    optimizers = _Optimizers(model, training)
+    on_step: Callable[[float], None] | None,
+) -> tuple[list[float], int]:
+    """Return the loss of each step, and the tokens of all."""
+    update = _optimizer(model, training)
     started, progress, num_tokens = time.monotonic(), 0.0, 0
-    history: list[TargetStep] = []
+    losses: list[float] = []
     with side_by_side(math.ceil(training.rows / training.micro_rows)) as pool:
         while progress < 1.0:
             batch = next(batches)
-            loss = accumulate_gradients(model, batch, pool)
+            losses.append(accumulate_gradients(model, batch, pool))
             torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-            optimizers.step(training.learning_rate * rate_factor(progress, training.warmup_share))
-            seconds = time.monotonic() - started
-            progress = max((len(history) + 1) / training.max_steps, seconds / training.max_seconds)
+            update(training.learning_rate * rate_factor(progress, training.warmup_share))
+            progress = max(len(losses) / training.max_steps, (time.monotonic() - started) / training.max_seconds)
             num_tokens += sum(micro.num_tokens for micro in batch)
-            step = TargetStep(
-                step=len(history) + 1, loss=loss, progress=progress, seconds=seconds, num_tokens=num_tokens
-            )
-            history.append(step)
             if on_step is not None:
-                on_step(step)
-    return history
+                on_step(losses[-1])
+    return losses, num_tokens
 
 
 @contextmanager
 def side_by_side(num_tasks: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for tasks that run at once, no more than the cores, each with its share of them for its operators.
+    """Yield threads for tasks that run at once, no more than the cores, each with its share of them for its operators.
 
     Operators of a narrow model are too small to be split: two cores get more from two micro-batches than from one.
     """
@@ -180,7 +165,7 @@ def side_by_side(num_tasks: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def rate_factor(progress: float, warmup_share: float) -> float:
-    """Linear warm-up, then linear decay that reaches zero as `progress` reaches one."""
+    """Return a linear warm-up, then a linear decay that reaches zero as `progress` reaches one."""
     if progress < warmup_share:
         return max(progress, 0.01) / warmup_share
     return (1.0 - progress) / (1.0 - warmup_share)
@@ -207,19 +192,18 @@ def _gradients(model: LlamaForCausalLM, num_labels: int, micro: MicroBatch) -> t
     return loss.item(), torch.autograd.grad(loss, list(model.parameters()))
 
 
-class _Optimizers:
-    """Muon for the layers' matrices, AdamW for embeddings and norms."""
+def _optimizer(model: LlamaForCausalLM, training: TargetTraining) -> Callable[[float], None]:
+    """Return a step at a learning rate: Muon for the layers' matrices, AdamW for embeddings and norms."""
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    matrix_ids = set(map(id, matrices))
+    vectors = [parameter for parameter in model.parameters() if id(parameter) not in matrix_ids]
+    muon = Muon(matrices, weight_decay=training.weight_decay)
+    adamw = torch.optim.AdamW(vectors, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
-    def __init__(self, model: LlamaForCausalLM, training: TargetTraining) -> None:
-        matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
-        ours = set(map(id, matrices))
-        others = [parameter for parameter in model.parameters() if id(parameter) not in ours]
-        self._muon = Muon(matrices, weight_decay=training.weight_decay)
-        self._ratio = training.vector_learning_rate_ratio
-        self._adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    def step(learning_rate: float) -> None:
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate * training.vector_learning_rate_ratio
+        adamw.step()
+        muon.step(learning_rate)
 
-    def step(self, learning_rate: float) -> None:
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate * self._ratio
-        self._adamw.step()
-        self._muon.step(learning_rate)
+    return step

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.demo.run import demo_recipe
+from eaglepipe.demo.demo_recipe import demo_recipe
 from eaglepipe.demo.size import FAST, STANDARD, DemoSize
 from eaglepipe.errors import ConfigError
 from eaglepipe.recipe.load import load_recipe

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from eaglepipe.demo.answer_quality import is_loop, measure_answers, shared_words
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
-from eaglepipe.demo.quality import is_loop, judge_answers, shared_words
 from eaglepipe.demo.target import TargetShape, TargetTraining, build_model, rate_factor, train_target
 from eaglepipe.demo.target_data import collate, encode, steps
 from eaglepipe.demo.tokenizer import END_OF_TURN, train_tokenizer
@@ -126,7 +126,7 @@ def test_answers_are_judged_against_the_rows_they_answer(corpus: CorpusFiles, tm
     ]
     answers = [{**row, "id": f"source:{row['id']}"} for row in (right, looping)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
-    report = judge_answers(tmp_path / "answers.jsonl", rows, str.split)
+    report = measure_answers(tmp_path / "answers.jsonl", rows, str.split)
     num_right = sum(message["role"] == "assistant" for message in right["messages"])
     assert report.looping_share == 1 - num_right / report.num_answers
     assert 0.0 < report.shared_words < 1.0

@@ -1,4 +1,4 @@
-"""Is the demo's target worth drafting for? Its own answers to held-back questions, judged by plain counts."""
+"""Quality of the target's own answers to held-back questions, by plain counts."""
 
 import json
 from collections import Counter
@@ -15,8 +15,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityReport:
-    """Answers that loop, answers unlike each other, and words shared with the true answer."""
+class AnswerQuality:
+    """Shares of the answers that loop and that are unlike each other, and of the true answers' words that they hold."""
 
     num_answers: int
     looping_share: float
@@ -24,22 +24,22 @@ class QualityReport:
     shared_words: float
 
 
-def judge_answers(
+def measure_answers(
     regenerated: Path,
     references: Iterable[Row],
     tokenize: Callable[[str], Sequence[object]],
-) -> QualityReport:
+) -> AnswerQuality:
     """Compare a regenerated JSONL file with the corpus rows it answers, matched by their ids' last part."""
-    true = {row["id"]: answers_of(row) for row in references}
+    references_by_id = {row["id"]: answers_of(row) for row in references}
     with regenerated.open(encoding="utf-8") as stream:
         rows = [json.loads(line) for line in islice(stream, MAX_ANSWERS)]
     pairs = [
         (answer, reference)
         for row in rows
-        for answer, reference in zip(answers_of(row), true[row["id"].split(":", 1)[-1]], strict=False)
+        for answer, reference in zip(answers_of(row), references_by_id[row["id"].split(":", 1)[-1]], strict=False)
     ]
     count = max(1, len(pairs))
-    return QualityReport(
+    return AnswerQuality(
         num_answers=len(pairs),
         looping_share=sum(is_loop(tokenize(answer)) for answer, _ in pairs) / count,
         distinct_share=len({answer for answer, _ in pairs}) / count,
@@ -48,17 +48,17 @@ def judge_answers(
 
 
 def answers_of(row: Row) -> list[str]:
-    """The assistant's messages."""
+    """Return the assistant's messages."""
     return [message["content"] for message in row["messages"] if message["role"] == "assistant"]
 
 
 def is_loop(items: Sequence[object]) -> bool:
-    """Whether some run of 8 items occurs at least three times."""
+    """Return whether some run of 8 items occurs at least three times."""
     runs = zip(*(items[offset:] for offset in range(LOOP_NGRAM)), strict=False)
     return max(Counter(runs).values(), default=0) >= LOOP_REPEATS
 
 
 def shared_words(text: str, reference: str) -> float:
-    """Share of the reference's words that the text holds too, from 0 to 1."""
+    """Return the share of the reference's words that the text holds too, from 0 to 1."""
     words = Counter(reference.split())
     return (words & Counter(text.split())).total() / max(1, words.total())
