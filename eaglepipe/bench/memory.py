@@ -1,4 +1,4 @@
-"""`bench memory`: do peak memory of either stage, or the cost of a token in training, grow with the corpus?
+"""`bench memory`: growth of both stages' peak memory, and of a token's cost in training, with the corpus.
 
 Each run is a process of its own.
 """
@@ -13,13 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
+
+from eaglepipe.bench.made_cache import TargetShape
+from eaglepipe.bench.made_project import stage_one_recipe, write_target, write_token_rows
+from eaglepipe.tables import text_table
 
 SAMPLES = 500
 MEDIAN_TOKENS, MAX_TOKENS = 120, 512
-VOCAB_SIZE = 4096
+TARGET_SHAPE = TargetShape(
+    hidden_size=128,
+    intermediate_size=256,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    vocab_size=4096,
+    draft_vocab_size=512,
+    num_hidden_layers=7,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +60,7 @@ class MemoryReport:
 
     @property
     def cost_growth(self) -> float:
-        """How much more time a token takes in training from the larger cache; below 0: less."""
+        """Growth of a token's time in training; below 0 if the larger cache is faster."""
         return self.small_tokens_per_s / self.large_tokens_per_s - 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -57,101 +68,68 @@ class MemoryReport:
         return {**asdict(self), **growth, "train_cost_growth": self.cost_growth}
 
     def table(self) -> str:
-        lines = [
-            f"corpus of {self.small_tokens:,} tokens, and of {self.large_tokens:,}, "
-            f"whose cache is {self.large_cache_bytes / 1e6:,.0f} MB",
-            f"{'peak memory':12} {'small':>10} {'large':>10} {'growth':>8}",
+        rows = [
+            (name, f"{stage.small_bytes / 1e6:,.0f} MB", f"{stage.large_bytes / 1e6:,.0f} MB", f"{stage.growth:.1%}")
+            for name, stage in (("precompute", self.precompute), ("train", self.train))
         ]
-        for name, stage in (("precompute", self.precompute), ("train", self.train)):
-            small, large = stage.small_bytes / 1e6, stage.large_bytes / 1e6
-            lines.append(f"{name:12} {small:>7,.0f} MB {large:>7,.0f} MB {stage.growth:>8.1%}")
-        small_us, large_us = 1e6 / self.small_tokens_per_s, 1e6 / self.large_tokens_per_s
-        lines.append(f"{'train, time':12} {small_us:>4,.0f} µs/tok {large_us:>4,.0f} µs/tok {self.cost_growth:>8.1%}")
-        return "\n".join(lines)
+        times = [f"{1e6 / rate:,.0f} µs/tok" for rate in (self.small_tokens_per_s, self.large_tokens_per_s)]
+        rows.append(("train, time", times[0], times[1], f"{self.cost_growth:.1%}"))
+        table = text_table({"peak memory": "left", "small": "right", "large": "right", "growth": "right"}, rows)
+        return (
+            f"corpus of {self.small_tokens:,} tokens, and of {self.large_tokens:,}, "
+            f"whose cache is {self.large_cache_bytes / 1e6:,.0f} MB\n{table}"
+        )
 
 
 def measure_memory(times: int = 16) -> MemoryReport:
     """Run both stages through the command line on generated token rows and a small random target."""
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as name:
-        folder = Path(name)
-        _write_target(folder / "target")
-        small, large = (_run_both(folder / str(factor), folder / "target", SAMPLES * factor) for factor in (1, times))
+        small, large = (_run_both(Path(name) / str(factor), SAMPLES * factor) for factor in (1, times))
     return MemoryReport(
         times=times,
-        small_tokens=int(small["tokens"]),
-        large_tokens=int(large["tokens"]),
-        large_cache_bytes=int(large["bytes"]),
-        precompute=StageMemory(small_bytes=int(small["precompute"]), large_bytes=int(large["precompute"])),
-        train=StageMemory(small_bytes=int(small["train"]), large_bytes=int(large["train"])),
+        small_tokens=small["tokens"],
+        large_tokens=large["tokens"],
+        large_cache_bytes=large["bytes"],
+        precompute=StageMemory(small_bytes=small["precompute"], large_bytes=large["precompute"]),
+        train=StageMemory(small_bytes=small["train"], large_bytes=large["train"]),
         small_tokens_per_s=small["tokens_per_s"],
         large_tokens_per_s=large["tokens_per_s"],
     )
 
 
-def _write_target(folder: Path) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=7,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=MAX_TOKENS,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def _run_both(folder: Path, target: Path, num_samples: int) -> dict[str, float]:
-    folder.mkdir()
-    _write_rows(folder / "rows.jsonl", num_samples)
-    recipe = folder / "memory.yaml"
-    recipe.write_text(yaml.safe_dump(_recipe(folder, target)))
-    precompute, result = _peak_bytes("precompute", recipe)
-    train, trained = _peak_bytes("train", recipe)
-    return {
-        "precompute": precompute,
-        "train": train,
-        "tokens": result["tokens"],
-        "bytes": result["bytes"],
-        "tokens_per_s": trained["tokens_per_s"],
-    }
-
-
-def _write_rows(path: Path, num_samples: int) -> None:
-    """Random rows whose lengths repeat, so that the larger corpus differs in its size alone."""
+def _run_both(folder: Path, num_samples: int) -> dict[str, Any]:
+    """Return peak bytes by stage, the cache's tokens and bytes, and training's tokens per second."""
+    write_target(folder / "target", TARGET_SHAPE, MAX_TOKENS)
+    # Lengths repeat, so that the larger corpus differs in its size alone.
     lengths = np.random.default_rng(0).lognormal(np.log(MEDIAN_TOKENS), 0.6, SAMPLES).clip(8, MAX_TOKENS).astype(int)
-    rng = np.random.default_rng(1)
-    with path.open("w") as stream:
-        for sample in range(num_samples):
-            length = int(lengths[sample % SAMPLES])
-            ids = rng.integers(0, VOCAB_SIZE, length)
-            mask = np.arange(length) >= length * 0.45
-            stream.write(json.dumps({"input_ids": ids.tolist(), "loss_mask": mask.astype(int).tolist()}) + "\n")
+    rows, vocab_size = np.resize(lengths, num_samples).tolist(), TARGET_SHAPE.vocab_size
+    write_token_rows(folder / "rows.jsonl", rows, vocab_size=vocab_size, assistant_share=0.55)
+    recipe_file = folder / "memory.yaml"
+    recipe_file.write_text(yaml.safe_dump(_recipe(folder)))
+    precompute, cache = _peak_bytes("precompute", recipe_file)
+    train, trained = _peak_bytes("train", recipe_file)
+    sizes = {"tokens": cache["tokens"], "bytes": cache["bytes"], "tokens_per_s": trained["tokens_per_s"]}
+    return {"precompute": precompute, "train": train, **sizes}
 
 
-def _recipe(folder: Path, target: Path) -> dict[str, Any]:
-    return {
-        "name": "memory",
-        "target": {"path": str(target)},
-        "data": {"sources": [{"path": str(folder / "rows.jsonl"), "format": "tokenized"}], "max_length": MAX_TOKENS},
-        "vocab": {"draft_size": 512},
-        "cache": {"root": str(folder / "caches"), "profile": "exact", "shard_bytes": 8 * 2**20},
-        "precompute": {"batch_tokens": 2048, "device": "cpu"},
-        "draft": {"intermediate_size": 128},
-        "train": {
-            "output_dir": str(folder / "run"),
-            "device": "cpu",
-            "ttt_steps": 2,
-            "batch_tokens": 4096,
-            "micro_batch_tokens": 2048,
-            "pack_length": MAX_TOKENS,
-            "eval_every_steps": 10**6,
-            "eval_max_samples": 16,
-            "checkpoint_every_steps": 10**6,
-        },
+def _recipe(folder: Path) -> dict[str, Any]:
+    recipe = stage_one_recipe(
+        folder, max_length=MAX_TOKENS, draft_size=TARGET_SHAPE.draft_vocab_size, batch_tokens=2048
+    )
+    recipe["cache"]["shard_bytes"] = 8 * 2**20
+    recipe["draft"] = {"intermediate_size": 128}
+    recipe["train"] = {
+        "output_dir": str(folder / "run"),
+        "device": "cpu",
+        "ttt_steps": 2,
+        "batch_tokens": 4096,
+        "micro_batch_tokens": 2048,
+        "pack_length": MAX_TOKENS,
+        "eval_every_steps": 10**6,
+        "eval_max_samples": 16,
+        "checkpoint_every_steps": 10**6,
     }
+    return recipe
 
 
 def _peak_bytes(stage: str, recipe: Path) -> tuple[int, dict[str, Any]]:
@@ -160,8 +138,7 @@ def _peak_bytes(stage: str, recipe: Path) -> tuple[int, dict[str, Any]]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     output, errors = process.stdout, process.stderr
     assert output is not None and errors is not None
-    text = output.read()
-    message = errors.read()
+    text, message = output.read(), errors.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, message

@@ -6,6 +6,7 @@ The plain read goes through the shards in order, without asking what is in them.
 
 import itertools
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ import torch
 from eaglepipe.bench.made_cache import TargetShape, chat_lengths, write_made_cache
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.reader import Cache
+from eaglepipe.tables import text_table
 from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits
 from eaglepipe.training.data.buffers import BufferPool
 from eaglepipe.training.data.loader import Loader
@@ -67,19 +69,25 @@ class ReadReport:
         }
 
     def table(self) -> str:
-        lines = [
-            f"bench read: {self.samples:,} samples, {self.tokens:,} tokens, {self.num_bytes / 1e6:,.0f} MB into "
-            f"{self.batches} batches, medians of {self.rounds} rounds",
-            f"  {'':34} {'GB/s':>8} {'of plain':>9} {'tokens/s':>12}",
+        passes = {
+            "plain read of the same bytes": self.raw_seconds,
+            "into training batches": self.seconds,
+            "the same, every digest checked": self.first_touch_seconds,
+        }
+        rows = [
+            (
+                name,
+                f"{self.num_bytes / seconds / 1e9:.2f}",
+                f"{self.raw_seconds / seconds:.2f}",
+                f"{self.tokens / seconds:,.0f}",
+            )
+            for name, seconds in passes.items()
         ]
-        for name, seconds in (
-            ("plain read of the same bytes", self.raw_seconds),
-            ("into training batches", self.seconds),
-            ("the same, every digest checked", self.first_touch_seconds),
-        ):
-            speed, share = self.num_bytes / seconds / 1e9, self.raw_seconds / seconds
-            lines.append(f"  {name:34} {speed:>8.2f} {share:>9.2f} {self.tokens / seconds:>12,.0f}")
-        return "\n".join(lines)
+        table = text_table({"": "left", "GB/s": "right", "of plain": "right", "tokens/s": "right"}, rows, indent=2)
+        return (
+            f"bench read: {self.samples:,} samples, {self.tokens:,} tokens, {self.num_bytes / 1e6:,.0f} MB into "
+            f"{self.batches} batches, medians of {self.rounds} rounds\n{table}"
+        )
 
 
 def measure_read(
@@ -90,22 +98,22 @@ def measure_read(
     Raises:
         CacheError, CorruptError: the cache cannot be read.
     """
-    with _made_or_given(folder, shape, num_samples) as place:
-        checked = Cache.open(place)
+    with _complete_cache(folder, shape, num_samples) as cache_folder:
+        cache = Cache.open(cache_folder)
         buffers = BufferPool()
-        sizes = [_num_bytes(batch) for batch in _batches(checked, buffers)]
-        files = [place / entry.path for entry in checked.manifest.shards]
+        sizes = [sum(tensor.nbytes for tensor in batch.tensors()) for batch in _batches(cache, buffers)]
+        files = [cache_folder / entry.path for entry in cache.manifest.shards]
         seconds = median_seconds(
             {
                 "raw": lambda: _raw_seconds(files, sizes),
-                "loader": lambda: timed(lambda: _exhaust(checked, buffers), _HOST)[0],
-                "first touch": lambda: _first_touch_seconds(place, buffers),
+                "loader": lambda: _epoch_seconds(cache, buffers),
+                "first touch": lambda: _epoch_seconds(Cache.open(cache_folder), buffers),
             },
             rounds,
         )
         return ReadReport(
-            samples=checked.num_samples,
-            tokens=int(checked.index.num_tokens.sum()),
+            samples=cache.num_samples,
+            tokens=int(cache.index.num_tokens.sum()),
             batches=len(sizes),
             num_bytes=sum(sizes),
             seconds=seconds["loader"],
@@ -116,7 +124,7 @@ def measure_read(
 
 
 @contextmanager
-def _made_or_given(folder: Path | None, shape: TargetShape, num_samples: int) -> Iterator[Path]:
+def _complete_cache(folder: Path | None, shape: TargetShape, num_samples: int) -> Iterator[Path]:
     if folder is not None:
         yield folder
         return
@@ -126,14 +134,8 @@ def _made_or_given(folder: Path | None, shape: TargetShape, num_samples: int) ->
         yield Path(name)
 
 
-def _first_touch_seconds(folder: Path, buffers: BufferPool) -> float:
-    cache = Cache.open(folder)
-    return timed(lambda: _exhaust(cache, buffers), _HOST)[0]
-
-
-def _exhaust(cache: Cache, buffers: BufferPool) -> None:
-    for _ in _batches(cache, buffers):
-        pass
+def _epoch_seconds(cache: Cache, buffers: BufferPool) -> float:
+    return timed(lambda: deque(_batches(cache, buffers), maxlen=0), _HOST)[0]
 
 
 def _batches(cache: Cache, buffers: BufferPool) -> Iterator[EncodedBatch]:
@@ -155,10 +157,6 @@ def _batches(cache: Cache, buffers: BufferPool) -> Iterator[EncodedBatch]:
             yield from batches
 
 
-def _num_bytes(batch: EncodedBatch) -> int:
-    return sum(tensor.nbytes for tensor in batch.tensors())
-
-
 def _raw_seconds(files: list[Path], sizes: list[int]) -> float:
     """Fill one buffer as often, and each time as far, as the batches ask for, from the files one after the other."""
     buffer = memoryview(bytearray(max(sizes)))
@@ -173,8 +171,8 @@ def _read_into(buffer: memoryview, files: list[Path], sizes: list[int]) -> None:
         for size in sizes:
             filled = 0
             while filled < size:
-                got = stream.readinto(buffer[filled:size])
-                filled += got
-                if not got:
+                num_read = stream.readinto(buffer[filled:size])
+                filled += num_read
+                if not num_read:
                     stream = next(streams)
                     stream.seek(0)

@@ -1,7 +1,9 @@
-"""What `bench step` found, for programs and for people."""
+"""The report of `bench step`, for programs and for people."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from eaglepipe.tables import field_table, text_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +28,12 @@ class WorkloadReport:
 
     @property
     def ratio(self) -> float:
-        """Supervised tokens a second, times the reference's."""
+        """Supervised tokens a second over the reference's."""
         return self.reference_seconds / self.seconds
 
     @property
     def matmul_seconds(self) -> float:
+        """Time of the path's products alone: projections, MLP, head, and attention's own."""
         return self.linear_seconds + self.attention_seconds
 
     @property
@@ -39,7 +42,7 @@ class WorkloadReport:
 
     @property
     def ratio_to_matmuls(self) -> float:
-        """Time, times that of the path's products alone: projections, MLP, head, and attention's own."""
+        """Time over that of the path's products alone."""
         return self.seconds / self.matmul_seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -97,40 +100,41 @@ class StepReport:
         }
 
     def table(self) -> str:
-        where = self.device if self.device != "cpu" else f"CPU, {self.threads} thread(s)"
-        lines = [f"bench step {self.preset}: {where}, {self.dtype}, medians of {self.rounds} rounds"]
-        for work in self.workloads:
-            lines += ["", *_workload_lines(work)]
-        return "\n".join(lines)
+        device = self.device if self.device != "cpu" else f"CPU, {self.threads} thread(s)"
+        title = f"bench step {self.preset}: {device}, {self.dtype}, medians of {self.rounds} rounds"
+        return "\n\n".join([title, *(_workload_table(workload) for workload in self.workloads)])
 
 
-def _workload_lines(work: WorkloadReport) -> list[str]:
+def _workload_table(work: WorkloadReport) -> str:
     fields = work.to_json()
-    rows = (
-        ("supervised tokens/s", fields["supervised_tokens_per_s"], fields["reference_supervised_tokens_per_s"], "", 1),
-        ("tokens/s", fields["tokens_per_s"], fields["reference_tokens_per_s"], "", 1),
-        ("seconds a pass", work.seconds, work.reference_seconds, "s", 1),
-        ("padding", work.padding, work.reference_padding, "%", 100),
-        ("peak memory", work.peak_bytes, work.reference_peak_bytes, "MB", 1e-6),
-    )
-    lines = [
-        f"{work.name}: {work.tokens:,} tokens, {work.supervised_tokens:,} of them supervised",
-        f"  {'':22} {'this path':>12} {'reference':>12} {'times':>8}",
+    rows = [
+        _row("supervised tokens/s", fields["supervised_tokens_per_s"], fields["reference_supervised_tokens_per_s"]),
+        _row("tokens/s", fields["tokens_per_s"], fields["reference_tokens_per_s"]),
+        _row("seconds a pass", work.seconds, work.reference_seconds, " s"),
+        ("padding", f"{work.padding:.1%}", f"{work.reference_padding:.1%}", ""),
+        _row("peak memory", work.peak_bytes / 1e6, work.reference_peak_bytes / 1e6, " MB"),
     ]
-    for name, mine, other, unit, scale in rows:
-        times = f"{mine / other:8.2f}" if other and name != "padding" else f"{'':8}"
-        lines.append(f"  {name:22} {_number(mine * scale, unit):>12} {_number(other * scale, unit):>12} {times}")
-    rate = f"{fields['flops_per_s'] / 1e9:,.1f} GFLOP/s, {fields['share_of_matmul_rate']:.0%}"
-    lines += [
-        f"  {'arithmetic':22} {rate} of the {work.device_matmul_rate / 1e9:,.1f} of one large matrix product",
-        f"  {'its products alone':22} {work.matmul_seconds:.3g} s: {work.ratio_to_matmuls:.2f} times that "
+    remarks = {
+        "arithmetic": f"{fields['flops_per_s'] / 1e9:,.1f} GFLOP/s, {fields['share_of_matmul_rate']:.0%} of the "
+        f"{work.device_matmul_rate / 1e9:,.1f} of one large matrix product",
+        "its products alone": f"{work.matmul_seconds:.3g} s: {work.ratio_to_matmuls:.2f} times that "
         f"({fields['ratio_to_linear_matmuls']:.2f} without attention's)",
-        f"  {'waiting for data':22} {work.data_wait:.2%} of the time of real steps",
-        f"  {'losses apart by':22} {work.loss_difference:.1e} (relative)",
-    ]
-    return lines
+        "waiting for data": f"{work.data_wait:.2%} of the time of real steps",
+        "losses apart by": f"{work.loss_difference:.1e} (relative)",
+    }
+    table = text_table({"": "left", "this path": "right", "reference": "right", "times": "right"}, rows, indent=2)
+    return "\n".join(
+        [
+            f"{work.name}: {work.tokens:,} tokens, {work.supervised_tokens:,} of them supervised",
+            table,
+            field_table(remarks, indent=2),
+        ]
+    )
 
 
-def _number(value: float, unit: str) -> str:
-    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
-    return f"{text} {unit}".rstrip()
+def _row(name: str, value: float, reference: float, unit: str = "") -> tuple[str, str, str, str]:
+    return name, _number(value) + unit, _number(reference) + unit, f"{value / reference:.2f}" if reference else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
