@@ -20,6 +20,7 @@ from eaglepipe.commands.common import (
     load,
     print_fields,
     print_json,
+    print_report,
     reporter,
 )
 from eaglepipe.commands.export import export
@@ -71,12 +72,12 @@ def main(command: typer.Typer = app) -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    """Where no stage waits for its step to end, stopping at once loses nothing: files appear whole or not at all."""
+    """Stop at once, which loses nothing unless a stage waits for its step to end: files appear whole or not at all."""
     raise StoppedError(f"stopped by {signal.Signals(number).name}; what was published stays, run it again to continue")
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """torch's errors are told by their words, since torch itself may not have been imported."""
+    """Return whether memory ran out; torch's errors are known by their words, as torch may not have been imported."""
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
@@ -149,25 +150,23 @@ def estimate(
     disk_rate: Annotated[float, typer.Option(min=0.001, help="GB/s that the disk reads and writes")] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    """What the recipe's corpus would cost to cache, in every profile: bytes a token, total, time, free disk."""
+    """Price a cache of the recipe's corpus in every profile: bytes a token, total, time, free disk."""
     from eaglepipe.estimate.prices import estimate_recipe
 
     report = estimate_recipe(
         load(recipe, overrides), entries=entries, measure=measure, disk_bytes_per_second=disk_rate * 1e9
     )
-    print_json(report.to_json(), as_json)
-    if not as_json:
-        typer.echo(report.table())
+    print_report(report, as_json)
 
 
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="everything is written here")] = Path("runs/demo"),
-    fast: Annotated[bool, typer.Option(help="a minute in place of five, and a draft that shows it")] = False,
+    fast: Annotated[bool, typer.Option(help="one minute instead of five, for a draft of no use")] = False,
     objective: Annotated[str, typer.Option(help=f"one of {', '.join(FAMILIES)}")] = DEFAULT_FAMILY.name,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole pipeline on data and a target made here: corpus, target, cache, draft, summary."""
+    """Run the whole pipeline on data and a target made here: corpus, target, cache, draft, summary."""
     from eaglepipe.demo.run import run_demo
     from eaglepipe.demo.size import FAST, STANDARD
 
@@ -177,13 +176,13 @@ def demo(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="the folder that `eaglepipe train` wrote")],
+    run: Annotated[Path, typer.Argument(help="a run folder that `eaglepipe train` wrote")],
     cache: Annotated[
         list[Path] | None, typer.Option(help="where its cache is now; default: as its recipe says")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """A run on one page: loss, acceptance, speed and its cache, as HTML and PNG plots."""
+    """Draw a run on one page: loss, acceptance, speed and its cache, as HTML and PNG plots."""
     from eaglepipe.evaluation.report.page import write_report
 
     page = write_report(run, cache)
@@ -194,7 +193,7 @@ def report(
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """What this machine has: versions, devices, free disk, settings from the environment."""
+    """Show this machine's versions, devices, free disk and settings from the environment."""
     from eaglepipe.doctor import examine
 
     print_fields(examine(), as_json)

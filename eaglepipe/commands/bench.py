@@ -15,7 +15,7 @@ def memory(
     times: Annotated[int, typer.Option(min=2, help="how many times larger the second corpus is")] = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Peak memory of both stages, and the cost of a token, on a small corpus and on one many times larger."""
+    """Compare both stages' peak memory, and a token's cost, on a small corpus and on one many times larger."""
     from eaglepipe.bench.memory import measure_memory
 
     print_report(measure_memory(times), as_json)
@@ -27,7 +27,7 @@ def step(
     rounds: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """A training step: the compact path against the plain reference and against its matrix products alone."""
+    """Compare a training step with the plain reference and with its matrix products alone."""
     from eaglepipe.bench.step import measure_step
     from eaglepipe.bench.step_presets import find_step_preset
 
@@ -39,7 +39,7 @@ def read(
     folder: Annotated[Path | None, typer.Argument(help="a complete cache; default: one made for this")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Reading a cache into training batches, against a plain read of the same bytes."""
+    """Compare reading a cache into training batches with a plain read of the same bytes."""
     from eaglepipe.bench.read import measure_read
 
     print_report(measure_read(folder), as_json)
@@ -47,7 +47,7 @@ def read(
 
 @app.command("precompute")
 def precompute(as_json: JsonOption = False) -> None:
-    """Stage 1, against the target's own forward over the same batches."""
+    """Compare stage 1 with the target's own forward over the same batches."""
     from eaglepipe.bench.precompute import measure_precompute
 
     print_report(measure_precompute(), as_json)

@@ -14,6 +14,7 @@ from eaglepipe.commands.common import (
     load,
     print_fields,
     print_json,
+    print_report,
 )
 from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER
 
@@ -31,7 +32,7 @@ def ls(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The caches below a root, and what each was made from."""
+    """List the caches below a root, with their sizes and targets."""
     from eaglepipe.cache.storage import default_root
     from eaglepipe.cache_tools.describe import describe_root, root_table
 
@@ -44,7 +45,7 @@ def ls(
 
 @app.command("info")
 def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
-    """What a cache holds: counts, bytes a token, layers, codecs, identity."""
+    """Show a cache's counts, bytes a token, layers, codecs and identity."""
     from eaglepipe.cache_tools.describe import describe_cache
 
     print_fields(describe_cache(folder), as_json)
@@ -52,7 +53,7 @@ def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
 
 @app.command("path")
 def path(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """The folder of the complete cache that a recipe names, or of each that its train.caches names."""
+    """Print the folder of the complete cache that a recipe names, or of each in its train.caches."""
     for share in cache_shares(load(recipe, overrides)):
         typer.echo(share.folder)
 
@@ -63,7 +64,7 @@ def verify(
     full: Annotated[bool, typer.Option(help="hash every byte")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a cache against its manifest; exit code 3 where something is wrong."""
+    """Check a cache against its manifest; exit code 3 if something is wrong."""
     from eaglepipe.cache.verify import verify_cache
 
     report = verify_cache(folder, full=full)
@@ -78,13 +79,11 @@ def verify(
 
 @app.command("diff")
 def diff(a: CacheArgument, b: CacheArgument, as_json: JsonOption = False) -> None:
-    """What tells two caches apart, field by field; exit code 2 where they differ. Incomplete ones too."""
+    """Compare two caches, complete or not, field by field; exit code 2 if they differ."""
     from eaglepipe.cache.compare import diff_caches
 
     report = diff_caches(a, b)
-    print_json(report.to_json(), as_json)
-    if not as_json:
-        typer.echo(report.table())
+    print_report(report, as_json)
     if not report.equal:
         raise typer.Exit(EXIT_USER)
 
@@ -97,7 +96,7 @@ def peek(
     rows: Annotated[str | None, typer.Option(help="a:b; default: some, from the first supervised token on")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One sample as it is stored: text, assistant mask, and what the target says after each supervised token."""
+    """Show a stored sample: text, assistant mask, and the target's distribution after each supervised token."""
     from eaglepipe.cache_tools.peek_texts import peek_cache
 
     peek = peek_cache(folder, sample, top=top, rows=rows)
@@ -144,26 +143,20 @@ def recode(
         tolerance=tolerance,
         max_entries=max_entries,
     )
-    result = recode_cache(out, source, changes)
-    print_json(result.to_json(), as_json)
-    if not as_json:
-        typer.echo(result.table())
+    print_report(recode_cache(out, source, changes), as_json)
 
 
 @app.command("clean")
 def clean(
     folder: CacheArgument,
-    dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
+    dry_run: Annotated[bool, typer.Option(help="only list what would be removed")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what stopped writers left behind in a cache."""
+    """Remove the files that stopped writers left behind in a cache."""
     from eaglepipe.cache.storage import clean_cache
 
     removed = clean_cache(folder, dry_run=dry_run)
-    if as_json:
-        print_json({"dry_run": dry_run, "paths": [str(path) for path in removed]}, as_json)
-        return
-    for path in removed:
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
-    if not removed:
-        typer.echo("nothing to remove")
+    print_json({"dry_run": dry_run, "paths": [str(path) for path in removed]}, as_json)
+    if not as_json:
+        verb = "would remove" if dry_run else "removed"
+        typer.echo("\n".join(f"{verb} {path}" for path in removed) or "nothing to remove")

@@ -1,4 +1,4 @@
-"""What the commands share: their arguments, loading a recipe, and printing what they return."""
+"""Shared by the commands: their arguments, loading a recipe, and printing results."""
 
 import json
 import os
@@ -15,7 +15,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 
 
 class Report(Protocol):
-    """What a measurement returns, for programs and for people."""
+    """A result that programs and people can read."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -29,22 +29,27 @@ def load(recipe: str, overrides: list[str] | None) -> Any:
 
 
 def recipe_path(recipe: str) -> Path:
-    import difflib
+    """Return the file of a recipe: the path itself, or that of one that ships.
+
+    Raises:
+        ConfigError: it is neither a file, nor named like one, nor a recipe that ships.
+    """
+    from difflib import get_close_matches
 
     from eaglepipe.resources import shipped_recipes
 
-    shipped = shipped_recipes()
-    if Path(recipe).is_file() or recipe not in shipped:
-        if not Path(recipe).is_file() and not recipe.endswith((".yaml", ".yml")):
-            close = difflib.get_close_matches(recipe, shipped, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"those that ship: {', '.join(shipped)}"
-            raise ConfigError(f"no recipe {recipe!r}, neither a file nor one that ships; {hint}")
-        return Path(recipe)
-    return shipped[recipe]
+    path, shipped = Path(recipe), shipped_recipes()
+    if not path.is_file() and recipe in shipped:
+        return shipped[recipe]
+    if not path.is_file() and path.suffix not in (".yaml", ".yml"):
+        close = get_close_matches(recipe, shipped, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"those that ship: {', '.join(shipped)}"
+        raise ConfigError(f"no recipe {recipe!r}, neither a file nor one that ships; {hint}")
+    return path
 
 
 def cache_shares(recipe: Any) -> Any:
-    """What a recipe is trained from: the caches that it names, by its words or, where they fail, by content.
+    """Return the caches that a recipe names, found by its own fields or, if those lead nowhere, by content.
 
     Raises:
         CacheError: there is none.
@@ -62,37 +67,13 @@ def cache_shares(recipe: Any) -> Any:
 
 
 def reporter(as_json: bool) -> Any:
-    """Messages go to standard error where standard output carries JSON."""
+    """Return a printer of messages, which go to standard error if standard output carries JSON."""
     return lambda message: typer.echo(message, err=as_json)
 
 
-def _speaks() -> bool:
-    """Under torchrun the processes share one standard output, and its first one prints the result."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-
-
 def print_json(value: Any, as_json: bool) -> None:
-    if as_json and _speaks():
+    if as_json and _is_first_process():
         typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def print_fields(fields: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(fields, as_json)
-        return
-    if not _speaks():
-        return
-    width = max(map(len, fields))
-    for name, value in fields.items():
-        typer.echo(f"{name:{width}}  {_readable(value)}")
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_readable(item) for item in value) or "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def print_report(report: Report, as_json: bool) -> None:
@@ -101,3 +82,26 @@ def print_report(report: Report, as_json: bool) -> None:
         print_json(report.to_json(), as_json)
     else:
         typer.echo(report.table())
+
+
+def print_fields(fields: dict[str, Any], as_json: bool) -> None:
+    """Print fields as JSON or as a table of names and values."""
+    if as_json:
+        print_json(fields, as_json)
+    elif _is_first_process():
+        from eaglepipe.tables import field_table
+
+        typer.echo(field_table({name: _readable(value) for name, value in fields.items()}))
+
+
+def _is_first_process() -> bool:
+    """Under torchrun the processes share one standard output, and the first one prints the result."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_readable(item) for item in value) or "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eaglepipe.commands.common import JsonOption, print_json, reporter
+from eaglepipe.commands.common import JsonOption, print_report, reporter
 from eaglepipe.errors import ConfigError
 
 
@@ -65,10 +65,7 @@ def evaluate(
         device=device,
         seed=seed,
     )
-    result = evaluate_run(run, options, reporter(as_json))
-    print_json(result.to_json(), as_json)
-    if not as_json:
-        typer.echo(result.table())
+    print_report(evaluate_run(run, options, reporter(as_json)), as_json)
 
 
 def tree_shape(text: str) -> Any:

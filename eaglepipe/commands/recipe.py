@@ -5,14 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eaglepipe.commands.common import (
-    JsonOption,
-    Overrides,
-    RecipeArgument,
-    load,
-    print_json,
-    recipe_path,
-)
+from eaglepipe.commands.common import JsonOption, Overrides, RecipeArgument, load, print_fields, recipe_path
 from eaglepipe.errors import ConfigError
 
 app = typer.Typer(help="The recipes that ship with eaglepipe.", no_args_is_help=True)
@@ -20,19 +13,16 @@ app = typer.Typer(help="The recipes that ship with eaglepipe.", no_args_is_help=
 
 @app.command("ls")
 def ls(as_json: JsonOption = False) -> None:
-    """Names and purposes of the recipes that ship."""
+    """List the recipes that ship, with their purposes."""
     from eaglepipe.resources import shipped_recipes
 
     purposes = {name: _purpose(path) for name, path in shipped_recipes().items()}
-    print_json(purposes, as_json)
-    if not as_json:
-        for name, purpose in purposes.items():
-            typer.echo(f"{name:18} {purpose}")
+    print_fields(purposes, as_json)
 
 
 @app.command("show")
 def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """The resolved recipe, defaults and overrides included."""
+    """Print the resolved recipe, defaults and overrides included."""
     from eaglepipe.recipe.load import dump_recipe
 
     typer.echo(dump_recipe(load(recipe, overrides)), nl=False)
@@ -49,7 +39,7 @@ def cp(
     from eaglepipe.files.publish import publish_bytes
 
     publish_bytes(destination, recipe_path(name).read_bytes())
-    typer.echo(f"{destination}")
+    typer.echo(destination)
 
 
 def _purpose(path: Path) -> str:
