@@ -13,6 +13,7 @@ from eaglepipe.families import Family
 Shapes = dict[str, tuple[int, ...]]
 
 FUSED_NORMS = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
+"""Norms of a layer. Deeper EAGLE-3 layers have one input norm under two names: vLLM reads one, SGLang the other."""
 SGLANG_FC_NORMS = {"aux_norm_low": "fc_norm.0", "aux_norm_mid": "fc_norm.1", "aux_norm_high": "fc_norm.2"}
 
 
@@ -80,33 +81,18 @@ def tensor_shapes(shape: DraftShape) -> Shapes:
 
 
 def _layer_shapes(shape: DraftShape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
+    hidden, inner, reads_aux = shape.hidden_size, shape.intermediate_size, shape.family.reads_aux
     query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    fused = layer == 0 and shape.family.reads_aux
-    for norm in _norms(shape, layer):
+    inputs = 2 * hidden if layer == 0 and reads_aux else hidden
+    for norm in FUSED_NORMS if reads_aux else FUSED_NORMS[2:] if layer == 0 else FUSED_NORMS[1:]:
         yield f"{norm}.weight", (hidden,)
-    inputs = 2 * hidden if fused else hidden
-    projections = {
-        "q_proj": (query, inputs),
-        "k_proj": (key, inputs),
-        "v_proj": (key, inputs),
-        "o_proj": (hidden, query),
-    }
-    for name, size in projections.items():
-        yield f"self_attn.{name}.weight", size
-        if shape.attention_bias:
-            yield f"self_attn.{name}.bias", size[:1]
-    for name, size in {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}.items():
-        yield f"mlp.{name}.weight", size
-        if shape.mlp_bias:
-            yield f"mlp.{name}.bias", size[:1]
-
-
-def _norms(shape: DraftShape, layer: int) -> tuple[str, ...]:
-    """Deeper EAGLE-3 layers have one input norm under two names: vLLM reads one, SGLang the other."""
-    if not shape.family.reads_aux:
-        return FUSED_NORMS[2:] if layer == 0 else FUSED_NORMS[1:]
-    return FUSED_NORMS
+    attention = {"q_proj": (query, inputs), "k_proj": (key, inputs), "v_proj": (key, inputs), "o_proj": (hidden, query)}
+    mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    for part, sizes, has_bias in (("self_attn", attention, shape.attention_bias), ("mlp", mlp, shape.mlp_bias)):
+        for name, size in sizes.items():
+            yield f"{part}.{name}.weight", size
+            if has_bias:
+                yield f"{part}.{name}.bias", size[:1]
 
 
 def tensor_faults(tensors: Mapping[str, torch.Tensor], expected: Shapes, *, optional: Collection[str]) -> Iterator[str]:
