@@ -54,7 +54,7 @@ def open_init(init: str, checkpoints: Path) -> DraftInit:
             return DraftInit(init=init, digest=digest, checkpoints=checkpoints)
     elif record["init"] != init:
         raise DraftError(
-            f"{folder}: no such folder, and this run was initialised from {record['init']}; set draft.init to that"
+            f"{folder}: no such folder; this run was initialised from {record['init']}, set draft.init to it"
         )
     return DraftInit(**{**record, "init": init}, checkpoints=checkpoints, is_recorded=True)
 
@@ -71,11 +71,8 @@ def apply_init(draft: PreTrainedModel, init: DraftInit, *, write_record: bool) -
     """
     if init.is_recorded:
         _restore(draft, init)
-        return (
-            ()
-            if init.folder.exists()
-            else (f"{init.folder} is gone; the run continues with the tensors that it recorded",)
-        )
+        note = f"{init.folder} is gone; the run continues with the tensors that it recorded"
+        return () if init.folder.exists() else (note,)
     before = _frozen_digests(draft)
     notes = init_from(draft, init.folder)
     if write_record:

@@ -47,9 +47,8 @@ def model_card(draft: TrainedDraft, layout: Layout, *, dtype: str, target_name: 
 
 
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("eaglepipe.export", "."), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    files = PackageLoader("eaglepipe.export", ".")
+    environment = Environment(loader=files, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"grouped": "{:,}".format, "percent": "{:.1%}".format}
     return environment.get_template(TEMPLATE)
 

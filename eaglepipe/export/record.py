@@ -1,10 +1,10 @@
 """Collects the record of a draft's run and cache: settings, target, corpus, figures; any part may be missing."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
+from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.errors import CorruptError, EaglepipeError
@@ -30,27 +30,17 @@ class RunRecord:
 def read_record(run: Path) -> RunRecord:
     """Read the files of a run that are there and readable."""
     recipe = load_recipe(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
-    cache, config = _read_cache(recipe)
-    return RunRecord(
-        recipe=recipe,
-        train=_read_if_there(run / TRAIN_FILE),
-        evaluation=_read_if_there(run / EVAL_FILE),
-        cache=cache,
-        target_config=text_config(config),
-    )
-
-
-def _read_cache(recipe: Recipe | None) -> tuple[Manifest | None, dict[str, Any]]:
-    """Return manifest and target config; the cache may be moved or deleted since, and a draft does not need it."""
+    train, evaluation = _read_if_there(run / TRAIN_FILE), _read_if_there(run / EVAL_FILE)
+    record = RunRecord(recipe=recipe, train=train, evaluation=evaluation)
     if recipe is None:
-        return None, {}
+        return record
     try:
         folder = caches_of(recipe)[0].folder
-        if not (folder / MANIFEST_NAME).is_file():
-            return None, {}
-        return load_manifest(folder), _read_if_there(folder / TARGET_CONFIG_FILE)
-    except EaglepipeError:
-        return None, {}
+        manifest = load_manifest(folder)
+    except EaglepipeError:  # moved or deleted since: the draft does not need it
+        return record
+    target_config = text_config(_read_if_there(folder / TARGET_CONFIG_FILE))
+    return replace(record, cache=manifest, target_config=target_config)
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

@@ -23,7 +23,8 @@ CARD_FILE = "README.md"
 FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DEFAULT_DTYPE = "bfloat16"
-DEFAULT_DRAFT_TOKENS = 5
+MAX_DRAFT_TOKENS = 5
+"""Tokens that a server drafts at once by default, unless the training was less deep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,9 @@ def export_draft(
     out = out or _default_folder(source, draft, engine)
     _require_replaceable(out)
     name = target_name or public_name(draft.target.name) or "target"
-    config = engine_config(draft, layout, dtype=dtype, target_name=name, draft_tokens=_draft_tokens(draft))
+    recipe = draft.record.recipe
+    draft_tokens = MAX_DRAFT_TOKENS if recipe is None else min(MAX_DRAFT_TOKENS, recipe.train.depths)
+    config = engine_config(draft, layout, dtype=dtype, target_name=name, draft_tokens=draft_tokens)
     tensors = engine_tensors(draft, layout, DTYPES[dtype])
     with published_folder(out) as folder:
         publish_tensors(folder / WEIGHTS_FILE, tensors)
@@ -90,13 +93,6 @@ def _default_folder(source: Path, draft: TrainedDraft, engine: Engine) -> Path:
     if draft.folder == source:
         return source.with_name(f"{source.resolve().name}-{engine}")
     return source / "export" / engine
-
-
-def _draft_tokens(draft: TrainedDraft) -> int:
-    """Return the number of tokens that a server drafts at once by default: the training's depth, at most 5."""
-    if draft.record.recipe is None:
-        return DEFAULT_DRAFT_TOKENS
-    return min(DEFAULT_DRAFT_TOKENS, draft.record.recipe.train.depths)
 
 
 def _check_own(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Finding, ...]:

@@ -77,7 +77,7 @@ def test_missing_folder_is_an_error_unless_the_run_recorded_it(
 ) -> None:
     caches = [find_cache(recipe)]
     shutil.rmtree(published)
-    with pytest.raises(DraftError, match=r"elsewhere: no such folder, and this run was initialised from .*published"):
+    with pytest.raises(DraftError, match=r"elsewhere: no such folder; this run was initialised from .*published"):
         run_training(initialised_from(recipe, tmp_path / "elsewhere", tmp_path / "second"), caches)
     with pytest.raises(ConfigError, match="init"):
         run_training(with_train(recipe, output_dir=str(tmp_path / "second")), caches)

@@ -40,13 +40,9 @@ def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None)
 def _check_files(folder: Path, layout: Layout) -> Findings:
     names = [path.name for path in draft_weight_files(folder)]
     severity = layout.other_weight_files or ("warning" if len(names) > 1 else None)
-    if names == [WEIGHTS_FILE] or severity is None:
-        return
-    if severity == "error":
-        message = f"{layout.engine} reads {WEIGHTS_FILE} alone, and no sharded files"
-    else:
-        message = f"every reader takes a single {WEIGHTS_FILE}"
-    yield Finding(severity=severity, kind="file", name=names[0], message=message)
+    if severity is not None and names != [WEIGHTS_FILE]:
+        message = f"every reader takes a single {WEIGHTS_FILE}; speculators reads no other files"
+        yield Finding(severity=severity, kind="file", name=names[0], message=message)
 
 
 def _check_contents(draft: StoredDraft, shape: DraftShape, layout: Layout, target: TargetFacts) -> Findings:

@@ -80,10 +80,8 @@ def _speculators_format(config: Mapping[str, Any]) -> Findings:
     if not isinstance(verifier, Mapping) or "architectures" not in verifier or not target:
         yield error("speculators_config.verifier", "required, with name_or_path and architectures")
     elif str(target).count("/") != 1 or str(target).startswith(("/", ".", "~")):
-        yield warning(
-            "speculators_config.verifier.name_or_path",
-            f"{target!r} is not a Hub id: `vllm serve <draft>` would stop, and needs target and draft named separately",
-        )
+        message = f"{target!r} is not a Hub id: `vllm serve <draft>` stops, and needs target and draft named separately"
+        yield warning("speculators_config.verifier.name_or_path", message)
 
 
 def _architecture(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Findings:
@@ -98,9 +96,7 @@ def _architecture(layout: Layout, config: Mapping[str, Any], shape: DraftShape) 
     accepted = {expected, *(layout.also_accepts if shape.family.reads_aux else ())}
     if not isinstance(listed, list) or len(listed) != 1 or listed[0] not in accepted:
         hint = "; this is a run's own draft, to be exported" if str(listed).endswith("DraftModel']") else ""
-        yield error(
-            "architectures", f"{listed!r}; {engine} chooses the model class by it, and expects [{expected!r}]{hint}"
-        )
+        yield error("architectures", f"{listed!r}; {engine} picks the class by it and expects [{expected!r}]{hint}")
 
 
 def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Findings:

@@ -61,6 +61,5 @@ class CheckReport:
 
     def table(self) -> str:
         verdict = "fits" if self.ok else f"does not fit: {len(self.errors)} error(s)"
-        return "\n".join(
-            [*(finding.line() for finding in self.findings), f"{self.folder} for {self.engine}: {verdict}"]
-        )
+        lines = [finding.line() for finding in self.findings]
+        return "\n".join([*lines, f"{self.folder} for {self.engine}: {verdict}"])

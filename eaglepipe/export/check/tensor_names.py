@@ -44,9 +44,8 @@ def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
     first, other = layout.first_layer, "midlayer" if layout.first_layer == "layers.0" else "layers.0"
     is_wrong = other == "midlayer" or shape.family.reads_aux  # without aux states it is layers.0 everywhere
     if layout.first_layer_reader and is_wrong and bare.startswith(f"{other}."):
-        return (
-            f"{layout.first_layer_reader} knows {first}.* only and starts from random values; rename {other} to {first}"
-        )
+        reader = layout.first_layer_reader
+        return f"{reader} knows {first}.* only and starts from random values; rename {other} to {first}"
     if bare.startswith("aux_norm_") and not layout.reads_aux_norms:
         return "only SGLang knows this name; rename it to fc_norm.0, fc_norm.1, fc_norm.2"
     return None
