@@ -14,6 +14,8 @@ Profile = Literal["exact", "compact", "tiny"]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
@@ -24,7 +26,7 @@ class Section(BaseModel):
 
 
 class TargetConfig(Section):
-    """The model that is drafted for."""
+    """The target model."""
 
     path: str = Field(min_length=1, description="local folder, or a Hub id (fetched through huggingface_hub)")
     revision: str | None = None
@@ -45,12 +47,12 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    """Conversations and how they become token ids and a loss mask."""
+    """Conversations, and how they are turned into token ids and a loss mask."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     max_length: Annotated[int, Field(ge=2, strict=True)] = 2048
     on_long: Literal["truncate", "drop"] = "truncate"
-    mask: Literal["auto", "generation", "prefix"] = Field("auto", description="where the assistant mask comes from")
+    mask: Literal["auto", "generation", "prefix"] = Field("auto", description="source of the assistant mask")
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns carry a loss")
     chat_template: str | None = Field(None, description="path of a Jinja file; default: the tokenizer's own")
     chat_template_kwargs: dict[str, Any] = {}
@@ -72,10 +74,10 @@ DEFAULT_PROFILE: Profile = "compact"
 
 
 class CacheConfig(Section):
-    """What is stored for each token, and where; a profile presets the fields that are not given."""
+    """Columns and codecs of a cache, and its folder; a profile presets the fields that are absent."""
 
     root: str | None = Field(None, description="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")
-    profile: Profile | None = Field(DEFAULT_PROFILE, description="a name for presets of the fields that are not given")
+    profile: Profile | None = Field(DEFAULT_PROFILE, description="presets of the fields that are absent")
     supervision: Literal["dense", "sparse", "hidden"] = "hidden"
     aux_codec: StateCodec = "bf16"
     hidden_codec: StateCodec = Field("bf16", description="last hidden states, with supervision: hidden")
@@ -94,11 +96,11 @@ class CacheConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_profile(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        name = given.get("profile", DEFAULT_PROFILE)
-        return {**PROFILES.get(name, {}), **given} if isinstance(name, str) else given
+    def _from_profile(cls, section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        name = section.get("profile", DEFAULT_PROFILE)
+        return {**PROFILES.get(name, {}), **section} if isinstance(name, str) else section
 
     @model_validator(mode="after")
     def _all_states_are_hidden_supervision(self) -> "CacheConfig":
@@ -108,21 +110,21 @@ class CacheConfig(Section):
 
 
 class PrecomputeConfig(Section):
-    """How stage 1 runs; none of it changes what a cache means."""
+    """How stage 1 runs; none of it changes a cache."""
 
     device: Device = "auto"
-    batch_tokens: PositiveInt = Field(16384, description="tokens in one target forward, padding included")
-    head_chunk_rows: PositiveInt = Field(1024, description="supervised rows that go through the lm_head at once")
+    batch_tokens: PositiveInt = Field(16384, description="tokens of one target forward, with padding")
+    head_chunk_rows: PositiveInt = Field(1024, description="supervised rows in one lm_head product")
     queue_batches: PositiveInt = Field(4, description="captured batches that may wait for the disk")
 
 
 class RegenerateConfig(Section):
-    """`eaglepipe data regenerate`: let the target answer the prompts of its sources itself."""
+    """Settings of `eaglepipe data regenerate`, in which the target answers the prompts of its sources itself."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     output: str = Field(description="JSONL file of conversations")
     max_new_tokens: PositiveInt = 512
-    temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    temperature: NonNegative = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     batch_size: PositiveInt = 64
     seed: Seed = 0

@@ -7,12 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from eaglepipe.recipe.config import PositiveInt, TokenId
+from eaglepipe.recipe.config import NonNegative, PositiveInt, Share, TokenId
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.recipe.tree import Recipe
-
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Eagle3DraftConfig(DraftConfig):

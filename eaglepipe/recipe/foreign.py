@@ -1,4 +1,4 @@
-"""Settings of other families than the recipe's own."""
+"""Settings that belong to other families than the recipe's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def families_with(location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
 
 
 def drop_foreign_defaults(raw: Mapping[str, Any], recipe_class: type[BaseModel]) -> dict[str, Any]:
-    """Copy a recipe without the settings that its family lacks and that have their default."""
+    """Return a copy of a recipe without settings that its family lacks, as far as they have their default."""
     recipe = dict(raw)
     for section in _FAMILY_SECTIONS:
         if isinstance(recipe.get(section), Mapping):

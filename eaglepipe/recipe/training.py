@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from eaglepipe.families import FAMILIES, Family
-from eaglepipe.recipe.config import Device, DType, Fraction, PositiveInt, Section, Seed
+from eaglepipe.recipe.config import Device, DType, Fraction, NonNegative, PositiveInt, Section, Seed
 
 
 class DraftConfig(Section):
@@ -32,7 +32,7 @@ class TrainCache(Section):
 
     path: str = Field(min_length=1)
     weight: Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)] = Field(
-        1.0, description="times that each of its samples is expected in an epoch"
+        1.0, description="expected passes over each of its samples in an epoch"
     )
 
     @model_validator(mode="before")
@@ -52,8 +52,8 @@ class TrainConfig(Section):
     )
     objective: str
     epochs: PositiveInt = 1
-    max_steps: PositiveInt | None = Field(None, description="optimizer steps; stops earlier than the epochs do")
-    batch_tokens: PositiveInt = Field(16384, description="tokens of one optimizer step, over all ranks")
+    max_steps: PositiveInt | None = Field(None, description="limit of optimizer steps, if fewer than the epochs have")
+    batch_tokens: PositiveInt = Field(16384, description="tokens of one optimizer step over all ranks")
     micro_batch_tokens: PositiveInt = Field(4096, description="tokens of one forward on one rank: the memory knob")
     pack_length: PositiveInt | None = Field(
         None, description="longest packed row; default: micro_batch_tokens, one row without padding"
@@ -61,7 +61,7 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-4
     min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     warmup_ratio: Fraction = 0.02
-    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    weight_decay: NonNegative = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5
     device: Device = "auto"
