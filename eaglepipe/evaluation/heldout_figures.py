@@ -4,7 +4,6 @@ This simulated acceptance length weighs every position alike. An engine starts a
 before, so that easy stretches, which it crosses in few rounds, weigh less: see `replay` for the figure that it reaches.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,11 +14,10 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.evaluation.bootstrap import Estimate, Floats, bootstrap
 from eaglepipe.evaluation.finished_run import FinishedRun
 from eaglepipe.training.data.batch import DataPosition, StepPlan
-from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.supervision_rows import usable
 from eaglepipe.training.objectives.interface import Objective
 from eaglepipe.training.run.distributed import World
-from eaglepipe.training.run.heldout import summarize
+from eaglepipe.training.run.heldout import planned_batches, summarize
 from eaglepipe.training.run.learner import Counters, Learner
 
 
@@ -45,7 +43,12 @@ class HeldoutFigures:
 def heldout_figures(run: FinishedRun, world: World, *, seed: int) -> tuple[HeldoutFigures, ...]:
     """Run the draft over the held-out samples; return figures of all, then of each source if there are several."""
     learner = Learner(run.source, run.draft, run.recipe.train, world)
-    counters = np.stack([sample.stacked().cpu().numpy() for sample in _sample_counters(run, learner, world)])
+    plans = (
+        StepPlan(samples=np.array([number]), micro_batches=(((int(number),),),), after=DataPosition())
+        for number in run.heldout
+    )
+    batches = planned_batches(learner.evaluation, run.source, plans, config=run.recipe.train, world=world)
+    counters = np.stack([learner.measure(batch).stacked().cpu().numpy() for batch in batches])
     outside = np.stack([_outside_vocabulary(run.source.read(int(sample))) for sample in run.heldout])
     index = run.source.index
     sources = np.array(index.sources)[index.source_of[run.heldout]]
@@ -53,24 +56,6 @@ def heldout_figures(run: FinishedRun, world: World, *, seed: int) -> tuple[Heldo
     if len(set(sources)) > 1:
         groups += [(str(source), sources == source) for source in dict.fromkeys(sources)]
     return tuple(_figures(name, counters[mask], outside[mask], learner.evaluation, seed) for name, mask in groups)
-
-
-def _sample_counters(run: FinishedRun, learner: Learner, world: World) -> Iterator[Counters]:
-    """Yield the counters of each held-out sample, run as a batch of its own."""
-    plans = (
-        StepPlan(samples=np.array([sample]), micro_batches=(((int(sample),),),), after=DataPosition())
-        for sample in run.heldout
-    )
-    with Loader(
-        run.source,
-        plans,
-        draw=partial(learner.evaluation.draw, training=False),
-        columns=learner.evaluation.columns,
-        device=world.device,
-        prefetch_batches=run.recipe.train.prefetch_batches,
-    ) as loader:
-        for _, batches in loader:
-            yield from map(learner.measure, batches)
 
 
 def _outside_vocabulary(sample: CachedSample) -> Floats:

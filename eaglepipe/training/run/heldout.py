@@ -1,6 +1,6 @@
 """The draft on samples it never learns from: loss, accuracy by depth and simulated acceptance length (spec 5)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.recipe.training import TrainConfig
-from eaglepipe.training.data.batch import EncodedBatch, PackingLimits, TrainingSource
+from eaglepipe.training.data.batch import EncodedBatch, PackingLimits, StepPlan, TrainingSource
 from eaglepipe.training.data.costs import Costs
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_evaluation
@@ -48,8 +48,15 @@ def heldout_batches(
     limits: PackingLimits,
     world: World,
 ) -> Iterator[EncodedBatch]:
-    """This rank's batches of `samples`, balanced by the `costs` [N] of all documents; nothing of them is random."""
+    """Yield this rank's batches of `samples`, balanced by the `costs` [N] of all documents."""
     plans = plan_evaluation(samples, source.index.num_tokens, costs, batch_tokens=config.batch_tokens, limits=limits)
+    yield from planned_batches(objective, source, plans, config=config, world=world)
+
+
+def planned_batches(
+    objective: Objective, source: TrainingSource, plans: Iterable[StepPlan], *, config: TrainConfig, world: World
+) -> Iterator[EncodedBatch]:
+    """Yield the batches of `plans` as an evaluation reads them: nothing of them is random."""
     with Loader(
         source,
         plans,
