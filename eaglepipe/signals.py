@@ -21,7 +21,7 @@ class StopFlag:
         return self.signal_name is not None
 
     def raise_if_set(self, saved: str) -> None:
-        """Raise StoppedError, whose message says what was saved."""
+        """Raise StoppedError if a signal came; `saved` is the part of its message about saved work."""
         if self.signal_name is not None:
             raise StoppedError(f"stopped by {self.signal_name}; {saved}. Run the same command again to continue")
 

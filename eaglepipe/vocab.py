@@ -33,7 +33,7 @@ class DraftVocab:
         return self.selected_token_mask.shape[0]
 
     def coverage(self) -> float:
-        """Share of the counted tokens that the draft vocabulary holds; 1 where nothing was counted."""
+        """Return the share of the counted tokens that the draft vocabulary holds; 1 if none was counted."""
         total = int(self.counts.sum())
         return int(self.counts[self.selected_token_mask].sum()) / total if total else 1.0
 
@@ -79,7 +79,7 @@ def build_draft_vocab(
 
 
 def vocab_tensors(vocab: DraftVocab) -> dict[str, torch.Tensor]:
-    """The tensors of `vocab.safetensors`."""
+    """Return the tensors of `vocab.safetensors`."""
     return {
         "selected_token_ids": vocab.selected_token_ids,
         "selected_token_mask": vocab.selected_token_mask,
@@ -88,7 +88,7 @@ def vocab_tensors(vocab: DraftVocab) -> dict[str, torch.Tensor]:
 
 
 def draft_vocab_size(draft_size: int | None, vocab_size: int) -> int:
-    """D: the size asked for, or V, where none is or one as large as that.
+    """Return D: the size asked for, or V if none is, or one as large as that.
 
     Raises:
         VocabError: sizes that are not positive integers.

@@ -1,6 +1,6 @@
 """Rows in the layouts that conversations are published in, turned into one: messages, or token ids with turns.
 
-A row that does not have the shape it claims is the user's mistake: the error says where it lies and what is wrong.
+A row that does not have the shape of its layout is the user's mistake: the error names the row and the fault.
 """
 
 import json
@@ -33,7 +33,7 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What a row says, in the one layout; `num_context` leading messages are a prompt and never supervised."""
+    """A row's content in one layout; `num_context` leading messages are a prompt and never supervised."""
 
     messages: tuple[Message, ...] | None = None
     tools: tuple[dict[str, Any], ...] | None = None
@@ -42,7 +42,7 @@ class Content:
     turns: NDArray[np.int32] | None = None  # [T]
 
     def digests(self) -> tuple[bytes, str]:
-        """The content's xxh3_128 (16 bytes) and its xxh3_64 in hex.
+        """Return the content's xxh3_128 (16 bytes) and its xxh3_64 in hex.
 
         Raises:
             UnicodeEncodeError: a text holds half a surrogate pair.
@@ -57,7 +57,7 @@ class Content:
 
 
 def detect_format(row: Row, where: str) -> Format:
-    """The layout of a row by its keys; keys whose value is null count as absent.
+    """Return the layout of a row by its keys; keys whose value is null count as absent.
 
     Raises:
         DataError: naming the keys the row has.
@@ -78,7 +78,7 @@ def detect_format(row: Row, where: str) -> Format:
 
 
 def parse_row(row: Row, layout: Format | Literal["auto"], where: str) -> Content:
-    """A row's content.
+    """Return a row's content.
 
     Raises:
         DataError: the row does not have the shape of its layout; the message begins with `where`.
@@ -170,7 +170,7 @@ def _system(row: Row) -> list[Message]:
 
 
 def _side(row: Row, key: str, role: str, where: str) -> list[Any]:
-    """One side of a prompt and completion pair, as a list of messages."""
+    """Return one side of a prompt and completion pair as a list of messages."""
     value = _field(row, key, where)
     if isinstance(value, str):
         return [{"role": role, "content": value}]

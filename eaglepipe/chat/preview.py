@@ -1,4 +1,4 @@
-"""Samples as a person reads them: all their text, the assistant's turns set apart, nothing that a terminal obeys."""
+"""Samples as text for a person: assistant turns set apart, control characters escaped."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -15,7 +15,7 @@ _BRACKETS = ("⟦", "⟧")
 def preview_samples(
     samples: Iterable[TokenSample], tokenizer: PreTrainedTokenizerBase, *, colour: bool = True, max_tokens: int = 512
 ) -> str:
-    """Each sample's heading and text; assistant turns in alternating colours, or in ⟦brackets⟧ without colour.
+    """Return each sample's heading and text; assistant turns in alternating colours, or in ⟦brackets⟧ without colour.
 
     At most `max_tokens` tokens of a sample are shown.
     """
@@ -23,7 +23,7 @@ def preview_samples(
 
 
 def escape_control(text: str) -> str:
-    """The text with control characters written as escapes; line feeds are written and kept."""
+    """Write control characters as escapes; line feeds are escaped and kept."""
     return "".join(_escaped(char) for char in text)
 
 
@@ -35,7 +35,7 @@ def _preview(sample: TokenSample, tokenizer: PreTrainedTokenizerBase, colour: bo
 
 
 def _runs(sample: TokenSample, tokenizer: PreTrainedTokenizerBase, colour: bool, max_tokens: int) -> Iterator[str]:
-    """Text is decoded a run at a time, since one character may be several tokens."""
+    """Decode the text a run at a time, since one character may be several tokens."""
     pairs = zip(sample.input_ids[:max_tokens].tolist(), sample.turns[:max_tokens].tolist(), strict=True)
     for turn, run in groupby(pairs, key=lambda pair: pair[1]):
         ids = [token for token, _ in run]

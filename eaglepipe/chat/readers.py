@@ -1,4 +1,4 @@
-"""Rows of local files, one at a time and each with its place: JSON lines, JSON, parquet and Arrow.
+"""Rows of files and Hub datasets, one at a time, each with its location: JSON lines, JSON, parquet, Arrow.
 
 At most one row, or one record batch, is held; of a `.json` file, which is one document, all of it.
 """
@@ -26,7 +26,7 @@ def file_rows(path: Path) -> Iterator[PlacedRow]:
     """Yield ("path:line" or "path row n", row) of one file, in order.
 
     Raises:
-        DataError: unreadable or malformed; the message begins with the place.
+        DataError: unreadable or malformed; the message begins with the location.
     """
     try:
         yield from READERS[path.suffix.lower()](path)

@@ -1,4 +1,4 @@
-"""Conversations as text, with the characters that each assistant turn wrote.
+"""Conversations as text, with the spans of characters of each assistant turn.
 
 Spans come from the template's `{% generation %}` markers, or from rendering the conversation up to each turn; the
 second way is only right when a longer rendering begins with a shorter one, and every use of it is checked.
@@ -43,7 +43,7 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-    """A Jinja chat template with its variables, and where assistant spans come from."""
+    """A Jinja chat template with its variables, and the source of its assistant spans."""
 
     source: str
     variables: Mapping[str, Any]
@@ -51,7 +51,7 @@ class ChatTemplate:
     last_only: bool = False  # only the last assistant turn is supervised, so only it needs a span
 
     def render(self, messages: Sequence[Message], tools: Tools = None, *, prompt: bool = False) -> str:
-        """The text of a conversation; `prompt` appends the header that asks the assistant for its turn.
+        """Return the text of a conversation; `prompt` appends the header that asks the assistant for its turn.
 
         Raises:
             TemplateError: the template refuses these messages.
@@ -59,7 +59,7 @@ class ChatTemplate:
         return self._render(messages, tools, prompt=prompt, marked=False)[0]
 
     def spans(self, messages: Sequence[Message], tools: Tools = None, num_context: int = 0) -> Rendered:
-        """The text of a conversation and the spans of the assistant turns that may be supervised.
+        """Return the text of a conversation and the spans of the assistant turns that may be supervised.
 
         Those are the turns after the first `num_context` messages; of them only the last, if `last_only`.
 
@@ -68,13 +68,13 @@ class ChatTemplate:
         """
         last = len(assistant_positions(messages))
         turns = range(len(assistant_positions(messages[:num_context])) + 1, last + 1)
-        wanted = turns[-1:] if self.last_only else turns
+        supervised = turns[-1:] if self.last_only else turns
         if self.mask == "generation":
-            return self._marked(messages, tools, wanted)
-        return self._by_prefix(messages, tools, wanted)
+            return self._marked(messages, tools, supervised)
+        return self._by_prefix(messages, tools, supervised)
 
     def around_turn(self, messages: Sequence[Message], tools: Tools, turn: int, text: str) -> tuple[int, int]:
-        """Where in `text`, the full rendering, the turn's prompt ends and where the turn itself ends.
+        """Return the ends of a turn's prompt and of the turn itself, as positions in `text`, the full rendering.
 
         Raises:
             TemplateError: the full rendering does not begin with the prompt, or with the conversation up to the turn.
@@ -89,22 +89,22 @@ class ChatTemplate:
             raise TemplateError(f"assistant turn {turn} is shorter than the header that asks for it")
         return len(prompt), len(upto)
 
-    def _by_prefix(self, messages: Sequence[Message], tools: Tools, wanted: range) -> Rendered:
+    def _by_prefix(self, messages: Sequence[Message], tools: Tools, turns: range) -> Rendered:
         text = self.render(messages, tools)
         spans = []
-        for turn in wanted:
+        for turn in turns:
             start, end = self.around_turn(messages, tools, turn, text)
             spans.append(Span(turn=turn, start=start, end=end))
         return Rendered(text=text, spans=tuple(spans))
 
-    def _marked(self, messages: Sequence[Message], tools: Tools, wanted: range) -> Rendered:
+    def _marked(self, messages: Sequence[Message], tools: Tools, turns: range) -> Rendered:
         text, marks = self._render(messages, tools, prompt=False, marked=True)
-        turns = self._turn_of_each_mark(messages, tools, len(marks))
-        spans = (Span(turn=turn, start=start, end=end) for turn, (start, end) in zip(turns, marks, strict=True))
-        return Rendered(text=text, spans=tuple(span for span in spans if span.turn in wanted))
+        owners = self._turn_of_each_mark(messages, tools, len(marks))
+        spans = (Span(turn=turn, start=start, end=end) for turn, (start, end) in zip(owners, marks, strict=True))
+        return Rendered(text=text, spans=tuple(span for span in spans if span.turn in turns))
 
     def _turn_of_each_mark(self, messages: Sequence[Message], tools: Tools, num_marks: int) -> list[int]:
-        """One mark a message is the rule; otherwise the marks of each are counted by rendering up to it."""
+        """Return the turn of each mark: one a message as a rule, otherwise counted by rendering up to each message."""
         positions = assistant_positions(messages)
         if num_marks == len(positions):
             return list(range(1, num_marks + 1))
@@ -115,7 +115,7 @@ class ChatTemplate:
         if len(turns) != num_marks:
             raise TemplateError(
                 f"{num_marks} generation blocks for {len(positions)} assistant messages, and which belongs to which "
-                "cannot be told: the template must write one block for each assistant message, whatever follows it"
+                "is not clear: the template must write one block for each assistant message, whatever follows it"
             )
         return turns
 
@@ -138,17 +138,17 @@ class ChatTemplate:
 
 
 def pinned_dates(template: str) -> str:
-    """The template with every `strftime_now("...")` replaced by a fixed day's: same rows, same tokens on any day."""
+    """Replace every `strftime_now("...")` by a fixed day's, so that the same rows give the same tokens on any day."""
     return _TODAY.sub(lambda call: f"{call[1]}{_FIXED_DAY.strftime(call[2])}{call[1]}", template)
 
 
 def has_generation_markers(template: str) -> bool:
-    """Whether a template marks what the assistant writes."""
+    """Return whether a template marks the assistant's text."""
     return bool(_MARKER.search(template))
 
 
 def assistant_positions(messages: Sequence[Message]) -> list[int]:
-    """Indices of the assistant messages."""
+    """Return the indices of the assistant messages."""
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
 
 

@@ -1,4 +1,4 @@
-"""Conversations of a recipe's sources, in order, and the fingerprint of what they say.
+"""Conversations of a recipe's sources, in order, and the fingerprint of their content.
 
 The Hub is asked only for a name that cannot be meant as a local path.
 """
@@ -25,7 +25,7 @@ _SPLIT_FILE = re.compile(r"(train|test|validation|valid|val|dev)(-\d{5}-of-\d{5}
 
 
 def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation]:
-    """Every row of every source, in order, one at a time.
+    """Yield the conversation of every row of every source, in order, one at a time.
 
     Raises:
         DataError: a source that is missing or has no rows, or a row that is malformed (named by file and line).
@@ -35,7 +35,7 @@ def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation
 
 
 def check_regenerated(recipe: Recipe) -> None:
-    """Raise DataError where a source is what `data regenerate` writes, and that has not run yet."""
+    """Raise DataError if a source is the output of `data regenerate`, and that has not run yet."""
     output = None if recipe.regenerate is None else Path(recipe.regenerate.output).expanduser()
     for source in recipe.data.sources:
         if output == Path(source.path).expanduser() and not output.exists():
@@ -75,7 +75,7 @@ def data_fingerprint(sources: Sequence[SourceConfig]) -> str:
 
 
 def source_name(source: SourceConfig) -> str:
-    """The label of a source: its `name`, else its file's stem or the last part of its path or Hub id."""
+    """Return the label of a source: its `name`, else its file's stem or the last part of its path or Hub id."""
     if source.name:
         return source.name
     path = Path(source.path).expanduser()
@@ -83,7 +83,7 @@ def source_name(source: SourceConfig) -> str:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a path that does not exist may be asked of the Hub: `owner/name`, with nothing local about it."""
+    """Return whether a path that does not exist may be a Hub id: `owner/name`, with nothing local about it."""
     looks_local = Path(path).suffix.lower() in _FILE_SUFFIXES or Path(path).parent.exists()
     return bool(_HUB_ID.fullmatch(path)) and not looks_local
 
@@ -112,11 +112,7 @@ def _conversation(row: dict[str, Any], where: str, name: str, source: SourceConf
         source=name,
         where=where,
         digest=digest,
-        messages=content.messages,
-        tools=content.tools,
-        num_context=content.num_context,
-        input_ids=content.input_ids,
-        turns=content.turns,
+        **vars(content),
     )
 
 
@@ -136,7 +132,7 @@ def _rows(source: SourceConfig) -> Iterator[PlacedRow]:
 
 
 def _folder_files(folder: Path, split: str) -> list[Path]:
-    """The data files of a folder, sorted; of the split asked for, where the files are named by split."""
+    """List the data files of a folder, sorted; if they are named by split, those of `split`."""
     if (folder / "dataset_dict.json").exists():
         folder = folder / split
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in READERS and file.is_file())

@@ -30,7 +30,7 @@ _SECOND: tuple[Message, ...] = (
 
 
 def load_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTokenizer:
-    """The tokenizer with the template that `data` asks for, probed; sources that are all tokenised need none.
+    """Join the tokenizer with the template that `data` names, probed; sources that are all tokenised need none.
 
     Raises:
         TemplateError: there is no template, or it fails a probe.
@@ -74,13 +74,13 @@ class _Probe:
 
 
 def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
-    """Check one turn, two turns, and two turns after a system message where the template takes one.
+    """Check one turn, two turns, and two turns after a system message if the template takes one.
 
     Returns:
         The ids that end an assistant turn, first the one that ends the last turn of a conversation.
 
     Raises:
-        TemplateError: saying which probe failed, at which turn, and what to change.
+        TemplateError: names the probe that failed, the turn, and the change to make.
     """
     ends = _probe(chat, _FIRST) + _probe(chat, _FIRST + _SECOND)
     with_system = (_SYSTEM, *_FIRST, *_SECOND)
@@ -107,24 +107,24 @@ def _probe(chat: ChatTokenizer, messages: tuple[Message, ...]) -> list[int]:
 
 
 def _check_turn(chat: ChatTokenizer, probe: _Probe, turn: int) -> int:
-    """Run the probes on one turn; the id that ends it."""
+    """Run the probes on one turn; returns the id that ends it."""
     if not (probe.turns == turn).any():
         raise TemplateError(f"the assistant mask of turn {turn} is empty in a small conversation: {probe.text!r}")
     prompt_end, turn_end = chat.template.around_turn(probe.messages, None, turn, probe.text)
-    said_end = _check_said(probe, turn, prompt_end, turn_end)
+    words_end = _check_words(probe, turn, prompt_end, turn_end)
     _check_prompt(chat, probe, turn, prompt_end)
-    return _check_end(chat, probe, turn, (said_end, turn_end))
+    return _check_end(chat, probe, turn, (words_end, turn_end))
 
 
-def _check_said(probe: _Probe, turn: int, prompt_end: int, turn_end: int) -> int:
-    """Where the assistant's words end, which must lie in the turn's mask."""
+def _check_words(probe: _Probe, turn: int, prompt_end: int, turn_end: int) -> int:
+    """Return the end of the assistant's words, which must lie in the turn's mask."""
     content = probe.messages[assistant_positions(probe.messages)[turn - 1]]["content"]
     masked = [(span.start, span.end) for span in probe.rendered.spans if span.turn == turn]
     start = probe.text.find(content, prompt_end, turn_end)
     end = start + len(content)
     if not any(first <= start and end <= stop for first, stop in masked):
         raise TemplateError(
-            f"the mask of assistant turn {turn} does not hold what the assistant says, {content!r}; it covers "
+            f"the mask of assistant turn {turn} does not hold the assistant's words, {content!r}; it covers "
             f"{[probe.text[first:stop] for first, stop in masked]}. Put the message's content inside the generation "
             "block, outside any macro or set block"
         )
@@ -149,14 +149,14 @@ def _check_prompt(chat: ChatTokenizer, probe: _Probe, turn: int, prompt_end: int
 
 
 def _check_end(chat: ChatTokenizer, probe: _Probe, turn: int, tail: tuple[int, int]) -> int:
-    """The first special token among the characters that the template writes after the assistant's words."""
+    """Return the first special token that the template writes after the assistant's words."""
     first, stop = (len(chat.token_ids(probe.text[:end])) for end in tail)
     special = set(chat.tokenizer.all_special_ids) | set(chat.tokenizer.added_tokens_decoder)
     ends = [index for index in range(first, stop) if int(probe.ids[index]) in special]
     if not ends:
         raise TemplateError(
-            f"assistant turn {turn} ends with {probe.text[slice(*tail)]!r}, which holds no special token: nothing says "
-            "where the turn ends. Use a template that writes an end-of-turn token after the assistant's content"
+            f"assistant turn {turn} ends with {probe.text[slice(*tail)]!r}, which holds no special token: the end of "
+            "the turn is not marked. Use a template that writes an end-of-turn token after the assistant's content"
         )
     end = int(probe.ids[ends[0]])
     if probe.turns[ends[0]] != turn:

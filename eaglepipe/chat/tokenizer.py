@@ -37,33 +37,14 @@ class ChatTokenizer:
         """Number of ids the tokenizer knows, added tokens included."""
         return len(self.tokenizer)
 
-    @property
-    def bos(self) -> int | None:
-        """Id of the beginning-of-sequence token."""
-        return self.tokenizer.bos_token_id
-
-    @property
-    def eos(self) -> int | None:
-        """Id of the end-of-sequence token."""
-        return self.tokenizer.eos_token_id
-
-    @property
-    def pad(self) -> int | None:
-        """Id of the padding token."""
-        return self.tokenizer.pad_token_id
-
-    @property
-    def unk(self) -> int | None:
-        """Id of the unknown token."""
-        return self.tokenizer.unk_token_id
-
     def special_ids(self) -> set[int]:
-        """bos, eos, pad, unk and the ends of turns, as far as they exist."""
-        named = {self.bos, self.eos, self.pad, self.unk} | self.ends_of_turn
-        return {token for token in named if token is not None}
+        """Return the ids of bos, eos, pad, unk and the ends of turns, as far as they exist."""
+        tokenizer = self.tokenizer
+        named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+        return {*self.ends_of_turn, *(token for token in named if token is not None)}
 
     def files(self) -> dict[str, bytes]:
-        """The tokenizer's files by name, with the template in use."""
+        """Return the tokenizer's files by name, with the template in use."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             self.tokenizer.save_pretrained(folder)
@@ -72,7 +53,7 @@ class ChatTokenizer:
             return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides which ids a text becomes; settings of single calls are no part of it."""
+        """Hash everything that decides which ids a text becomes; settings of single calls are no part of it."""
         named = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
         if not self.tokenizer.is_fast:
             return hash_json([type(self.tokenizer).__name__, self.tokenizer.get_vocab(), named])
@@ -80,15 +61,15 @@ class ChatTokenizer:
         return hash_json([{key: rules[key] for key in rules if key not in ("padding", "truncation")}, named])
 
     def encode(self, conversation: Conversation) -> tuple[TokenIds, TokenIds]:
-        """`input_ids` [T] and `turns` [T], int32, untruncated.
+        """Return `input_ids` [T] and `turns` [T], int32, untruncated.
 
         Raises:
-            TemplateError: the template refuses the conversation or gives no sound mask for it; named by its place.
+            TemplateError: the template refuses the conversation or gives no sound mask for it; names its row.
         """
         return self.encode_batch([conversation])[0]
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[tuple[TokenIds, TokenIds]]:
-        """`encode` of each, tokenised together."""
+        """Encode several conversations, tokenised together."""
         rendered = [self._rendered(conversation) for conversation in conversations]
         tokens = self._tokenize([item.text for item in rendered])
         result = []
@@ -101,7 +82,7 @@ class ChatTokenizer:
         return result
 
     def token_ids(self, text: str) -> TokenIds:
-        """[T] int32 ids of a text as it is, no special token added."""
+        """Return the ids of a text as it is, int32 [T], no special token added."""
         return self._tokenize([text])[0][0]
 
     def _rendered(self, conversation: Conversation) -> Rendered:
@@ -139,7 +120,7 @@ class ChatTokenizer:
         return turns
 
     def _covered(self, span: Span, text: str, ids: TokenIds, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """[T] bool: tokens that lie inside the span, by their offsets.
+        """Return the mask [T] of the tokens that lie inside the span, by their offsets.
 
         Byte-level tokenizers leave a token's leading spaces out of its offsets, so a token reaches back to the end of
         the one before it; whether that gap really was its own, at the border, is asked of the tokenizer.
@@ -152,7 +133,7 @@ class ChatTokenizer:
         return (reach >= span.start) & (reach < span.end) & (offsets[:, 1] <= span.end)
 
     def _inside(self, span: Span, text: str, ids: TokenIds) -> slice:
-        """The same for a tokenizer without offsets: both borders must be borders of the whole's tokens."""
+        """Return the same as a slice, for a tokenizer without offsets: both borders must be borders of tokens."""
         bounds = []
         for end in (span.start, span.end):
             part = self.token_ids(text[:end])
@@ -162,7 +143,7 @@ class ChatTokenizer:
         return slice(*bounds)
 
     def _trimmed(self, ids: TokenIds, turns: TokenIds) -> TokenIds:
-        """Turns that stop at their end-of-turn token: what a template writes after it, nobody emits."""
+        """End each turn at its end-of-turn token: nobody emits the text that a template writes after it."""
         closing = np.isin(ids, list(self.ends_of_turn)) & (turns > 0)
         for turn in np.unique(turns[closing]):
             last = np.flatnonzero(closing & (turns == turn))[-1]
@@ -171,7 +152,7 @@ class ChatTokenizer:
 
 
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local model folder, or of a model on the Hub.
+    """Load the tokenizer of a local model folder, or of a model on the Hub.
 
     Raises:
         TargetError: there is none at `path`.
@@ -188,7 +169,7 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> str:
-    """The Jinja source of the file at `path`, or of the tokenizer's own chat template.
+    """Read the Jinja source of the file at `path`, or of the tokenizer's own chat template.
 
     Raises:
         DataError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Conversations to token samples: tokenised in batches, cut to length, and what is left out counted by its reason."""
+"""Conversations to token samples: tokenised in batches, cut to length, samples left out counted by reason."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -21,7 +21,7 @@ _BATCH_CONVERSATIONS = 64
 def iter_token_samples(
     conversations: Iterable[Conversation], chat: ChatTokenizer | None, data: DataConfig, drops: DropCounts
 ) -> Iterator[TokenSample]:
-    """One sample for each conversation with a supervised token, in order; the others are counted in `drops`.
+    """Yield a sample for each conversation with a supervised token, in order; the others are counted in `drops`.
 
     `chat` may be None when every row comes tokenised. A sample keeps its first `data.max_length` tokens.
 
@@ -31,11 +31,11 @@ def iter_token_samples(
     """
     rest = iter(conversations)
     while batch := list(islice(rest, _BATCH_CONVERSATIONS)):
-        kept = [conversation for conversation in batch if conversation.has_assistant_turn]
-        drops[NO_ASSISTANT_TURN] += len(batch) - len(kept)
-        for conversation, (input_ids, turns) in zip(kept, _encoded(kept, chat), strict=True):
-            reason = _unfit(input_ids, turns := _wanted(turns, data), data)
-            if reason is not None:
+        answered = [conversation for conversation in batch if conversation.has_assistant_turn]
+        drops[NO_ASSISTANT_TURN] += len(batch) - len(answered)
+        for conversation, (input_ids, all_turns) in zip(answered, _encoded(answered, chat), strict=True):
+            turns = _supervised_turns(all_turns, data)
+            if (reason := _drop_reason(input_ids, turns, data)) is not None:
                 drops[reason] += 1
                 continue
             yield TokenSample(
@@ -58,13 +58,13 @@ def _encoded(conversations: Sequence[Conversation], chat: ChatTokenizer | None) 
             yield next(rendered)
 
 
-def _wanted(turns: TokenIds, data: DataConfig) -> TokenIds:
+def _supervised_turns(turns: TokenIds, data: DataConfig) -> TokenIds:
     if data.supervise == "all" or not len(turns):
         return turns
     return np.where(turns == turns.max(), turns, 0).astype(np.int32)
 
 
-def _unfit(input_ids: TokenIds, turns: TokenIds, data: DataConfig) -> str | None:
+def _drop_reason(input_ids: TokenIds, turns: TokenIds, data: DataConfig) -> str | None:
     if len(input_ids) < 2:
         return TOO_SHORT
     if len(input_ids) > data.max_length and data.on_long == "drop":

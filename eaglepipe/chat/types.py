@@ -1,6 +1,6 @@
 """The values that pass through `chat`: a conversation as read, and the same as token ids with numbered assistant turns.
 
-The one place that says which tokens are supervised.
+`supervised_tokens` alone decides which tokens are supervised.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ class Conversation:
 
     @property
     def has_assistant_turn(self) -> bool:
-        """Whether an assistant message may be supervised; tokenised rows answer through their mask instead."""
+        """Whether an assistant message may be supervised; for tokenised rows, their mask decides later."""
         if self.messages is None:
             return True
         return any(message["role"] == "assistant" for message in self.messages[self.num_context :])
@@ -50,7 +50,7 @@ class DropCounts(Counter[str]):
 
 
 def supervised_tokens(turns: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """[T] bool: this token and the next belong to the same assistant turn."""
+    """Return the mask [T] of tokens that belong to the same assistant turn as the next token."""
     supervised = np.zeros(len(turns), dtype=np.bool_)
     supervised[:-1] = (turns[:-1] > 0) & (turns[:-1] == turns[1:])
     return supervised

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from eaglepipe.decoding.drafters import Drafter, VerifiedSlots
 from eaglepipe.decoding.verify import AcceptedPaths, SamplingRule, ancestor_mask, choose_tokens, verify
-from eaglepipe.target.stepping import Read, SteppingTarget
+from eaglepipe.target.stepping import SteppingTarget, TargetOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def _without_ended(rows: list[_Row], verified: VerifiedSlots, *batches: Stepping
 
 
 def _prompt_slots(
-    read: Read, input_ids: torch.Tensor, lengths: torch.Tensor, newest: torch.Tensor, rows: list[_Row]
+    read: TargetOutput, input_ids: torch.Tensor, lengths: torch.Tensor, newest: torch.Tensor, rows: list[_Row]
 ) -> VerifiedSlots:
     next_tokens = F.pad(input_ids[:, 1:], (0, 1))
     return VerifiedSlots(
@@ -151,7 +151,7 @@ def _prompt_slots(
     )
 
 
-def _append_paths(rows: list[_Row], read: Read, paths: AcceptedPaths, guesses: torch.Tensor) -> VerifiedSlots:
+def _append_paths(rows: list[_Row], read: TargetOutput, paths: AcceptedPaths, guesses: torch.Tensor) -> VerifiedSlots:
     """Append to each row the tokens of its path; return the slots along the paths."""
     counts = paths.counts
     steps = torch.arange(paths.nodes.shape[1], device=counts.device)

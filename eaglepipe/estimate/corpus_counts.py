@@ -1,4 +1,4 @@
-"""One pass over a tokenised corpus that counts what prices depend on, in constant memory."""
+"""Counts over a corpus that prices depend on, in one pass and constant memory."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ _FIRST_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusCounts:
-    """What a corpus holds; `first` are its first samples with supervised tokens."""
+    """Totals of a corpus, and its first samples with supervised tokens."""
 
     samples: int
     tokens: int
@@ -36,7 +36,7 @@ class CorpusCounts:
 
 
 def count_corpus(inputs: Stage1Inputs) -> CorpusCounts:
-    """Tokenise the corpus that a recipe names and count.
+    """Tokenise the recipe's corpus and count.
 
     Raises:
         DataError: no sample is left.

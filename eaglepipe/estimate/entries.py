@@ -1,4 +1,4 @@
-"""How many entries sparse supervision keeps on average, by running the target over the corpus' first samples."""
+"""Mean entries of sparse supervision, measured by running the target over the corpus' first samples."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +18,7 @@ from eaglepipe.vocab import build_draft_vocab
 
 @torch.no_grad()
 def measure_entries(inputs: Stage1Inputs, counts: CorpusCounts, rules: Sequence[SparseRule]) -> dict[SparseRule, float]:
-    """Mean entries of a supervised token under each rule.
+    """Measure the mean entries of a supervised token under each rule.
 
     Raises:
         EaglepipeError: the target cannot be loaded.

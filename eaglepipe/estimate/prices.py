@@ -1,4 +1,4 @@
-"""`eaglepipe estimate`: what a recipe's corpus would cost in each profile, before anything is computed."""
+"""`eaglepipe estimate`: the cost of a recipe's corpus in each profile, before anything is computed."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ DISK_BYTES_PER_SECOND = 1e9
 class EncodingCost:
     """One way to encode the corpus."""
 
-    name: str  # a profile, `recipe` for settings that are none, or `dense` for what profiles save
+    name: str  # a profile, `recipe` for settings that are none, or `dense` for comparison
     supervision: str
     supervision_codec: str
     aux_codec: str
@@ -41,7 +41,7 @@ class EncodingCost:
 
 @dataclass(frozen=True, kw_only=True)
 class CostReport:
-    """The corpus and what each encoding of it would take."""
+    """The corpus and the cost of each encoding of it."""
 
     samples: int
     tokens: int
@@ -72,7 +72,7 @@ def estimate_recipe(
     Args:
         entries: mean entries of a supervised token with sparse supervision; default: `cache.max_entries`, the most.
         measure: load the target and measure `entries` on the first samples.
-        disk_bytes_per_second: what the disk under the cache reads and writes.
+        disk_bytes_per_second: of the disk under the cache.
 
     Raises:
         EaglepipeError: whatever `precompute` would refuse before its first forward.
@@ -82,14 +82,14 @@ def estimate_recipe(
     seconds = forward_seconds(recipe.target, inputs.model_config, recipe.precompute.device, counts.tokens)
     settings = _settings(recipe)
     sparse = [_rule(cache) for cache in settings.values() if KINDS[cache.supervision].settings]
-    found = measure_entries(inputs, counts, sparse) if measure else {}
-    given = {} if entries is None else dict.fromkeys(sparse, entries)
+    measured = measure_entries(inputs, counts, sparse) if measure else {}
+    declared = {} if entries is None else dict.fromkeys(sparse, entries)
     costs = [
         _price(
             name,
             with_settings(inputs.spec, cache),
             counts,
-            entries=_entries(cache, {**found, **given}, inputs.spec.draft_vocab_size),
+            entries=_entries(cache, {**measured, **declared}, inputs.spec.draft_vocab_size),
             forward=seconds,
             disk=disk_bytes_per_second,
             chosen=cache is recipe.cache or _same(cache, recipe.cache),
@@ -104,13 +104,13 @@ def estimate_recipe(
         forward_seconds=seconds,
         free_bytes=free_bytes(cache_root(recipe)),
         disk_bytes_per_second=disk_bytes_per_second,
-        entries_from="given" if given else "measured" if found else "limit",
+        entries_from="given" if declared else "measured" if measured else "limit",
         encodings=tuple(costs),
     )
 
 
 def _settings(recipe: Recipe) -> dict[str, CacheConfig]:
-    """The profiles, what they are compared with, and the recipe's own settings where those are none of them."""
+    """Return the profiles, `dense` for comparison, and the recipe's own settings if those are none of them."""
     named = {name: CacheConfig.model_validate({"profile": name}) for name in PROFILES}
     named["dense"] = CacheConfig(profile=None, supervision="dense", aux_codec="bf16")
     if not any(_same(recipe.cache, cache) for cache in named.values()):
@@ -119,7 +119,7 @@ def _settings(recipe: Recipe) -> dict[str, CacheConfig]:
 
 
 def _same(one: CacheConfig, other: CacheConfig) -> bool:
-    """Whether two settings store the same at every token."""
+    """Return whether two settings store the same at every token."""
     return _stored(one) == _stored(other)
 
 
@@ -171,7 +171,7 @@ def _price(
 
 
 def epochs_to_pay(forward: float, transfer: float) -> int | None:
-    """Fewest epochs n with `max(forward, transfer) + n · transfer < n · forward`, seconds; None where there is none."""
+    """Return the fewest epochs n with `max(forward, transfer) + n · transfer < n · forward`, seconds; None if none."""
     if transfer >= forward:
         return None
     return math.floor(max(forward, transfer) / (forward - transfer)) + 1

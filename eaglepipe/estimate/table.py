@@ -3,6 +3,21 @@
 from typing import Any
 
 from eaglepipe.progress import format_seconds
+from eaglepipe.tables import Justify, text_table
+
+_COLUMNS: dict[str, Justify] = {
+    "": "left",
+    "profile": "left",
+    "supervision": "left",
+    "stored as": "left",
+    "aux": "left",
+    "entries": "right",
+    "B/token": "right",
+    "total GB": "right",
+    "hours": "right",
+    "pays after": "right",
+    " ": "left",
+}
 
 _ENTRIES = {
     "limit": "entries: the most that cache.max_entries allows; --measure asks the target for the mean",
@@ -12,34 +27,39 @@ _ENTRIES = {
 
 
 def cost_table(report: dict[str, Any]) -> str:
-    """One line an encoding, then its columns, then what was assumed."""
+    """Return one line an encoding, then its columns, then the assumptions."""
+    encodings, free = report["encodings"], report["free_bytes"]
+    names = dict.fromkeys(name for cost in encodings for name in cost["by_column"])
+    sizes = [[name, *(_number(cost["by_column"].get(name)) for cost in encodings)] for name in names]
+    profiles: dict[str, Justify] = {cost["name"]: "right" for cost in encodings}
     lines = [
         f"{report['samples']:,} samples, {report['tokens']:,} tokens, "
         f"{report['supervised_tokens']:,} of them supervised",
-        f"{format_seconds(report['forward_seconds'])} of forward on one device, "
-        f"{report['free_bytes'] / 1e9:,.1f} GB free",
+        f"{format_seconds(report['forward_seconds'])} of forward on one device, {free / 1e9:,.1f} GB free",
         "",
-        f"  {'profile':9}{'supervision':13}{'stored as':10}{'aux':6}"
-        + "".join(f"{title:>11}" for title in ("entries", "B/token", "total GB", "hours", "pays after")),
+        text_table(_COLUMNS, [_cells(cost, free) for cost in encodings]),
+        "",
+        text_table({"bytes a token": "left", **profiles}, sizes, indent=2),
+        "",
     ]
-    lines += [_line(cost, report["free_bytes"]) for cost in report["encodings"]]
-    columns = list(dict.fromkeys(name for cost in report["encodings"] for name in cost["by_column"]))
-    lines += ["", f"  {'bytes a token':22}" + "".join(f"{cost['name']:>10}" for cost in report["encodings"])]
-    for name in columns:
-        sizes = [cost["by_column"].get(name) for cost in report["encodings"]]
-        lines.append(f"  {name:22}" + "".join(f"{'-' if size is None else f'{size:,.1f}':>10}" for size in sizes))
-    return "\n".join([*lines, "", *_assumptions(report)])
+    return "\n".join([*lines, *_assumptions(report)])
 
 
-def _line(cost: dict[str, Any], free: int) -> str:
-    entries = "-" if cost["entries"] is None else f"{cost['entries']:,.1f}"
-    pays = "never" if cost["epochs_to_pay"] is None else f"{cost['epochs_to_pay']} epochs"
-    room = "" if cost["total_bytes"] <= free else "  does not fit"
-    return (
-        f"{'>' if cost['chosen'] else ' '} {cost['name']:9}{cost['supervision']:13}{cost['supervision_codec']:10}"
-        f"{cost['aux_codec']:6}{entries:>11}{cost['bytes_per_token']:>11,.1f}{cost['total_bytes'] / 1e9:>11,.3f}"
-        f"{cost['precompute_seconds'] / 3600:>11,.2f}{pays:>11}{room}"
-    )
+def _cells(cost: dict[str, Any], free: int) -> list[str]:
+    return [
+        ">" if cost["chosen"] else "",
+        *(cost[name] for name in ("name", "supervision", "supervision_codec", "aux_codec")),
+        _number(cost["entries"]),
+        _number(cost["bytes_per_token"]),
+        f"{cost['total_bytes'] / 1e9:,.3f}",
+        f"{cost['precompute_seconds'] / 3600:,.2f}",
+        "never" if cost["epochs_to_pay"] is None else f"{cost['epochs_to_pay']} epochs",
+        "" if cost["total_bytes"] <= free else "does not fit",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
 
 
 def _assumptions(report: dict[str, Any]) -> list[str]:

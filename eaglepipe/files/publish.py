@@ -55,7 +55,7 @@ class PendingFile:
             self.stream: BinaryIO = self.temporary.open("xb")
 
     def publish(self, check: Callable[[Path], None] | None = None, path: Path | None = None) -> None:
-        """Make the file durable and visible, at `path` if its place was not known before.
+        """Make the file durable and visible, at `path` if that was not known before.
 
         A failure anywhere, fsync included, publishes nothing.
 

@@ -29,11 +29,11 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What followed one prompt."""
+    """The continuation of one prompt."""
 
     token_ids: NDArray[np.int32]  # without the token that ended it
-    ended: bool  # by a stop token; False where max_new_tokens came first
-    finite: bool = True  # False where the target gave NaN or Inf, which ends a row too
+    ended: bool  # by a stop token; False if max_new_tokens came first
+    finite: bool = True  # False if the target gave NaN or Inf, which ends a row too
 
 
 @torch.inference_mode()
@@ -70,9 +70,9 @@ def generate(
         if not alive.any():
             break
         if alive.mean() < _COMPACT_BELOW:
-            kept = torch.from_numpy(np.flatnonzero(alive)).to(target.device)
-            cache.batch_select_indices(kept)
-            token, mask, positions = token[kept], mask[kept], positions[kept]
+            rows = torch.from_numpy(np.flatnonzero(alive)).to(target.device)
+            cache.batch_select_indices(rows)
+            token, mask, positions = token[rows], mask[rows], positions[rows]
             running, alive = running[alive], alive[alive]
         input_ids, positions, num_seen = token[:, None], positions[:, -1:] + 1, num_seen + 1
     return [
@@ -85,14 +85,19 @@ Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Ten
 
 
 def _decoder_step(target: LoadedTarget) -> Forward:
-    """ids [B, new], mask [B, seen], positions [B, new], cache -> logits float32 [B, V] after the last token."""
+    """Return ids [B, new], mask [B, seen], positions [B, new], cache -> logits float32 [B, V] after the last token."""
     accepted = inspect.signature(target.model.forward).parameters
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def step(input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: object) -> torch.Tensor:
-        place = {"position_ids": positions} if "position_ids" in accepted else {}
+        position_ids = {"position_ids": positions} if "position_ids" in accepted else {}
         output = target.model(
-            input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **place, **last_only
+            input_ids=input_ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **position_ids,
+            **last_only,
         )
         return output.logits[:, -1].float()
 
@@ -102,7 +107,7 @@ def _decoder_step(target: LoadedTarget) -> Forward:
 def _left_padded(
     prompts: Sequence[NDArray[np.int32]], max_new_tokens: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids [B, P], a mask [B, P + max_new_tokens] with room for the answers, and positions [B, P]."""
+    """Return ids [B, P], a mask [B, P + max_new_tokens] with room for the answers, and positions [B, P]."""
     longest = max(len(prompt) for prompt in prompts)
     ids = np.zeros((len(prompts), longest), dtype=np.int64)
     mask = np.ones((len(prompts), longest + max_new_tokens), dtype=np.int64)

@@ -24,7 +24,7 @@ Status = Literal["written", "skipped", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten:
-    """What became of one conversation: its new messages, or the reason there are none."""
+    """Outcome of one conversation: its new messages, or the reason that there are none."""
 
     status: Status
     messages: tuple[Message, ...] = ()
@@ -44,7 +44,7 @@ class Rewriter:
     seed: int
 
     def rewrite(self, conversations: Sequence[Conversation], window: int) -> list[Rewritten]:
-        """One outcome a conversation, in their order; `window` numbers the call, for the random draws."""
+        """Return the outcome of each conversation, in their order; `window` numbers the call, for the random draws."""
         drafts = [_Draft(conversation) for conversation in conversations]
         turn = 0
         while open_drafts := [draft for draft in drafts if draft.outcome is None]:
@@ -62,7 +62,7 @@ class Rewriter:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """What ends a turn."""
+        """Tokens that end a turn."""
         return stop_ids(self.target, self.chat)
 
     def _prompt(self, draft: "_Draft") -> bool:
@@ -85,7 +85,7 @@ class Rewriter:
         return draft.outcome is None
 
     def _take(self, draft: "_Draft", answer: Answer) -> None:
-        """Put an answer where its turn was; the last one, or a useless one, is the outcome."""
+        """Put an answer in the place of its turn; the last one, or a useless one, decides the outcome."""
         text = self.chat.tokenizer.decode(
             answer.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -139,11 +139,11 @@ class _Draft:
         self.messages[position : position + 1] = [{"role": "assistant", "content": text}]
         self.turn += 1
         if self.turn == len(self.positions):
-            kept = tuple(self.messages[: position + 1])
-            self.outcome = Rewritten(status="written", messages=kept, num_tokens=self.num_tokens)
+            answered = tuple(self.messages[: position + 1])
+            self.outcome = Rewritten(status="written", messages=answered, num_tokens=self.num_tokens)
 
 
 def _generator(device: torch.device, *purpose: int) -> torch.Generator:
-    """A generator of its own for each purpose, given as numbers."""
+    """Return a generator of its own for each purpose, given as numbers."""
     state = int(np.random.SeedSequence(purpose).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(state)

@@ -12,7 +12,7 @@ from eaglepipe.target.load import resolve_folder
 
 
 def preview_recipe(recipe: Recipe, *, count: int, colour: bool) -> str:
-    """Text of the first `count` samples that are not dropped; assistant turns in colour or in brackets."""
+    """Return the text of the first `count` samples that are not dropped; assistant turns in colour or in brackets."""
     check_regenerated(recipe)
     folder = resolve_folder(recipe.target, weights=False)
     tokenizer = load_tokenizer(str(folder), None, recipe.target.trust_remote_code)

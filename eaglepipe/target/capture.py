@@ -1,4 +1,4 @@
-"""What a target computes at every token, taken by hooks on the aux layers; the lm_head runs only where it is asked for.
+"""States of every token of a transformers target, taken by hooks on its aux layers; the lm_head runs on demand.
 
 Shapes: B rows, T padded length, A aux layers, Ht target hidden, V vocabulary, D draft vocabulary, N any rows.
 """
@@ -47,7 +47,7 @@ class HFEagle3TargetModel:
     """
 
     def __init__(self, target: LoadedTarget, aux_layer_ids: Sequence[int]) -> None:
-        """Raises TargetError where the ids do not fit, or the architecture's logits cannot be reproduced."""
+        """Raises TargetError if the ids do not fit, or the architecture's logits cannot be reproduced."""
         self.target = target
         self.aux_layer_ids = validate_aux_layer_ids(aux_layer_ids, target.num_layers)
         self._decoder = find_decoder(target.model)
@@ -72,7 +72,7 @@ class HFEagle3TargetModel:
         return self.target.architectures
 
     def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> TokenStates:
-        """Run the decoder over sequences [T] of token ids in one padded forward; states of their N tokens."""
+        """Run the decoder over sequences of token ids [T] in one padded forward; returns the states of their tokens."""
         input_ids, attention_mask = pad_sequences(sequences)
         states = self.capture(input_ids.to(self.device), attention_mask.to(self.device))
         rows = attention_mask.flatten().nonzero().flatten().to(self.device)
@@ -89,7 +89,7 @@ class HFEagle3TargetModel:
         plain causal attention is the fastest kernel everywhere.
 
         Args:
-            input_ids: [B, T]; any valid id where padded.
+            input_ids: [B, T]; padding is any valid id.
             attention_mask: [B, T], ones then zeros in every row.
 
         Raises:
@@ -102,7 +102,7 @@ class HFEagle3TargetModel:
 
     @torch.no_grad()
     def run(self, input_ids: torch.Tensor, **inputs: Any) -> CapturedStates:
-        """The decoder over `input_ids` [B, T] with whatever else its forward takes (a cache, a mask, positions)."""
+        """Run the decoder over `input_ids` [B, T] with other inputs of its forward (a cache, a mask, positions)."""
         taken: dict[int, torch.Tensor] = {}
         handles = [
             self._layers[boundary - 1].register_forward_hook(partial(_keep_output, taken, boundary))
@@ -118,15 +118,15 @@ class HFEagle3TargetModel:
 
     @torch.no_grad()
     def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [N, Ht] -> the target's logits [N, V], float32."""
+        """Return the target's logits, float32 [N, V], of last hidden states [N, Ht]."""
         return self._spec.apply(self._head(last_hidden))
 
     def head_spec(self) -> HeadSpec:
-        """Scale and soft cap that turn raw head outputs into logits."""
+        """Return the scale and soft cap that turn raw head outputs into logits."""
         return self._spec
 
     def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
-        """What a draft starts from, on the CPU in the target's dtype.
+        """Return the tensors that a draft starts from, on the CPU in the target's dtype.
 
         `embed_tokens.weight` [V, Ht], `lm_head.weight` [D, Ht] and `lm_head.bias` [D] (rows of the draft vocabulary),
         `lm_head_full.weight` [V, Ht] and `lm_head_full.bias` [V] with `full_head`, `norm.weight` [Ht].
@@ -163,7 +163,7 @@ class HFEagle3TargetModel:
 
     @torch.no_grad()
     def _probe_head_spec(self) -> HeadSpec:
-        """The first candidate with which capture and head give the logits of the whole model's own forward."""
+        """Return the first candidate with which capture and head give the logits of the whole model's own forward."""
         name = type(self.target.model).__name__
         ids = torch.arange(_PROBE_LENGTH, device=self.target.device)[None] % self.target.vocab_size
         try:
@@ -184,8 +184,8 @@ class HFEagle3TargetModel:
             if not error > allowed:
                 return spec
         raise TargetError(
-            f"{name}: its logits are not lm_head(last hidden state) with any scaling its config tells of (they differ "
-            f"by {min(errors):.3g}); this architecture cannot be captured faithfully"
+            f"{name}: its logits are not lm_head(last hidden state) with any scaling that its config names (they "
+            f"differ by {min(errors):.3g}); this architecture cannot be captured faithfully"
         )
 
 

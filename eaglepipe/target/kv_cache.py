@@ -43,7 +43,7 @@ class RoomyLayer(DynamicLayer):
             self._key_room, self._value_room = self.keys, self.values
 
     def move(self, sources: torch.Tensor, destinations: torch.Tensor, num_tokens: int) -> None:
-        """Copy tokens within each row, from places [B, m] to places [B, m], and forget those from `num_tokens` on."""
+        """Copy tokens within each row, from slots [B, m] to slots [B, m], and forget those from `num_tokens` on."""
         rows = torch.arange(len(sources), device=sources.device)[:, None]
         for room in (self._key_room, self._value_room):
             room[rows, :, destinations] = room[rows, :, sources]
@@ -55,14 +55,14 @@ class RoomyLayer(DynamicLayer):
 
 
 def make_cache(config: PretrainedConfig) -> DynamicCache:
-    """The cache that the architecture needs, its plain layers made roomy."""
+    """Return the cache that the architecture needs, its plain layers made roomy."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def make_rewindable_cache(config: PretrainedConfig) -> DynamicCache:
-    """A cache whose every layer keeps all tokens and can forget some: `cache.layers` are `RoomyLayer`.
+    """Return a cache whose every layer keeps all tokens and can forget some: `cache.layers` are `RoomyLayer`.
 
     Raises:
         TargetError: a layer with a state that cannot be taken back (recurrent, linear attention).

@@ -1,4 +1,4 @@
-"""Where the parts of any causal LM are: its decoder, the layers inside, the final norm, and what its head does.
+"""The parts of any causal LM: its decoder, the layers inside, the final norm, and the form of its head.
 
 Shapes: n decoder layers, Ht hidden size.
 """
@@ -18,7 +18,7 @@ _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f",
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:
-    """The module that turns input ids into the lm_head's input.
+    """Return the module that turns input ids into the lm_head's input.
 
     Raises:
         TargetError: the model is not made of a decoder and a head.
@@ -32,7 +32,7 @@ def find_decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
-    """The decoder layers in the order they run.
+    """Return the decoder layers in the order they run.
 
     Raises:
         TargetError: no list of exactly `num_layers` modules directly inside the decoder.
@@ -40,12 +40,12 @@ def find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
     lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child) == num_layers]
     named = [child for child in lists if child in (getattr(decoder, name, None) for name in ("layers", "h", "blocks"))]
     if not lists:
-        raise TargetError(f"{type(decoder).__name__}: found no list of its {num_layers} decoder layers")
+        raise TargetError(f"{type(decoder).__name__}: it has no list of {num_layers} decoder layers")
     return (named or lists)[0]
 
 
 def final_norm_weight(decoder: nn.Module, hidden_size: int) -> torch.Tensor:
-    """The final norm's scale [Ht], in the form y = x / rms(x) * scale; ones where the norm has none."""
+    """Return the final norm's scale [Ht], in the form y = x / rms(x) * scale; ones if the norm has none."""
     norms = (getattr(decoder, name, None) for name in _FINAL_NORMS)
     norm = next((norm for norm in norms if isinstance(norm, nn.Module)), None)
     weight = getattr(norm, "weight", None)
@@ -61,7 +61,7 @@ def final_norm_weight(decoder: nn.Module, hidden_size: int) -> torch.Tensor:
 
 
 def head_spec_candidates(config: Any) -> list[HeadSpec]:
-    """What the architecture may do to the lm_head's output, likeliest first.
+    """List the transforms that the architecture may apply to the lm_head's output, likeliest first.
 
     Architectures read the same config field differently (`logits_scaling` divides in one and multiplies in another, a
     soft cap may be ignored), so the caller lets the model itself decide.
@@ -78,7 +78,7 @@ def head_spec_candidates(config: Any) -> list[HeadSpec]:
 
 
 def rope_kinds(config: PretrainedConfig) -> dict[str, int]:
-    """Rope types whose frequencies change with the length of the batch, each with the length at which they do."""
+    """Return the rope types whose frequencies change with the batch's length, each with the length at which they do."""
     parameters = getattr(config, "rope_parameters", None) or {}
     groups = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     lengths: dict[str, int] = {}
@@ -91,7 +91,7 @@ def rope_kinds(config: PretrainedConfig) -> dict[str, int]:
 
 
 def default_aux_layer_ids(num_layers: int) -> tuple[int, ...]:
-    """Boundaries [2, n//2, n-3].
+    """Return the boundaries [2, n//2, n-3].
 
     Raises:
         TargetError: a target too shallow for them to be distinct and ascending.
@@ -106,10 +106,10 @@ def default_aux_layer_ids(num_layers: int) -> tuple[int, ...]:
 
 
 def validate_aux_layer_ids(ids: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """The ids as a tuple, if they are distinct boundaries 1..n in ascending order.
+    """Return the ids as a tuple, if they are distinct boundaries 1..n in ascending order.
 
     Raises:
-        TargetError: none given, out of range, repeated or not ascending; names the ids and the depth.
+        TargetError: empty, out of range, repeated or not ascending; names the ids and the depth.
     """
     where = f"cache.aux_layer_ids {list(ids)}: the target has {num_layers} layers"
     if not ids:

@@ -62,12 +62,12 @@ class LoadedTarget:
 
     @property
     def architectures(self) -> list[str]:
-        """What a draft is chosen by; a language model taken out of a larger one has no name in its config."""
+        """Names by which a draft is chosen; a language model taken out of a larger one has none in its config."""
         return list(self.model.config.architectures or [type(self.model).__name__])
 
 
 def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
-    """The local folder of a target; a Hub id is downloaded, without its weights where those are not asked for.
+    """Return the local folder of a target; a Hub id is downloaded, with its weights only if they are asked for.
 
     Raises:
         TargetError: no such folder, not a model folder, or not to be had from the Hub.
@@ -143,20 +143,20 @@ def load_target(config: TargetConfig, device: str = "auto") -> LoadedTarget:
         TargetError: folder, config or weights that are missing, unreadable or at odds with each other; no CUDA.
         ResourceError: the model does not fit the device.
     """
-    place = resolve_device(device)
+    torch_device = resolve_device(device)
     folder = resolve_folder(config)
     for file in target_weight_files(folder):
         open_weights(file)
     model_config = read_model_config(folder, config)
     with _bars_only_on_a_terminal():
-        model = _load_weights(folder, model_config, config, place)
+        model = _load_weights(folder, model_config, config, torch_device)
     model.requires_grad_(False).eval()
     text_config = text_config_of(model_config, config.path)
-    return LoadedTarget(model=model, text_config=text_config, folder=folder, device=place)
+    return LoadedTarget(model=model, text_config=text_config, folder=folder, device=torch_device)
 
 
 def check_tokenizer_fits(vocab_size_tokenizer: int, head_rows: int) -> None:
-    """Every id the tokenizer can give has a row in the lm_head.
+    """Check that every id of the tokenizer has a row in the lm_head.
 
     Raises:
         TargetError: a tokenizer that is larger, which would index past the embeddings.
@@ -169,23 +169,23 @@ def check_tokenizer_fits(vocab_size_tokenizer: int, head_rows: int) -> None:
 
 
 def _load_weights(
-    folder: Path, model_config: PretrainedConfig, config: TargetConfig, place: torch.device
+    folder: Path, model_config: PretrainedConfig, config: TargetConfig, device: torch.device
 ) -> PreTrainedModel:
-    straight = place.type != "cpu" and importlib.util.find_spec("accelerate") is not None
+    direct = device.type != "cpu" and importlib.util.find_spec("accelerate") is not None
     try:
         model, info = auto_class(model_config).from_pretrained(
             folder,
             config=model_config,
             dtype=config.dtype,
-            device_map={"": place} if straight else None,
+            device_map={"": device} if direct else None,
             local_files_only=True,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
         )
-        model = model.to(place)
+        model = model.to(device)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(f"target {config.path!r} does not fit {place}: {_first_line(error)}") from error
+        raise ResourceError(f"target {config.path!r} does not fit {device}: {_first_line(error)}") from error
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         raise TargetError(f"target {config.path!r} cannot be loaded: {_first_line(error)}") from error
     _check_all_loaded(info, config.path)

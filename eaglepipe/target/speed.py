@@ -1,4 +1,4 @@
-"""How long a target's forward over a corpus will take, from its size and the device's measured matrix-product rate."""
+"""The time of a target's forward over a corpus, from its size and the device's measured matrix-product rate."""
 
 import time
 
@@ -16,7 +16,7 @@ _FORWARD_EFFICIENCY = 0.5
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product in `dtype`, measured for a fraction of a second."""
+    """Measure the FLOP/s of a square matrix product in `dtype`, for a fraction of a second."""
     size = _DIMENSION.get(device.type, 1024)
     matrix = torch.randn(size, size, device=device).to(dtype)
     _synchronise(device)

@@ -1,8 +1,8 @@
 """A target that reads a few tokens at a time, a tree of guesses among them, and takes back those that are refused.
 
-Rows are aligned on the left: token p of a row lies at place p of the cache once it is kept, so that places are
-positions. New tokens go behind the longest row; `keep` moves the good ones of each row to where they belong.
-Shapes: B rows, n new tokens of each, C places in use, A aux layers, Ht target hidden, V vocabulary.
+Rows are aligned on the left: token p of a row lies in slot p of the cache once it is accepted, so that slots are
+positions. New tokens go behind the longest row; `keep` moves the accepted ones of each row to their slots.
+Shapes: B rows, n new tokens of each, C slots in use, A aux layers, Ht target hidden, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ _PROBE_PARENTS = (0, 0, 1, 1, 2)  # of tokens 1..5 after the root, in a tree wit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Read:
-    """What the target makes of new tokens."""
+class TargetOutput:
+    """States and logits of new tokens."""
 
     states: CapturedStates  # of all of them, [B, n, ...]
-    logits: torch.Tensor  # float32 [B, n, V], or [B, 1, V] after each row's last token where only that was asked for
+    logits: torch.Tensor  # float32 [B, n, V], or [B, 1, V] of each row's last token alone
 
 
 class SteppingTarget:
     """A causal LM with a cache that can be rewound. One batch at a time, begun by `read_prompts`."""
 
     def __init__(self, model: HFEagle3TargetModel) -> None:
-        """Raises TargetError where the architecture cannot read a tree of tokens exactly."""
+        """Raises TargetError if the architecture cannot read a tree of tokens exactly."""
         self.model, self.target = model, model.target
         self._kinds = layer_kinds(self.target.text_config)
         self._windows_known = True
@@ -55,12 +55,12 @@ class SteppingTarget:
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest sequence that is read exactly: as positions reach, and windows that no mask can be given for."""
+        """The longest sequence that is read exactly, by its positions and by windows that no mask can express."""
         window = None if self._windows_known else self._kinds.sliding_window
         limits = [window, self._kinds.longest_exact, getattr(self.target.text_config, "max_position_embeddings", None)]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def read_prompts(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> Read:
+    def read_prompts(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> TargetOutput:
         """Begin a batch: right-padded prompts [B, P] with lengths int64 [B]; logits after each one's last token."""
         batch, longest = input_ids.shape
         self.check_room(longest)
@@ -71,25 +71,25 @@ class SteppingTarget:
         states = self._run(input_ids, positions, positions, causal)
         last = states.last_hidden[torch.arange(batch, device=self.device), lengths - 1]
         self._used = longest
-        return Read(states=states, logits=self.model.head_logits(last)[:, None])
+        return TargetOutput(states=states, logits=self.model.head_logits(last)[:, None])
 
-    def read(self, input_ids: torch.Tensor, ancestors: torch.Tensor) -> Read:
-        """Read a tree of new tokens after what each row has kept; nothing is kept of them until `keep`.
+    def read(self, input_ids: torch.Tensor, ancestors: torch.Tensor) -> TargetOutput:
+        """Read a tree of new tokens after the accepted ones of each row; none of them is accepted until `keep`.
 
         Args:
             input_ids: [B, n].
-            ancestors: bool [B, n, n], True where token i may read token j: j is i, or on the way from the root to i.
+            ancestors: bool [B, n, n], True if token i may read token j: j is i, or on the way from the root to i.
         """
         batch, num_new = input_ids.shape
         depths = ancestors.sum(dim=-1) - 1
         self.check_room(self._used + 1)
-        places = torch.arange(self._used, device=self.device)
-        kept = (places < self._lengths[:, None])[:, None].expand(-1, num_new, -1)
+        slots = torch.arange(self._used, device=self.device)
+        accepted = (slots < self._lengths[:, None])[:, None].expand(-1, num_new, -1)
         positions = self._lengths[:, None] + depths
-        keys = torch.cat((places.expand(batch, -1), positions), dim=1)
-        states = self._run(input_ids, positions, keys, torch.cat((kept, ancestors), dim=-1))
+        keys = torch.cat((slots.expand(batch, -1), positions), dim=1)
+        states = self._run(input_ids, positions, keys, torch.cat((accepted, ancestors), dim=-1))
         logits = self.model.head_logits(states.last_hidden.flatten(0, 1)).unflatten(0, (batch, num_new))
-        return Read(states=states, logits=logits)
+        return TargetOutput(states=states, logits=logits)
 
     def keep(self, nodes: torch.Tensor, counts: torch.Tensor) -> None:
         """Keep of the tokens just read `nodes` [B, m] in this order, the first `counts` [B] of each row, and no others.
@@ -135,12 +135,12 @@ class SteppingTarget:
         if limit is not None and num_tokens > limit:
             raise TargetError(
                 f"a sequence of {num_tokens} tokens: this target is read exactly up to {limit} (its positions, or the "
-                "window of some layers, for which no mask can be given); use shorter prompts or answers"
+                "window of some layers, which no mask can express); use shorter prompts or answers"
             )
 
     @torch.no_grad()
     def _is_exact(self, prefix_length: int) -> bool:
-        """Whether a small tree after a prefix, read in one go, gives what its paths give as plain sequences."""
+        """Return whether a small tree after a prefix gives the states of its paths read as plain sequences."""
         size = len(_PROBE_PARENTS) + 1
         ids = torch.arange(1, prefix_length + size + 1, device=self.device) % self.target.vocab_size
         prefix, tree = ids[:prefix_length], ids[prefix_length:]
@@ -148,11 +148,11 @@ class SteppingTarget:
         for node, parent in enumerate(_PROBE_PARENTS, start=1):
             ancestors[node] |= ancestors[parent]
         self.read_prompts(prefix[None], torch.tensor([len(prefix)], device=self.device))
-        found = self.read(tree[None], ancestors[None]).states.last_hidden[0]
+        tree_states = self.read(tree[None], ancestors[None]).states.last_hidden[0]
         for node in range(size):
             path = torch.cat((prefix, tree[ancestors[node]]))[None]
             expected = self.model.capture(path, torch.ones_like(path)).last_hidden[0, -1]
-            error = float((found[node] - expected).float().abs().max())
+            error = float((tree_states[node] - expected).float().abs().max())
             if not error <= _allowed(self.target) * max(1.0, float(expected.float().abs().max())):
                 return False
         return True

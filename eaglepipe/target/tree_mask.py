@@ -30,24 +30,26 @@ class LayerKinds:
 
 
 def layer_kinds(config: PretrainedConfig) -> LayerKinds:
-    """The kinds of a text config's layers."""
-    given = getattr(config, "layer_types", None)
+    """Return the kinds of a text config's layers."""
+    declared = getattr(config, "layer_types", None)
     layers = DynamicCache(config=config).layers
     widths = [getattr(layer, "sliding_window", None) for layer in layers]
     names = (
-        given if given and len(given) == len(layers) else [SLIDING if width else "full_attention" for width in widths]
+        declared
+        if declared and len(declared) == len(layers)
+        else [SLIDING if width else "full_attention" for width in widths]
     )
     windows = {str(name): None if width is None else int(width) for name, width in zip(names, widths, strict=True)}
-    return LayerKinds(windows=windows, named=bool(given) and any(width is not None for width in windows.values()))
+    return LayerKinds(windows=windows, named=bool(declared) and any(width is not None for width in windows.values()))
 
 
 def additive_mask(
     visible: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, kinds: LayerKinds, dtype: torch.dtype
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What is added to the scores, [B, 1, n, S], for all layers or by kind.
+    """Return the mask that is added to the scores, [B, 1, n, S], for all layers or by kind.
 
     Args:
-        visible: bool [B, n, S], True where a query may read a key as far as order and tree go.
+        visible: bool [B, n, S], True if order and tree let a query read a key.
         queries, keys: int64 [B, n] and [B, S], their positions.
     """
     distance = queries[:, :, None] - keys[:, None]

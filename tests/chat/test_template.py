@@ -65,7 +65,7 @@ def test_generation_prompt_that_the_rendering_lacks_is_refused() -> None:
     [
         ("{% generation %}{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>' }}", "outside the mask"),
         ("{% generation %}{% endgeneration %}" + CONTENT_AND_END, "is empty"),
-        ("{{ message['content'] }}{% generation %}{{ '<|im_end|>' }}{% endgeneration %}", "does not hold what"),
+        ("{{ message['content'] }}{% generation %}{{ '<|im_end|>' }}{% endgeneration %}", "does not hold the"),
         (
             "{% set body %}{% generation %}" + CONTENT_AND_END + "{% endgeneration %}{% endset %}{{ 'so: ' + body }}",
             "generation block",

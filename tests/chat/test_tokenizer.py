@@ -18,8 +18,8 @@ from tests.chat.tiny_chat import CHATML, CHATML_MARKED, conversation, data_confi
 def test_special_ids_hold_the_detected_end_of_turn(template: str) -> None:
     chat = make_chat(template)
     end, pad = chat.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert chat.end_of_turn == chat.eos == end
-    assert (chat.bos, chat.unk, chat.pad) == (None, None, pad)
+    assert chat.end_of_turn == chat.tokenizer.eos_token_id == end
+    assert (chat.tokenizer.bos_token_id, chat.tokenizer.unk_token_id, chat.tokenizer.pad_token_id) == (None, None, pad)
     assert chat.special_ids() == {end, pad}
     assert chat.vocab_size == len(chat.tokenizer)
 
