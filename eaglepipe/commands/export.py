@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eaglepipe.commands.common import JsonOption, print_json, reporter
+from eaglepipe.commands.common import JsonOption, print_json, print_report, reporter
 from eaglepipe.errors import EXIT_USER, ConfigError
 
 
@@ -14,47 +14,45 @@ def export(
     to: Annotated[str, typer.Option(help="vllm, sglang, speculators or hf (portable)")] = "",
     out: Annotated[Path | None, typer.Option(help="default: RUN/export/<engine>")] = None,
     dtype: Annotated[str, typer.Option(help="of the weights: bfloat16, float16 or float32")] = "bfloat16",
-    target_name: Annotated[str | None, typer.Option(help="the target's Hub id, where the recipe has a path")] = None,
+    target_name: Annotated[str | None, typer.Option(help="the target's Hub id, if the recipe has a path")] = None,
     push: Annotated[str | None, typer.Option(metavar="REPO", help="upload to this Hub repository as well")] = None,
     check: Annotated[Path | None, typer.Option(metavar="DIR", help="write nothing, check this draft folder")] = None,
     target: Annotated[Path | None, typer.Option(help="with --check: the target's folder, for sharper checks")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a draft for an engine, or --check a draft folder: exit code 2 where it does not fit, 3 if damaged."""
+    """Write a draft for an engine, or --check a draft folder: exit code 2 if it does not fit, 3 if damaged."""
     from eaglepipe.export.layouts import ENGINES
 
-    engine = next((known for known in ENGINES if known == to), None)
+    engine = next((name for name in ENGINES if name == to), None)
     if engine is None:
         raise ConfigError(f"--to {to or 'is missing'}: one of {', '.join(ENGINES)}")
     if (run is None) == (check is None):
         raise ConfigError("give a run folder to export, or --check DIR")
     others = {"--target": target} if check is None else {"--out": out, "--target-name": target_name, "--push": push}
     if ignored := [name for name, value in others.items() if value is not None]:
-        when = "without --check" if check is None else "with --check, which writes nothing"
-        raise ConfigError(f"{', '.join(ignored)}: has no meaning {when}; leave it out")
+        mode = "without --check" if check is None else "with --check, which writes nothing"
+        raise ConfigError(f"{', '.join(ignored)}: has no meaning {mode}; leave it out")
     if check is not None:
         from eaglepipe.export.check.check import check_draft
         from eaglepipe.export.target_facts import read_target_facts
 
         report = check_draft(check, engine, None if target is None else read_target_facts(target))
-        print_json(report.to_json() if as_json else None, as_json)
-        if not as_json:
-            typer.echo(report.table())
+        print_report(report, as_json)
         if not report.ok:
             raise typer.Exit(EXIT_USER)
         return
     from eaglepipe.export.write import export_draft
 
     assert run is not None
-    say = reporter(as_json)
+    print_line = reporter(as_json)
     result = export_draft(run, engine, out=out, dtype=dtype, target_name=target_name)
     for finding in result.warnings:
-        say(finding.line())
-    say(f"{result.folder}: {result.tensors} tensors, {result.bytes:,} bytes, {dtype}, for {engine}")
+        print_line(finding.line())
+    print_line(f"{result.folder}: {result.tensors} tensors, {result.bytes:,} bytes, {dtype}, for {engine}")
     address = None
     if push is not None:
         from eaglepipe.export.push import push_folder
 
         address = push_folder(result.folder, push)
-        say(f"pushed to {address}")
+        print_line(f"pushed to {address}")
     print_json({**result.to_json(), "pushed_to": address}, as_json)

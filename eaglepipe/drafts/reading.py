@@ -20,7 +20,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class AuxSpelling:
-    """The aux layers as a config spells them; None where it does not."""
+    """The aux layers in each spelling of a config, None if it is absent."""
 
     top: Ids | None  # read by vLLM and speculators, as boundaries
     nested: Ids | None  # eagle_config's, read by SGLang as layer outputs, by vLLM (V1 runner) as boundaries

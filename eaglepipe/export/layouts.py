@@ -1,7 +1,7 @@
-"""The engines as data: one `Layout` holds how an engine wants a draft, and what its loader misreads or ignores.
+"""The engines as data: one `Layout` holds the names and fields that an engine reads, misreads and ignores.
 
 Each value was read in a loader. No loader reports a violation, so exports are written by these rules and drafts of any
-origin are checked against them.
+origin are checked against them. To add an engine, add its name, its `Layout` and its `Family.engine_architectures`.
 """
 
 from collections.abc import Mapping

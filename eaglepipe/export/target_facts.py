@@ -26,7 +26,7 @@ class TargetFacts:
 
 
 def read_target_facts(path: Path) -> TargetFacts:
-    """Read a target's config.json, given itself or by its folder.
+    """Read a target's config.json; the path is that of the file or of its folder.
 
     Raises:
         DraftError: there is no such file.

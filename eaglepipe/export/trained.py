@@ -79,7 +79,7 @@ def _target_facts(config: dict[str, Any], record: RunRecord) -> TargetFacts:
 
 
 def _boundaries(config_file: Path, draft: StoredDraft, record: RunRecord, target: TargetFacts) -> Ids | None:
-    """Return custom boundaries, None for the default ones; without the target's depth, ids are kept as they are."""
+    """Return custom boundaries, None for the default ones; without the target's depth, ids count as custom."""
     spelling = read_aux(draft.config)
     ids = spelling.top or (None if record.cache is None else tuple(record.cache.spec.aux_layer_ids))
     if ids is None and spelling.nested is not None:

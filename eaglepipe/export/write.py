@@ -89,14 +89,14 @@ def export_draft(
 
 
 def _default_folder(source: Path, draft: TrainedDraft, engine: Engine) -> Path:
-    """Inside the run; beside a draft folder that is given alone."""
+    """Inside the run, or beside a draft folder alone."""
     if draft.folder == source:
         return source.with_name(f"{source.resolve().name}-{engine}")
     return source / "export" / engine
 
 
 def _check_own(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Finding, ...]:
-    """Apply the check of foreign folders to what is about to be published, and return its warnings.
+    """Check the folder before it is published, as any other draft folder, and return the warnings.
 
     Custom layers may look like another convention's, which a check without the run has to suspect.
     """
