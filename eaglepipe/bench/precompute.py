@@ -1,4 +1,4 @@
-"""`bench precompute`: stage 1 on a corpus, against the target's own forward over the same batches.
+"""`bench precompute`: stage 1 on a corpus, compared with the target's own forward over the same batches.
 
 Stage 1 is everything between a planned cache and its published shards: padding, capture, supervision, codec, hashing,
 writing. The reference runs the same batches through the same model and keeps nothing.
@@ -6,7 +6,6 @@ writing. The reference runs the same batches through the same model and keeps no
 
 import contextlib
 import io
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,12 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from eaglepipe.bench.made_cache import TargetShape, chat_lengths, make_turns
+from eaglepipe.bench.made_cache import TargetShape, chat_lengths
+from eaglepipe.bench.made_project import stage_one_recipe, write_target, write_token_rows
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.manifest import SHARDS_FOLDER
 from eaglepipe.chat.types import supervised_tokens
@@ -29,6 +27,7 @@ from eaglepipe.precompute.plan import PrecomputePlan, begin_plan
 from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.signals import StopFlag
+from eaglepipe.tables import text_table
 from eaglepipe.target.capture import HFEagle3TargetModel, pad_sequences
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import find_decoder
@@ -64,12 +63,12 @@ class PrecomputeReport:
 
     @property
     def ratio(self) -> float:
-        """Time, times that of the model's own forward over the same batches."""
+        """Time over that of the model's own forward over the same batches."""
         return self.seconds / self.full_forward_seconds
 
     @property
     def ratio_to_needed(self) -> float:
-        """Time, times that of a forward whose lm_head runs for supervised tokens only."""
+        """Time over that of a forward whose lm_head runs for supervised tokens only."""
         return self.seconds / self.needed_forward_seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -82,20 +81,23 @@ class PrecomputeReport:
         }
 
     def table(self) -> str:
-        lines = [
-            f"bench precompute: {self.samples:,} samples, {self.tokens:,} tokens, {self.supervised_tokens:,} of them "
-            f"supervised, in {self.batches} batches",
-            f"  padding {self.padding:.2%}; {self.threads} thread(s), medians of {self.rounds} rounds",
-            f"  {'':46} {'seconds':>8} {'tokens/s':>10} {'stage 1 takes':>14}",
+        passes = {
+            f"stage 1, {self.cache_bytes / 1e6:,.0f} MB written": self.seconds,
+            "the model's forward": self.full_forward_seconds,
+            "the same, lm_head at supervised tokens only": self.needed_forward_seconds,
+        }
+        rows = [
+            (name, f"{seconds:.2f}", f"{self.tokens / seconds:,.0f}", f"{self.seconds / seconds:.3f} times")
+            for name, seconds in passes.items()
         ]
-        for name, seconds in (
-            (f"stage 1, {self.cache_bytes / 1e6:,.0f} MB written", self.seconds),
-            ("the model's forward", self.full_forward_seconds),
-            ("the same, lm_head at supervised tokens only", self.needed_forward_seconds),
-        ):
-            times = f"{self.seconds / seconds:.3f} times"
-            lines.append(f"  {name:46} {seconds:>8.2f} {self.tokens / seconds:>10,.0f} {times:>14}")
-        return "\n".join(lines)
+        table = text_table(
+            {"": "left", "seconds": "right", "tokens/s": "right", "stage 1 takes": "right"}, rows, indent=2
+        )
+        return (
+            f"bench precompute: {self.samples:,} samples, {self.tokens:,} tokens, {self.supervised_tokens:,} of them "
+            f"supervised, in {self.batches} batches\n"
+            f"  padding {self.padding:.2%}; {self.threads} thread(s), medians of {self.rounds} rounds\n{table}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +146,14 @@ def measure_precompute(
 
 
 def _prepare(folder: Path, shape: TargetShape, num_samples: int, batch_tokens: int) -> _Stage:
-    """Everything up to the first forward: corpus, target, recipe, plan, and the files that are not shards."""
+    """Do all of stage 1 up to the first forward: corpus, target, recipe, plan, and the files that are not shards."""
     lengths = chat_lengths(num_samples, median=120, spread=0.8, longest=1024)
-    _write_target(folder / "target", shape, max(lengths))
-    _write_rows(folder / "rows.jsonl", lengths, shape.vocab_size)
+    longest, draft_size = max(lengths), shape.draft_vocab_size
+    write_target(folder / "target", shape, longest)
+    write_token_rows(folder / "rows.jsonl", lengths, vocab_size=shape.vocab_size, assistant_share=0.55)
+    recipe = stage_one_recipe(folder, max_length=longest, draft_size=draft_size, batch_tokens=batch_tokens)
     recipe_file = folder / "bench.yaml"
-    recipe_file.write_text(yaml.safe_dump(_recipe(folder, shape, max(lengths), batch_tokens)))
+    recipe_file.write_text(yaml.safe_dump(recipe))
     inputs = read_stage1_inputs(load_recipe(recipe_file))
     plan = begin_plan(inputs, weights_fingerprint(folder / "target"), report=lambda _: None)
     model = HFEagle3TargetModel(load_target(inputs.recipe.target, "cpu"), inputs.spec.aux_layer_ids)
@@ -157,39 +161,8 @@ def _prepare(folder: Path, shape: TargetShape, num_samples: int, batch_tokens: i
     return _Stage(inputs=inputs, plan=plan, model=model)
 
 
-def _write_target(folder: Path, shape: TargetShape, max_length: int) -> None:
-    fields = {
-        key: value for key, value in shape.config(max_length).items() if key not in ("architectures", "model_type")
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**fields))
-    with contextlib.redirect_stderr(io.StringIO()):
-        model.save_pretrained(folder)
-
-
-def _write_rows(path: Path, lengths: tuple[int, ...], vocab_size: int) -> None:
-    rng = np.random.default_rng(0)
-    with path.open("w") as stream:
-        for length in lengths:
-            mask = (make_turns(length, 0.55) > 0).astype(int)
-            row = {"input_ids": rng.integers(0, vocab_size, length).tolist(), "loss_mask": mask.tolist()}
-            stream.write(json.dumps(row) + "\n")
-
-
-def _recipe(folder: Path, shape: TargetShape, max_length: int, batch_tokens: int) -> dict[str, Any]:
-    return {
-        "name": "bench",
-        "target": {"path": str(folder / "target")},
-        "data": {"sources": [{"path": str(folder / "rows.jsonl"), "format": "tokenized"}], "max_length": max_length},
-        "vocab": {"draft_size": shape.draft_vocab_size},
-        "cache": {"root": str(folder / "caches"), "profile": "exact"},
-        "precompute": {"batch_tokens": batch_tokens, "device": "cpu"},
-    }
-
-
 def _stage_seconds(stage: _Stage) -> float:
-    """One pass that finds no shard, and computes and publishes them all."""
+    """Time a pass that finds no shard, and computes and publishes them all."""
     shutil.rmtree(stage.plan.folder / SHARDS_FOLDER, ignore_errors=True)
     run = ShardRun(stage.inputs, stage.plan, stage.model, StopFlag())
     with contextlib.redirect_stderr(io.StringIO()):
@@ -198,7 +171,7 @@ def _stage_seconds(stage: _Stage) -> float:
 
 @torch.no_grad()
 def _forward(stage: _Stage, *, everywhere: bool) -> None:
-    """The same batches through the model; logits of all tokens, or of the supervised ones a chunk at a time."""
+    """Run the same batches through the model; logits of all tokens, or of the supervised ones a chunk at a time."""
     target, chunk = stage.model.target, stage.inputs.recipe.precompute.head_chunk_rows
     decoder = find_decoder(target.model)
     for batch in stage.batches():

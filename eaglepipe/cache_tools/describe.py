@@ -7,6 +7,7 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, l
 from eaglepipe.cache.reader import load_manifest, missing_shards
 from eaglepipe.cache.storage import list_caches, unreadable_caches
 from eaglepipe.errors import CacheError
+from eaglepipe.tables import text_table
 
 
 def describe_cache(folder: Path) -> dict[str, Any]:
@@ -110,17 +111,31 @@ def root_table(described: list[dict[str, Any]], root: Path) -> str:
     """One line a cache."""
     if not described:
         return f"no caches in {root}"
-    lines = [f"{'cache':32} {'state':>12} {'samples':>10} {'tokens':>14} {'GB':>9} {'B/token':>9}  target"]
-    for info in described:
-        if "error" in info:
-            lines.append(f"{Path(info['folder']).name:32} {'unreadable':>12}  {info['error']}")
-            continue
-        done = info["shards"] - len(info.get("missing_shards", ()))
-        state = "complete" if info["complete"] else f"{done}/{info['shards']} shards"
-        per_token = f"{info['bytes_per_token']:,.0f}" if info["complete"] else "-"
-        name = Path(info["folder"]).name
-        lines.append(
-            f"{name:32} {state:>12} {info['samples']:>10,} {info['tokens']:>14,} {info['bytes'] / 1e9:>9.3f} "
-            f"{per_token:>9}  {info['target']}"
-        )
-    return "\n".join(lines)
+    return text_table(
+        {
+            "cache": "left",
+            "state": "right",
+            "samples": "right",
+            "tokens": "right",
+            "GB": "right",
+            "B/token": "right",
+            "target": "left",
+        },
+        map(_root_row, described),
+    )
+
+
+def _root_row(info: dict[str, Any]) -> tuple[str, ...]:
+    name = Path(info["folder"]).name
+    if "error" in info:
+        return (name, "unreadable", "", "", "", "", info["error"])
+    finished = info["shards"] - len(info.get("missing_shards", ()))
+    return (
+        name,
+        "complete" if info["complete"] else f"{finished}/{info['shards']} shards",
+        f"{info['samples']:,}",
+        f"{info['tokens']:,}",
+        f"{info['bytes'] / 1e9:.3f}",
+        f"{info['bytes_per_token']:,.0f}" if info["complete"] else "-",
+        str(info["target"]),
+    )

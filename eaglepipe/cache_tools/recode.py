@@ -39,6 +39,7 @@ from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes, publish_json
 from eaglepipe.recipe.config import CacheConfig
+from eaglepipe.tables import field_table
 from eaglepipe.vocab import DraftVocab
 
 
@@ -66,11 +67,13 @@ class RecodeResult:
         return {**self.cache, "errors": self.errors}
 
     def table(self) -> str:
-        """Two lines a column."""
-        lines = [f"{self.cache['folder']}: complete, {self.cache['bytes_per_token']:,.1f} bytes a token"]
-        for column, figures in self.errors.items():
-            lines.append(f"{column:20} " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-        return "\n".join(lines)
+        """Return the cost of a token, and a line of errors for each column that was recoded."""
+        errors = {
+            column: ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            for column, figures in self.errors.items()
+        }
+        cost = f"{self.cache['folder']}: complete, {self.cache['bytes_per_token']:,.1f} bytes a token"
+        return "\n".join([cost, *([field_table(errors)] if errors else [])])
 
 
 def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
