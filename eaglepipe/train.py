@@ -1,4 +1,4 @@
-"""Stage 2: a draft from caches alone; the target is never loaded, and its files need not exist.
+"""Stage 2: train a draft from caches alone; the target is never loaded, and its files need not exist.
 
 Read `train_from` from top to bottom: that is the order in which a run goes.
 """
@@ -36,7 +36,7 @@ from eaglepipe.training.run.trackers import TensorBoard, require_tensorboard
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run reports; also `train.json`. `_end` is the published draft: the best evaluation's."""
+    """The report of a finished run, also `train.json`; `_end` is the best evaluation's, whose draft is published."""
 
     run_folder: str
     draft_folder: str
@@ -62,7 +62,7 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPreview:
-    """What `--dry-run` shows: a run in numbers."""
+    """The size of a run, as `--dry-run` shows it."""
 
     run_folder: str
     train_samples: int
@@ -76,7 +76,7 @@ class TrainPreview:
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """Where a run keeps its checkpoints, metrics and draft."""
+    """Return the folder of a run's checkpoints, metrics and draft."""
     return Path(recipe.train.output_dir or f"runs/{recipe.name}")
 
 
@@ -111,7 +111,7 @@ def run_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainRe
 
 
 def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
-    """`run_training` on samples that are open already."""
+    """Train as `run_training` does, on samples that are open already."""
     source = choose_aux_layers(source, recipe.draft.aux_boundaries)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
@@ -157,7 +157,7 @@ def _open_init(recipe: Recipe) -> DraftInit | None:
 
 
 def _find_checkpoint(folder: Path, contract: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest trustworthy checkpoint, if it is of this run; None at its beginning."""
+    """Load the newest trustworthy checkpoint, if it is of this run; None at its beginning."""
     checkpoint = load_latest(folder / "checkpoints", say)
     if checkpoint is not None:
         check_contract(checkpoint.contract, contract, str(folder))
@@ -182,7 +182,7 @@ def _build_draft(
 
 
 def _resume(checkpoint: Checkpoint | None, learner: Learner) -> RunState:
-    """The state of a checkpoint, loaded into the learner; the beginning where there is none."""
+    """Load a checkpoint into the learner and return its state; without checkpoint, the state of a new run."""
     if checkpoint is None:
         return RunState()
     learner.restore_draft(checkpoint.draft_tensors())

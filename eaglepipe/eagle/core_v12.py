@@ -1,7 +1,7 @@
-"""EAGLE-1/2 training: the next feature by regression, and the token that the target's frozen head makes of it.
+"""EAGLE-1/2 training: regression of the next feature, and the token that the target's frozen head makes of it.
 
-In evaluation mode the draft also goes on from its own features, K depths deep with true tokens, so that a
-simulated acceptance length means what it means for EAGLE-3.
+In evaluation mode the draft also continues from its own features, K depths deep with true tokens, so that a simulated
+acceptance length is comparable with that of EAGLE-3.
 """
 
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ class EagleTrainerModule(nn.Module):
 
     @property
     def head(self) -> TargetHead:
-        """The target's lm_head, where this module is."""
+        """The target's lm_head, on the device of this module."""
         return TargetHead(weight=self.head_weight, bias=self.head_bias, spec=self._head_spec)
 
     def forward(  # noqa: PLR0917 - in the order of Eagle3TrainerModule
@@ -139,7 +139,7 @@ class EagleTrainerModule(nn.Module):
         Args:
             batch: without host copy its masks are fetched from the device, and the host waits for it.
             target_hidden_states: [B, T, H], not shifted; slot t's target is row t + 1.
-            noise_seeds: int64 [B, T] in 0..2^32-1, what the noise is made from; default: drawn from torch's generator.
+            noise_seeds: int64 [B, T] in 0..2^32-1, seeds of the noise; default: drawn from torch's generator.
             normalizers: [K], the divisors of the depths' loss sums; default their own counts, at least 1.
 
         Raises:
@@ -219,7 +219,7 @@ class EagleTrainerModule(nn.Module):
 
 
 def _at_slots(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Values [S] at the S slots set in `mask` [B, T], zero elsewhere: [B, T]."""
+    """Return values [S] at the S slots set in `mask` [B, T], zero elsewhere: [B, T]."""
     spread = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
     spread[mask] = values
     return spread

@@ -31,7 +31,7 @@ def draft_config_from_target(
     parallel_drafting: bool = False,
     mask_token_id: int | None = None,
 ) -> PretrainedConfig:
-    """Config of a draft for this target; absent values follow the target, whose `text_config` is used where nested.
+    """Return the config of a draft for this target; absent values follow the target's, or its nested `text_config`'s.
 
     Position encoding always is the target's. `draft_vocab_size` absent or >= V means the target's vocabulary. Heads
     follow the target, except that heads of another hidden size keep the target's `head_dim`. The heads of latent
@@ -83,10 +83,10 @@ def draft_config_from_target(
 
 
 def completed_config(config: Any) -> Any:
-    """A config with every key that a draft's layers read: itself, or a copy where some are absent.
+    """Return a config with every key that a draft's layers read: itself, or a copy if some are absent.
 
-    They then mean what they mean in its family, so that the config of a Llama, Phi-3 or Qwen3 target builds a
-    draft as it is: no biases unless it says so, and heads of H / heads.
+    The defaults are those of its family, so that the config of a Llama, Phi-3 or Qwen3 target builds a draft as it is:
+    no biases unless set, and heads of H / heads.
     """
     return _completed(
         config,
@@ -98,7 +98,7 @@ def completed_config(config: Any) -> Any:
 
 
 def completed_eagle3_config(config: Any) -> Any:
-    """`completed_config` with EAGLE-3's own keys: the target's width and vocabulary, three aux layers, no 3.1 norms."""
+    """Return `completed_config` with EAGLE-3's keys: the target's width and vocabulary, three aux layers, no norms."""
     return _completed(
         completed_config(config),
         target_hidden_size=config.hidden_size,
@@ -163,10 +163,10 @@ def _heads(target: PretrainedConfig, width: int) -> int:
 
 
 def _key_value_heads(target: PretrainedConfig, heads: int) -> int:
-    """The target's number, if it divides the draft's heads; else the largest divisor below it."""
+    """Return the target's number if it divides the draft's heads, else the largest divisor below it."""
     latent = _has_latent_attention(target)
-    wanted = _LATENT_KEY_VALUE_HEADS if latent else getattr(target, "num_key_value_heads", None) or heads
-    return max(count for count in range(1, min(wanted, heads) + 1) if heads % count == 0)
+    limit = _LATENT_KEY_VALUE_HEADS if latent else getattr(target, "num_key_value_heads", None) or heads
+    return max(count for count in range(1, min(limit, heads) + 1) if heads % count == 0)
 
 
 def _head_dim(target: PretrainedConfig, width: int, heads: int) -> int:
@@ -193,7 +193,7 @@ def _check_sizes(sizes: dict[str, int]) -> None:
 
 
 def _check_rope(head_dim: int, rope: dict[str, Any]) -> None:
-    """Positions turn pairs of dimensions, long rope each pair by a factor of its own."""
+    """Check that rotary positions turn whole pairs of dimensions, as many as long rope has factors for."""
     rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
     if rotated < 2 or rotated % 2:
         raise DraftError(
@@ -209,13 +209,13 @@ def _check_rope(head_dim: int, rope: dict[str, Any]) -> None:
 
 
 def _rope_parameters(target: PretrainedConfig) -> dict[str, Any]:
-    """One rope: where the target has one for each kind of layer, that of its full-attention layers."""
+    """Return one rope; of a target with one for each kind of layer, that of its full-attention layers."""
     parameters = getattr(target, "rope_parameters", None)
     if not parameters:
         raise DraftError(f"the target's config ({target.model_type}) has no rotary position embedding to follow")
     if "rope_type" not in parameters:
         nested = {name: value for name, value in parameters.items() if isinstance(value, dict)}
         parameters = nested.get("full_attention") or (next(iter(nested.values())) if nested else parameters)
-    kept = {name: value for name, value in parameters.items() if name not in _ROPE_KEYS_OF_OTHER_MODALITIES}
-    kept["rope_type"] = "default" if kept.get("rope_type") == "mrope" else kept.get("rope_type", "default")
-    return copy.deepcopy(kept)
+    rope = {name: value for name, value in parameters.items() if name not in _ROPE_KEYS_OF_OTHER_MODALITIES}
+    rope["rope_type"] = "default" if rope.get("rope_type") == "mrope" else rope.get("rope_type", "default")
+    return copy.deepcopy(rope)

@@ -11,7 +11,7 @@ from eaglepipe.errors import DraftError
 
 
 class GptOssYarnRotaryEmbedding(Eagle3LlamaRotaryEmbedding):
-    """YaRN as gpt-oss turns with it: whole heads, frequencies not rounded to whole dimensions, cos and sin scaled.
+    """The YaRN of gpt-oss: whole heads, frequencies not rounded to whole dimensions, cos and sin scaled.
 
     Raises:
         DraftError: for partial rotary, which gpt-oss does not have.

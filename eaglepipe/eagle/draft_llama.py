@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Eagle3LlamaModel(nn.Module):
-    """Everything of the draft but its lm_head and vocabulary map."""
+    """The draft without its lm_head and vocabulary map."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
 
         Args:
             input_ids: int64 [B, T], target ids of this step.
-            hidden_states: [B, T, H]: `project_hidden_states` at step 0, then what the step before returned.
+            hidden_states: [B, T, H]: `project_hidden_states` at step 0, then the state that the step before returned.
             attention_mask: [B, T], 1 for real tokens, right padded; or bool [B, 1, T, T], True where readable.
             position_ids: int64 [B, T] of step 0; the step is added here.
             cache_hidden: two lists for each layer, its keys and its values of the earlier steps, `[[], []]` at step 0
@@ -118,7 +118,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
     positions = staticmethod(slot_positions)
 
     def project_hidden_states(self, aux_hidden_states: torch.Tensor) -> torch.Tensor:
-        """Aux states [..., A·Ht] or [..., A, Ht] -> [..., H]; each chunk through its own norm first with `fc_norm`."""
+        """Project aux states [..., A·Ht] or [..., A, Ht] to [..., H]; with `fc_norm` each layer is normed first."""
         width, num_aux = self.config.target_hidden_size, self.config.num_aux_hidden_states
         if aux_hidden_states.shape[-1] == width and aux_hidden_states.shape[-2] == num_aux > 1:
             aux_hidden_states = aux_hidden_states.flatten(-2)
@@ -135,15 +135,15 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
         return self.model.fc(aux_hidden_states)
 
     def head_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What the lm_head reads, [..., H]: the carried state, through the final norm unless it is carried normed."""
+        """Return the input of the lm_head, [..., H]: the carried state, normed unless it is carried normed."""
         return hidden_states if self.config.norm_output else self.model.norm(hidden_states)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Carried state [..., H] -> logits over the draft vocabulary [..., D]."""
+        """Return the logits over the draft vocabulary [..., D] of a carried state [..., H]."""
         return self.lm_head(self.head_input(hidden_states))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings [V, H]."""
+        """Return the token embeddings [V, H]."""
         return self.model.embed_tokens
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The EAGLE-1/2 Llama draft: from a token and the target's feature before it, the feature that comes next.
 
 Built as engines serve it: no input norm in the first layer, no final norm, no lm_head but the target's, and a bias of
-fc only where the config asks for it. State names are the interchange names: `embed_tokens.weight`, `fc.weight`,
+fc only if the config asks for it. State names are the interchange names: `embed_tokens.weight`, `fc.weight`,
 `layers.{i}.*`.
 """
 
@@ -36,7 +36,7 @@ class LlamaEagleDraftModel(PreTrainedModel):
     """Llama-style dense draft that predicts next-step hidden states.
 
     Works with Llama, Phi-3, and Qwen3 dense configs: attention_bias, mlp_bias, head_dim, rope and rms_norm_eps are read
-    from the config; `bias` (absent: False) says whether fc has one. H is the target's hidden size.
+    from the config; `bias` (absent: False) gives fc one. H is the target's hidden size.
     """
 
     config_class = LlamaConfig
@@ -92,7 +92,7 @@ class LlamaEagleDraftModel(PreTrainedModel):
         position_ids: torch.Tensor,
         chains: list[Chain],
     ) -> torch.Tensor:
-        """Depth k of a chain drafted in every slot; at depth 0 the same as `forward`.
+        """Draft depth k of a chain in every slot; at depth 0 the same as `forward`.
 
         Args:
             input_ids: int64 [B, T], of this depth.
@@ -114,7 +114,7 @@ class LlamaEagleDraftModel(PreTrainedModel):
     positions = staticmethod(slot_positions)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings [V, H]."""
+        """Return the token embeddings [V, H]."""
         return self.embed_tokens
 
     def copy_embeddings_from_target(self, target_embeddings: nn.Embedding | torch.Tensor) -> None:

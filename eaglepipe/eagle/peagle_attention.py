@@ -1,4 +1,4 @@
-"""Which element of a P-EAGLE batch reads which, for flex_attention and for a dense masked attention alike.
+"""Visibility between the elements of a P-EAGLE batch, for flex_attention and for a dense masked attention alike.
 
 An element is a pair of an anchor (a slot of the sequence) and a depth. N elements, Q of them asking; h query heads,
 kv key-value heads, d head size.
@@ -24,7 +24,7 @@ DENSE_QUERIES = 256
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Elements:
-    """Elements by place; int32, since a kernel reads them for every score."""
+    """Elements by index; int32, since a kernel reads them for every score."""
 
     anchors: torch.Tensor  # int32 [n]
     depths: torch.Tensor  # int32 [n]
@@ -38,7 +38,7 @@ class Elements:
 
 
 def make_elements(anchors: torch.Tensor, depths: torch.Tensor, lengths: torch.Tensor, num_slots: int) -> Elements:
-    """Elements of a sequence of `num_slots` slots: documents of `lengths`, one after the other, then padding."""
+    """Make the elements of a sequence of `num_slots` slots: documents of `lengths` in turn, then padding."""
     ends = lengths.long().cumsum(0)
     slots = torch.arange(num_slots, device=lengths.device)
     documents = torch.searchsorted(ends, slots, right=True)
@@ -47,7 +47,7 @@ def make_elements(anchors: torch.Tensor, depths: torch.Tensor, lengths: torch.Te
 
 
 def visibility(queries: Elements, keys: Elements) -> MaskMod:
-    """The rule, as flex_attention takes it: places of a query and of a key -> whether the one reads the other.
+    """Return the rule as flex_attention takes it: indices of a query and a key -> whether the one reads the other.
 
     Both in one document and no padding; and the key at depth 0 no later than the query's anchor, or of the query's own
     chain and no deeper.
@@ -66,7 +66,7 @@ def visibility(queries: Elements, keys: Elements) -> MaskMod:
 def create_peagle_mask_mod(
     anchor_pos: torch.Tensor, depth: torch.Tensor, lengths: torch.Tensor, total_seq_len: int
 ) -> MaskMod:
-    """`mask_mod` for flex_attention over sampled elements.
+    """Return a `mask_mod` for flex_attention over sampled elements.
 
     Args:
         anchor_pos: int [N], slots of the sequence.
@@ -92,7 +92,7 @@ class DenseChunk:
 class PeagleMask:
     """Visibility of keys to queries; `block_mask` for flex_attention, `chunks` for the dense one, each made once.
 
-    Length-dependent rotary embeddings take `longest` for the length; None: what the positions say.
+    Length-dependent rotary embeddings take `longest` for the length; None: the largest position plus one.
     """
 
     queries: Elements
@@ -100,12 +100,12 @@ class PeagleMask:
     longest: torch.Tensor | None = field(default=None)  # int64 []
 
     def of_queries(self, places: torch.Tensor) -> "PeagleMask":
-        """The same keys, and only the queries at `places` int64 [Q]."""
+        """Return the mask of the same keys and only the queries at `places` int64 [Q]."""
         return replace(self, queries=self.queries.take(places))
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """For flex_attention; made from each block's bounds, so that nothing of size Q · N is written."""
+        """The mask for flex_attention, made from each block's bounds, so that nothing of size Q · N is written."""
         possible = _possible_blocks(_Blocks.of(self.queries), _Blocks.of(self.keys))
         order = possible.int().argsort(dim=-1, descending=True, stable=True)
         return BlockMask.from_kv_blocks(
@@ -118,7 +118,7 @@ class PeagleMask:
 
     @cached_property
     def chunks(self) -> tuple[DenseChunk, ...]:
-        """For `dense_attention`; reads the elements on the host."""
+        """The chunks for `dense_attention`; reads the elements on the host."""
         return tuple(self._chunk(queries, keys) for queries, keys in _spans(self.queries, self.keys))
 
     def _chunk(self, queries: slice, keys: slice) -> DenseChunk:
@@ -164,7 +164,7 @@ def _bounds(values: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _possible_blocks(queries: _Blocks, keys: _Blocks) -> torch.Tensor:
-    """Bool [query blocks, key blocks]: False only where no query of the one reads a key of the other."""
+    """Return bool [query blocks, key blocks], False only if no query of the one reads a key of the other."""
     context = queries.anchors[1][:, None] >= keys.first_context
     chain = _overlap(queries.deep_anchors, keys.deep_anchors)
     return _overlap(queries.documents, keys.documents) & (context | chain)
@@ -175,7 +175,7 @@ def _overlap(ours: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tensor
 
 
 def _spans(queries: Elements, keys: Elements) -> Iterator[tuple[slice, slice]]:
-    """Chunks of queries with the keys of their document; all keys where a document's elements are scattered."""
+    """Yield chunks of queries with the keys of their document; all keys if a document's elements are scattered."""
     ours, theirs = queries.documents.cpu(), keys.documents.cpu()
     ordered = bool((ours.diff() >= 0).all()) and bool((theirs.diff() >= 0).all())
     names, counts = ours.unique_consecutive(return_counts=True)
@@ -194,7 +194,7 @@ def _spans(queries: Elements, keys: Elements) -> Iterator[tuple[slice, slice]]:
 def dense_attention(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunks: tuple[DenseChunk, ...], scale: float
 ) -> torch.Tensor:
-    """Masked softmax attention, chunk by chunk: what flex_attention computes, with a backward on every device.
+    """Compute masked softmax attention chunk by chunk: as flex_attention does, with a backward on every device.
 
     Args:
         queries: [1, h, Q, d]; keys, values: [1, kv, N, d].

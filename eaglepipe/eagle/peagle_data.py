@@ -1,4 +1,4 @@
-"""Which elements P-EAGLE learns from: COD (conditional-on-depth) sampling, segments; host tables, made from masks.
+"""The elements that P-EAGLE learns from: COD (conditional-on-depth) sampling and segments, as tables on the host.
 
 An element is an anchor and a depth; its reference slot, anchor + depth, gives it position and label. Slots are flat,
 row by row. T slots of a row, N elements, R of them in the loss, K depths.
@@ -15,24 +15,24 @@ from eaglepipe.errors import DraftError
 
 @dataclass(frozen=True, kw_only=True)
 class CodSettings:
-    """How many depths, and how many elements of each."""
+    """The number of depths, and the share of elements drawn at each."""
 
     depths: int = 8
     ratio: float = 0.7
     min_ratio: float = 0.2
 
-    def wanted(self, num_valid: int, depth: int) -> int:
-        """Elements to draw at a depth of 1 or more in a document with `num_valid` supervised slots."""
+    def num_drawn(self, num_valid: int, depth: int) -> int:
+        """Return the elements to draw at a depth of 1 or more in a document with `num_valid` supervised slots."""
         return int(max(0, num_valid - depth) * self.share(depth))
 
     def share(self, depth: int) -> float:
-        """Of a document's chains, those to draw at a depth of 1 or more."""
+        """Return the share of a document's chains to draw at a depth of 1 or more."""
         return max(self.ratio**depth, self.min_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Where a document lies in a batch, without padding."""
+    """The slots of a document in a batch, without padding."""
 
     start: int  # flat slot
     length: int
@@ -57,7 +57,7 @@ def sample_cod(
     anchors, depths = [pool[:0]], [pool[:0]]
     for depth in range(1, settings.depths):
         if generator is not None:
-            drawn = torch.randperm(len(pool), generator=generator)[: settings.wanted(num_valid, depth)]
+            drawn = torch.randperm(len(pool), generator=generator)[: settings.num_drawn(num_valid, depth)]
             pool = pool[drawn].sort().values
         anchors.append(pool - depth)
         depths.append(torch.full_like(pool, depth))
@@ -67,9 +67,9 @@ def sample_cod(
 
 
 def segment_of(anchors: torch.Tensor, depths: torch.Tensor, length: int, num_segments: int) -> torch.Tensor:
-    """The sequence partition of each element, int64 [n]: by anchor at depth 0, by the slot after it below.
+    """Return the sequence partition of each element, int64 [n]: by anchor at depth 0, by the slot after it below.
 
-    So whatever an element reads lies in its own segment, or at depth 0 of an earlier one.
+    An element then reads only its own segment, and depth 0 of earlier ones.
     """
     return ((anchors + (depths > 0)) * num_segments // length).clamp(0, num_segments - 1)
 
@@ -111,16 +111,16 @@ def draw_elements(batch: PackedBatch, settings: CodSettings, seeds: Sequence[int
         raise DraftError(f"cod_seeds has {len(seeds)} seeds for {len(documents)} documents")
     valid = next(batch.supervised_chains(1)).flatten()
     for index, document in enumerate(documents):
-        of_document = valid[document.start : document.start + document.length]
+        supervised = valid[document.start : document.start + document.length]
         generator = None if seeds is None else torch.Generator().manual_seed(seeds[index])
-        anchors, depths = sample_cod(of_document, settings, generator)
+        anchors, depths = sample_cod(supervised, settings, generator)
         order = (anchors * settings.depths + depths).argsort()
         slots = torch.arange(document.length)
         yield DocumentElements(
             document=document,
             anchors=torch.cat((slots, anchors[order])),
             depths=torch.cat((torch.zeros_like(slots), depths[order])),
-            in_loss=torch.cat((of_document, torch.ones(len(order), dtype=torch.bool))),
+            in_loss=torch.cat((supervised, torch.ones(len(order), dtype=torch.bool))),
         )
 
 
@@ -138,11 +138,11 @@ class PeaglePart:
 
     anchors: torch.Tensor  # int64 [N], flat slots
     depths: torch.Tensor  # int64 [N]
-    rows: torch.Tensor  # int64 [R], places among the elements of those in the loss
+    rows: torch.Tensor  # int64 [R], indices of the elements in the loss
 
 
 def plan_parts(drawn: Sequence[DocumentElements], num_parts: int) -> list[PeaglePart]:
-    """Cut every document into `num_parts` segments; parts without a loss are left out.
+    """Divide every document into `num_parts` segments; parts without a loss are left out.
 
     A part holds its segment's elements and, as keys, all earlier slots at depth 0; later slots, which none of its loss
     elements reads, are left out.
@@ -152,15 +152,15 @@ def plan_parts(drawn: Sequence[DocumentElements], num_parts: int) -> list[Peagle
         anchors, depths, in_loss = [], [], []
         for elements in drawn:
             segments = segment_of(elements.anchors, elements.depths, elements.document.length, num_parts)
-            counted = elements.in_loss & (segments == part)
-            if not bool(counted.any()):
+            in_part = elements.in_loss & (segments == part)
+            if not bool(in_part.any()):
                 continue
-            last = elements.anchors[counted].max()
+            last = elements.anchors[in_part].max()
             context = (elements.depths == 0) & (elements.anchors <= last)
-            kept = counted | context
-            anchors.append(elements.anchors[kept] + elements.document.start)
-            depths.append(elements.depths[kept])
-            in_loss.append(counted[kept])
+            used = in_part | context
+            anchors.append(elements.anchors[used] + elements.document.start)
+            depths.append(elements.depths[used])
+            in_loss.append(in_part[used])
         if anchors:
             rows = torch.cat(in_loss).nonzero()[:, 0]
             parts.append(PeaglePart(anchors=torch.cat(anchors), depths=torch.cat(depths), rows=rows))

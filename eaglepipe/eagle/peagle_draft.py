@@ -100,7 +100,7 @@ class _PeagleAttentionMixin:
             combined_states: [1, N, input_size].
             position_ids: int64 [1, N], anchor + depth in the document.
             block_mask: which element reads which; its queries are those of `rows`.
-            rows: int64 [Q], elements whose output is wanted; None: all N.
+            rows: int64 [Q], elements whose output is computed; None: all N.
 
         Returns: [1, Q, H].
         """
@@ -182,7 +182,7 @@ class _PeagleDraftMixin:
     project_hidden_states: Callable[[torch.Tensor], torch.Tensor]
 
     def _init_peagle_parameters(self, config: Any) -> None:
-        """Register `mask_hidden` [1, 1, A·Ht]: what stands in for the aux states at depths of 1 and more.
+        """Register `mask_hidden` [1, 1, A·Ht], which stands in for the aux states at depths of 1 and more.
 
         It lies before `fc` (and `fc_norm`), so that it is projected like aux states; vLLM's parallel drafting loads it
         under this name and shape.
@@ -191,7 +191,7 @@ class _PeagleDraftMixin:
         self.mask_hidden = nn.Parameter(torch.empty(1, 1, width).normal_(std=config.initializer_range))
 
     def masked_projected_hidden(self) -> torch.Tensor:
-        """`mask_hidden` through `project_hidden_states`: [1, H].
+        """Project `mask_hidden` as aux states are: [1, H].
 
         Raises:
             DraftError: the draft was built without `parallel_drafting`.
@@ -238,7 +238,7 @@ class _PeagleDraftMixin:
             sampled_projected_hidden: [1, N, H], projected aux states at depth 0 and `masked_projected_hidden` below.
             position_ids: int64 [1, N], anchor + depth.
             block_mask: from `build_peagle_block_mask`.
-            rows: int64 [Q], elements whose states are wanted, which spares the others the last layer's queries and MLP;
+            rows: int64 [Q], elements whose states are computed: the others skip the last layer's queries and MLP;
                 needs a `PeagleMask`.
 
         Returns: [1, N, H] or [1, Q, H], what `compute_logits` takes; after the final norm if `config.norm_output`.
@@ -247,13 +247,13 @@ class _PeagleDraftMixin:
         inputs: tuple[torch.Tensor, ...] = (self.model.embed_tokens(sampled_input_ids).to(states.dtype),)
         last = len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
-            wanted = {}
+            keywords = {}
             if rows is not None and index == last:
                 assert isinstance(block_mask, PeagleMask), (
                     "rows are chosen from a mask that build_peagle_block_mask made"
                 )
-                block_mask, wanted = block_mask.of_queries(rows), {"rows": rows}
-            states = self._run_draft_layer(layer.forward_peagle, (*inputs, states, position_ids, block_mask), wanted)
+                block_mask, keywords = block_mask.of_queries(rows), {"rows": rows}
+            states = self._run_draft_layer(layer.forward_peagle, (*inputs, states, position_ids, block_mask), keywords)
             inputs = ()
         output: torch.Tensor = self.model.norm(states) if self.config.norm_output else states
         return output

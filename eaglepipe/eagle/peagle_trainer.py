@@ -1,4 +1,4 @@
-"""P-EAGLE training: all depths in one parallel pass over sampled elements, against the target's distribution (spec 9).
+"""P-EAGLE training: all depths in one parallel pass over sampled elements, against the target's distribution.
 
 Symbols: B rows, T slots, D draft vocabulary, K depths, N elements of a partition, R of them in the loss.
 """
@@ -34,7 +34,7 @@ class PeagleTrainerModule(nn.Module):
     """Draft-side P-EAGLE trainer module.
 
     In training, elements are drawn by COD sampling; in evaluation every chain counts at every depth, so that `hits` and
-    `valid` mean what they mean for EAGLE-3.
+    `valid` are comparable with those of EAGLE-3.
 
     Args:
         draft_model: a draft built with `parallel_drafting`.
@@ -234,7 +234,7 @@ class PeagleTrainerModule(nn.Module):
 
 @torch.no_grad()
 def _measure(batch: PackedBatch, loss: torch.Tensor, results: list[PartResult], num_depths: int) -> Eagle3StepMetrics:
-    """Sums for each depth; a chain's depths may lie in two partitions."""
+    """Add up the results by depth; a chain's depths may lie in two partitions."""
     device, num_slots = batch.device, batch.input_ids.numel()
     present, matched = torch.zeros(2, num_depths, num_slots, dtype=torch.bool, device=device)
     loss_sums = torch.zeros(num_depths, device=device)

@@ -1,4 +1,4 @@
-"""Which draft a target architecture gets; one line an architecture."""
+"""The draft class for each target architecture; one line an architecture."""
 
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ def _resolve(architectures: list[str] | None, registry: dict[str, DraftSpec], re
     Raises:
         DraftError: naming the architectures given and those known.
     """
-    named = architectures or []  # a config that was made and not loaded names none
+    named = architectures or []  # a config that was built and not loaded names none
     for architecture in named:
         if architecture in registry:
             return registry[architecture]

@@ -1,4 +1,4 @@
-"""Which kernels of the compact unroll a device has, each found out by the trial that a run relies on."""
+"""The kernels of the compact unroll that a device has, each tried as a run tries it."""
 
 import torch
 
@@ -12,7 +12,7 @@ _DRAFT_SIZE = 32_000
 
 
 def try_kernels(device: torch.device) -> dict[str, bool]:
-    """Whether each kernel passes its trial in bfloat16, by name; compiling takes seconds, warnings say what fails."""
+    """Try each kernel in bfloat16 and return whether it passes, by name; compiling takes seconds, failures warn."""
     return {
         "varlen attention": varlen_works(device, torch.bfloat16, *_HEADS),
         "compiled loss": compiled_works(device, _DRAFT_SIZE),

@@ -39,7 +39,7 @@ class FrozenHeadLoss:
 def frozen_head_loss(
     hidden: torch.Tensor, target_hidden: torch.Tensor, head: TargetHead, *, chunk_rows: int
 ) -> FrozenHeadLoss:
-    """sum_r CE(softmax(head(target_hidden[r])), head(hidden[r])), over the whole vocabulary, float32.
+    """Return sum_r CE(softmax(head(target_hidden[r])), head(hidden[r])) over the whole vocabulary, float32.
 
     Args:
         hidden: [R, H], drafted; gets the gradient.

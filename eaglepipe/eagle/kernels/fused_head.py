@@ -28,7 +28,7 @@ class TargetRows(Protocol):
     """N rows of targets over D draft tokens, dense or sparse."""
 
     def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
-        """Against target rows `rows` [r], the gradient in `dtype`; `logits` [r, D] are given up."""
+        """Return losses against target rows `rows` [r], the gradient in `dtype`; `logits` [r, D] are overwritten."""
         ...
 
 
@@ -70,7 +70,7 @@ def fused_head_loss(
     *,
     chunk_rows: int | None,
 ) -> HeadLoss:
-    """sum_r row_weights[r] · CE(targets[target_rows[r]], hidden_states[r] @ weight.T), float32.
+    """Return sum_r row_weights[r] · CE(targets[target_rows[r]], hidden_states[r] @ weight.T), float32.
 
     Args:
         hidden_states: [R, H].
@@ -78,7 +78,7 @@ def fused_head_loss(
         targets: no gradient.
         target_rows: int64 [R].
         row_weights: float32 [R], no gradient.
-        chunk_rows: rows whose logits are held at once; None: as `rows_at_once` says.
+        chunk_rows: rows whose logits are held at once; None: those of `rows_at_once`.
     """
     device = hidden_states.device.type
     chunk_rows = rows_at_once(hidden_states.device) if chunk_rows is None else chunk_rows
@@ -90,7 +90,7 @@ def fused_head_loss(
 
 
 def rows_at_once(device: torch.device) -> int:
-    """Rows of a chunk on this device.
+    """Return the rows of a chunk on this device.
 
     The weight's gradient is read and written once a chunk, which a fast device feels; logits fill memory.
     """
@@ -123,8 +123,8 @@ class _FusedHeadLoss(torch.autograd.Function):
                 hidden = hidden_states[span].to(dtype)
                 logits = buffer[: hidden.shape[0]]
                 _matmul_into(logits, hidden, cast_weight)
-                found = targets.losses(logits, target_rows[span], dtype)
-                row_losses[span], predicted[span], grad_logits = found.losses, found.predicted, found.gradient
+                rows = targets.losses(logits, target_rows[span], dtype)
+                row_losses[span], predicted[span], grad_logits = rows.losses, rows.predicted, rows.gradient
                 if grad_hidden is not None:
                     grad_hidden[span] = (grad_logits @ cast_weight) * row_weights[span, None]
                 if grad_weight is not None:
@@ -162,7 +162,7 @@ def _accumulate(grad_weight: torch.Tensor, grad_logits: torch.Tensor, hidden: to
 
 @cache
 def wide_products_work(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products of matrices in `dtype` can leave their float32 sums unrounded, as CUDA's library can."""
+    """Return whether products of matrices in `dtype` can leave their float32 sums unrounded, as CUDA's library can."""
     if device.type != "cuda":
         return False
     generator = torch.Generator().manual_seed(0)

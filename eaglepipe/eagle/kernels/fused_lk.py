@@ -32,11 +32,11 @@ class LKRows:
         mass = self.draft_mass.index_select(0, places).to(logits.dtype)
         weight = self.weights.index_select(0, rows).to(logits.dtype)
         if isinstance(self.targets, SparseRows):
-            found, alphas = self._sparse(self.targets, logits, places, mass, weight, dtype)
+            losses, alphas = self._sparse(self.targets, logits, places, mass, weight, dtype)
         else:
-            found, alphas = self._dense(self.targets, logits, places, mass, weight, dtype)
+            losses, alphas = self._dense(self.targets, logits, places, mass, weight, dtype)
         self.alphas.index_copy_(0, rows, alphas.to(self.alphas.dtype))
-        return found
+        return losses
 
     def _dense(  # noqa: PLR0917
         self,
@@ -95,7 +95,7 @@ class LKRows:
         return RowLosses(losses=losses, predicted=split.predicted, gradient=gradient), alphas
 
     def _slope(self, alphas: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """d loss / d alpha of each row."""
+        """Return d loss / d alpha of each row."""
         return -floored(alphas).reciprocal() if self.loss.kind == "alpha" else weight - 1
 
 
@@ -112,12 +112,12 @@ def lk_head_loss(
     mean_alphas: torch.Tensor | None,
     chunk_rows: int | None,
 ) -> tuple[HeadLoss, torch.Tensor]:
-    """`fused_head_loss` of an LK loss, and each row's alpha, float32 [R].
+    """Return `fused_head_loss` of an LK loss, and each row's alpha, float32 [R].
 
     Args:
         draft_mass: [N], share of each target row's full distribution inside the draft vocabulary.
         rows_per_step: how the R rows follow each other by TTT step.
-        mean_alphas: [K], what w of `lambda` is made from; None: these rows' own, for which the head runs once more.
+        mean_alphas: [K], from which w of `lambda` is made; None: these rows' own, for which the head runs once more.
     """
 
     def run(means: torch.Tensor) -> tuple[HeadLoss, torch.Tensor]:
@@ -139,5 +139,5 @@ def lk_head_loss(
         if loss.kind == "lambda":
             with torch.no_grad():
                 alphas = run(mean_alphas)[1].split(list(rows_per_step))
-            mean_alphas = torch.stack([of_step.sum() / max(1, len(of_step)) for of_step in alphas])
+            mean_alphas = torch.stack([step.sum() / max(1, len(step)) for step in alphas])
     return run(mean_alphas.to(row_weights))

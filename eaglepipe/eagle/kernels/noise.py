@@ -1,4 +1,4 @@
-"""Uniform noise as a pure function of 32-bit seeds: the same on every device and however a batch is cut."""
+"""Uniform noise as a pure function of 32-bit seeds: the same on every device and in every batch."""
 
 import torch
 
@@ -6,7 +6,7 @@ _STRIDE, _MULTIPLIER, _LOW_32_BITS = 0x61C88647, 0x45D9F3B, 0xFFFFFFFF
 
 
 def uniform_noise(seeds: torch.Tensor, width: int, amplitude: float) -> torch.Tensor:
-    """U(-amplitude, amplitude), independent by seed and channel.
+    """Draw from U(-amplitude, amplitude), independently by seed and channel.
 
     Args:
         seeds: int64 [...], each in 0..2^32-1 and at random itself.

@@ -1,4 +1,4 @@
-"""A kernel that not every device and torch has is tried once on a small problem before anything relies on it."""
+"""Trial of kernels that not every device and torch has, on a small problem before anything relies on them."""
 
 import logging
 from collections.abc import Callable
@@ -11,19 +11,19 @@ Computation = Callable[[], tuple[torch.Tensor, ...]]
 
 
 def agrees(name: str, fast: Computation, plain: Computation, *, tolerance: float) -> bool:
-    """Whether `fast` runs and gives what `plain` gives; if not, one warning, and the caller takes the plain way.
+    """Return whether `fast` runs and agrees with `plain`; if not, warn once, and the caller takes the plain form.
 
     Args:
-        name: what `fast` is called in the warning.
+        name: of `fast`, for the warning.
         tolerance: of each result, the largest deviation over the largest magnitude. Waits for the device.
     """
     try:
-        found = fast()
-    except (RuntimeError, TypeError, AttributeError) as error:  # a kernel or an argument that is not there
+        results = fast()
+    except (RuntimeError, TypeError, AttributeError) as error:  # a missing kernel or argument
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         logger.warning("%s does not run here (%s); the plain form is taken", name, reason)
         return False
-    for actual, expected in zip(found, plain(), strict=True):
+    for actual, expected in zip(results, plain(), strict=True):
         deviation = float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
         if not deviation <= tolerance:
             logger.warning("%s deviates by %.1e from the plain form, which is taken instead", name, deviation)

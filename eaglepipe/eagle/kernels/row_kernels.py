@@ -1,6 +1,6 @@
 """Fused passes over logits [r, D] for CUDA devices: torch.compile makes one kernel of each function.
 
-Uncompiled they are the same functions, slower: what the kernels are tried against, and what is taken where they fail.
+Uncompiled they are the reference that the kernels are tried against, and the fallback if they fail.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from eaglepipe.eagle.kernels.probe import agrees
 
 
 def available(logits: torch.Tensor) -> bool:
-    """Whether these functions, compiled or not, are the way for such logits.
+    """Return whether these functions, compiled or not, are used for such logits.
 
     On a CPU, passes in blocks are faster: 20 ms against 25 ms compiled, for 512 rows of 8,192 on one core.
     """
@@ -21,25 +21,26 @@ def available(logits: torch.Tensor) -> bool:
 
 
 def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-partition, largest logit and its id, each [r], from one pass."""
-    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _kernel(_statistics, logits)(logits)
-    return found
+    """Return log-partition, largest logit and its id, each [r], from one pass."""
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _kernel(_statistics, logits)(logits)
+    return results
 
 
 def scaled_softmax(
     logits: torch.Tensor, log_partition: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """exp(logits - log_partition) times `scale` [r], in `dtype`."""
-    found: torch.Tensor = _kernel(_scaled_softmax, logits)(logits, log_partition, scale, dtype)
-    return found
+    """Return exp(logits - log_partition) times `scale` [r], in `dtype`."""
+    scaled: torch.Tensor = _kernel(_scaled_softmax, logits)(logits, log_partition, scale, dtype)
+    return scaled
 
 
 def dense_losses(
     logits: torch.Tensor, probs: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Soft cross-entropy [r] of `logits` against rows `rows` [r] of `probs` [N, D], greedy tokens, logits' gradient."""
-    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _kernel(_dense_losses, logits)(logits, probs, rows, dtype)
-    return found
+    """Return cross-entropy [r] against rows `rows` [r] of `probs` [N, D], greedy tokens and the logits' gradient."""
+    kernel = _kernel(_dense_losses, logits)
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = kernel(logits, probs, rows, dtype)
+    return results
 
 
 def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -56,10 +57,10 @@ def _scaled_softmax(
 def _dense_losses(
     logits: torch.Tensor, probs: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, ...]:
-    wanted = probs.index_select(0, rows).to(logits.dtype)
-    mass, log_partition = wanted.sum(dim=-1), logits.logsumexp(dim=-1)
-    gradient = (logits - log_partition[:, None]).exp() * mass[:, None] - wanted
-    losses = log_partition * mass - (logits * wanted).sum(dim=-1)
+    targets = probs.index_select(0, rows).to(logits.dtype)
+    mass, log_partition = targets.sum(dim=-1), logits.logsumexp(dim=-1)
+    gradient = (logits - log_partition[:, None]).exp() * mass[:, None] - targets
+    losses = log_partition * mass - (logits * targets).sum(dim=-1)
     return losses, logits.argmax(dim=-1), gradient.to(dtype)
 
 
@@ -69,13 +70,13 @@ def _kernel(function: Callable[..., Any], logits: torch.Tensor) -> Callable[...,
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled when it is first called, and once more for any number of rows when that changes."""
+    """Compile at the first call, and once more for any number of rows when that changes."""
     return torch.compile(function, fullgraph=True)
 
 
 @cache
 def compiled_works(device: torch.device, draft_size: int) -> bool:
-    """Whether each function compiles for D = draft_size and gives there what it gives uncompiled."""
+    """Return whether each function compiles for D = draft_size and agrees with its uncompiled results."""
     generator = torch.Generator().manual_seed(0)
     num_rows = 5
     logits = torch.randn(num_rows, draft_size, generator=generator).to(device)
@@ -89,8 +90,8 @@ def compiled_works(device: torch.device, draft_size: int) -> bool:
     }
 
     def results(wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> tuple[torch.Tensor, ...]:
-        found = (wrapped(function)(*given) for function, given in arguments.items())
-        return tuple(tensor for one in found for tensor in (one if isinstance(one, tuple) else (one,)))
+        values = (wrapped(function)(*inputs) for function, inputs in arguments.items())
+        return tuple(tensor for value in values for tensor in (value if isinstance(value, tuple) else (value,)))
 
     name = f"the compiled loss over {draft_size} tokens"
     return agrees(name, partial(results, _compiled), partial(results, lambda function: function), tolerance=1e-5)

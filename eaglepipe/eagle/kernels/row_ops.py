@@ -16,7 +16,7 @@ CACHED_ELEMENTS = 512 * 1024
 
 
 def row_blocks(matrix: torch.Tensor) -> Iterator[slice]:
-    """Blocks of rows of a matrix [r, D]; all rows at once on an accelerator."""
+    """Yield blocks of rows of a matrix [r, D]; all rows at once on an accelerator."""
     num_rows = matrix.shape[0]
     step = max(1, CACHED_ELEMENTS // matrix.shape[1]) if matrix.device.type == "cpu" else max(1, num_rows)
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
@@ -26,7 +26,7 @@ def softmax_in_place(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
     """Turn logits [r, D] into probabilities; returns log-partition, largest logit and its lowest id, each [r].
 
     The log-partition comes from the largest logit and its probability; a row of -inf has that log-partition, and
-    probabilities that are no numbers.
+    probabilities of NaN.
     """
     top, token = _top(logits)
     torch.softmax(logits, dim=-1, out=logits)
@@ -36,7 +36,7 @@ def softmax_in_place(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
 
 @dataclass(frozen=True, kw_only=True)
 class RowLosses:
-    """What r rows of logits cost, and which way down."""
+    """Losses of r rows of logits, and their gradient."""
 
     losses: torch.Tensor  # [r]
     predicted: torch.Tensor  # int64 [r], the greedy tokens
@@ -45,9 +45,9 @@ class RowLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSoftmax:
-    """softmax of rows of logits, which are given up for it; the exponentials may be left to the pass that uses them.
+    """The softmax of rows of logits, overwriting them; the exponentials may be left to the pass that uses them.
 
-    A row of -inf has that log-partition, and no numbers.
+    A row of -inf has that log-partition, and NaN for probabilities.
     """
 
     log_partition: torch.Tensor  # [r]
@@ -66,28 +66,28 @@ class RowSoftmax:
         return cls(log_partition=log_partition, top=top, token=token, values=logits, pending=False)
 
     def scaled(self, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Probabilities times `scale` [r], in `dtype`; the values are given up."""
+        """Return probabilities times `scale` [r], in `dtype`, overwriting the values."""
         if self.pending:
             return row_kernels.scaled_softmax(self.values, self.log_partition, scale, dtype)
         return self.values.mul_(scale[:, None]).to(dtype)
 
 
 def row_dots(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """sum_v first[r, v] · second[r, v]: [r, D] twice -> [r], no gradient. NumPy's sums make no product in memory."""
+    """Return sum_v first[r, v] · second[r, v], [r], without gradient; NumPy's sums make no product in memory."""
     if first.device.type != "cpu":
         return torch.linalg.vecdot(first, second)
     return torch.from_numpy(np.vecdot(first.numpy(), second.numpy()))
 
 
 def take_rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Rows `rows` [r] of a matrix [N, D]; on a CPU a view where they are consecutive."""
+    """Return rows `rows` [r] of a matrix [N, D]; on a CPU a view if they are consecutive."""
     if matrix.device.type == "cpu" and bool((rows.diff() == 1).all()):
         return matrix.narrow(0, int(rows[0]), len(rows)) if len(rows) else matrix[:0]
     return matrix.index_select(0, rows)
 
 
 def _top(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`logits.max(-1)`; on a CPU the place comes from NumPy, whose search is several times faster."""
+    """Return `logits.max(-1)`; on a CPU the index comes from NumPy, whose search is several times faster."""
     if logits.device.type != "cpu":
         return logits.max(dim=-1)
     token = torch.from_numpy(logits.numpy().argmax(axis=-1))

@@ -25,7 +25,7 @@ class EagleLlamaAttention(LlamaAttentionBlock):
         super().__init__(config, config.hidden_size)
 
     def _repeat_kv(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[B, kv, T, d] -> [B, h, T, d], each key-value head for its group of query heads."""
+        """Repeat each key-value head for its group of query heads: [B, kv, T, d] -> [B, h, T, d]."""
         return tensor.repeat_interleave(self.num_heads // self.num_key_value_heads, dim=1)
 
     def forward(
@@ -46,7 +46,7 @@ class EagleLlamaAttention(LlamaAttentionBlock):
     def forward_chain(
         self, hidden_states: torch.Tensor, readable: torch.Tensor, position_ids: torch.Tensor, chain: Chain
     ) -> torch.Tensor:
-        """Depth k of a drafted chain: reads depth 0 causally and the later depths in its own slot; joins the chain.
+        """Attend at depth k of a drafted chain: to depth 0 causally, to later depths in the same slot only.
 
         Args:
             readable: bool [B, 1, T, T] over depth 0.

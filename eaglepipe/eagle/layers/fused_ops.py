@@ -9,19 +9,19 @@ from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
 
 
 def rms_norm(states: torch.Tensor, norm: Eagle3LlamaRMSNorm) -> torch.Tensor:
-    """`norm(states)` for [n, H]; computed in float32 at least, of the wider dtype of states and weight."""
+    """Return `norm(states)` of [n, H], computed in float32 at least, in the wider dtype of states and weight."""
     output: torch.Tensor = _RMSNorm.apply(states, norm.weight, norm.eps)
     return output
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) · up, keeping nothing but the two."""
+    """Return silu(gate) · up, keeping only the two for the backward."""
     output: torch.Tensor = _SwiGLU.apply(gate, up)
     return output
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`apply_rotary` for [n, heads, d] and tables [n, 1, R] whose halves are equal, keeping nothing but the tables."""
+    """Apply rotary tables [n, 1, R], whose halves are equal, to [n, heads, d], keeping only the tables."""
     output: torch.Tensor = _Rotate.apply(states, cos.to(states.dtype), sin.to(states.dtype))
     return output
 
@@ -74,7 +74,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
-    """Turn the first R of d by the tables' angles, or back."""
+    """Rotate the first R of d by the tables' angles, or back."""
     size = cos.shape[-1]
     half = size // 2
     output = torch.empty_like(states, memory_format=torch.contiguous_format)

@@ -33,7 +33,7 @@ class Eagle3LlamaRotaryEmbedding(nn.Module):
         self._fixed: dict[torch.device, tuple[torch.Tensor, float]] = {}
 
     def forward(self, position_ids: torch.Tensor, longest: torch.Tensor | None = None) -> Rotary:
-        """Tables for `position_ids` [...], int64 -> cos, sin [..., R], float32, R <= head_dim the rotated part.
+        """Return cos, sin [..., R], float32, for `position_ids` int64 [...]; R <= head_dim is the rotated part.
 
         `longest` (int64, no dimensions) is the number of positions that decides the frequencies of dynamic and long
         rope, as the longest sequence does in the target; by default the largest of `position_ids` plus one.
@@ -70,9 +70,9 @@ def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
     """Rotate the first R of `states` [..., heads, tokens, d] by cos, sin that broadcast to [..., heads, tokens, R]."""
     rotated_size = cos.shape[-1]
     cos, sin = cos.to(states.dtype), sin.to(states.dtype)
-    turning = states[..., :rotated_size]
-    half_turned = torch.cat((-turning[..., rotated_size // 2 :], turning[..., : rotated_size // 2]), dim=-1)
-    rotated = turning * cos + half_turned * sin
+    part = states[..., :rotated_size]
+    half_turned = torch.cat((-part[..., rotated_size // 2 :], part[..., : rotated_size // 2]), dim=-1)
+    rotated = part * cos + half_turned * sin
     return rotated if rotated_size == states.shape[-1] else torch.cat((rotated, states[..., rotated_size:]), dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""Takes over rows of the target's weights, where a draft starts from them."""
+"""Copy of rows of the target's weights into a draft that starts from them."""
 
 import torch
 
@@ -10,7 +10,7 @@ def copy_rows(parameter: torch.Tensor, source: torch.Tensor, name: str, remedy: 
     """Copy `source` into a parameter of the same shape; a sharded (distributed) tensor is gathered first.
 
     Raises:
-        DraftError: the shapes differ; says what `name` is and ends with `remedy`.
+        DraftError: the shapes differ; the message names `name` and ends with `remedy`.
     """
     if parameter.shape != source.shape:
         sizes = f"{tuple(source.shape)} do not fit the draft's {tuple(parameter.shape)}"

@@ -1,4 +1,4 @@
-"""Refusals of settings that P-EAGLE cannot train with, each named with what it should be."""
+"""Checks of the settings of a P-EAGLE trainer."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def check_peagle_settings(
     settings: CodSettings,
     sequence_partitions: int,
 ) -> None:
-    """What a P-EAGLE trainer is built from.
+    """Check the settings that a P-EAGLE trainer is built from.
 
     Raises:
         DraftError: naming the setting.

@@ -12,7 +12,7 @@ from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SparseTargets
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What all partitions look up; S rows of the target's distribution."""
+    """S rows of the target's distribution, as all partitions look them up."""
 
     rows: DenseRows | SparseRows  # as the fused head reads them
     row_of_slot: torch.Tensor  # int64 [B·T]
@@ -35,7 +35,7 @@ def look_up_targets(inputs: TrainerInputs, draft_size: int) -> Targets:
 
 
 def _target_entropies(targets: torch.Tensor | SparseTargets, draft_size: int) -> torch.Tensor:
-    """H(p) = -sum_v p[v] log p[v] of each row, float32; a tail counts as one token, as it does in the cross-entropy."""
+    """Return H(p) = -sum_v p[v] log p[v] of each row, float32; a tail counts as one token, as in the cross-entropy."""
     if isinstance(targets, torch.Tensor):
         rows = targets.flatten(0, -2)
         return torch.cat(

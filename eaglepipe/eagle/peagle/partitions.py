@@ -1,6 +1,6 @@
-"""Partitions one after the other, each finished with its gradients before the next begins: one part's activations live.
+"""Partitions one after the other, each with its gradients before the next begins: one part's activations live.
 
-What a custom backward then returns are sums made in the forward, as for the fused head; nothing is computed twice.
+The custom backward returns sums made in the forward, as the fused head's does; nothing is computed twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ class PartResult:
 def gradients_in_forward(
     run: Callable[[PeaglePart], PartResult], parts: Sequence[PeaglePart], parameters: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, list[PartResult]]:
-    """Run the parts; returns their summed loss, which has its gradient by `parameters` already, and their results."""
+    """Run the parts; return their summed loss, whose gradients are computed already, and their results."""
     results: list[PartResult] = []
     sums: list[torch.Tensor | None] = [None] * len(parameters)
     for part in parts:

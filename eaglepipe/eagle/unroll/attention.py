@@ -11,14 +11,14 @@ from eaglepipe.errors import DraftError
 
 
 def document_ids(seq_lens: torch.Tensor, num_slots: int) -> torch.Tensor:
-    """`seq_lens` [B, max_docs], zero padded, each row summing to T -> the document of each slot [B, T], int64."""
+    """Return the document of each slot, int64 [B, T]; `seq_lens` [B, max_docs] zero padded, each row summing to T."""
     ends = seq_lens.long().cumsum(dim=1)
     slots = torch.arange(num_slots, device=seq_lens.device).expand(seq_lens.shape[0], num_slots)
     return torch.searchsorted(ends, slots.contiguous(), right=True)
 
 
 def document_positions(seq_lens: torch.Tensor, num_slots: int) -> torch.Tensor:
-    """Positions [B, T], int64, that restart at each document."""
+    """Return positions that restart at each document, int64 [B, T]."""
     lengths = seq_lens.long()
     starts = torch.cat((lengths.new_zeros(lengths.shape[0], 1), lengths.cumsum(dim=1)), dim=1)
     slots = torch.arange(num_slots, device=seq_lens.device)
@@ -28,7 +28,7 @@ def document_positions(seq_lens: torch.Tensor, num_slots: int) -> torch.Tensor:
 def slot_positions(
     input_ids: torch.Tensor, position_ids: torch.Tensor | None, seq_lens: torch.Tensor | None
 ) -> torch.Tensor:
-    """Positions of step 0, int64 [B, T]: as given, or restarting at each document of `seq_lens`, or 0..T-1."""
+    """Return the positions of step 0, int64 [B, T]: `position_ids`, else from `seq_lens`, else 0..T-1."""
     batch, num_slots = input_ids.shape
     if position_ids is not None:
         return position_ids.long().expand(batch, num_slots)
@@ -40,10 +40,7 @@ def slot_positions(
 def causal_mask(
     attention_mask: torch.Tensor | None, seq_lens: torch.Tensor | None, batch: int, num_slots: int, device: torch.device
 ) -> torch.Tensor:
-    """True where slot t may read slot s: s <= t, one document, s no padding; a slot always reads itself.
-
-    Returns: bool [B, 1, T, T].
-    """
+    """Return bool [B, 1, T, T], True where slot t may read slot s: s <= t, one document, s no padding; or s = t."""
     visible = torch.ones(num_slots, num_slots, dtype=torch.bool, device=device).tril().expand(batch, -1, -1)
     if seq_lens is not None:
         documents = document_ids(seq_lens, num_slots)
@@ -60,7 +57,7 @@ def ttt_attention(
     mask: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """One softmax over the causal block of step 0 and one column for each later step, of the same slot only.
+    """Take one softmax over the causal block of step 0 and one column for each later step, of the same slot only.
 
     Args:
         queries: [B, h, T, d] of step k.
@@ -89,8 +86,8 @@ def check_right_padded(attention_mask: torch.Tensor) -> None:
     Raises:
         DraftError: naming the first such row. Reads the mask on the host.
     """
-    kept = attention_mask.bool()
-    bad = (kept[:, 1:] & ~kept[:, :-1]).any(dim=1)
+    real = attention_mask.bool()
+    bad = (real[:, 1:] & ~real[:, :-1]).any(dim=1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise DraftError(f"attention_mask row {row} has padding before real tokens; the draft takes right padding only")

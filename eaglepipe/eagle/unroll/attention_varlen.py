@@ -22,7 +22,7 @@ _MAX_HEAD_DIM = 256
 def varlen_forward(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tables: VarlenTables, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries [n, h, d] and gathered keys and values [E, kv, d] -> output [n, h, d], log-sum-exp float32 [h, n]."""
+    """Attend queries [n, h, d] to gathered [E, kv, d]; return output [n, h, d] and log-sum-exp float32 [h, n]."""
     output, normaliser, *_ = torch.ops.aten._flash_attention_forward(
         queries, keys, values, *tables.bounds, 0.0, True, False, scale=scale
     )
@@ -82,7 +82,7 @@ class Varlen:
 
 @cache
 def varlen_works(device: torch.device, dtype: torch.dtype, kv_heads: int, groups: int, head_dim: int) -> bool:
-    """Try whether the kernel exists for such heads and agrees with the plain attention, forward and backward."""
+    """Return whether the kernel exists for such heads and agrees with the plain attention, forward and backward."""
     half = dtype in {torch.float16, torch.bfloat16}
     if device.type != "cuda" or not half or head_dim % 8 or head_dim > _MAX_HEAD_DIM:
         return False

@@ -1,4 +1,4 @@
-"""Refusals of what cannot be trained on: settings, shapes, and masks, each named with what it should be."""
+"""Checks of a trainer's settings, and of the shapes and masks of its batches."""
 
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ def check_settings(
     implementation: str,
     loss: StepLoss,
 ) -> None:
-    """What an EAGLE-3 trainer is built from.
+    """Check the settings that an EAGLE-3 trainer is built from.
 
     Raises:
         DraftError: naming the setting.
@@ -43,7 +43,7 @@ def check_settings(
 
 
 def check_vocabulary(config: Any, selected_token_ids: torch.Tensor, selected_token_mask: torch.Tensor) -> None:
-    """The draft vocabulary against the draft.
+    """Check the draft vocabulary against the draft's config.
 
     Raises:
         DraftError: when sizes differ.

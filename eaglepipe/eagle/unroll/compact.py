@@ -26,7 +26,7 @@ from eaglepipe.eagle.unroll.slot_plan import StepSpans, UnrollPlan
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """One layer through the steps: its projections split by what they read, and its keys and values so far.
+    """One layer through the steps: its projections split by their inputs, and its keys and values so far.
 
     C cached slots; q and kv are the sizes of all query heads, and of all keys and values together.
     """
@@ -35,7 +35,7 @@ class _Layer:
     state_norm: Eagle3LlamaRMSNorm
     query_weight: torch.Tensor  # [q, H], reads the normed state
     key_value_weight: torch.Tensor  # [kv, H]
-    query_offsets: torch.Tensor | None  # what embeddings and biases add, [step 0's queries, q] or [q]; None: nothing
+    query_offsets: torch.Tensor | None  # of embeddings and biases, [step 0's queries, q] or [q]; None: 0
     key_value_offsets: torch.Tensor | None  # [C, kv] or [kv]
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
@@ -89,7 +89,7 @@ def _head_loss(
     *,
     chunk_rows: int | None,
 ) -> tuple[HeadLoss, torch.Tensor | None]:
-    """Losses of all steps' rows from their normed states [R, H], and with an LK loss each row's alpha, [R]."""
+    """Return the losses of all steps' rows from their normed states [R, H], and each row's alpha [R] if LK."""
     rows_per_step = [len(step.rows) for step in plan.steps]
     weights = zip(settings.step_weights, rows_per_step, strict=True)
     arguments = (
@@ -147,7 +147,7 @@ def _plain_layer(layer: Any) -> _Layer:
 def _projections(
     attention: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Query weight, key and value weights stacked, and their biases."""
+    """Return the query weight, the stacked key and value weights, and their biases."""
     key, value = attention.k_proj, attention.v_proj
     biases = None if key.bias is None else torch.cat((key.bias, value.bias))
     return attention.q_proj.weight, torch.cat((key.weight, value.weight)), attention.q_proj.bias, biases
@@ -159,7 +159,7 @@ def _keep_columns(layer: _Layer, kept: torch.Tensor) -> None:
 
 
 def _layer_rows(draft: LlamaEagle3DraftModel, batch: PackedBatch, plan: UnrollPlan, index: int) -> list[_LayerRows]:
-    """Return what each layer reads in step `index`: only the last one can leave queries out of step 0."""
+    """Return the rows of each layer in step `index`: only the last one can leave queries out of step 0."""
     depth, step = draft.config.num_hidden_layers, plan.steps[index]
     positions = batch.position_ids.flatten()
     longest = batch.position_ids.max() + 1
@@ -195,7 +195,7 @@ def _layer_step(
     keys: tuple[torch.Tensor, ...],
     values: tuple[torch.Tensor, ...],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """States [rows, H] -> new states [queries, H], and this step's keys and values [rows, kv heads, d]."""
+    """Return new states [queries, H] from states [rows, H], and this step's keys and values [rows, kv heads, d]."""
     attention = layer.module.self_attn
     normed = rms_norm(states, layer.state_norm)
     key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, rows.key_value_offsets)
@@ -212,7 +212,7 @@ def _layer_step(
 
 
 def _pick(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """`states[rows]` for ascending rows, none twice: as many as there are means all, without a copy."""
+    """Return `states[rows]` for ascending rows, none twice; all rows without a copy."""
     return states if len(rows) == len(states) else states.index_select(0, rows)
 
 
@@ -226,7 +226,7 @@ def _project(
 
 @torch.no_grad()
 def _count(inputs: TrainerInputs, plan: UnrollPlan, head: HeadLoss, alphas: torch.Tensor | None) -> UnrollResult:
-    """Sums for each step, from every loss row's own loss and greedy token."""
+    """Add up each step from its loss rows' losses and greedy tokens."""
     targets = inputs.target_rows().top_tokens()
     rows_per_step = [len(step.rows) for step in plan.steps]
     losses, drafts = head.row_losses.split(rows_per_step), head.predicted.split(rows_per_step)
@@ -249,11 +249,11 @@ def _count(inputs: TrainerInputs, plan: UnrollPlan, head: HeadLoss, alphas: torc
 def _with_alphas(
     result: UnrollResult, inputs: TrainerInputs, plan: UnrollPlan, alphas: Sequence[torch.Tensor]
 ) -> UnrollResult:
-    """Add what the alphas of each step's rows come to; a slot without a row at a step is not reached there."""
+    """Add the sums of alphas; a slot without a row at a step is not reached there."""
     reached = torch.ones_like(inputs.batch.position_mask, dtype=alphas[0].dtype).flatten()
     sampled = []
-    for step, of_step in zip(plan.steps, alphas, strict=True):
-        reached = reached * torch.zeros_like(reached).index_copy_(0, step.row_slots, of_step)
+    for step, step_alphas in zip(plan.steps, alphas, strict=True):
+        reached = reached * torch.zeros_like(reached).index_copy_(0, step.row_slots, step_alphas)
         sampled.append(reached.sum())
-    sums = [of_step.sum() for of_step in alphas]
+    sums = [step_alphas.sum() for step_alphas in alphas]
     return replace(result, alpha_sums=torch.stack(sums), sampled_hits=torch.stack(sampled))

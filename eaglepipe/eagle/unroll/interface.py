@@ -15,7 +15,7 @@ from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SparseTargets
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerInputs:
-    """A batch with what the target computed for it: what drafts of aux states learn from."""
+    """A batch with the aux states and distributions that the target computed for it."""
 
     batch: PackedBatch
     aux_hidden_states: torch.Tensor  # [B, T, A·Ht] or [B, T, A, Ht]

@@ -1,4 +1,4 @@
-"""The TTT unroll, plainly: every slot goes through every step. What the compact unroll is tested against."""
+"""The TTT unroll, plainly: every slot goes through every step. The compact unroll is tested against it."""
 
 import torch
 
@@ -55,19 +55,19 @@ def _loss_sums(
     *,
     step: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss over the counted slots of one step, and their alphas [B, T] without gradient, 0 elsewhere."""
+    """Return the summed loss over the slots of one step, and their alphas [B, T] without gradient, 0 elsewhere."""
     losses = bucketed_cross_entropy(logits, targets)
     if not settings.loss.needs_mass:
         return torch.where(slots, losses, 0.0).sum(), torch.zeros_like(losses)
     alpha = bucketed_acceptance(logits, targets, mass)
-    counted = torch.where(slots, alpha.detach(), 0.0)
-    mean = counted.sum() / slots.sum().clamp(min=1) if settings.mean_alphas is None else settings.mean_alphas[step]
+    alphas = torch.where(slots, alpha.detach(), 0.0)
+    mean = alphas.sum() / slots.sum().clamp(min=1) if settings.mean_alphas is None else settings.mean_alphas[step]
     losses = settings.loss.of_rows(losses, alpha, settings.loss.cross_entropy_weight(mean))
-    return torch.where(slots, losses, 0.0).sum(), counted
+    return torch.where(slots, losses, 0.0).sum(), alphas
 
 
 def _mass_at_slots(inputs: TrainerInputs) -> torch.Tensor:
-    """The draft vocabulary's mass of each slot, [B, T]; 0 where there is none."""
+    """Return the draft vocabulary's mass of each slot, [B, T]; 0 for slots without targets."""
     if inputs.draft_mass is None:
         return torch.zeros_like(inputs.batch.position_mask, dtype=torch.float32)
     return (
@@ -84,14 +84,14 @@ def _dense_targets(inputs: TrainerInputs, draft_size: int) -> DenseTargets:
 
 
 def _at_slots(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Rows [S, ...] at the S slots set in `mask` [B, T], zero elsewhere: [B, T, ...]."""
+    """Return rows [S, ...] at the S slots set in `mask` [B, T], zero elsewhere: [B, T, ...]."""
     spread = rows.new_zeros(*mask.shape, *rows.shape[1:])
     spread[mask] = rows
     return spread
 
 
 def _shift(targets: DenseTargets) -> DenseTargets:
-    """Every row of the targets one slot to the left, as ids and masks roll."""
+    """Shift the targets one slot to the left, as ids and masks roll."""
     return DenseTargets(
         probs=shift_left_with_zero(targets.probs),
         kept=None if targets.kept is None else shift_left_with_zero(targets.kept),

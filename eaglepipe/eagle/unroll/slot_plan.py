@@ -78,9 +78,9 @@ class StepPlan:
 
     spans: StepSpans
     slots: torch.Tensor  # int64 [n], the active slots
-    kept: torch.Tensor | None  # int64 [n], their places among the step before's; None: all of them
-    sources: torch.Tensor  # int64 [n], where among step 0's active slots the token of this step is
-    rows: torch.Tensor  # int64 [r], places among the active slots
+    kept: torch.Tensor | None  # int64 [n], their indices among the step before's; None: all of them
+    sources: torch.Tensor  # int64 [n], indices of this step's tokens among step 0's active slots
+    rows: torch.Tensor  # int64 [r], indices among the active slots
     row_slots: torch.Tensor  # int64 [r], the same as slots
     row_targets: torch.Tensor  # int64 [r], rows of the target probabilities
 
@@ -91,14 +91,14 @@ class UnrollPlan:
 
     cached: torch.Tensor  # int64 [C], slots
     documents: StepSpans  # each document, as far as it is cached
-    active: torch.Tensor  # int64 [n of step 0], places among the cached slots
+    active: torch.Tensor  # int64 [n of step 0], indices among the cached slots
     steps: tuple[StepPlan, ...]
 
 
 def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, device: torch.device) -> UnrollPlan:
     """Plan `num_steps` steps for a batch on the host. Tables go to `device`; nothing is read back from it."""
-    counted = [mask.flatten() for mask in batch.covered_steps(num_steps)]
-    active = _active(counted)
+    covered = [mask.flatten() for mask in batch.covered_steps(num_steps)]
+    active = _active(covered)
     document_starts = _document_starts(batch)
     firsts, lasts = _spans(active[0], document_starts)
     ends = [_span_ends(mask, firsts, lasts) for mask in active]
@@ -106,21 +106,21 @@ def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, 
     is_last = torch.cat((starts[1:] != starts[:-1], torch.ones(min(1, len(starts)), dtype=torch.bool)))
     cached = _ranges(starts[is_last], ends[0][is_last])
     num_slots = batch.position_mask.numel()
-    place = _places(cached, num_slots)
-    place_in_first = _places(_ranges(firsts, ends[0]), num_slots)
+    place = _indices(cached, num_slots)
+    index_in_first = _indices(_ranges(firsts, ends[0]), num_slots)
     target_row = torch.arange(num_slots)
     if probs_are_compact:
         target_row = batch.position_mask.flatten().long().cumsum(0) - 1
 
     def plan_step(step: int) -> StepPlan:
         slots = _ranges(firsts, ends[step])
-        row_slots = counted[step].nonzero()[:, 0]
+        row_slots = covered[step].nonzero()[:, 0]
         return StepPlan(
             spans=StepSpans.on(device, _as_spans(place, starts, firsts, ends[step])),
             slots=to_device(slots, device),
             kept=_kept(firsts, ends[step - 1], ends[step], device) if step else None,
-            sources=to_device(place_in_first[(slots + step).clamp(max=num_slots - 1)], device),
-            rows=to_device(_places(slots, num_slots)[row_slots], device),
+            sources=to_device(index_in_first[(slots + step).clamp(max=num_slots - 1)], device),
+            rows=to_device(_indices(slots, num_slots)[row_slots], device),
             row_slots=to_device(row_slots, device),
             row_targets=to_device(target_row[row_slots + step], device),
         )
@@ -133,16 +133,16 @@ def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, 
     )
 
 
-def _active(counted: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Slots with supervision left, for each step."""
-    left = list(counted)
+def _active(covered: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the slots with supervision left, for each step."""
+    left = list(covered)
     for step in range(len(left) - 2, -1, -1):
         left[step] = left[step] | left[step + 1]
     return left
 
 
 def _document_starts(batch: PackedBatch) -> torch.Tensor:
-    """For each slot, the first slot of its document: int64 [B·T]."""
+    """Return the first slot of each slot's document: int64 [B·T]."""
     documents = torch.zeros(batch.shape, dtype=torch.int64)
     if batch.seq_lens is not None:
         documents = document_ids(batch.seq_lens, batch.shape[1])
@@ -170,14 +170,14 @@ def _span_ends(active: torch.Tensor, firsts: torch.Tensor, lasts: torch.Tensor) 
 
 
 def _ranges(firsts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """All numbers of the ranges first..end, one range after the other."""
+    """Return all numbers of the ranges first..end, one range after the other."""
     counts = ends - firsts
     offsets = torch.repeat_interleave(firsts - counts.cumsum(0) + counts, counts)
     return torch.arange(len(offsets)) + offsets
 
 
-def _places(slots: torch.Tensor, num_slots: int) -> torch.Tensor:
-    """Where each slot is in `slots`, int64 [B·T]; 0 for those that are not."""
+def _indices(slots: torch.Tensor, num_slots: int) -> torch.Tensor:
+    """Return the index of each slot in `slots`, int64 [B·T]; 0 for those that are not in it."""
     places = torch.zeros(num_slots, dtype=torch.int64)
     places[slots] = torch.arange(len(slots))
     return places

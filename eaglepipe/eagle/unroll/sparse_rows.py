@@ -1,4 +1,4 @@
-"""Supervision by the target's few likely tokens and one bucket for all others; rows stay ragged, never dense.
+"""Supervision by the target's likely tokens and one bucket for all others; rows stay ragged, never dense.
 
 A row's loss is -(sum_i p_i log q_i + tail · log q_tail): the kept tokens' gradient is q_i - p_i whatever was left out.
 Symbols: S rows, E entries of all rows, D draft vocabulary, r rows of a chunk, M entries of a row at most.
@@ -58,7 +58,7 @@ class _Entries:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseRows:
-    """What the head's loss asks of sparse targets: row losses and the logits' gradient, for a chunk of rows."""
+    """Sparse targets as the head's loss reads them: row losses and the logits' gradient, for a chunk of rows."""
 
     targets: SparseTargets
     max_entries: int  # M
@@ -71,7 +71,7 @@ class SparseRows:
         return cls(targets=targets, max_entries=layout.max_entries)
 
     def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
-        """Against target rows `rows` [r]; `logits` [r, D] are given up."""
+        """As `TargetRows`."""
         split = split_kept(self, logits, rows)
         kept, mass = split.kept, split.mass
         gradient = split.tail.scaled(mass * split.tail_share() - kept.tail, dtype)
@@ -88,7 +88,7 @@ class SparseRows:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRows:
-    """Rows of logits cut at the kept tokens, against which a loss is taken; logs are natural."""
+    """Rows of logits split into the kept tokens and the tail; logs are natural."""
 
     kept: _Entries
     kept_logits: torch.Tensor  # [r, M]
@@ -99,24 +99,24 @@ class SplitRows:
     predicted: torch.Tensor  # int64 [r], the greedy token of all
 
     def kept_shares(self) -> torch.Tensor:
-        """The draft's probabilities of the kept tokens, [r, M]."""
+        """Return the draft's probabilities of the kept tokens, [r, M]."""
         return (self.kept_logits - self.log_partition[:, None]).exp()
 
     def tail_share(self) -> torch.Tensor:
-        """The draft's probability of the tail bucket, [r]."""
+        """Return the draft's probability of the tail bucket, [r]."""
         return (self.tail.log_partition - self.log_partition).exp()
 
     def cross_entropy(self) -> torch.Tensor:
-        """`bucketed_cross_entropy` of each row, [r]."""
+        """Return `bucketed_cross_entropy` of each row, [r]."""
         losses = (self.probs * (self.log_partition[:, None] - self.kept_logits)).sum(-1)
         tail = self.kept.tail
         return losses + torch.where(tail > 0, tail * (self.log_partition - self.tail.log_partition), 0.0)
 
 
 def split_kept(targets: SparseRows, logits: torch.Tensor, rows: torch.Tensor) -> SplitRows:
-    """Cut `logits` [r, D] at the entries of target rows `rows` [r].
+    """Split `logits` [r, D] into the entries of target rows `rows` [r] and the tail.
 
-    `logits` are given up for the tail's softmax, over its own tokens: no difference of nearly equal numbers, however
+    `logits` are overwritten by the tail's softmax, over its own tokens: no difference of nearly equal numbers, however
     small the tail's share.
     """
     kept = _entries(targets.targets, rows, targets.max_entries, logits)
@@ -144,13 +144,13 @@ def _greedy(
 
 
 def _top(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest of each row of values [r, M] and its id, the lowest of equals."""
+    """Return the largest of each row of values [r, M] and its id, the lowest of equals."""
     top = values.amax(-1, keepdim=True)
     return top[:, 0], ids.masked_fill(values != top, torch.iinfo(ids.dtype).max).amin(-1)
 
 
 def _entries(targets: SparseTargets, rows: torch.Tensor, max_entries: int, like: torch.Tensor) -> _Entries:
-    """Rows `rows` [r] over a vocabulary of like.shape[-1], probabilities in the dtype of `like`."""
+    """Return rows `rows` [r] over a vocabulary of like.shape[-1], probabilities in the dtype of `like`."""
     starts = targets.row_offsets.index_select(0, rows)
     counts = targets.row_offsets.index_select(0, rows + 1) - starts
     order = torch.arange(max_entries, device=rows.device)
@@ -165,7 +165,7 @@ def _entries(targets: SparseTargets, rows: torch.Tensor, max_entries: int, like:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseTargets:
-    """Targets written out, as the reference learns from them; without a tail, every token is kept."""
+    """Targets in dense form, as the reference reads them; without a tail, every token is kept."""
 
     probs: torch.Tensor  # [..., D], 0 where not kept
     kept: torch.Tensor | None = None  # bool [..., D]
@@ -173,7 +173,7 @@ class DenseTargets:
 
 
 def densify(targets: SparseTargets, draft_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Probabilities [S, D], kept tokens bool [S, D] and tail [S] of sparse targets over D = draft_size tokens."""
+    """Return probabilities [S, D], kept tokens bool [S, D] and tail [S] of targets over D = draft_size tokens."""
     rows = torch.repeat_interleave(targets.row_offsets.diff())
     probs = targets.probs.new_zeros(len(targets.tail), draft_size)
     probs[rows, targets.ids] = targets.probs

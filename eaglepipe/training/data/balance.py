@@ -1,4 +1,4 @@
-"""Shares of equal cost, whatever that is: the largest document first, to the share with least to do."""
+"""Shares of about equal cost: the costliest document first, to the share of least cost."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 def share_out(
     costs: Sequence[float], sizes: Sequence[int], *, capacity: int, multiple_of: int = 1
 ) -> list[tuple[int, ...]]:
-    """As few shares of about equal cost as keep to `capacity` in size, in a multiple of so many; some may be empty.
+    """Divide documents into few shares of about equal cost within `capacity`, in a multiple of so many; some are empty.
 
     Returns: the positions of the documents in each share.
     """
@@ -22,7 +22,7 @@ def share_out(
 def spread(
     costs: Sequence[float], num_shares: int, *, sizes: Sequence[int] | None = None, capacity: int = 0
 ) -> list[tuple[int, ...]] | None:
-    """Documents by falling cost, each to the share of least cost that has room; None where none has.
+    """Assign documents by falling cost, each to the share of least cost that has room; None if one fits nowhere.
 
     Ties go to the document and to the share of the lower number. Without `sizes` there is always room.
     """

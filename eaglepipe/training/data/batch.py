@@ -1,4 +1,4 @@
-"""The values that pass between order, packing, loader and loop.
+"""Values that pass between order, packing, loader and loop.
 
 B rows · T slots of a row · S slots set in position_mask · K TTT steps. A document is one cached sample in a packed row.
 """
@@ -21,7 +21,7 @@ from eaglepipe.vocab import DraftVocab
 
 
 class SampleSource(Protocol):
-    """What the order, the loader and the bigram reference need of a cache."""
+    """The attributes of a cache that the order, the loader and the bigram reference read."""
 
     @property
     def identity(self) -> str: ...
@@ -33,7 +33,7 @@ class SampleSource(Protocol):
 
 
 class TrainingSource(SampleSource, Protocol):
-    """All that stage 2 knows of a target: the attributes of an open cache."""
+    """The attributes of an open cache that stage 2 reads: all that it knows of a target."""
 
     @property
     def spec(self) -> ShardSpec: ...
@@ -59,7 +59,7 @@ Row = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which samples train and which are held out, both by ascending number."""
+    """The samples that train and those that are held out, both by ascending number."""
 
     train: NDArray[np.int64]
     heldout: NDArray[np.int64]
@@ -85,7 +85,7 @@ class DataPosition:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One optimizer step: its samples, this rank's micro-batches of them, and where the order stands after it."""
+    """One optimizer step: its samples, this rank's micro-batches of them, and the position after it."""
 
     samples: NDArray[np.int64]
     micro_batches: tuple[tuple[Row, ...], ...]
@@ -113,7 +113,7 @@ class EncodedBatch:
     supervision: Columns  # by column, rows of the slots that `BatchColumns.supervision` asks for, in order
     sparse_layout: SparseLayout | None = None  # of sparse supervision, on the host
     last_hidden_payload: torch.Tensor | None = None  # uint8 [B*T, supervision row bytes], not shifted, zeros in the pad
-    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what the objective drew for this batch
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # tensors that the objective drew for this batch
 
     def to(self, device: torch.device) -> "EncodedBatch":
         """Return the batch on a device; copies from pinned memory do not block."""
@@ -142,7 +142,7 @@ def _tensors(value: EncodedBatch) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class StepHeader:
-    """What a rank knows of its part of a step before the first forward."""
+    """The sizes of a rank's part of a step, known before the first forward."""
 
     plan: StepPlan
     counts: torch.Tensor  # int64 [K] elements in the loss at each depth, this rank

@@ -1,4 +1,4 @@
-"""Host memory that batches take and give back by being dropped: fresh pages cost more than the copy into them.
+"""Host memory that batches borrow until they are dropped: fresh pages cost more than the copy into them.
 
 Whoever holds a tensor, or any view of it, keeps its block; a block is lent again only when nobody does.
 """
@@ -16,13 +16,13 @@ _SLACK = 8  # a new block is larger by this part, since batches differ a little;
 
 
 class BufferPool:
-    """Blocks for one taking thread; giving back happens wherever the last holder is."""
+    """Blocks lent to one thread; a block comes back when its last holder, in any thread, drops it."""
 
     def __init__(self) -> None:
         self._free: deque[NDArray[np.uint8]] = deque()
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor on the host."""
+        """Return an uninitialised tensor on the host."""
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes < _SMALL_BYTES:
             return torch.empty(shape, dtype=dtype)
@@ -32,9 +32,9 @@ class BufferPool:
         return torch.from_numpy(lent).view(dtype).view(shape)
 
     def _block(self, num_bytes: int) -> NDArray[np.uint8]:
-        """The smallest free block that is large enough; where there is none, a new one in place of a smaller one."""
+        """Return the smallest free block that is large enough; otherwise a new one in place of the largest."""
         free = sorted((self._free.popleft() for _ in range(len(self._free))), key=len)
-        fitting = next((place for place, block in enumerate(free) if len(block) >= num_bytes), None)
+        fitting = next((index for index, block in enumerate(free) if len(block) >= num_bytes), None)
         block = None if fitting is None else free.pop(fitting)
         if block is None and free:
             free.pop()

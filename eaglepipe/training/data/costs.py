@@ -1,4 +1,4 @@
-"""What documents cost to compute, from metadata alone; each objective says of what its work consists.
+"""Costs of documents, from metadata alone; each objective adds up the parts that its work consists of.
 
 The unit is a token's context, which every draft of aux states computes: their projection, and the first layer's keys
 and values. Figures are products of Llama-3.1-8B's drafts, with 32,000 tokens where the vocabulary is the draft's own.
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Costs = NDArray[np.float64]
-"""One number a document, [N]."""
+"""One number for each document, [N]."""
 
 LOSS_COST = 5.2
 """A slot with a loss: keys, values and queries of a carried state, MLP, and the head. With 512 and 8,192: 5.4."""
@@ -31,10 +31,10 @@ PAIR_COST = 1.2e-4
 
 
 def draft_costs(*, num_keys: Costs, contexts: Costs, losses: Costs, inner: Costs, num_layers: int) -> Costs:
-    """The cost of documents to a draft of aux states.
+    """Return the cost of documents to a draft of aux states.
 
     Args:
-        num_keys: what each query reads, at most.
+        num_keys: keys that each query reads, at most.
         contexts: slots whose aux states are projected.
         losses: slots that go through the last layer and the head.
         inner: slots that go through each layer before the last.

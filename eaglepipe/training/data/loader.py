@@ -1,4 +1,4 @@
-"""Reads ahead of the training loop: a background thread maps, checks, copies once and moves batches to the device.
+"""Reading ahead of the training loop: a background thread maps, checks, copies once and moves batches to the device.
 
 The order comes from the plan, so the number of copying threads changes nothing; an error in the thread is raised again
 in the loop, and a read that stalls is reported instead of hanging in silence.
@@ -44,8 +44,8 @@ Item = StepHeader | _Loaded | _End | BaseException
 class Loader:
     """Steps in the order of a plan, loaded in the background; use as a context manager.
 
-    `buffers` are those of a loader before this one, whose pages are there already. `waited_seconds` grows by the time
-    in which the consumer had nothing to do.
+    `buffers` are those of an earlier loader, whose pages are in memory already. `waited_seconds` grows by the time in
+    which the consumer had nothing to do.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Loader:
         self._thread.join(timeout=STALL_SECONDS)
 
     def __iter__(self) -> Iterator[tuple[StepHeader, Iterator[EncodedBatch]]]:
-        """Each step's header and its micro-batches, which must be used up before the next step is asked for.
+        """Yield each step's header and its micro-batches, which must be used up before the next step is asked for.
 
         Raises:
-            CorruptError, ResourceError: whatever stopped the reading thread.
+            CorruptError, ResourceError: the reading thread stopped.
         """
         while not isinstance(item := self._next(), _End):
             assert isinstance(item, StepHeader), "the micro-batches of the step before were not used up"

@@ -1,4 +1,4 @@
-"""One or several caches of the same target as one source of samples, safe to read from several threads."""
+"""Caches of one target joined to one source of samples, safe to read from several threads."""
 
 import functools
 import threading
@@ -42,7 +42,7 @@ def open_caches(given: Sequence[Path | CacheShare]) -> "JoinedCaches":
 class JoinedCaches:
     """A `TrainingSource` over caches one after the other; the first of them stands for the target of all.
 
-    `spec` replaces that of the caches where their rows are to be decoded in another way.
+    `spec` replaces that of the caches if their rows are to be decoded in another way.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class JoinedCaches:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Of the caches, their order, and their weights where they are not all 1."""
+        """The identity of the caches, their order, and their weights unless all are 1."""
         identities = [cache.identity for cache in self._caches]
         if self._is_weighted:
             return hash_json([identities, self._weights])
@@ -80,7 +80,7 @@ class JoinedCaches:
         return any(weight != 1.0 for weight in self._weights)
 
     def read(self, i: int, /) -> CachedSample:
-        """Sample `i` of all caches; raises what the cache raises."""
+        """Read sample `i` of all caches; raises what the cache raises."""
         cache = int(np.searchsorted(self._first, i, side="right")) - 1
         with self._lock:
             return self._caches[cache].read(i - int(self._first[cache]))

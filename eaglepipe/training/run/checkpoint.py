@@ -31,7 +31,7 @@ class Checkpoint:
 
     folder: Path
     state: RunState
-    contract: dict[str, Any]  # what a resuming run must agree with
+    contract: dict[str, Any]  # values that a resumed run must agree with
 
     def draft_tensors(self) -> dict[str, torch.Tensor]:
         return load_tensors(self.folder / DRAFT_FILE)
@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_latest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that passes its checks; None where there is none at all.
+    """Load the newest checkpoint that passes its checks; None if there is none at all.
 
     Raises:
         CorruptError: there are checkpoints, and every one of them fails.
@@ -106,14 +106,14 @@ def load_latest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """Published checkpoints, oldest first."""
+    """Return the published checkpoints, oldest first."""
     return sorted(root.glob("step-*")) if root.is_dir() else []
 
 
 def prune_checkpoints(root: Path, *, keep: int, step: int) -> None:
     """Keep the newest ones up to `step`, and the best of each of those.
 
-    The rest goes: older ones, damaged ones of steps that are taken again, and what a killed save left behind.
+    All others are removed: older ones, damaged ones of steps that are taken again, and leftovers of killed saves.
     """
     newest = [folder for folder in checkpoint_folders(root) if folder.name <= step_name(step)][-keep:]
     kept = {folder.name for folder in newest} | {best for folder in newest if (best := _best_of(folder))}

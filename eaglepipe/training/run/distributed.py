@@ -1,4 +1,4 @@
-"""Data parallelism under torchrun: who I am, sums over ranks, and nothing at all where there is one process.
+"""Data parallelism under torchrun: ranks, devices and sums over ranks; without torchrun, a single process.
 
 Gradients are summed once an optimizer step, after the last micro-batch and already token-weighted, so ranks may have
 different numbers of micro-batches, or none.
@@ -20,7 +20,7 @@ BUCKET_ELEMENTS = 16 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes of a run and this one's place."""
+    """The processes of a run, and the rank of this one."""
 
     device: torch.device
     rank: int = 0
@@ -31,7 +31,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, on every rank, on the host."""
+        """Return the sum over ranks, on every rank, on the host."""
         if self.size == 1:
             return values.cpu()
         total = values.to(self.device, copy=True)
@@ -39,7 +39,7 @@ class World:
         return total.cpu()
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so; every rank gets the same answer."""
+        """Return whether the flag is set on any rank; every rank gets the same result."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor([int(flag)])).item())
 
     def barrier(self) -> None:
@@ -49,7 +49,7 @@ class World:
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """The world that torchrun describes, or a single process; leaves the process group at the end.
+    """Join the world that torchrun describes, or a single process; leave the process group at the end.
 
     Raises:
         ConfigError: CUDA is asked for and absent.

@@ -1,4 +1,4 @@
-"""The draft on samples it never learns from: loss, accuracy by depth and simulated acceptance length (spec 5)."""
+"""Evaluation on held-out samples: loss, accuracy by depth and simulated acceptance length."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -29,7 +29,7 @@ def evaluate(
     world: World,
     step: int,
 ) -> Evaluation:
-    """Measure the draft on `samples`, spread over the ranks; every rank gets the same answer."""
+    """Measure the draft on `samples`, spread over the ranks; every rank gets the same result."""
     objective, counters = learner.evaluation, Counters.zeros(len(learner.evaluation.loss_weights), world.device)
     costs = learner.costs(source.index, training=False)
     for batch in heldout_batches(objective, source, samples, costs=costs, config=config, limits=limits, world=world):
@@ -70,7 +70,7 @@ def planned_batches(
 
 
 def summarize(counters: Counters, *, step: int, num_samples: int, objective: Objective) -> Evaluation:
-    """From counts over everything to rates; nothing is averaged over batches."""
+    """Divide counts that were summed over all batches; nothing is averaged over batches."""
     weights = torch.tensor(objective.loss_weights, dtype=torch.float64, device=counters.counts.device)
     acceptance = _ratios(counters.hits, counters.valid)
     before = (1.0, *acceptance[:-1])

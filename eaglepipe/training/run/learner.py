@@ -1,4 +1,4 @@
-"""Owns what learns: trainer module, optimizer and decoder on one device; one call an optimizer step."""
+"""The learner: trainer module, optimizer and decoder on one device; one call an optimizer step."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -32,7 +32,7 @@ COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """What forwards report by depth, added over micro-batches and then over ranks: float64 [K] each."""
+    """Metrics of forwards by depth, added over micro-batches and then over ranks: float64 [K] each."""
 
     loss_sums: torch.Tensor
     counts: torch.Tensor
@@ -51,7 +51,7 @@ class Counters:
         return Counters(loss_sums=loss_sums, counts=counts, correct=correct, hits=hits, valid=valid)
 
     def stacked(self) -> torch.Tensor:
-        """[5, K], as `of` takes it."""
+        """Return all rows as one tensor [5, K], as `of` takes it."""
         return torch.stack([self.loss_sums, self.counts, self.correct, self.hits, self.valid])
 
     def __add__(self, other: "Counters") -> "Counters":
@@ -117,18 +117,18 @@ class Learner:
 
     @torch.no_grad()
     def measure(self, batch: EncodedBatch) -> Counters:
-        """Counters of a batch that is not learned from, by the depths of `evaluation`."""
+        """Return the counters of a batch that is not learned from, by the depths of `evaluation`."""
         self._measured.eval()
         with self._autocast():
             return _counters(self._measured.compute_loss(**self._arguments(batch)))
 
     def costs(self, index: SampleIndex, *, training: bool) -> Costs:
-        """What each sample costs to train on or to measure, [N]."""
+        """Return the cost of training on each sample, or of measuring it, [N]."""
         objective = self.objective if training else self.evaluation
         return objective.costs(index, num_layers=self.draft.config.num_hidden_layers, training=training)
 
     def draft_tensors(self) -> dict[str, torch.Tensor]:
-        """The float32 masters that training changes."""
+        """Return the float32 parameters that training changes."""
         return {name: parameter.detach() for name, parameter in trainable_parameters(self.draft).items()}
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
@@ -143,7 +143,7 @@ class Learner:
 
     @torch.no_grad()
     def restore_draft(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `draft_tensors` gave."""
+        """Restore the parameters that `draft_tensors` returned."""
         for name, parameter in trainable_parameters(self.draft).items():
             parameter.copy_(tensors[name])
 
@@ -155,7 +155,7 @@ class Learner:
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """The dtype of activations; `auto` is bfloat16 on CUDA and float32 on the CPU.
+    """Return the dtype of activations; `auto` is bfloat16 on CUDA and float32 on the CPU.
 
     Raises:
         ConfigError: float16, whose gradients would need scaling.

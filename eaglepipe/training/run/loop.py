@@ -31,7 +31,7 @@ from eaglepipe.training.run.step_log import LoggedStep, StepLog
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """The fixed parts of a run."""
+    """The parts of a run that its steps share."""
 
     source: TrainingSource
     config: TrainConfig
@@ -48,11 +48,11 @@ class TrainingRun:
 
 
 def train(run: TrainingRun, state: RunState, stop: StopFlag) -> RunState:
-    """Continue from a state to the end of the run.
+    """Continue a run from a state to its end.
 
     Raises:
         StoppedError: a signal came; the step it came in is finished and saved.
-        DraftError: the loss is not a number any more.
+        DraftError: the loss is not a finite number.
     """
     if run.finished(state):
         return state

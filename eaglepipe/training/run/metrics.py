@@ -1,4 +1,4 @@
-"""metrics.jsonl: a row an optimizer step and a row an evaluation, each once however often a run was killed."""
+"""metrics.jsonl: one row for each optimizer step and evaluation, however often a run was killed."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from eaglepipe.training.run.state import Evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What is logged of one optimizer step; rates and shares are those of the logging window it belongs to."""
+    """The logged numbers of one optimizer step; rates and shares are those of its logging window."""
 
     step: int
     epoch: int
@@ -29,7 +29,7 @@ class StepRecord:
 
 
 class MetricsFile:
-    """The open file; rows are flushed as they come."""
+    """An open metrics file; rows are flushed as they come."""
 
     def __init__(self, path: Path, *, last_step: int) -> None:
         """Keep the rows up to `last_step`; later ones belong to steps that will be taken again."""
@@ -52,7 +52,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a last line torn by a kill is left out."""
+    """Yield the rows of a metrics file; a last line torn by a kill is left out."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -63,8 +63,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def acceptance_length(hits: Iterable[float], valid: Iterable[float]) -> float:
-    """`1 + sum_k hits[k] / max(1, valid[k])` (spec 5), from counts that were added up before."""
-    return 1.0 + sum(hit / max(1.0, of) for hit, of in zip(hits, valid, strict=True))
+    """Return `1 + sum_k hits[k] / max(1, valid[k])` of counts that were added up before."""
+    return 1.0 + sum(hit / max(1.0, slots) for hit, slots in zip(hits, valid, strict=True))
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
@@ -72,5 +72,5 @@ def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinities have no JSON; they become null."""
+    """Replace NaN and infinities, for which JSON has no number, by null."""
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}

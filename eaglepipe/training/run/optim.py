@@ -1,4 +1,4 @@
-"""AdamW over float32 masters, its learning rate as a pure function of the step, and its state as named tensors."""
+"""AdamW over float32 parameters, its learning rate as a pure function of the step, and its state as named tensors."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ ADAM_EPSILON = 1e-8
 
 
 def learning_rate(step: int, *, total_steps: int, config: TrainConfig) -> float:
-    """Rate of step number `step`, from 0: linear warm-up to the peak, then a cosine that ends at the minimum ratio."""
+    """Return the rate of step `step`, from 0: linear warm-up to the peak, then a cosine down to the minimum ratio."""
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps
@@ -22,14 +22,14 @@ def learning_rate(step: int, *, total_steps: int, config: TrainConfig) -> float:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter that takes gradients; frozen embeddings are not among them."""
+    """Return the parameters that take gradients, by name, so without frozen embeddings."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in which only matrices decay: not norms, biases or embeddings.
+    """Return an AdamW in which only matrices decay: not norms, biases or embeddings.
 
-    Every parameter must be float32: bfloat16 is a matter of autocast.
+    Every parameter must be float32: lower precision is left to autocast.
     """
     parameters = trainable_parameters(model)
     assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
@@ -54,7 +54,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `<state>.<parameter>`, without anything that must be unpickled."""
+    """Return the optimizer's state as `<state>.<parameter>`, without anything that must be unpickled."""
     return dict(_named_state(model, optimizer))
 
 

@@ -1,4 +1,4 @@
-"""Everything about a run that metadata decides before the first step, and what a resuming run must agree with."""
+"""The plan of a run, made from metadata before its first step, and the contract that a resumed run must meet."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,13 +36,13 @@ FREE_ON_RESUME = frozenset(
         "prefetch_batches",
     }
 )
-"""Settings of `train` that may change between two starts of one run: they cut, watch or end it, but do not decide what
+"""Settings of `train` that may change between two starts of one run: they pack, watch or end it, but do not decide what
 an optimizer step learns. `caches` is among them because identity and weights are compared, not the paths."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run in numbers."""
+    """The samples, steps and bounds of a run."""
 
     split: Split
     evaluated: NDArray[np.int64]  # the held-out samples that evaluations read
@@ -89,9 +89,12 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
 
 
 def row_length(source: TrainingSource, config: TrainConfig) -> int:
-    """Most slots of a packed row: as asked for, else a whole micro-batch, in which nothing is padded.
+    """Return the slots of a packed row at most: as asked for, else a whole micro-batch, in which nothing is padded.
 
-    EAGLE-1's attention holds a row's scores whole, so its rows are no longer than the longest sample may be.
+    A family whose attention holds a row's scores whole gets rows no longer than the longest sample may be.
+
+    Raises:
+        ConfigError: rows are shorter than the longest sample, or longer than a micro-batch.
     """
     longest = int(source.index.num_tokens.max())
     length = config.pack_length or config.micro_batch_tokens
@@ -113,12 +116,12 @@ def _notes(split: Split, config: TrainConfig) -> list[str]:
         return ["nothing is held out: no evaluation, no early stop, and the last step's draft is the result"]
     share = len(split.heldout) / (len(split.heldout) + len(split.train))
     if len(split.heldout) == 1:
-        return [f"one sample is held out ({share:.1%}); its acceptance length says little about others"]
+        return [f"one sample is held out ({share:.1%}); its acceptance length tells little about others"]
     return []
 
 
 def resume_contract(recipe: Recipe, source: SampleSource, *, init_digest: str | None = None) -> dict[str, Any]:
-    """What must be the same for a run to continue: the cache, the draft's shape and what a step learns.
+    """Return what must be the same for a run to continue: the cache, the draft's shape and what a step learns.
 
     The draft that a run started from is compared by the digest of its weights, not by its path.
     """

@@ -1,4 +1,4 @@
-"""What a run remembers between its steps, and so between its processes; as JSON and back without loss."""
+"""The state that a run carries between its steps and processes; to JSON and back without loss."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -9,7 +9,7 @@ from eaglepipe.training.data.batch import DataPosition
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The draft on the held-out samples; lists are by depth, counts are added before anything is divided."""
+    """Rates of a draft on the held-out samples, by depth; counts are added up before they are divided."""
 
     step: int
     samples: int
@@ -21,11 +21,11 @@ class Evaluation:
 
     @property
     def merit(self) -> tuple[float, float]:
-        """What the best checkpoint has most of."""
+        """The key that ranks checkpoints: longer acceptance first, then a lower loss."""
         return self.simulated_acceptance_length, -self.loss
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         depths = " ".join(f"{accuracy:.1%}" for accuracy in self.accuracy_by_depth)
         length = self.simulated_acceptance_length
         return f"held out, step {self.step}: loss {self.loss:.4f} · acceptance length {length:.3f} · accuracy {depths}"
@@ -33,7 +33,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where a run stands after `step` optimizer steps."""
+    """The state of a run after `step` optimizer steps."""
 
     step: int = 0
     position: DataPosition = field(default_factory=DataPosition)
@@ -46,10 +46,7 @@ class RunState:
     evaluations_without_gain: int = 0
 
     def after_evaluation(self, evaluation: Evaluation) -> "RunState":
-        """Take note of an evaluation: longer acceptance is better, then a lower loss.
-
-        The first one, before any step, is a reference and never the best.
-        """
+        """Return the state with an evaluation; the first one, before any step, is a reference and never the best."""
         if self.step == 0:
             return replace(self, first=evaluation)
         if self.best is None or evaluation.merit > self.best.merit:
@@ -69,7 +66,11 @@ def state_to_json(state: RunState) -> dict[str, Any]:
 
 
 def state_from_json(values: Mapping[str, Any]) -> RunState:
-    """The state that `state_to_json` wrote; KeyError or TypeError where it is another shape."""
+    """Return the state that `state_to_json` wrote.
+
+    Raises:
+        KeyError, TypeError, AttributeError: the values have another shape.
+    """
     known = dict(values)
     for name in ("first", "best"):
         known[name] = None if known[name] is None else _evaluation(known[name])

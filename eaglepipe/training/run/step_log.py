@@ -1,4 +1,4 @@
-"""The numbers of taken steps: left on the device until a window closes, then fetched at once and written down."""
+"""A log of optimizer steps: their numbers stay on the device until a window closes, and are then fetched at once."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from eaglepipe.training.run.state import Evaluation
 
 
 class Tracker(Protocol):
-    """Where numbers go."""
+    """A destination of a run's numbers."""
 
     def add_step(self, record: StepRecord, /) -> None: ...
 
@@ -38,7 +38,7 @@ class LoggedStep:
 
 @dataclass(frozen=True, kw_only=True)
 class LogWindow:
-    """What a closed window says."""
+    """Seconds and a status line of the steps between two closings."""
 
     seconds: float
     waited_seconds: float
@@ -46,7 +46,7 @@ class LogWindow:
 
 
 class StepLog:
-    """Collects steps between two closings; the clock runs from `start` on."""
+    """The steps since the last closing; the clock runs from `start` on."""
 
     def __init__(self, world: World, trackers: Sequence[Tracker]) -> None:
         self._world, self._trackers = world, trackers
@@ -62,7 +62,7 @@ class StepLog:
         self._taken.append(taken)
 
     def close(self, waited_seconds: float) -> LogWindow:
-        """Fetch, write down and begin again; `waited_seconds` is the loader's total so far.
+        """Fetch and record the steps of the window and begin a new one; `waited_seconds` is the loader's total so far.
 
         Raises:
             DraftError: a loss or gradient is not a finite number; the row is written first.

@@ -1,4 +1,4 @@
-"""TensorBoard beside metrics.jsonl, where it is asked for."""
+"""The optional TensorBoard tracker beside metrics.jsonl."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ _STEP_SCALARS = ("loss", "learning_rate", "grad_norm", "simulated_acceptance_len
 
 
 def require_tensorboard() -> None:
-    """Refuse before any work is done.
+    """Check before any work is done that TensorBoard is installed.
 
     Raises:
         ConfigError: the package is absent.
