@@ -73,12 +73,7 @@ EAGLE3 = Family(
     builder="eaglepipe.training.objectives.builders:build_eagle3_draft",
     draft_spec="eaglepipe.eagle.registry:resolve_eagle3_draft_spec",
     steps="eaglepipe.decoding.eagle3_steps:Eagle3Steps",
-    engine_architectures={
-        "vllm": _NATIVE,
-        "sglang": _NATIVE,
-        "speculators": "Eagle3DraftModel",
-        "hf": _NATIVE,
-    },
+    engine_architectures={"vllm": _NATIVE, "sglang": _NATIVE, "speculators": "Eagle3DraftModel", "hf": _NATIVE},
     engine_method="eagle3",
     speculators_type="eagle3",
 )
