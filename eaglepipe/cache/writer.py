@@ -1,23 +1,19 @@
-"""Writes one shard: samples stream into a temporary file, and only `finish` makes it and then its sidecar visible."""
+"""Writing of one shard: samples stream into a temporary file; only `finish` makes it, then its sidecar, visible."""
 
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import xxhash
 
-from eaglepipe.cache.manifest import (
-    SHARDS_FOLDER,
-    RefusedSample,
-    ShardEntry,
-    ShardIndex,
-    Sidecar,
-    document_bytes,
-)
+from eaglepipe.cache.manifest import SHARDS_FOLDER, RefusedSample, ShardEntry, ShardIndex, Sidecar, document_bytes
 from eaglepipe.cache.record_batch import sample_to_batch
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_bytes
+
+RefusedItem = tuple[str, str]
+"""Id of a sample that is left out, and the reason."""
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -64,10 +60,7 @@ class _HashingSink:
 
 
 class ShardWriter:
-    """One shard in the making.
-
-    Leaving it without `finish` publishes nothing; `abort` removes the temporary file.
-    """
+    """A shard that is being written; without `finish` nothing is published, and `abort` removes the temporary file."""
 
     def __init__(self, folder: Path, shard: int, *, spec: ShardSpec, identity: str) -> None:
         self._folder, self._shard, self._identity = folder, shard, identity
@@ -85,6 +78,13 @@ class ShardWriter:
     def num_bytes(self) -> int:
         return self._sink.num_bytes
 
+    def add(self, item: CachedSample | RefusedItem) -> None:
+        """Write a sample, or record one that is left out."""
+        if isinstance(item, CachedSample):
+            self.write(item)
+        else:
+            self.refuse(*item)
+
     def write(self, sample: CachedSample) -> None:
         batch, metadata = sample_to_batch(sample, self._schema)
         self._writer.write_batch(batch, custom_metadata=metadata)
@@ -100,7 +100,7 @@ class ShardWriter:
     def finish(self) -> Sidecar:
         """Publish the shard, then its sidecar."""
         self._writer.close()
-        self._pending.publish(check=_has_batches(len(self._ids)))
+        self._pending.publish(check=partial(_check_batches, expected=len(self._ids)))
         sidecar = self._sidecar()
         publish_bytes(sidecar_path(self._folder, self._shard), document_bytes(sidecar))
         return sidecar
@@ -109,7 +109,7 @@ class ShardWriter:
         self._pending.abort()
 
     def _sidecar(self) -> Sidecar:
-        sources = tuple(Counter(self._sources))
+        sources = tuple(dict.fromkeys(self._sources))
         return Sidecar(
             schema_version=SCHEMA_VERSION,
             identity=self._identity,
@@ -132,10 +132,7 @@ class ShardWriter:
         )
 
 
-def _has_batches(expected: int):  # type: ignore[no-untyped-def]
-    def check(path: Path) -> None:
-        with pa.memory_map(str(path)) as source:
-            found = pa.ipc.open_file(source).num_record_batches
-        assert found == expected, f"{path} holds {found} samples, {expected} were written"
-
-    return check
+def _check_batches(path: Path, *, expected: int) -> None:
+    with pa.memory_map(str(path)) as source:
+        written = pa.ipc.open_file(source).num_record_batches
+    assert written == expected, f"{path} holds {written} samples, {expected} were written"

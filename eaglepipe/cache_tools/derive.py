@@ -27,7 +27,7 @@ from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.cache.writer import ShardWriter
+from eaglepipe.cache.writer import RefusedItem, ShardWriter
 from eaglepipe.errors import CacheError, ResourceError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import free_bytes, json_bytes, publish_bytes, publish_copy, put_if_absent
@@ -59,9 +59,8 @@ class Derivation:
     estimated_bytes: int
 
 
-Refused = tuple[str, str]
-Convert = Callable[[ShardOrigin, int], Iterator[CachedSample | Refused]]
-"""The samples of a new shard, by its number; each as stored, or (id, reason) where it cannot be."""
+Convert = Callable[[ShardOrigin, int], Iterator[CachedSample | RefusedItem]]
+"""Yields the samples of a new shard, by its number; each as stored, or refused."""
 
 
 def derived_plan(
@@ -182,10 +181,7 @@ def _write_shard(derivation: Derivation, shard: int, convert: Convert) -> None:
         for sample in origin.refused:
             writer.refuse(sample.sample_id, sample.reason)
         for item in convert(origin, shard):
-            if isinstance(item, CachedSample):
-                writer.write(item)
-            else:
-                writer.refuse(*item)
+            writer.add(item)
         writer.finish()
     finally:
         writer.abort()

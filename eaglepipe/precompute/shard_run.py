@@ -13,7 +13,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from eaglepipe.cache.background import BackgroundShard
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
 from eaglepipe.cache.reader import missing_shards
 from eaglepipe.cache.schema import SCHEMA_VERSION
@@ -22,6 +21,7 @@ from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import ShardWriter, sidecar_path
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.publish import publish_bytes, publish_json
+from eaglepipe.precompute.background_shard import BackgroundShard
 from eaglepipe.precompute.batch_job import capture_batch
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import Batch
