@@ -65,7 +65,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a cache against its manifest; exit code 3 if something is wrong."""
-    from eaglepipe.cache.verify import verify_cache
+    from eaglepipe.cache_tools.verify import verify_cache
 
     report = verify_cache(folder, full=full)
     print_json(report.to_json(), as_json)

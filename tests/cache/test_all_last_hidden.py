@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.token_cost import token_cost
-from eaglepipe.cache.verify import verify_cache
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.merge import merge_caches
 from eaglepipe.cache_tools.peek import peek_sample
 from eaglepipe.cache_tools.recode import Changes, recode_cache
+from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.training.data.source import open_caches

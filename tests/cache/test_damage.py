@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from eaglepipe.cache.reader import Cache, load_manifest
-from eaglepipe.cache.verify import verify_cache
+from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, CorruptError
 from tests.cache.damage import flip, read_everything
 

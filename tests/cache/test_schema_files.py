@@ -15,7 +15,7 @@ from eaglepipe.cache.manifest import Document, Manifest, Plan, Sidecar, json_sch
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema, shard_columns
 from eaglepipe.cache.supervision.kind import KINDS as SUPERVISION_KINDS
-from eaglepipe.cache.verify import verify_cache
+from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CorruptError
 from eaglepipe.resources import resource_folder, schema_folder
 

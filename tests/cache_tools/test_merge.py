@@ -10,10 +10,10 @@ import torch
 
 from eaglepipe.cache.manifest import Plan, load_document
 from eaglepipe.cache.reader import Cache, load_manifest
-from eaglepipe.cache.verify import verify_cache
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.merge import merge_caches
+from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.train import preview_training

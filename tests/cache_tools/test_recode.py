@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from eaglepipe.cache.manifest import Plan, load_document
 from eaglepipe.cache.reader import Cache, load_manifest
 from eaglepipe.cache.storage import find_cache
-from eaglepipe.cache.verify import verify_cache
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.recode import Changes, recode_cache
+from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, ConfigError, CorruptError, VocabError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.train import run_training

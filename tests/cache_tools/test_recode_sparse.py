@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.cache.verify import verify_cache
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.recode import Changes, recode_cache
+from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, ConfigError
 from tests.cache.damage import read_everything
 from tests.cache.derived import few, make_cache, rows_of, samples, sparse_rows_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.cache.manifest import PLAN_NAME
-from eaglepipe.cache.verify import verify_cache
+from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError
 from eaglepipe.files.publish import leftovers
 from eaglepipe.precompute.stage import run_precompute

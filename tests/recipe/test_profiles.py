@@ -11,7 +11,7 @@ import yaml
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import find_cache
-from eaglepipe.cache.verify import verify_cache
+from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import ConfigError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import PROFILES, CacheConfig
