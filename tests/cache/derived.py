@@ -11,8 +11,7 @@ import torch
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.supervision.columns import take_rows
-from eaglepipe.cache.supervision.dense import DenseSupervision
-from eaglepipe.cache.supervision.hidden import HiddenSupervision
+from eaglepipe.cache.supervision.rows import RowSupervision
 from eaglepipe.cache.supervision.sparse import SparseSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.precompute.stage import run_precompute
@@ -68,7 +67,7 @@ def aux_of(folder: Path) -> dict[str, torch.Tensor]:
 def rows_of(folder: Path) -> dict[str, torch.Tensor]:
     """Sample id -> the supervision rows that are stored, float32."""
     kind = Cache.open(folder).spec.kind
-    assert isinstance(kind, DenseSupervision | HiddenSupervision)
+    assert isinstance(kind, RowSupervision)
     return {
         name: kind.decode_rows(take_rows(sample.supervision, np.arange(sample.supervised.sum()))).float()
         for name, sample in samples(folder).items()
