@@ -1,4 +1,4 @@
-"""How two caches differ, field by field, and whether a draft can learn from both."""
+"""Differences of two caches, field by field, and whether a draft can learn from both."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, missing_sh
 from eaglepipe.errors import CacheError, printable
 from eaglepipe.files.hashing import hash_json
 
-# Of an identity's fields, those that two caches of one target and one tokenizer share; where from is no part of it.
+# The identity's fields that two caches of one target and one tokenizer share, wherever these were read from.
 _TARGET_FIELDS = (("target", "weights"), ("target", "config"), ("target", "dtype"), ("data", "tokenizer"))
 
 
@@ -23,13 +23,10 @@ class Difference:
     a: Any
     b: Any
 
-    def line(self) -> str:
-        return printable(f"{self.field}: {self.a!r} -> {self.b!r}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheDiff:
-    """What tells two caches apart; `contents` may differ with one identity where devices computed other bits."""
+    """Differences of two caches; `contents` may differ with one identity if devices computed other bits."""
 
     a: str
     b: str
@@ -44,14 +41,17 @@ class CacheDiff:
         return {"equal": self.equal, **asdict(self)}
 
     def table(self) -> str:
-        """One line a difference, those of the identity first."""
-        parts = (("identity", self.identity), ("contents", self.contents))
-        lines = [f"{part}  {difference.line()}" for part, differences in parts for difference in differences]
+        """Return one line a difference, those of the identity first."""
+        lines = [
+            f"{part}  " + printable(f"{difference.field}: {difference.a!r} -> {difference.b!r}")
+            for part, differences in (("identity", self.identity), ("contents", self.contents))
+            for difference in differences
+        ]
         return "\n".join(lines) if lines else f"{self.a} and {self.b}: the same identity and the same contents"
 
 
 def diff_caches(a: Path, b: Path) -> CacheDiff:
-    """Compare two caches, complete or not; no shard is read, their digests are.
+    """Compare two caches, complete or not, by the digests of their shards.
 
     Raises:
         CacheError: one of them is no cache.
@@ -77,15 +77,15 @@ def _load_plan(folder: Path) -> Plan:
 
 
 def target_weights(folder: Path) -> str | None:
-    """Fingerprint of the weights that a cache was computed with; None where its plan does not say."""
-    found = _load_plan(folder).identity_fields.get("target", {}).get("weights")
-    return found if isinstance(found, str) else None
+    """Return the fingerprint of the weights that a cache was computed with; None if its plan has none."""
+    weights = _load_plan(folder).identity_fields.get("target", {}).get("weights")
+    return weights if isinstance(weights, str) else None
 
 
 def _contents(folder: Path, plan: Plan) -> dict[str, Any]:
-    """Counts, and digests of what is not a count; not the plan, which names paths of the machine it was made on."""
+    """Counts, and digests of the rest, without the plan, which names paths of the machine it was made on."""
     if (folder / MANIFEST_NAME).exists():
-        return _of_manifest(load_manifest(folder))
+        return _manifest_contents(load_manifest(folder))
     return {
         "complete": False,
         "missing_shards": missing_shards(folder, plan),
@@ -94,7 +94,7 @@ def _contents(folder: Path, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _of_manifest(manifest: Manifest) -> dict[str, Any]:
+def _manifest_contents(manifest: Manifest) -> dict[str, Any]:
     files = {entry.path: entry.xxh3_128 for entry in manifest.files if entry.path != PLAN_NAME}
     return {
         "complete": True,
@@ -128,14 +128,16 @@ def _first_difference(first: Cache, other: Cache) -> str | None:
         {**asdict(first.spec), **asdict(first.head)}, {**asdict(other.spec), **asdict(other.head)}
     ):
         return f"{field} ({old!r} and {new!r})"
-    ours, theirs = _reading_files(first.manifest), _reading_files(other.manifest)
-    return next((name for name, _, _ in differing_leaves(ours, theirs)), None)
+    files, other_files = (_reading_files(cache.manifest) for cache in (first, other))
+    return next((name for name, _, _ in differing_leaves(files, other_files)), None)
 
 
 def _reading_files(manifest: Manifest) -> dict[str, str]:
-    """Digests of the files that say how a cache's bytes are read, beside those compared by their content."""
-    apart = (PLAN_NAME, VOCAB_FILE, START_FILE, TARGET_CONFIG_FILE, REPORT_FILE)
-    return {entry.path: entry.xxh3_128 for entry in manifest.files if "/" not in entry.path and entry.path not in apart}
+    """Digests of the files that decide how a cache's bytes are read, except those compared by their content."""
+    compared = (PLAN_NAME, VOCAB_FILE, START_FILE, TARGET_CONFIG_FILE, REPORT_FILE)
+    return {
+        entry.path: entry.xxh3_128 for entry in manifest.files if "/" not in entry.path and entry.path not in compared
+    }
 
 
 def _config_hint(first: Cache, other: Cache) -> str:

@@ -1,4 +1,4 @@
-"""Reads a complete cache: sizes are checked when it opens, each sample's digest when it is first touched.
+"""Reading of complete caches: sizes are checked at the opening, each sample's digest when it is first touched.
 
 Shards are mapped, never loaded; handles are few and reopened by whoever forks or spawns. Views are read-only.
 """
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from eaglepipe.cache.consistency import (
     START_FILE,
@@ -23,11 +22,20 @@ from eaglepipe.cache.consistency import (
     load_target_config,
     load_vocab,
 )
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, Plan, Sidecar, load_document
+from eaglepipe.cache.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    FileEntry,
+    Manifest,
+    Plan,
+    ShardIndex,
+    Sidecar,
+    load_document,
+)
 from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
 from eaglepipe.cache.schema import arrow_schema
-from eaglepipe.cache.types import CachedSample, SampleIndex
+from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
@@ -37,7 +45,7 @@ from eaglepipe.vocab import DraftVocab
 REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
 DERIVED_KEY = "derived"
-"""In a plan's identity fields: what was done to which caches, where a cache was made from others."""
+"""Entry of a plan's identity fields if the cache was made from others: their identities and the change."""
 _PRECOMPUTE = "`eaglepipe precompute` with its recipe"
 
 
@@ -47,7 +55,7 @@ class Cache:
     def __init__(self, folder: Path, manifest: Manifest, sidecars: list[Sidecar]) -> None:
         self.folder, self.manifest = folder, manifest
         self.spec, self.head = manifest.shard_spec(), manifest.spec.head()
-        self.index = _join_indices(sidecars)
+        self.index = join_indices([_sample_index(sidecar.index) for sidecar in sidecars])
         self._first_sample = np.cumsum([0] + [entry.samples for entry in manifest.shards])
         self._verified = np.zeros(manifest.samples, np.bool_)
         self._readers: OrderedDict[int, MappedArrow] = OrderedDict()
@@ -57,9 +65,8 @@ class Cache:
         """Open a complete cache.
 
         Raises:
-            CacheError: no cache, an incomplete one (says what is missing), or another schema version.
-            CorruptError: a file is missing, has another size, or a metadata file another hash, than the manifest says;
-                or they hold something else than it says.
+            CacheError: no cache, an incomplete one (the missing shards named), or another schema version.
+            CorruptError: a file is missing, or its size, hash or content is not what the manifest declares.
         """
         manifest = load_manifest(folder)
         for entry in manifest.all_files():
@@ -79,19 +86,22 @@ class Cache:
 
     @property
     def identity(self) -> str:
+        """The cache's identity, hex."""
         return self.manifest.identity
 
     @property
     def num_samples(self) -> int:
+        """N."""
         return self.manifest.samples
 
     @property
     def max_length(self) -> int:
+        """The longest sample that the recipe allowed, tokens."""
         return self.manifest.spec.max_length
 
     @functools.cached_property
     def vocab(self) -> DraftVocab:
-        """The draft vocabulary, with the corpus's assistant tokens counted by target id."""
+        """The draft vocabulary, and the corpus's assistant tokens counted by target id."""
         return load_vocab(self.folder / VOCAB_FILE, self.spec)
 
     @functools.cached_property
@@ -100,13 +110,13 @@ class Cache:
         return load_target_config(self.folder / TARGET_CONFIG_FILE, self.spec)
 
     def start_tensors(self) -> dict[str, torch.Tensor]:
-        """The target's embeddings, final norm and head rows that a draft starts from; checked against their hash."""
+        """Load the target's embeddings, final norm and head rows, on the CPU, and check them against their hash."""
         entry = next(entry for entry in self.manifest.files if entry.path == START_FILE)
         check_hash(self.folder, entry)
         return load_tensors(self.folder / START_FILE)
 
     def read(self, sample: int) -> CachedSample:
-        """Sample number `sample`; views into the mapped shard, to be copied before any computation.
+        """Return sample number `sample`; views into the mapped shard, to be copied before any computation.
 
         Raises:
             CorruptError: naming the shard and the sample, at the first touch of a sample that was altered.
@@ -115,13 +125,13 @@ class Cache:
             raise IndexError(f"sample {sample} of {self.num_samples}")
         shard = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
         position = sample - int(self._first_sample[shard])
-        where = f"{self.folder / self.manifest.shards[shard].path}, sample {position}"
-        where += f" ({self.index.sample_ids[sample]!r})"
+        path = self.folder / self.manifest.shards[shard].path
+        location = f"{path}, sample {position} ({self.index.sample_ids[sample]!r})"
         try:
-            decoded = self._decode(shard, position, sample, where)
+            decoded = self._decode(shard, position, sample, location)
         except (pa.ArrowException, OSError, ValueError, AssertionError, KeyError) as error:
             raise CorruptError(
-                f"{where}: unreadable ({type(error).__name__}: {error}); recompute this shard"
+                f"{location}: unreadable ({type(error).__name__}: {error}); recompute this shard"
             ) from error
         self._verified[sample] = True
         return decoded
@@ -138,7 +148,7 @@ class Cache:
             path = self.folder / self.manifest.shards[shard].path
             raise CorruptError(f"{path}: unreadable ({type(error).__name__}: {error}); recompute it") from error
 
-    def _decode(self, shard: int, position: int, sample: int, where: str) -> CachedSample:
+    def _decode(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
         mapped = self._reader(shard)
         mapped.check_size()
         with_metadata = mapped.reader.get_batch_with_custom_metadata(position)
@@ -148,19 +158,16 @@ class Cache:
         if self._verified[sample]:
             return batch_to_sample(batch, metadata)
         if position == 0 and mapped.copies(batch):
-            warnings.warn(f"{where}: compressed, so that reading it copies and is slow", stacklevel=2)
-        self._check(batch, metadata, sample, where)
-        decoded = batch_to_sample(batch, metadata)
-        check_ids(decoded, self.spec, where)
-        return decoded
-
-    def _check(self, batch: pa.RecordBatch, metadata: dict[str, str], sample: int, where: str) -> None:
+            warnings.warn(f"{location}: compressed, so that reading it copies and is slow", stacklevel=2)
         batch.validate(full=True)
         index = self.index
         if batch.num_rows != index.num_tokens[sample] or metadata["sample_id"] != index.sample_ids[sample]:
-            raise CorruptError(f"{where}: holds another sample than the sidecar says")
+            raise CorruptError(f"{location}: not the sample that the sidecar declares")
         if sample_digest(batch, metadata["sample_id"], metadata["source"]) != metadata["xxh3_128"]:
-            raise CorruptError(f"{where}: its bytes do not match their checksum; recompute this shard")
+            raise CorruptError(f"{location}: its bytes do not match their checksum; recompute this shard")
+        decoded = batch_to_sample(batch, metadata)
+        check_ids(decoded, self.spec, location)
+        return decoded
 
     def _reader(self, shard: int) -> MappedArrow:
         reader = self._readers.get(shard)
@@ -185,7 +192,12 @@ class Cache:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a complete cache; an incomplete one is told apart and says what is missing."""
+    """Read the manifest of a complete cache.
+
+    Raises:
+        CacheError: no cache, or an incomplete one: the missing shards are named.
+        CorruptError: the manifest or plan is damaged.
+    """
     if (folder / MANIFEST_NAME).exists():
         manifest = load_document(folder / MANIFEST_NAME, Manifest)
         manifest.shard_spec()
@@ -193,19 +205,18 @@ def load_manifest(folder: Path) -> Manifest:
     if (folder / PLAN_NAME).exists():
         plan = load_document(folder / PLAN_NAME, Plan)
         missing = missing_shards(folder, plan)
-        what = (
-            f"shards {', '.join(map(str, missing[:8]))}{' …' * (len(missing) > 8)}" if missing else "only its manifest"
-        )
+        numbers = ", ".join(map(str, missing[:8])) + " …" * (len(missing) > 8)
         command = "the command that made it again" if DERIVED_KEY in plan.identity_fields else _PRECOMPUTE
         raise CacheError(
-            f"{folder}: incomplete, {plan.shards - len(missing)} of {plan.shards} shards done; missing: {what}. "
+            f"{folder}: incomplete, {plan.shards - len(missing)} of {plan.shards} shards done; missing: "
+            f"{f'shards {numbers}' if missing else 'only its manifest'}. "
             f"Run {command} to finish it"
         )
     raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
 
 
 def missing_shards(folder: Path, plan: Plan) -> list[int]:
-    """Numbers of the shards that are not published yet."""
+    """Return the numbers of the shards that are not published yet."""
     return [shard for shard in range(plan.shards) if not sidecar_path(folder, shard).exists()]
 
 
@@ -225,34 +236,25 @@ def check_hash(folder: Path, entry: FileEntry) -> None:
         raise CorruptError(f"{path}: its bytes do not match the manifest's checksum")
 
 
-def check_schema(found: pa.Schema, expected: pa.Schema, path: Path) -> None:
+def check_schema(actual: pa.Schema, expected: pa.Schema, path: Path) -> None:
     """Refuse a shard whose columns or identity are not this cache's, naming the field."""
     for field in expected:
-        index = found.get_field_index(field.name)
+        index = actual.get_field_index(field.name)
         if index < 0:
             raise CorruptError(f"{path}: column {field.name!r} is missing")
-        if not found.field(index).equals(field, check_metadata=True):
-            raise CorruptError(f"{path}: column {field.name!r} is {found.field(index)}, not {field}")
-    if found.names != expected.names:
-        raise CorruptError(f"{path}: columns {found.names}, not {expected.names}")
-    if found.metadata != expected.metadata:
-        raise CorruptError(f"{path}: belongs to another cache or is another shard: {found.metadata}")
+        if not actual.field(index).equals(field, check_metadata=True):
+            raise CorruptError(f"{path}: column {field.name!r} is {actual.field(index)}, not {field}")
+    if actual.names != expected.names:
+        raise CorruptError(f"{path}: columns {actual.names}, not {expected.names}")
+    if actual.metadata != expected.metadata:
+        raise CorruptError(f"{path}: belongs to another cache or is another shard: {actual.metadata}")
 
 
-def _join_indices(sidecars: list[Sidecar]) -> SampleIndex:
-    sources = tuple(dict.fromkeys(source for sidecar in sidecars for source in sidecar.index.sources))
-    source_of: list[NDArray[np.int16]] = []
-    for sidecar in sidecars:
-        local = np.array([sources.index(source) for source in sidecar.index.sources], np.int16)
-        source_of.append(local[np.array(sidecar.index.source_of, np.int64)])
+def _sample_index(index: ShardIndex) -> SampleIndex:
     return SampleIndex(
-        sample_ids=tuple(sample_id for sidecar in sidecars for sample_id in sidecar.index.sample_ids),
-        num_tokens=_concatenate([sidecar.index.num_tokens for sidecar in sidecars]),
-        num_supervised=_concatenate([sidecar.index.num_supervised for sidecar in sidecars]),
-        sources=sources,
-        source_of=np.concatenate(source_of) if source_of else np.empty(0, np.int16),
+        sample_ids=index.sample_ids,
+        num_tokens=np.array(index.num_tokens, np.int32),
+        num_supervised=np.array(index.num_supervised, np.int32),
+        sources=index.sources,
+        source_of=np.array(index.source_of, np.int16),
     )
-
-
-def _concatenate(columns: list[tuple[int, ...]]) -> NDArray[np.int32]:
-    return np.concatenate([np.array(column, np.int32) for column in columns]) if columns else np.empty(0, np.int32)

@@ -1,6 +1,8 @@
-"""The values that cross the cache's border: what a writer takes and what a reader gives, one sample at a time."""
+"""The values that writers take and readers give: one sample, and the index of all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +33,30 @@ class CachedSample:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleIndex:
-    """What is known of every sample without touching a shard; N samples in cache order."""
+    """Metadata of N samples in cache order, known without touching a shard."""
 
     sample_ids: tuple[str, ...]
     num_tokens: NDArray[np.int32]  # [N]
     num_supervised: NDArray[np.int32]  # [N]
     sources: tuple[str, ...]
     source_of: NDArray[np.int16]  # [N] index into sources
-    weights: NDArray[np.float64] | None = None  # [N] times that a sample is expected in an epoch; None: once
+    weights: NDArray[np.float64] | None = None  # [N] expected visits of a sample in an epoch; None: once
+
+
+def join_indices(indices: Sequence[SampleIndex]) -> SampleIndex:
+    """Return the index of the samples of several shards or caches in order, without weights."""
+    sources = tuple(dict.fromkeys(source for index in indices for source in index.sources))
+    renumbered = [
+        np.array([sources.index(source) for source in index.sources], np.int16)[index.source_of] for index in indices
+    ]
+    return SampleIndex(
+        sample_ids=tuple(sample_id for index in indices for sample_id in index.sample_ids),
+        num_tokens=_concatenate([index.num_tokens for index in indices], np.int32),
+        num_supervised=_concatenate([index.num_supervised for index in indices], np.int32),
+        sources=sources,
+        source_of=_concatenate(renumbered, np.int16),
+    )
+
+
+def _concatenate(columns: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *columns])

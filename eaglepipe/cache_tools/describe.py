@@ -1,9 +1,9 @@
-"""What a cache is, in the words of `cache info` and `cache ls`."""
+"""Descriptions of caches for `cache info` and `cache ls`."""
 
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Manifest, Plan, load_document
 from eaglepipe.cache.reader import load_manifest, missing_shards
 from eaglepipe.cache.storage import list_caches, unreadable_caches
 from eaglepipe.errors import CacheError
@@ -11,7 +11,7 @@ from eaglepipe.tables import text_table
 
 
 def describe_cache(folder: Path) -> dict[str, Any]:
-    """Counts, cost and identity of a complete cache, or how far an incomplete one is.
+    """Return counts, cost and identity of a complete cache, or how far an incomplete one is.
 
     Raises:
         CacheError: there is no cache.
@@ -20,85 +20,64 @@ def describe_cache(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST_NAME).exists() and not (folder / PLAN_NAME).exists():
         raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
     plan = load_document(folder / PLAN_NAME, Plan)
-    if (folder / MANIFEST_NAME).exists():
-        return _complete(folder, load_manifest(folder), plan)
-    return _incomplete(folder, plan)
-
-
-def _complete(folder: Path, manifest: Manifest, plan: Plan) -> dict[str, Any]:
-    spec = manifest.spec
+    manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    counts = plan if manifest is None else manifest
+    declared, cut = plan.declared, plan.identity_fields["cache"]
     return {
         "folder": str(folder),
-        "name": manifest.name,
-        "complete": True,
-        "samples": manifest.samples,
-        "tokens": manifest.tokens,
-        "supervised_tokens": manifest.supervised_tokens,
-        "shards": len(manifest.shards),
-        "bytes": manifest.bytes,
-        "bytes_per_token": round(manifest.bytes_per_token, 3),
-        "identity": manifest.identity,
-        "aux_layer_ids": list(spec.aux_layer_ids),
-        "draft_vocab_size": spec.draft_vocab_size,
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "max_length": spec.max_length,
-        "supervision": spec.supervision,
-        "aux_codec": spec.aux_codec,
-        "supervision_codec": spec.supervision_codec,
-        "last_hidden": manifest.shard_spec().last_hidden,
-        **_sparse_rule(plan),
-        "drops": dict(manifest.drops),
-        **_made_from(plan),
-        "schema_version": manifest.schema_version,
-        "created_by": manifest.created_by,
+        "name": counts.name,
+        "complete": manifest is not None,
+        "samples": counts.samples,
+        "tokens": counts.tokens,
+        "supervised_tokens": counts.supervised_tokens,
+        **(_progress(folder, plan) if manifest is None else _size(manifest)),
+        "identity": counts.identity,
+        **(_planned_spec(plan) if manifest is None else _written_spec(manifest)),
+        **{name: cut[name] for name in ("tolerance", "max_entries") if name in cut},
+        "drops": dict(counts.drops),
+        "target": declared.get("target", {}).get("path"),
+        "sources": [source["path"] for source in declared.get("data", {}).get("sources", ())],
+        "schema_version": counts.schema_version,
+        **({} if manifest is None else {"created_by": manifest.created_by}),
     }
 
 
-def _incomplete(folder: Path, plan: Plan) -> dict[str, Any]:
-    missing = missing_shards(folder, plan)
-    written = sum(path.stat().st_size for path in (folder / "shards").glob("*.arrow"))
+def _size(manifest: Manifest) -> dict[str, Any]:
+    per_token = round(manifest.bytes_per_token, 3)
+    return {"shards": len(manifest.shards), "bytes": manifest.bytes, "bytes_per_token": per_token}
+
+
+def _progress(folder: Path, plan: Plan) -> dict[str, Any]:
+    return {
+        "shards": plan.shards,
+        "missing_shards": missing_shards(folder, plan),
+        "bytes": sum(path.stat().st_size for path in (folder / SHARDS_FOLDER).glob("*.arrow")),
+        "bytes_per_token": None,
+    }
+
+
+def _written_spec(manifest: Manifest) -> dict[str, Any]:
+    spec = manifest.spec
+    names = ("draft_vocab_size", "vocab_size", "hidden_size", "max_length", "supervision", "aux_codec")
+    return {
+        "aux_layer_ids": list(spec.aux_layer_ids),
+        **{name: getattr(spec, name) for name in (*names, "supervision_codec")},
+        "last_hidden": manifest.shard_spec().last_hidden,
+    }
+
+
+def _planned_spec(plan: Plan) -> dict[str, Any]:
     cache = plan.identity_fields["cache"]
     return {
-        "folder": str(folder),
-        "name": plan.name,
-        "complete": False,
-        "samples": plan.samples,
-        "tokens": plan.tokens,
-        "supervised_tokens": plan.supervised_tokens,
-        "shards": plan.shards,
-        "missing_shards": missing,
-        "bytes": written,
-        "bytes_per_token": None,
-        "identity": plan.identity,
         "aux_layer_ids": cache["aux_layer_ids"],
         "draft_vocab_size": plan.identity_fields["vocab"]["draft_size"],
-        "supervision": cache["supervision"],
-        "aux_codec": cache["aux_codec"],
-        "supervision_codec": cache["supervision_codec"],
+        **{name: cache[name] for name in ("supervision", "aux_codec", "supervision_codec")},
         "last_hidden": cache.get("last_hidden", "supervised"),
-        **_sparse_rule(plan),
-        "drops": dict(plan.drops),
-        **_made_from(plan),
-        "schema_version": plan.schema_version,
     }
-
-
-def _made_from(plan: Plan) -> dict[str, Any]:
-    """Target and sources in the recipe's words, as far as the plan has any."""
-    declared = plan.declared
-    sources = declared.get("data", {}).get("sources", ())
-    return {"target": declared.get("target", {}).get("path"), "sources": [source["path"] for source in sources]}
-
-
-def _sparse_rule(plan: Plan) -> dict[str, Any]:
-    """How sparse supervision was cut; nothing with another kind."""
-    cache = plan.identity_fields["cache"]
-    return {name: cache[name] for name in ("tolerance", "max_entries") if name in cache}
 
 
 def describe_root(root: Path) -> list[dict[str, Any]]:
-    """`describe_cache` of every cache below a root; of an unreadable one, its `error`."""
+    """Return `describe_cache` of every cache below a root; of an unreadable one, its `error`."""
     readable = [describe_cache(found.folder) for found in list_caches(root)]
     broken = [
         {"folder": str(folder), "name": folder.name, "complete": False, "error": error}
@@ -108,7 +87,7 @@ def describe_root(root: Path) -> list[dict[str, Any]]:
 
 
 def root_table(described: list[dict[str, Any]], root: Path) -> str:
-    """One line a cache."""
+    """Return one line a cache."""
     if not described:
         return f"no caches in {root}"
     return text_table(

@@ -1,4 +1,4 @@
-"""How far a re-encoded cache is from its source: sums that add up over shards, and the report made of them."""
+"""Errors of a re-encoded cache: sums that add up over shards, and the report made of them."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-# Half of float16's smallest number: what is stored as 0 was below it.
+# Half of float16's smallest number: a probability stored as 0 was below it.
 _LEAST_PROBABILITY = 2.0**-25
 
 
@@ -22,7 +22,7 @@ class Deviation:
 
     @classmethod
     def between(cls, old: torch.Tensor, new: torch.Tensor) -> "Deviation":
-        """Of two tensors of one shape, in float64."""
+        """Compare two tensors of one shape, in float64."""
         if old.numel() == 0:
             return cls()
         difference = (new.double() - old.double()).abs()
@@ -39,7 +39,7 @@ class Deviation:
         return Deviation(**{**sums, "largest": max(self.largest, other.largest)})
 
     def report(self) -> dict[str, float]:
-        """Largest and mean absolute deviation, and the root mean square relative to that of the old numbers."""
+        """Return largest and mean absolute deviation, and the root mean square relative to that of the old numbers."""
         return {
             "max": self.largest,
             "mean": self.absolute / max(1, self.count),
@@ -57,7 +57,7 @@ class Divergence:
 
     @classmethod
     def between(cls, source: torch.Tensor, new: torch.Tensor) -> "Divergence":
-        """Of distributions [n, D], or [n, D + 1] where the tail of sparse supervision is one more outcome.
+        """Compare distributions [n, D], or [n, D + 1] the tail of sparse supervision being one more outcome.
 
         A probability stored as 0 counts as half of float16's smallest.
         """
@@ -78,7 +78,7 @@ class Divergence:
 
 @dataclass(frozen=True, kw_only=True)
 class RecodeSums:
-    """All that is measured while a shard is re-encoded."""
+    """Errors and coverage of the samples of a shard."""
 
     aux: Deviation = Deviation()
     rows: Deviation = Deviation()
@@ -98,17 +98,15 @@ class RecodeSums:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RecodeSums":
         """The inverse of `to_json`."""
-        return cls(
-            **{
-                **values,
-                "aux": Deviation(**values["aux"]),
-                "rows": Deviation(**values["rows"]),
-                "kl": Divergence(**values["kl"]),
-            }
-        )
+        parts = {
+            "aux": Deviation(**values["aux"]),
+            "rows": Deviation(**values["rows"]),
+            "kl": Divergence(**values["kl"]),
+        }
+        return cls(**{**values, **parts})
 
     def report(self, column: str) -> dict[str, dict[str, float]]:
-        """Errors by column, and how much of the target the draft vocabulary holds before and after."""
+        """Return errors by column, and the share of the target in the draft vocabulary before and after."""
         supervised = max(1, self.supervised)
         return {
             "aux_hidden_states": self.aux.report(),

@@ -14,7 +14,7 @@ from eaglepipe.cache.compare import check_same_target
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.storage import CacheShare
-from eaglepipe.cache.types import CachedSample, SampleIndex
+from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.training.data.batch import TrainingSource
@@ -70,7 +70,7 @@ class JoinedCaches:
     @functools.cached_property
     def index(self) -> SampleIndex:
         indices = [cache.index for cache in self._caches]
-        index = indices[0] if len(indices) == 1 else _joined(indices)
+        index = indices[0] if len(indices) == 1 else join_indices(indices)
         if not self._is_weighted:
             return index
         return replace(index, weights=np.repeat(self._weights, [len(part.sample_ids) for part in indices]))
@@ -95,17 +95,3 @@ class JoinedCaches:
 
     def start_tensors(self) -> dict[str, torch.Tensor]:
         return self._caches[0].start_tensors()
-
-
-def _joined(indices: Sequence[SampleIndex]) -> SampleIndex:
-    sources = tuple(dict.fromkeys(source for index in indices for source in index.sources))
-    renumbered = [
-        np.array([sources.index(name) for name in index.sources], np.int16)[index.source_of] for index in indices
-    ]
-    return SampleIndex(
-        sample_ids=tuple(sample_id for index in indices for sample_id in index.sample_ids),
-        num_tokens=np.concatenate([index.num_tokens for index in indices]),
-        num_supervised=np.concatenate([index.num_supervised for index in indices]),
-        sources=sources,
-        source_of=np.concatenate(renumbered),
-    )
