@@ -1,7 +1,7 @@
-"""What a cache says of itself, held against what its files hold, before anything is allocated or computed from it.
+"""Consistency of a cache's manifest with its files, checked before anything is allocated or computed from them.
 
-Digests tell that a file is the one that was published, not that whoever published it told the truth: a cache may come
-from anywhere. Sizes that the manifest declares are bounded by files that are there.
+A digest shows that a file is the published one, not that its publisher was honest: a cache may come from anywhere.
+Sizes that the manifest declares are bounded by the files on disk.
 """
 
 from pathlib import Path
@@ -28,12 +28,12 @@ def check_claims(folder: Path, manifest: Manifest) -> None:
     """Compare the manifest's spec with the fixed files of a cache whose sizes have been checked.
 
     Raises:
-        CorruptError: naming the file that lacks something or contradicts the manifest.
+        CorruptError: naming the file that is incomplete or contradicts the manifest.
     """
     listed = {entry.path for entry in manifest.files}
     for name in (VOCAB_FILE, START_FILE, TARGET_CONFIG_FILE):
         if name not in listed:
-            raise CorruptError(f"{folder / MANIFEST_NAME}: does not list {name}, which every cache has")
+            raise CorruptError(f"{folder / MANIFEST_NAME}: does not list {name}, which is part of every cache")
     spec, head = manifest.shard_spec(), manifest.spec.head()
     layers = spec.aux_layer_ids
     if not layers or list(layers) != sorted(set(layers)):
@@ -49,7 +49,7 @@ def load_vocab(path: Path, spec: ShardSpec) -> DraftVocab:
     """Read `vocab.safetensors`.
 
     Raises:
-        CorruptError: a tensor has not the dtype and shape that the spec tells, or the ids are not those of the mask.
+        CorruptError: a tensor without the dtype and shape of the spec, or ids that are not those of the mask.
     """
     tensors = load_tensors(path)
     expected = {
@@ -57,20 +57,18 @@ def load_vocab(path: Path, spec: ShardSpec) -> DraftVocab:
         "selected_token_mask": (torch.bool, (spec.vocab_size,)),
         "counts": (torch.int64, (spec.vocab_size,)),
     }
-    for name, wanted in expected.items():
-        found = (tensors[name].dtype, tuple(tensors[name].shape)) if name in tensors else None
-        if found != wanted:
-            raise CorruptError(f"{path}: {name} is {_told(found)}, and {_told(wanted)} by the manifest")
+    for name, layout in expected.items():
+        _check_equal(path, name, (tensors[name].dtype, tuple(tensors[name].shape)) if name in tensors else None, layout)
     if not torch.equal(tensors["selected_token_mask"].nonzero().flatten(), tensors["selected_token_ids"]):
         raise CorruptError(f"{path}: selected_token_ids are not ascending, or not those of selected_token_mask")
     return DraftVocab(**{name: tensors[name] for name in expected})
 
 
 def load_target_config(path: Path, spec: ShardSpec) -> dict[str, Any]:
-    """The target's config.json, of the sizes that the manifest tells.
+    """Read the target's config.json.
 
     Raises:
-        CorruptError: anything else.
+        CorruptError: not a config, or its sizes are not those of the spec.
     """
     config = read_json_object(path)
     if not isinstance(config.get("text_config", {}), dict):
@@ -82,8 +80,8 @@ def load_target_config(path: Path, spec: ShardSpec) -> dict[str, Any]:
     return config
 
 
-def check_ids(sample: CachedSample, spec: ShardSpec, where: str) -> None:
-    """Ids index embeddings and probabilities, on a GPU without a check.
+def check_ids(sample: CachedSample, spec: ShardSpec, location: str) -> None:
+    """Check the ids that index embeddings and probabilities, which a GPU does not check.
 
     Raises:
         CorruptError: one is outside its vocabulary.
@@ -96,23 +94,26 @@ def check_ids(sample: CachedSample, spec: ShardSpec, where: str) -> None:
         ids["target_ids"] = (sample.supervision["target_ids"], 0, spec.draft_vocab_size)
     for name, (values, low, high) in ids.items():
         if values.size and (int(np.min(values)) < low or int(np.max(values)) >= high):
-            raise CorruptError(f"{where}: {name} lie in {np.min(values)}..{np.max(values)}, outside {low}..{high - 1}")
+            span = f"{np.min(values)}..{np.max(values)}"
+            raise CorruptError(f"{location}: {name} lie in {span}, outside {low}..{high - 1}")
 
 
 def _check_start(path: Path, spec: ShardSpec) -> None:
-    """By the header alone: the file may be large."""
+    """Check the shapes by the header alone: the file may be large."""
     vocab, draft, width = spec.vocab_size, spec.draft_vocab_size, spec.hidden_size
-    needed = {"embed_tokens.weight": (vocab, width), "lm_head.weight": (draft, width), "norm.weight": (width,)}
+    required = {"embed_tokens.weight": (vocab, width), "lm_head.weight": (draft, width), "norm.weight": (width,)}
     optional = {"lm_head.bias": (draft,), "lm_head_full.weight": (vocab, width), "lm_head_full.bias": (vocab,)}
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
     except SafetensorError as error:
         raise CorruptError(f"{path}: not a safetensors file: {error}") from None
-    for name, wanted in {**needed, **{name: shape for name, shape in optional.items() if name in shapes}}.items():
-        if shapes.get(name) != wanted:
-            raise CorruptError(f"{path}: {name} is {_told(shapes.get(name))}, and {_told(wanted)} by the manifest")
+    present = {name: shape for name, shape in optional.items() if name in shapes}
+    for name, shape in {**required, **present}.items():
+        _check_equal(path, name, shapes.get(name), shape)
 
 
-def _told(found: object) -> str:
-    return "absent" if found is None else str(found)
+def _check_equal(path: Path, name: str, actual: object, declared: object) -> None:
+    if actual != declared:
+        state = "absent" if actual is None else actual
+        raise CorruptError(f"{path}: {name} is {state}, and {declared} by the manifest")

@@ -1,6 +1,6 @@
 """A cache's identity: a hash of everything that decides its bytes, and of nothing else.
 
-Fields are nested dicts of JSON values, so that two identities can be told apart field by field.
+Fields are nested dicts of JSON values, so that two identities can be compared field by field.
 """
 
 import json
@@ -11,11 +11,12 @@ IDENTITY_PREFIX = 12
 
 
 def cache_folder_name(name: str, identity: str) -> str:
+    """Return the folder of a cache under its root."""
     return f"{name}-{identity[:IDENTITY_PREFIX]}"
 
 
 def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each leaf that differs: `data.max_length: 1024 -> 2048`."""
+    """Yield one line for each leaf that differs: `data.max_length: 1024 -> 2048`."""
     for field, before, after in differing_leaves(old, new):
         yield f"{field}: {json.dumps(before)} -> {json.dumps(after)}"
 
@@ -23,7 +24,7 @@ def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
 def differing_leaves(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of each leaf that differs; an absent one counts as None."""
+    """Yield (dotted name, old value, new value) of each leaf that differs; an absent one counts as None."""
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):

@@ -1,7 +1,7 @@
-"""The files that say what a cache is: plan (first), shard sidecars (with each shard), manifest (last).
+"""The documents that describe a cache: plan (first), shard sidecars (with each shard), manifest (last).
 
 Each carries a checksum of itself, so that a flipped byte in any of them is seen. Nothing declared in a file is
-trusted before it is compared with what lies on disk.
+trusted before it is compared with the files on disk.
 """
 
 from pathlib import Path, PurePosixPath
@@ -181,7 +181,7 @@ AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 
 def document_bytes(document: Document) -> bytes:
-    """A document as published: its fields and the checksum over them."""
+    """Return a document as published: its fields and the checksum over them."""
     fields = document.model_dump(mode="json")
     return json_bytes({**fields, CHECKSUM_KEY: hash_json(fields)})
 
@@ -191,26 +191,26 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
 
     Raises:
         CacheError: absent, or of another schema version or with features this version does not know.
-        CorruptError: not what was published.
+        CorruptError: not the published document.
     """
     raw = _read_object(path)
     version, declared = raw.get("schema_version"), raw.pop(CHECKSUM_KEY, None)
-    of_another = version != SCHEMA_VERSION or isinstance(version, bool)
-    what = f"schema version {version!r}; this eaglepipe reads version {SCHEMA_VERSION}" if of_another else ""
+    is_foreign = version != SCHEMA_VERSION or isinstance(version, bool)
+    reason = f"schema version {version!r}; this eaglepipe reads version {SCHEMA_VERSION}" if is_foreign else ""
     if declared != hash_json(raw):
-        also = f" ({what})" if what else ""
+        also = f" ({reason})" if reason else ""
         raise CorruptError(f"{path}: its checksum does not match its content; restore or recompute it{also}")
-    if of_another:
-        raise CacheError(f"{path}: {what}")
+    if is_foreign:
+        raise CacheError(f"{path}: {reason}")
     if strange := [str(name) for name in raw.get("features") or () if name not in KNOWN_FEATURES]:
-        raise CacheError(f"{path}: needs features this eaglepipe does not know: {', '.join(strange)}")
+        raise CacheError(f"{path}: needs features that this eaglepipe does not know: {', '.join(strange)}")
     try:
         return kind.model_validate_json(canonical_json(raw))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"])
         raise CorruptError(
-            f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+            f"{path}: {field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
         ) from None
 
 
@@ -223,7 +223,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def json_schema(kind: type[Document]) -> dict[str, Any]:
-    """JSON Schema of a published document, its checksum included; `cache_schemas/` holds it for other languages."""
+    """Return the JSON Schema of a published document, checksum included, as `cache_schemas/` holds it."""
     schema = kind.model_json_schema(mode="serialization")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["properties"][CHECKSUM_KEY] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}

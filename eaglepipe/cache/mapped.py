@@ -21,7 +21,7 @@ class MappedArrow:
         self._touched_bytes = 0
 
     def check_size(self) -> None:
-        """To be called before a read: pages past the end of a file that was cut meanwhile are a bus error.
+        """Check before a read that the file was not cut meanwhile: pages past its end are a bus error.
 
         Raises:
             OSError: the file is shorter than it was when it was mapped.
@@ -30,13 +30,13 @@ class MappedArrow:
             raise OSError(f"cut to {self._map.size():,} bytes while it was read, from {len(self._map):,}")
 
     def copies(self, batch: pa.RecordBatch) -> bool:
-        """Whether reading made a copy of the batch's data, as it does where a file is compressed."""
+        """Return whether reading copied the batch's data, as happens if a file is compressed."""
         whole = pa.py_buffer(self._map)
         data = batch.column(0).buffers()[1]
         return not whole.address <= data.address < whole.address + whole.size
 
     def touched(self, num_bytes: int) -> None:
-        """Say that so many more bytes were looked at; from time to time the pages go back to the system."""
+        """Count bytes that were read; from time to time the pages go back to the system."""
         self._touched_bytes += num_bytes
         if self._touched_bytes > RESIDENT_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)

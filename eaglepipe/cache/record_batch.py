@@ -1,6 +1,6 @@
 """A sample as an Arrow record batch, in both directions.
 
-Buffers are taken and given without copies; no column has nulls; a sample's digest covers every logical byte.
+Buffers pass without copies; no column has nulls; a sample's digest covers every logical byte.
 """
 
 import json

@@ -50,7 +50,7 @@ def seal_cache(folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int) ->
 
 def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocument:
     head = _read_head(folder / HEAD_FILE)
-    fields = {name: value for name, value in asdict(spec).items() if name != "last_hidden"}  # told by a feature
+    fields = {name: value for name, value in asdict(spec).items() if name != "last_hidden"}  # a feature of the manifest
     return SpecDocument(max_length=max_length, **fields, **asdict(head))
 
 
@@ -58,7 +58,7 @@ def _read_head(path: Path) -> HeadSpec:
     try:
         return HeadSpec(**read_json_object(path))
     except TypeError as error:
-        raise CorruptError(f"{path}: not what is known of a head ({error})") from None
+        raise CorruptError(f"{path}: not the scale and cap of a head ({error})") from None
 
 
 def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: ShardSpec, spec: SpecDocument) -> Manifest:
@@ -86,8 +86,8 @@ def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: Sha
 
 def _is_fixed_file(folder: Path, path: Path) -> bool:
     parts = path.relative_to(folder).parts
-    apart = (SHARDS_FOLDER, WORK_FOLDER, MANIFEST_NAME)
-    return path.is_file() and parts[0] not in apart and not path.name.startswith(".")
+    not_fixed = (SHARDS_FOLDER, WORK_FOLDER, MANIFEST_NAME)
+    return path.is_file() and parts[0] not in not_fixed and not path.name.startswith(".")
 
 
 def _file_entry(folder: Path, path: Path) -> FileEntry:

@@ -1,4 +1,4 @@
-"""Where caches live: a root that holds many, found by what the recipe declares and not by where it was made."""
+"""Storage of caches: many under one root, each found by the settings that a recipe declares."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
 _SHOWN = 4
 _STAGING_SUFFIX = ".tokens.arrow"
-# Settings that say where things lie or how they are called, not what they are.
+# Settings of places and names, which do not change what is stored.
 _NAMES = {"cache": {"root", "profile"}}
 
 
@@ -33,12 +33,12 @@ class FoundCache:
 
 
 def cache_root(recipe: Recipe) -> Path:
-    """`cache.root`, else $EAGLEPIPE_CACHE_ROOT, else ./caches."""
+    """Return `cache.root`, else $EAGLEPIPE_CACHE_ROOT, else ./caches."""
     return Path(recipe.cache.root) if recipe.cache.root else default_root()
 
 
 def default_root() -> Path:
-    """$EAGLEPIPE_CACHE_ROOT, else ./caches."""
+    """Return $EAGLEPIPE_CACHE_ROOT, else ./caches."""
     return Path(os.environ.get(ROOT_VARIABLE) or "caches")
 
 
@@ -48,25 +48,25 @@ def staging_path(recipe: Recipe) -> Path:
 
 
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says of a cache, as JSON: the key under which stage 2 finds it without the target."""
+    """Return the settings that a recipe declares for a cache, as JSON: the key by which stage 2 finds it."""
     sections = recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"})
     for section, fields in _NAMES.items():
         for field in fields:
             sections[section].pop(field)
-    if recipe.cache.last_hidden == "supervised":  # plans published before there was a choice do not say so
+    if recipe.cache.last_hidden == "supervised":  # absent from plans published before there was a choice
         sections["cache"].pop("last_hidden")
     return sections
 
 
 def list_caches(root: Path) -> Iterator[FoundCache]:
-    """Every readable cache below a root, by name; `unreadable_caches` tells of the others."""
+    """Yield every readable cache below a root, by name; `unreadable_caches` yields the others."""
     for folder in _folders(root):
         with suppress(CacheError, CorruptError):
             yield _load(folder)
 
 
 def unreadable_caches(root: Path) -> Iterator[tuple[Path, str]]:
-    """The folders below a root that hold a plan or a manifest that cannot be trusted, and why."""
+    """Yield the folders below a root whose plan or manifest cannot be trusted, and why."""
     for folder in _folders(root):
         try:
             _load(folder)
@@ -87,10 +87,10 @@ def _load(folder: Path) -> FoundCache:
 
 
 def find_cache(recipe: Recipe) -> Path:
-    """The complete cache that a recipe names, newest first where its data changed under the same words.
+    """Return the complete cache that a recipe names, the newest if its data changed under the same settings.
 
     Raises:
-        CacheError: none, saying what lies there instead.
+        CacheError: there is none; lists the caches that are there.
     """
     root, declared = cache_root(recipe), declared_sections(recipe)
     present = list(list_caches(root))
@@ -101,13 +101,13 @@ def find_cache(recipe: Recipe) -> Path:
     if named:
         load_manifest(named[0].folder)
     raise CacheError(
-        f"no cache for recipe {recipe.name!r} under {root} ({_what_is_there(recipe, root, present)}). "
+        f"no cache for recipe {recipe.name!r} under {root} ({_describe_others(recipe, root, present)}). "
         "Run `eaglepipe precompute` with the same recipe first, or name folders with train.caches"
     )
 
 
-def _what_is_there(recipe: Recipe, root: Path, present: list[FoundCache]) -> str:
-    """Nearest first: a cache of this name that cannot be read, one that differs in a few settings, any others."""
+def _describe_others(recipe: Recipe, root: Path, present: list[FoundCache]) -> str:
+    """The nearest one: an unreadable cache of this name, one that differs in a few settings, or any others."""
     for folder, reason in unreadable_caches(root):
         if folder.name.startswith(f"{recipe.name}-"):
             return f"one cannot be read: {reason}"
@@ -134,13 +134,13 @@ class CacheShare:
 
 
 def caches_of(recipe: Recipe) -> list[CacheShare]:
-    """What `train.caches` names, else the cache that the recipe itself names."""
+    """Return the caches that `train.caches` names, else the one that the recipe itself names."""
     named = [CacheShare(folder=Path(c.path).expanduser(), weight=c.weight) for c in recipe.train.caches or ()]
     return named or [CacheShare(folder=find_cache(recipe))]
 
 
 def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:
-    """Remove what a stopped or finished writer left: temporary files, and the staging folder of a complete cache."""
+    """Remove the leftovers of writers: temporary files, and the staging folder of a complete cache."""
     if not (folder / PLAN_NAME).exists():
         raise EaglepipeError(f"{folder}: not a cache, nothing is removed")
     name = load_document(folder / PLAN_NAME, Plan).name

@@ -27,7 +27,7 @@ def token_cost(
 ) -> TokenCost:
     """Return the expected bytes a token of a shard with this spec.
 
-    The figure leaves out what a cache holds once: vocabulary, head rows, tokenizer.
+    The figure leaves out the files that a cache has once: vocabulary, head rows, tokenizer.
 
     Args:
         entries: of a supervised token, with sparse supervision.

@@ -25,7 +25,7 @@ def sidecar_path(folder: Path, shard: int) -> Path:
 
 
 class _HashingSink:
-    """A write-only file that hashes what passes through, so that publishing needs no second read."""
+    """A write-only file that hashes its bytes as they pass, so that publishing needs no second read."""
 
     def __init__(self, pending: PendingFile) -> None:
         self._pending = pending

@@ -1,6 +1,6 @@
-"""Makes a cache from other caches, without a target: plan first, shard by shard, manifest last.
+"""Derivation of a cache from other caches, without a target: plan first, shard by shard, manifest last.
 
-Stopped anywhere and run again, it redoes only what was not published; everything read is checked against its digest.
+Stopped anywhere and run again, it redoes only the unpublished shards; everything read is checked against its digest.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ _DISK_MARGIN = 1.02
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOrigin:
-    """Where the samples of one new shard come from, and which of them the old shard had refused already."""
+    """The source of one new shard's samples, and those that the old shard had refused already."""
 
     cache: Cache
     samples: tuple[int, ...]
@@ -73,12 +73,12 @@ def derived_plan(
     origins: Sequence[ShardOrigin],
     drops: Mapping[str, int],
 ) -> Plan:
-    """The plan of a cache made from others; its identity covers theirs and what was done to them.
+    """Return the plan of a cache made from others; its identity covers theirs and the change.
 
     Args:
         fields: target, data, vocab and cache of the new identity.
-        declared: the same in a recipe's words. No recipe finds a derived cache by them: `train.caches` names it.
-        origin: JSON of what was done to which identities.
+        declared: the same as a recipe declares them. No recipe finds a derived cache by them: `train.caches` names it.
+        origin: JSON of the identities and the change.
     """
     identity_fields = {**fields, "schema_version": SCHEMA_VERSION, DERIVED_KEY: origin}
     index = [(part.cache.index, list(part.samples)) for part in origins]
@@ -100,7 +100,7 @@ def derived_plan(
 
 
 def shard_origins(cache: Cache) -> list[ShardOrigin]:
-    """Every sample of a cache, shard by shard."""
+    """Return the origins of every sample of a cache, shard by shard."""
     origins, first = [], 0
     for shard, entry in zip(cache.manifest.shards, cache.manifest.sidecars, strict=True):
         refused = load_document(cache.folder / entry.path, Sidecar).refused
@@ -111,10 +111,10 @@ def shard_origins(cache: Cache) -> list[ShardOrigin]:
 
 
 def check_free_for(folder: Path, sources: Sequence[Path]) -> None:
-    """Refuse an output folder that is one of the sources, or holds what is not a cache.
+    """Refuse an output folder that is one of the sources, or holds other files.
 
     Raises:
-        CacheError: nothing is written then.
+        CacheError: before anything is written.
     """
     for source in sources:
         if folder.resolve() == source.resolve():
@@ -122,33 +122,33 @@ def check_free_for(folder: Path, sources: Sequence[Path]) -> None:
     if folder.exists() and not folder.is_dir():
         raise CacheError(f"{folder}: exists and is not a folder")
     if folder.is_dir() and not (folder / PLAN_NAME).exists():
-        strangers = sorted(path.name for path in folder.iterdir() if path.name != WORK_FOLDER)
-        if strangers:
-            raise CacheError(f"{folder}: holds other files ({', '.join(strangers[:4])}); name a new or empty folder")
+        other_files = sorted(path.name for path in folder.iterdir() if path.name != WORK_FOLDER)
+        if other_files:
+            raise CacheError(f"{folder}: holds other files ({', '.join(other_files[:4])}); name a new or empty folder")
 
 
 def existing_manifest(folder: Path, plan: Plan) -> Manifest | None:
-    """The manifest of the same cache, complete already.
+    """Return the manifest of the same cache if it is complete already.
 
     Raises:
-        CacheError: the folder holds another cache, told field by field.
+        CacheError: the folder holds another cache; lists the fields that differ.
     """
     if not (folder / PLAN_NAME).exists():
         return None
-    found = load_document(folder / PLAN_NAME, Plan)
-    if found.identity != plan.identity:
-        lines = "\n  ".join(diff_fields(found.identity_fields, plan.identity_fields))
-        raise CacheError(f"{folder} holds another cache; name a new folder. What differs:\n  {lines}")
+    existing = load_document(folder / PLAN_NAME, Plan)
+    if existing.identity != plan.identity:
+        lines = "\n  ".join(diff_fields(existing.identity_fields, plan.identity_fields))
+        raise CacheError(f"{folder} holds another cache; name a new folder. Differences:\n  {lines}")
     return load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
 
 
 def write_derived(
     derivation: Derivation, convert: Convert, *, verb: str, report: Callable[[], bytes] | None = None
 ) -> Manifest:
-    """Publish what is missing of a derived cache, and seal it; `report` gives what lies in it as `recode.json`.
+    """Publish the missing shards of a derived cache, and seal it; `report` returns the bytes of `recode.json`.
 
     Raises:
-        CorruptError: a sample or a file of a source is not what was published; nothing made from it stays.
+        CorruptError: a sample or a file of a source is damaged; nothing made from it stays.
         ResourceError: the disk is too small.
     """
     folder, plan = derivation.folder, derivation.plan
@@ -198,19 +198,19 @@ def _check_disk(derivation: Derivation, missing: int) -> None:
 
 
 def copied_files(cache: Cache, *, without: Sequence[str] = ()) -> dict[str, bytes | tuple[Path, FileEntry]]:
-    """The files of a cache that are neither its plan nor shards, to be copied with their digests checked."""
-    left_out = {PLAN_NAME, *without}
-    return {entry.path: (cache.folder, entry) for entry in cache.manifest.files if entry.path not in left_out}
+    """Return the files of a cache besides plan and shards, to be copied with their digests checked."""
+    excluded = {PLAN_NAME, *without}
+    return {entry.path: (cache.folder, entry) for entry in cache.manifest.files if entry.path not in excluded}
 
 
 def source_fields(cache: Cache) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Identity fields and declared sections of a cache's plan."""
+    """Return the identity fields and declared sections of a cache's plan."""
     plan = load_document(cache.folder / PLAN_NAME, Plan)
     return dict(plan.identity_fields), dict(plan.declared)
 
 
 def result_json(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """What `cache merge` and `cache recode` report of the cache that they made."""
+    """Return the report of `cache merge` and `cache recode` about the cache that they made."""
     return {
         "folder": str(folder),
         "identity": manifest.identity,

@@ -1,4 +1,4 @@
-"""Several complete caches of one target become one, sample by sample, without the target.
+"""Merging of complete caches of one target into one, sample by sample, without the target.
 
 Shards are written anew, since each carries the identity of its cache; the bytes and digests of samples stay.
 """
@@ -33,10 +33,10 @@ from eaglepipe.vocab import vocab_tensors
 
 
 def merge_caches(folder: Path, parts: Sequence[Path]) -> Manifest:
-    """Make one complete cache of several, in their order; run again, it goes on where it was stopped.
+    """Make one complete cache of several, in their order; run again, it resumes.
 
     A sample id that several parts hold is taken from the first of them and counted as `duplicate`, provided that it
-    stands for the same tokens and mask; the same id for different content is refused, since one of them would be lost.
+    has the same tokens and mask; the same id with other content is refused, since one of them would be lost.
 
     Raises:
         CacheError: fewer than two parts, one twice, or parts that differ in target, tokenizer, layers, vocabulary or
@@ -83,11 +83,11 @@ def _check_parts(caches: Sequence[Cache]) -> None:
                 raise CacheError(f"{before.folder} and {cache.folder} are the same cache ({cache.identity})")
         if number:
             check_same_target(caches[0], cache, advice="they cannot be merged")
-            _check_same_cut(caches[0], cache)
+            _check_same_rule(caches[0], cache)
 
 
-def _check_same_cut(first: Cache, other: Cache) -> None:
-    """A cache states one tolerance and one cap for all its sparse supervision."""
+def _check_same_rule(first: Cache, other: Cache) -> None:
+    """A cache has one tolerance and one cap for all its sparse supervision."""
     mine, others = (source_fields(cache)[0]["cache"] for cache in (first, other))
     for name in ("tolerance", "max_entries"):
         if mine.get(name) != others.get(name):
@@ -98,16 +98,16 @@ def _check_same_cut(first: Cache, other: Cache) -> None:
 
 
 def _without_duplicates(caches: Sequence[Cache]) -> tuple[list[ShardOrigin], list[CachedSample]]:
-    """Shards with what each adds to those before it, and the samples that were left out."""
+    """The shards without samples that an earlier one has, and those samples."""
     owners: dict[str, tuple[Cache, int]] = {}
     origins: list[ShardOrigin] = []
     duplicates: list[CachedSample] = []
     for cache in caches:
         for origin in shard_origins(cache):
-            kept = tuple(sample for sample in origin.samples if _is_new(owners, cache, sample))
-            duplicates += [cache.read(sample) for sample in sorted({*origin.samples} - {*kept})]
-            if kept or origin.refused:
-                origins.append(replace(origin, samples=kept))
+            new = tuple(sample for sample in origin.samples if _is_new(owners, cache, sample))
+            duplicates += [cache.read(sample) for sample in sorted({*origin.samples} - {*new})]
+            if new or origin.refused:
+                origins.append(replace(origin, samples=new))
     return origins, duplicates
 
 
@@ -130,7 +130,7 @@ def _same_tokens(a: CachedSample, b: CachedSample) -> bool:
 
 
 def _joined_fields(caches: Sequence[Cache]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first part's identity fields and declared sections, with a list where the parts' data differ."""
+    """The first part's identity fields and declared sections, with a list for data in which the parts differ."""
     fields, declared = (list(column) for column in zip(*map(source_fields, caches), strict=True))
     names = dict.fromkeys(name for part in fields for name in part["data"])
     data = {name: _one_or_all([part["data"].get(name) for part in fields]) for name in names}
@@ -143,7 +143,7 @@ def _one_or_all(values: list[Any]) -> Any:
 
 
 def _joined_vocab(caches: Sequence[Cache], duplicates: Sequence[CachedSample]) -> bytes:
-    """The common draft vocabulary, with counts over all that is kept."""
+    """The common draft vocabulary, with counts over the samples of the merged cache."""
     counts = torch.stack([cache.vocab.counts for cache in caches]).sum(dim=0)
     for sample in duplicates:
         counts -= torch.from_numpy(np.bincount(sample.input_ids[sample.loss_mask], minlength=len(counts)))
@@ -151,7 +151,7 @@ def _joined_vocab(caches: Sequence[Cache], duplicates: Sequence[CachedSample]) -
 
 
 def _joined_drops(caches: Sequence[Cache], duplicates: int) -> Counter[str]:
-    """Refused samples are counted by the sidecars, which keep them."""
+    """Drops without refused samples, which the sidecars count."""
     drops: Counter[str] = Counter(duplicate=duplicates)
     for cache in caches:
         drops.update({reason: count for reason, count in cache.manifest.drops.items() if reason != "refused"})

@@ -1,4 +1,4 @@
-"""What a cache holds for one sample, decoded row by row, in ids and numbers; texts are the caller's."""
+"""One sample of a cache decoded row by row, as ids and numbers; the caller adds the texts."""
 
 import difflib
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ Top = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class PeekedRow:
-    """One token and, where it is supervised, what the target says after it."""
+    """One token and, if it is supervised, the target's answer after it."""
 
     position: int
     token_id: int
     assistant: bool
     supervised: bool
-    next_token_id: int | None  # what the text goes on with, where supervised
+    next_token_id: int | None  # of the text, if supervised
     target_top1: int | None
     top1_in_draft_vocab: bool
     draft_mass: float | None  # share of the target's probability that the draft vocabulary holds
@@ -33,34 +33,34 @@ class PeekedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PeekedSample:
-    """One sample and the rows that were asked for."""
+    """One sample and its decoded rows."""
 
     number: int
     sample: CachedSample
     rows: tuple[PeekedRow, ...]
 
 
-def find_sample(cache: Cache, wanted: str) -> int:
-    """The number of a sample, given as such or by its id.
+def find_sample(cache: Cache, name: str) -> int:
+    """Return the number of a sample, named by its number or its id.
 
     Raises:
         CacheError: there is no such sample; names the closest id.
     """
     ids = cache.index.sample_ids
-    if wanted in ids:
-        return ids.index(wanted)
-    if wanted.isdecimal() and int(wanted) < cache.num_samples:
-        return int(wanted)
-    close = difflib.get_close_matches(wanted, ids, n=1, cutoff=0.3)
+    if name in ids:
+        return ids.index(name)
+    if name.isdecimal() and int(name) < cache.num_samples:
+        return int(name)
+    close = difflib.get_close_matches(name, ids, n=1, cutoff=0.3)
     hint = f"; the closest id is {close[0]!r}" if close else ""
-    raise CacheError(printable(f"{cache.folder}: no sample {wanted!r}; it holds 0 to {cache.num_samples - 1}{hint}"))
+    raise CacheError(printable(f"{cache.folder}: no sample {name!r}; it holds 0 to {cache.num_samples - 1}{hint}"))
 
 
 def peek_sample(cache: Cache, number: int, rows: slice, *, top: int) -> PeekedSample:
     """Decode some rows of a sample; `top` tokens of each supervised one.
 
     Raises:
-        CorruptError: the sample, or what decoding needs of the cache, is damaged.
+        CorruptError: the sample, or a file that decoding needs, is damaged.
     """
     sample = cache.read(number)
     positions = np.arange(len(sample.input_ids))[rows]

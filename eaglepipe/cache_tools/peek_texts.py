@@ -26,7 +26,7 @@ TokenText = Callable[[int], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Peek:
-    """A sample with its texts, to be shown or given as JSON."""
+    """A sample with its texts, as a page or as JSON."""
 
     peeked: PeekedSample
     tokenizer: PreTrainedTokenizerBase | None
@@ -48,7 +48,7 @@ class Peek:
         return {**asdict(row), "text": self.token_text(row.token_id), "top": top}
 
     def text(self, *, colour: bool) -> str:
-        """The whole sample with its assistant turns marked, then a line for each row that was asked for."""
+        """Return the whole sample with its assistant turns marked, then a line for each row."""
         lines = [self._heading(), self._body(colour), ""]
         lines.append(f"{'row':>6} {'token':24} {'mass':>6} {'top 1':5}  the target's next token, by probability")
         lines += [self._line(row, colour) for row in self.peeked.rows]
@@ -91,19 +91,19 @@ class Peek:
         return f"'{self.token_text(token_id)}'" if self.tokenizer is not None else f"#{token_id}"
 
 
-def peek_cache(folder: Path, wanted: str, *, top: int, rows: str | None) -> Peek:
+def peek_cache(folder: Path, name: str, *, top: int, rows: str | None) -> Peek:
     """Decode one sample of a complete cache.
 
     Args:
-        wanted: its number or its id.
+        name: the sample's number or id.
         rows: `a:b`, either side open; default: some rows from the first supervised one on.
 
     Raises:
         CacheError: no such cache or sample.
-        CorruptError: what is read of it is damaged.
+        CorruptError: a file or sample that is read is damaged.
     """
     cache = Cache.open(folder)
-    number = find_sample(cache, wanted)
+    number = find_sample(cache, name)
     tokenizer = load_tokenizer(str(folder / "tokenizer")) if (folder / "tokenizer").is_dir() else None
     return Peek(
         peeked=peek_sample(cache, number, _rows(rows, cache, number), top=top),
@@ -113,18 +113,18 @@ def peek_cache(folder: Path, wanted: str, *, top: int, rows: str | None) -> Peek
 
 
 def turns_of(sample: CachedSample) -> NDArray[np.int32]:
-    """[T] number of each token's assistant turn, 0 where it has none; a turn goes on after a supervised token."""
-    goes_on = np.concatenate([[False], sample.supervised[:-1]])
-    return np.where(sample.loss_mask, np.cumsum(sample.loss_mask & ~goes_on), 0).astype(np.int32)
+    """Return the number of each token's assistant turn, [T], 0 if none; a turn continues after a supervised token."""
+    continues = np.concatenate([[False], sample.supervised[:-1]])
+    return np.where(sample.loss_mask, np.cumsum(sample.loss_mask & ~continues), 0).astype(np.int32)
 
 
-def _rows(given: str | None, cache: Cache, number: int) -> slice:
-    if given is None:
+def _rows(text: str | None, cache: Cache, number: int) -> slice:
+    if text is None:
         first = int(cache.read(number).supervised.argmax())
         return slice(first, first + DEFAULT_ROWS)
-    match = _RANGE.fullmatch(given)
+    match = _RANGE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"--rows {given!r}: expected a:b, such as 10:30, 10: or :30")
+        raise ConfigError(f"--rows {text!r}: expected a:b, such as 10:30, 10: or :30")
     start, stop = (int(part) if part else None for part in match.groups())
     return slice(start, stop)
 
@@ -135,7 +135,7 @@ def _texts(tokenizer: PreTrainedTokenizerBase | None) -> TokenText:
     known = len(tokenizer)
 
     def text(token_id: int) -> str:
-        """A token's own text; what is no text by itself, such as half a character, as the tokenizer writes it."""
+        """Return a token's own text; if it is none, such as half a character, the tokenizer's spelling."""
         if token_id >= known:
             return f"#{token_id}"
         decoded = tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)

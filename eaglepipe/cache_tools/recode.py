@@ -1,6 +1,6 @@
-"""A cache in another encoding, or with another draft vocabulary, made from a cache and not from the target.
+"""Recoding of a cache into another encoding or draft vocabulary, without the target.
 
-What is lost on the way is measured sample by sample and kept in the new cache as `recode.json`.
+The errors of the change are measured sample by sample and stored in the new cache as `recode.json`.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ from eaglepipe.vocab import DraftVocab
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What to change; None keeps what the source has."""
+    """The changes of a recode; None keeps the source's setting."""
 
     aux_codec: str | None = None
     supervision: str | None = None
@@ -58,7 +58,7 @@ class Changes:
 
 @dataclass(frozen=True, kw_only=True)
 class RecodeResult:
-    """The new cache, and what the change did to its numbers."""
+    """The new cache, and the errors of the change."""
 
     cache: dict[str, Any]
     errors: dict[str, Any]
@@ -77,11 +77,11 @@ class RecodeResult:
 
 
 def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
-    """Make `folder` from `source` with some changes; run again, it goes on where it was stopped.
+    """Make `folder` from `source` with some changes; run again, it resumes.
 
     Raises:
         ConfigError: nothing to change, or a codec that does not fit.
-        CacheError: the source does not hold what the change needs, or `folder` is taken.
+        CacheError: the source lacks data that the change needs, or `folder` is taken.
         CorruptError: the source is damaged.
     """
     check_free_for(folder, [source])
@@ -150,14 +150,15 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None,
     new_ids = {} if vocab is None else {"draft_vocabulary": hash_json(vocab.selected_token_ids.tolist())}
     origins = tuple(shard_origins(cache))
     manifest = cache.manifest
+    sections, declared_sections = (_surviving(plan_fields["cache"], spec) for plan_fields in (fields, declared))
     plan = derived_plan(
         folder,
         cache,
-        fields={**fields, "vocab": {**fields["vocab"], **size}, "cache": {**_kept(fields["cache"], spec), **encodings}},
+        fields={**fields, "vocab": {**fields["vocab"], **size}, "cache": {**sections, **encodings}},
         declared={
             **declared,
             "vocab": {**declared["vocab"], **size},
-            "cache": {**_kept(declared["cache"], spec), **declared_cache},
+            "cache": {**declared_sections, **declared_cache},
         },
         origin={"recoded": cache.identity, "to": {**encodings, **new_ids}},
         origins=origins,
@@ -174,13 +175,13 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None,
     )
 
 
-def _kept(cache: dict[str, Any], spec: ShardSpec) -> dict[str, Any]:
-    """Without what does not outlive hidden supervision."""
+def _surviving(cache: dict[str, Any], spec: ShardSpec) -> dict[str, Any]:
+    """The section without settings that only hidden supervision has."""
     return cache if spec.last_hidden == "all" else {name: cache[name] for name in cache if name != "last_hidden"}
 
 
 def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | None) -> int:
-    """Of the shards; at most that, where supervision becomes sparse."""
+    """Bytes of the shards; an upper bound if supervision becomes sparse."""
     entries = 0.0 if rule is None else float(rule.max_entries)
     new, old = (
         token_cost(
@@ -203,15 +204,15 @@ def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> Shard
     if supervision not in possible:
         raise CacheError(
             f"{cache.folder}: supervision {old.supervision!r} cannot become {supervision!r}, only "
-            f"{' or '.join(map(repr, possible))}; what is not stored has to be computed by the target"
+            f"{' or '.join(map(repr, possible))}; data that is not stored has to be computed by the target"
         )
     if vocab is not None and old.kind.stores_probabilities:
         raise CacheError(
             f"{cache.folder}: another draft vocabulary can only be computed from supervision 'hidden', and this cache "
             f"stores {old.supervision!r}; precompute with cache.supervision=hidden and cache.full_head=true"
         )
-    kept = old.supervision_codec if supervision == old.supervision else None
-    settings = _checked_codecs(changes.aux_codec or old.aux_codec, supervision, changes.codec or kept)
+    codec = changes.codec or (old.supervision_codec if supervision == old.supervision else None)
+    settings = _checked_codecs(changes.aux_codec or old.aux_codec, supervision, codec)
     return replace(
         old,
         supervision=supervision,
@@ -234,30 +235,30 @@ def _checked_codecs(aux_codec: str, supervision: str, codec: str | None) -> Cach
 
 
 def _check_cut(cache: Cache, changes: Changes) -> None:
-    """Refuse options of sparse supervision where none is made."""
+    """Refuse options of sparse supervision if none is made."""
     if changes.tolerance is None and changes.max_entries is None:
         return
     if cache.spec.kind.settings:
         raise ConfigError(
             f"{cache.folder}: its supervision is sparse already and is carried over as it is; tolerance and "
-            "max_entries apply where 'hidden' or 'dense' becomes 'sparse'"
+            "max_entries apply if 'hidden' or 'dense' becomes 'sparse'"
         )
     if changes.supervision not in KINDS or not KINDS[changes.supervision].settings:
         raise ConfigError("tolerance and max_entries need supervision 'sparse'")
 
 
 def _sparse_rule(cache: Cache, changes: Changes, spec: ShardSpec) -> SparseRule | None:
-    """How to cut, where supervision becomes sparse."""
+    """The cut, if supervision becomes sparse."""
     if not spec.kind.settings or cache.spec.kind.settings:
         return None
-    given = {"tolerance": changes.tolerance, "max_entries": changes.max_entries}
-    settings = _checked({name: value for name, value in given.items() if value is not None})
+    options = {"tolerance": changes.tolerance, "max_entries": changes.max_entries}
+    settings = _checked({name: value for name, value in options.items() if value is not None})
     return SparseRule(tolerance=settings.tolerance, max_entries=settings.max_entries)
 
 
-def _checked(wanted: dict[str, Any]) -> CacheConfig:
+def _checked(settings: dict[str, Any]) -> CacheConfig:
     try:
-        return CacheConfig.model_validate(wanted)
+        return CacheConfig.model_validate(settings)
     except ValidationError as error:
         lines = [f"{item['loc'][0]} {item['input']!r}: {item['msg']}" for item in error.errors(include_url=False)]
         raise ConfigError("; ".join(lines)) from None

@@ -1,4 +1,4 @@
-"""The draft vocabulary of a cache that is made from another: chosen as precomputing does, from what the cache keeps."""
+"""The draft vocabulary of a recoded cache: chosen as stage 1 does, from the token counts that the cache keeps."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors
 
 
 def new_vocab(cache: Cache, *, draft_size: int | None, vocab_from: Path | None) -> DraftVocab | None:
-    """The draft vocabulary of that size, or of that cache or published draft; None where it is the one the cache has.
+    """Return the draft vocabulary of that size, or of that cache or published draft; None if it is the cache's own.
 
     Raises:
         ConfigError: both are asked for.
@@ -37,13 +37,13 @@ def new_vocab(cache: Cache, *, draft_size: int | None, vocab_from: Path | None) 
 
 
 def end_of_turn(cache: Cache) -> int | None:
-    """The id that ends a turn; None where the corpus came as token ids."""
+    """Return the id that ends a turn; None if the corpus came as token ids."""
     chat = _chat_tokenizer(cache)
     return None if chat is None else chat.end_of_turn
 
 
 def vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    """`vocab.safetensors`, and `target.safetensors` with the head rows of the new draft vocabulary."""
+    """Return `vocab.safetensors`, and `target.safetensors` with the head rows of the new draft vocabulary."""
     full = "lm_head_full" if "lm_head_full.weight" in tensors else "lm_head"
     ids = vocab.selected_token_ids
     new = {**tensors, "lm_head.weight": tensors[f"{full}.weight"][ids].contiguous()}
@@ -68,7 +68,7 @@ def _vocab_of(other: Cache, cache: Cache) -> DraftVocab:
 
 
 def _forced_ids(cache: Cache) -> set[int]:
-    """The special ids that precomputing forces into a draft vocabulary, found with the cache's own tokenizer."""
+    """The special ids that stage 1 forces into a draft vocabulary, by the cache's own tokenizer."""
     chat = _chat_tokenizer(cache)
     return set() if chat is None else chat.special_ids()
 

@@ -143,15 +143,15 @@ class Reencoder:
         return _Chunk(columns=columns, sums=sums, finite=finite)
 
 
-def _sparse_errors(exact: torch.Tensor, kept: SparseRows) -> RecodeSums:
-    """Errors of the kept entries, and the divergence with the tail as one more outcome."""
-    row_of_entry, ids = torch.arange(len(kept.counts)).repeat_interleave(kept.counts), kept.ids
+def _sparse_errors(exact: torch.Tensor, entries: SparseRows) -> RecodeSums:
+    """Errors of the stored entries, and the divergence with the tail as one more outcome."""
+    row_of_entry, ids = torch.arange(len(entries.counts)).repeat_interleave(entries.counts), entries.ids
     values = exact[row_of_entry, ids]
     before, after = (torch.zeros(exact.shape[0], exact.shape[1] + 1, dtype=torch.float64) for _ in range(2))
-    before[row_of_entry, ids], after[row_of_entry, ids] = values.double(), kept.probs.double()
-    before[:, -1], after[:, -1] = (1.0 - before.sum(dim=-1)).clamp(min=0.0), kept.tail.double()
+    before[row_of_entry, ids], after[row_of_entry, ids] = values.double(), entries.probs.double()
+    before[:, -1], after[:, -1] = (1.0 - before.sum(dim=-1)).clamp(min=0.0), entries.tail.double()
     kl = Divergence.between(before, after / after.sum(dim=-1, keepdim=True))
-    return RecodeSums(rows=Deviation.between(values, kept.probs), kl=kl)
+    return RecodeSums(rows=Deviation.between(values, entries.probs), kl=kl)
 
 
 def _coverage(old: CachedSample, new: CachedSample) -> RecodeSums:

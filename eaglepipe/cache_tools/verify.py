@@ -1,4 +1,4 @@
-"""Checks a cache against its manifest and says, for each thing that is wrong, which file and which sample."""
+"""Check of a cache against its manifest: every problem with the file and the sample that it is in."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from eaglepipe.files.publish import leftovers
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was checked and what is wrong; `problems` is empty for a sound cache."""
+    """Counts of a check; `problems` is empty for a sound cache."""
 
     folder: str
     full: bool
@@ -27,8 +27,8 @@ class VerifyReport:
     def ok(self) -> bool:
         return not self.problems
 
-    def verdict(self) -> str:
-        """One line: sound, or how many things are wrong."""
+    def summary(self) -> str:
+        """Return one line: sound, or the number of problems."""
         checked = f"{self.files_checked} files, {self.bytes_hashed:,} bytes hashed"
         if self.problems:
             return f"{self.folder}: DAMAGED, {len(self.problems)} problem(s) ({checked})"
@@ -75,7 +75,7 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
         samples_checked=samples_checked,
         bytes_hashed=bytes_hashed,
         problems=tuple(problems),
-        notes=tuple(_strangers(folder, {entry.path for entry in manifest.all_files()})),
+        notes=tuple(_unlisted_files(folder, {entry.path for entry in manifest.all_files()})),
     )
 
 
@@ -88,7 +88,7 @@ def _check_plan(folder: Path, identity: str) -> list[str]:
 
 
 def _check_shards(cache: Cache) -> list[str]:
-    """What the footers of shards with the right digest say all the same; one line, since all were written alike."""
+    """Problems in the footers of shards whose digests are right; one line, since all were written alike."""
     for shard in range(len(cache.manifest.shards)):
         try:
             cache.check_shard(shard)
@@ -112,7 +112,7 @@ def _damaged_samples(folder: Path, shard: int) -> list[str]:
     return problems
 
 
-def _strangers(folder: Path, listed: set[str]) -> list[str]:
+def _unlisted_files(folder: Path, listed: set[str]) -> list[str]:
     unknown = [
         path for path in sorted((folder / SHARDS_FOLDER).iterdir()) if f"{SHARDS_FOLDER}/{path.name}" not in listed
     ]

@@ -72,7 +72,7 @@ def verify(
     if not as_json:
         for line in (*report.problems, *report.notes):
             typer.echo(line)
-        typer.echo(report.verdict())
+        typer.echo(report.summary())
     if not report.ok:
         raise typer.Exit(EXIT_CORRUPT)
 

@@ -73,7 +73,7 @@ def run_demo(
     with stage("precompute", "the target runs once over its own answers"):
         cache = run_precompute(recipe, report=report)
         verified = verify_cache(Path(cache.folder), full=True)
-        report(verified.verdict())
+        report(verified.summary())
         if not verified.ok:
             raise CorruptError("\n".join(verified.problems))
     if target.exists():

@@ -1,4 +1,4 @@
-"""What every codec takes and gives."""
+"""The interface of codecs."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedRows:
-    """N rows as bytes: `payload` uint8 [N, row_bytes], `scales` [N, num_scales] where the codec keeps them apart."""
+    """N rows as bytes: `payload` uint8 [N, row_bytes], `scales` [N, num_scales] if the codec keeps them apart."""
 
     payload: torch.Tensor
     scales: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""How rows of numbers become bytes of a shard and come back on the training device.
+"""The codecs by name: rows of numbers to bytes of a shard, and back on the training device.
 
 Encoders run on the target's device, decoders on the trainer's, so that narrow types travel the whole way.
 """
@@ -20,7 +20,7 @@ __all__ = ["FLOAT_DTYPES", "LOGICAL_DTYPES", "EncodedRows", "FloatRows", "RowCod
 
 @dataclass(frozen=True, kw_only=True)
 class FloatRows:
-    """Rows kept in a floating-point type as they are: exact when the type is the target's own."""
+    """Rows in a floating-point type, exact if it is the target's own."""
 
     name: str
     row_shape: tuple[int, ...]
@@ -63,7 +63,7 @@ _CODECS: dict[str, Callable[[str, tuple[int, ...]], RowCodec]] = {
 
 
 def make_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
-    """The codec of that name for rows of that shape.
+    """Return the codec of that name for rows of that shape.
 
     Raises:
         CacheError: unknown name.
@@ -74,6 +74,6 @@ def make_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
 
 
 def inline_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
-    """`make_codec`, with scales, if any, at the end of each row's bytes: for columns that have no column of scales."""
+    """Return `make_codec` with scales, if any, at the end of each row's bytes, for columns without one of scales."""
     codec = make_codec(name, row_shape)
     return InlineScales(inner=codec) if codec.num_scales else codec

@@ -43,7 +43,7 @@ class Fp8Rows:
 
 
 def _to_e4m3(values: torch.Tensor) -> torch.Tensor:
-    """float32 -> the bytes of e4m3, on a device without the dtype by way of the host."""
+    """float32 -> the bytes of e4m3, by way of the host if the device lacks the dtype."""
     try:
         return values.to(torch.float8_e4m3fn).view(torch.uint8)
     except (RuntimeError, TypeError):
@@ -51,7 +51,7 @@ def _to_e4m3(values: torch.Tensor) -> torch.Tensor:
 
 
 def _from_e4m3(payload: torch.Tensor) -> torch.Tensor:
-    """The bytes of e4m3 -> float32, with integer arithmetic where the device lacks the dtype."""
+    """The bytes of e4m3 -> float32, by a table if the device lacks the dtype."""
     try:
         return payload.view(torch.float8_e4m3fn).float()
     except (RuntimeError, TypeError):
@@ -59,7 +59,7 @@ def _from_e4m3(payload: torch.Tensor) -> torch.Tensor:
 
 
 def e4m3_table() -> torch.Tensor:
-    """The value of each of the 256 bytes, float32, from the definition of the format: bias 7, no infinities."""
+    """Return the value of each of the 256 bytes, float32, from the definition of the format: bias 7, no infinities."""
     code = torch.arange(256)
     exponent, mantissa = (code >> 3) & 15, (code & 7).float()
     normal = (1 + mantissa / 8) * torch.exp2((exponent - 7).float())

@@ -38,7 +38,7 @@ class InlineScales:
         return EncodedRows(payload=torch.cat([encoded.payload, scales], dim=1))
 
     def decode(self, encoded: EncodedRows) -> torch.Tensor:
-        """Bytes -> what `inner` decodes to."""
+        """Bytes [N, row_bytes] -> rows [N, *row_shape], as `inner` decodes them."""
         payload, scales = encoded.payload.split([self.inner.row_bytes, self.row_bytes - self.inner.row_bytes], dim=1)
         numbers = scales.contiguous().view(self.scale_dtype)
         return self.inner.decode(EncodedRows(payload=payload.contiguous(), scales=numbers))

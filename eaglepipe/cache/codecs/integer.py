@@ -1,7 +1,7 @@
 """8- and 4-bit integers that outlier channels cannot spoil, and that need nothing but the row itself.
 
-The largest values of each token and layer are kept apart in bfloat16 with their channels; the rest is scaled in groups
-of neighbouring channels, so that what is missed harms only its group. Layers L, width W, groups G, K values apart.
+The largest values of each token and layer are outliers, stored in bfloat16 with their channels; the rest is scaled in
+groups of neighbouring channels, so that a missed one harms only its group. Layers L, width W, groups G, K outliers.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional
 from eaglepipe.cache.codecs.base import EncodedRows
 from eaglepipe.errors import CacheError
 
-# One value in this many may be kept apart.
+# One value in this many may be an outlier.
 _WIDTH_PER_OUTLIER = 64
 _MAX_WIDTH = 2**15
 
@@ -35,7 +35,8 @@ class IntegerRows:
 
     def __post_init__(self) -> None:
         if self.row_shape[-1] > _MAX_WIDTH:
-            raise CacheError(f"{self.name} tells channels by 15 bits: at most {_MAX_WIDTH}, not {self.row_shape[-1]}")
+            width = self.row_shape[-1]
+            raise CacheError(f"{self.name} numbers channels with 15 bits: at most {_MAX_WIDTH}, not {width}")
 
     @property
     def name(self) -> str:
@@ -70,31 +71,31 @@ class IntegerRows:
 
     def _parts(self) -> list[int]:
         """Bytes of a row's integers, channels and values."""
-        apart = self.layers * self.num_outliers * 2
-        return [self.num_scales * self.group_width * self.bits // 8, apart, apart]
+        outliers = self.layers * self.num_outliers * 2
+        return [self.num_scales * self.group_width * self.bits // 8, outliers, outliers]
 
     def encode(self, rows: torch.Tensor) -> EncodedRows:
         """[N, *row_shape] -> bytes and float16 scales; NaN and Inf stay visible after decoding."""
         count = rows.shape[0]
         values = rows.reshape(count, self.layers, self.row_shape[-1]).float()
         channels = values.abs().topk(self.num_outliers, dim=-1).indices.sort(dim=-1).values
-        apart = values.gather(-1, channels).to(torch.bfloat16)
+        outliers = values.gather(-1, channels).to(torch.bfloat16)
         integers, scales = self._quantise(values.scatter(-1, channels, 0.0))
-        parts = [self._pack(integers), _bytes(channels.to(torch.int16)), _bytes(apart)]
+        parts = [self._pack(integers), _bytes(channels.to(torch.int16)), _bytes(outliers)]
         return EncodedRows(payload=torch.cat(parts, dim=1), scales=scales)
 
     def decode(self, encoded: EncodedRows) -> torch.Tensor:
         """Bytes -> float32 [N, *row_shape], on the bytes' device."""
         assert encoded.scales is not None
         count = encoded.payload.shape[0]
-        packed, channels, apart = encoded.payload.split(self._parts(), dim=1)
+        packed, channels, outliers = encoded.payload.split(self._parts(), dim=1)
         steps = self._unpack(packed).reshape(count, self.num_scales, self.group_width).float()
         padded = (steps * encoded.scales.float()[..., None]).reshape(count, self.layers, self.groups * self.group_width)
         values = padded[..., : self.row_shape[-1]]
         if self.num_outliers:
-            of_layer = (count, self.layers, self.num_outliers)
-            index = channels.contiguous().view(torch.int16).reshape(of_layer).long()
-            values = values.scatter(-1, index, apart.contiguous().view(torch.bfloat16).reshape(of_layer).float())
+            shape = (count, self.layers, self.num_outliers)
+            index = channels.contiguous().view(torch.int16).reshape(shape).long()
+            values = values.scatter(-1, index, outliers.contiguous().view(torch.bfloat16).reshape(shape).float())
         return values.reshape(count, *self.row_shape)
 
     def _quantise(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -82,12 +82,12 @@ class SparseSupervision:
 
     def encode(self, rows: torch.Tensor, forced: torch.Tensor, rule: SparseRule) -> Columns:
         """Cut and encode probabilities [N, D]; arguments as those of `sparsify`."""
-        kept = sparsify(rows, forced, rule)
+        entries = sparsify(rows, forced, rule)
         return {
-            self.column: self.codec.encode(kept.probs[:, None]).payload,
-            "target_ids": kept.ids,
-            NUM_ENTRIES: kept.counts,
-            "tail_mass": kept.tail,
+            self.column: self.codec.encode(entries.probs[:, None]).payload,
+            "target_ids": entries.ids,
+            NUM_ENTRIES: entries.counts,
+            "tail_mass": entries.tail,
         }
 
     def finite_rows(self, columns: Columns) -> torch.Tensor:

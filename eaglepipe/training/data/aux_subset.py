@@ -40,11 +40,11 @@ def choose_aux_layers(source: TrainingSource, boundaries: Sequence[int] | None) 
     stored = source.spec.aux_layer_ids
     if boundaries is None or tuple(boundaries) == stored:
         return source
-    what = f"draft.aux_layer_ids {list(boundaries)}: the cache has the aux layers {list(stored)}"
+    request = f"draft.aux_layer_ids {list(boundaries)}: the cache has the aux layers {list(stored)}"
     if not boundaries or list(boundaries) != sorted(set(boundaries)):
-        raise ConfigError(f"{what}; name some of them, each once and in ascending order")
+        raise ConfigError(f"{request}; name some of them, each once and in ascending order")
     missing = [boundary for boundary in boundaries if boundary not in stored]
     if missing:
-        raise ConfigError(f"{what}, and not {missing}; choose among them, or precompute a cache that has it")
+        raise ConfigError(f"{request}, and not {missing}; choose among them, or precompute a cache that has it")
     fields = {**asdict(source.spec), "aux_layer_ids": tuple(boundaries)}
     return JoinedCaches([source], spec=AuxSubsetSpec(**fields, stored_layer_ids=stored))

@@ -1,6 +1,6 @@
 """From encoded rows on the training device to the inputs of the trainer modules.
 
-The only place where stage 2 decodes; what the cache stores, the trainer module never learns.
+The only place where stage 2 decodes: the trainer modules do not depend on the encoding of a cache.
 """
 
 import torch
@@ -15,7 +15,7 @@ from eaglepipe.training.data.batch import EncodedBatch, TrainingSource
 
 
 class SupervisionDecoder:
-    """Owns what decoding needs on the device: the codecs and, for stored hidden states, the head rows."""
+    """Decodes batches on the device; holds the head rows if the cache stores hidden states."""
 
     def __init__(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> None:
         self._spec = source.spec
