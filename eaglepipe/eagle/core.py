@@ -135,21 +135,11 @@ class Eagle3TrainerModule(nn.Module):
         Exactly one supervision source: `target_logits`, or `target_probs` with `position_mask`.
 
         Args:
-            input_ids: int [B, T]; slot t holds the token after the one whose aux states it holds.
-            attention_mask: [B, T], 1 for real tokens, right padded.
-            loss_mask: [B, T], 1 where slot t's next token is supervised.
-            aux_hidden_states: [B, T, A·Ht] or [B, T, A, Ht].
+            input_ids, attention_mask, loss_mask, position_mask, position_ids, seq_lens, doc_remaining: the fields of
+                `PackedBatch`, of any integer dtype, masks also [B, T, 1]; absent ones as `PackedBatch.of` fills them.
             target_logits: [B, T, V].
-            target_probs: [B, T, D]; or only the S rows of the slots set in `position_mask`, row by row: [S, D] or
-                `SparseTargets`.
-            position_mask: [B, T] or [B, T, 1], supervised and the target's top-1 in the draft vocabulary.
-            position_ids: int [B, T], restarting at each document; default from `seq_lens`, else 0..T-1.
-            seq_lens: int [B, max_docs], lengths of packed documents, zero padded, each row summing to T.
-            doc_remaining: int [B, T], real tokens after this one in its document; slot t counts at step k only while
-                k < doc_remaining[t].
+            aux_hidden_states, target_probs, draft_mass: the fields of `TrainerInputs`; `draft_mass` with an LK loss.
             normalizers, mean_alphas: as `compute_loss` takes them.
-            draft_mass: with `target_probs` and an LK loss, the share of each row's full distribution that the draft
-                vocabulary holds: [B, T] or [S], as `target_probs` has rows.
 
         Raises:
             DraftError: for no or two supervision sources, and for shapes or masks that do not fit.
@@ -158,13 +148,7 @@ class Eagle3TrainerModule(nn.Module):
         if self.loss.needs_mass and target_logits is not None and draft_mass is not None:
             raise DraftError("draft_mass goes with target_probs; with target_logits it follows from them")
         batch = PackedBatch.of(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            loss_mask=loss_mask,
-            position_mask=position_mask,
-            position_ids=position_ids,
-            seq_lens=seq_lens,
-            doc_remaining=doc_remaining,
+            input_ids, attention_mask, loss_mask, position_mask, position_ids, seq_lens, doc_remaining
         )
         if target_logits is not None:
             batch, target_probs = supervise(batch, target_logits, self.selected_token_ids, self.selected_token_mask)

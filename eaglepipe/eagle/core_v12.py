@@ -104,26 +104,14 @@ class EagleTrainerModule(nn.Module):
         """Return `compute_loss` of tensors given one by one; ids and loss mask are shifted left once already.
 
         Args:
-            input_ids: int [B, T]; slot t holds the token after the one whose feature it holds.
-            attention_mask: [B, T], 1 for real tokens, right padded.
-            loss_mask: [B, T], 1 where slot t's next token is supervised.
-            target_hidden_states: [B, T, H], as `compute_loss` takes them.
-            position_ids, seq_lens: packing, as `LlamaEagleDraftModel.forward` takes them.
-            doc_remaining: int [B, T], real tokens after this one in its document.
-            noise_seeds, normalizers: as `compute_loss` takes them.
+            input_ids, attention_mask, loss_mask, position_ids, seq_lens, doc_remaining: the fields of `PackedBatch`, of
+                any integer dtype, absent ones as `PackedBatch.of` fills them.
+            target_hidden_states, noise_seeds, normalizers: as `compute_loss` takes them.
 
         Raises:
             DraftError: for shapes or masks that do not fit.
         """
-        batch = PackedBatch.of(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            loss_mask=loss_mask,
-            position_mask=None,
-            position_ids=position_ids,
-            seq_lens=seq_lens,
-            doc_remaining=doc_remaining,
-        )
+        batch = PackedBatch.of(input_ids, attention_mask, loss_mask, None, position_ids, seq_lens, doc_remaining)
         return self.compute_loss(batch, target_hidden_states, noise_seeds=noise_seeds, normalizers=normalizers)
 
     def compute_loss(

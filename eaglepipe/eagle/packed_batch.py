@@ -31,18 +31,20 @@ class PackedBatch:
     host_copy: "PackedBatch | None" = None  # the same batch on the host, if it was made there
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0917 - in the order of the trainers' forwards
         cls,
-        *,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         loss_mask: torch.Tensor,
-        position_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        seq_lens: torch.Tensor | None,
-        doc_remaining: torch.Tensor | None,
+        position_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        seq_lens: torch.Tensor | None = None,
+        doc_remaining: torch.Tensor | None = None,
     ) -> "PackedBatch":
-        """Build a batch from tensors of any integer dtype, masks [B, T] or [B, T, 1]; absent ones get their defaults.
+        """Build a batch from tensors of any integer dtype, masks [B, T] or [B, T, 1].
+
+        Without `position_mask` all supervised slots are covered; without `position_ids` they follow from `seq_lens`,
+        else run from 0 to T - 1.
 
         Raises:
             DraftError: a shape does not fit, naming the argument.

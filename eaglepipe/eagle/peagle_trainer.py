@@ -110,13 +110,7 @@ class PeagleTrainerModule(nn.Module):
         """
         check_supervision_source(target_logits, target_probs, position_mask)
         batch = PackedBatch.of(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            loss_mask=loss_mask,
-            position_mask=position_mask,
-            position_ids=position_ids,
-            seq_lens=seq_lens,
-            doc_remaining=doc_remaining,
+            input_ids, attention_mask, loss_mask, position_mask, position_ids, seq_lens, doc_remaining
         )
         if target_logits is not None:
             batch, target_probs = supervise(batch, target_logits, self.selected_token_ids, self.selected_token_mask)

@@ -6,6 +6,7 @@ as `doc_remaining` reaches. The small columns come first, so that a whole step c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain
 
 import numpy as np
@@ -128,7 +129,7 @@ def encode_batch(
     for row, documents in enumerate(packed.documents):
         starts = list(accumulate((len(document.input_ids) for document in documents), initial=row * num_slots))
         for document, start in zip(documents, starts[:-1], strict=True):
-            run(_copy(document, start, token_rows=token_rows, supervision=next(parts), chosen=chosen))
+            run(partial(_copy, document, start, token_rows, next(parts), chosen))
         for column in token_rows.values():
             column[starts[-1] : (row + 1) * num_slots] = 0
     drawn = dict(extras or {})
@@ -143,20 +144,12 @@ def encode_batch(
 
 
 def _copy(
-    document: CachedSample,
-    start: int,
-    *,
-    token_rows: Mapping[str, torch.Tensor],
-    supervision: Columns,
-    chosen: Choose,
-) -> Callable[[], None]:
-    def copy() -> None:
-        end = start + len(document.input_ids)
-        for name, column in token_rows.items():
-            column[start:end].numpy()[:] = getattr(document, name)
-        copy_supervision(document, supervision, chosen)
-
-    return copy
+    document: CachedSample, start: int, token_rows: Mapping[str, torch.Tensor], supervision: Columns, chosen: Choose
+) -> None:
+    end = start + len(document.input_ids)
+    for name, column in token_rows.items():
+        column[start:end].numpy()[:] = getattr(document, name)
+    copy_supervision(document, supervision, chosen)
 
 
 def sparse_layout(supervision: Columns) -> SparseLayout | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -42,20 +42,21 @@ class Counters:
 
     @staticmethod
     def zeros(num_depths: int, device: torch.device) -> "Counters":
-        rows = torch.zeros(5, num_depths, dtype=torch.float64, device=device)
-        return Counters.of(rows)
+        return Counters.of(torch.zeros(5, num_depths, dtype=torch.float64, device=device))
 
     @staticmethod
-    def of(rows: torch.Tensor) -> "Counters":
-        loss_sums, counts, correct, hits, valid = rows
-        return Counters(loss_sums=loss_sums, counts=counts, correct=correct, hits=hits, valid=valid)
+    def of(rows: Iterable[torch.Tensor]) -> "Counters":
+        return Counters(**dict(zip(COUNTER_NAMES, rows, strict=True)))
 
     def stacked(self) -> torch.Tensor:
         """Return all rows as one tensor [5, K], as `of` takes it."""
-        return torch.stack([self.loss_sums, self.counts, self.correct, self.hits, self.valid])
+        return torch.stack([getattr(self, name) for name in COUNTER_NAMES])
 
     def __add__(self, other: "Counters") -> "Counters":
         return Counters.of(self.stacked() + other.stacked())
+
+
+COUNTER_NAMES = tuple(field.name for field in fields(Counters))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,5 +169,4 @@ def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def _counters(metrics: StepMetrics) -> Counters:
-    rows = [getattr(metrics, name) for name in ("loss_sums", "counts", "correct", "hits", "valid")]
-    return Counters.of(torch.stack([row.detach().double() for row in rows]))
+    return Counters.of(getattr(metrics, name).detach().double() for name in COUNTER_NAMES)
