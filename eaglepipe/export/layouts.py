@@ -41,7 +41,7 @@ class Layout:
     first_layer: Literal["midlayer", "layers.0"] = "midlayer"  # always layers.0 in drafts that read no aux states
     first_layer_reader: str | None = None  # a reader that knows no other name of it
     deeper_norms: tuple[str, ...] = ("input_layernorm",)  # names under which the input norm of deeper layers is read
-    embeddings: Literal["always", "own", "other width"]  # written if not the target's ("own"), or if read at all
+    embeddings: Literal["always", "own", "other width"]  # when written; "own": if not the target's
     shares_head: Literal["whole vocabulary", "null size"] | None = None  # when the target's replaces a missing lm_head
     has_fc_bias: bool = False  # drafts that read no aux states have a bias, trained or zero
     writes_fc_bias: bool = False  # for them, zeros if there is none
