@@ -1,4 +1,4 @@
-"""Complete caches of random numbers in a wanted shape, written by the cache's own writer: what benchmarks read.
+"""Complete caches of random numbers in any shape, written by the cache's own writer, for benchmarks to read.
 
 Ids, turns and encodings are real; states are noise, on which no time or memory here depends.
 """
@@ -32,7 +32,7 @@ _NO_DIGEST = "0" * 32
 
 @dataclass(frozen=True, kw_only=True)
 class TargetShape:
-    """As much of a target as a cache and a draft depend on."""
+    """The sizes of a target that a cache and a draft depend on."""
 
     hidden_size: int
     intermediate_size: int
@@ -45,7 +45,7 @@ class TargetShape:
     num_hidden_layers: int = 8
 
     def config(self, max_length: int) -> dict[str, Any]:
-        """A Llama `config.json` of this shape."""
+        """Return a Llama `config.json` of this shape."""
         shape = asdict(self)
         del shape["num_aux"], shape["draft_vocab_size"]
         kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-6}
@@ -53,7 +53,7 @@ class TargetShape:
 
 
 def chat_lengths(count: int, *, median: int, spread: float, longest: int, seed: int = 0) -> tuple[int, ...]:
-    """Log-normal lengths at evenly spaced quantiles, in random order: few samples stand for the whole distribution."""
+    """Return log-normal lengths at evenly spaced quantiles, in random order, so that few samples are representative."""
     quantiles = (np.arange(count) + 0.5) / count
     lengths = [median * np.exp(spread * NormalDist().inv_cdf(float(q))) for q in quantiles]
     clipped = np.clip(np.round(lengths), 16, longest).astype(int)
@@ -61,7 +61,7 @@ def chat_lengths(count: int, *, median: int, spread: float, longest: int, seed: 
 
 
 def make_turns(length: int, assistant_share: float) -> NDArray[np.int32]:
-    """Assistant turn of each token, 0 for others: pairs of a user's and an assistant's turn, int32 [T]."""
+    """Return the assistant turn of each token, 0 for others: pairs of a user's and an assistant's turn, int32 [T]."""
     if assistant_share == 1.0:
         return np.ones(length, np.int32)
     num_pairs = max(1, round(length / TOKENS_PER_TURN_PAIR))

@@ -22,19 +22,19 @@ R = TypeVar("R")
 
 
 def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function of a module in a new process; its result, or its exception."""
+    """Call a function of a module in a new process; return its result or raise its exception."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Run `work`; bytes that it held at its peak beyond what was held before."""
+    """Run `work` and return the bytes that it held at its peak beyond those held before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return int(torch.cuda.max_memory_allocated(device)) - before
-    with suppress(OSError):  # where the peak cannot be set back, it still counts as far as this work exceeds it
+    with suppress(OSError):  # if the peak cannot be reset, it still counts as far as this work exceeds it
         _CLEAR.write_text(_RESET_PEAK)
     before = _status_bytes("VmRSS")
     work()
@@ -42,6 +42,6 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 def _status_bytes(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    assert found is not None, f"{_STATUS} has no {field}"
-    return int(found[1]) * 1024
+    match = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    assert match is not None, f"{_STATUS} has no {field}"
+    return int(match[1]) * 1024

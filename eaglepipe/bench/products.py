@@ -1,4 +1,4 @@
-"""The matrix products of the compact path, told from its plan: counted as FLOP, and run alone as a lower bound.
+"""Matrix products of the compact path, derived from its plan: counted as FLOP, and run alone as a lower bound.
 
 Forward and backward of each product are counted and run as often as the path runs them. The buffers stay warm, and
 nothing but products happens, so that the bound errs on the low side.
@@ -51,35 +51,35 @@ Products = LinearProducts | AttentionProducts
 
 
 def unroll_products(config: Any, plan: UnrollPlan, *, head_chunk_rows: int) -> list[Products]:
-    """All products of one batch through a draft of one layer, forward and backward.
+    """Return all products of one batch through a draft of one layer, forward and backward.
 
     Args:
         config: the draft's; its embeddings are frozen, its aux states take no gradient.
     """
-    assert config.num_hidden_layers == 1, "the compact path of one layer is what is counted"
+    assert config.num_hidden_layers == 1, "only the compact path of one layer is counted"
     width, ffn = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys_values = 2 * config.num_key_value_heads * config.head_dim
     aux_width = config.num_aux_hidden_states * config.target_hidden_size
     num_cached, num_active = len(plan.cached), len(plan.active)
-    found: list[Products] = [
+    products: list[Products] = [
         LinearProducts(rows=num_cached, inner=aux_width, columns=width, input_gradient=bool(config.fc_norm)),
         LinearProducts(rows=num_active, inner=width, columns=queries),
         LinearProducts(rows=num_cached, inner=width, columns=keys_values),
     ]
     for index, step in enumerate(plan.steps):
         rows = len(step.slots)
-        found.append(LinearProducts(rows=rows if index else num_cached, inner=width, columns=keys_values))
-        found.append(LinearProducts(rows=rows, inner=width, columns=queries))
-        found.extend(_attention(config, span) for span in step.spans.spans)
-        found.append(LinearProducts(rows=rows, inner=queries, columns=width))
-        found += [LinearProducts(rows=rows, inner=width, columns=ffn)] * 2
-        found.append(LinearProducts(rows=rows, inner=ffn, columns=width))
+        products.append(LinearProducts(rows=rows if index else num_cached, inner=width, columns=keys_values))
+        products.append(LinearProducts(rows=rows, inner=width, columns=queries))
+        products.extend(_attention(config, span) for span in step.spans.spans)
+        products.append(LinearProducts(rows=rows, inner=queries, columns=width))
+        products += [LinearProducts(rows=rows, inner=width, columns=ffn)] * 2
+        products.append(LinearProducts(rows=rows, inner=ffn, columns=width))
     num_losses = sum(len(step.rows) for step in plan.steps)
     head = LinearProducts(rows=head_chunk_rows, inner=width, columns=config.draft_vocab_size)
-    found += [head] * (num_losses // head_chunk_rows)
-    found.append(replace(head, rows=num_losses % head_chunk_rows))
-    return [products for products in found if products.flops]
+    products += [head] * (num_losses // head_chunk_rows)
+    products.append(replace(head, rows=num_losses % head_chunk_rows))
+    return [product for product in products if product.flops]
 
 
 def _attention(config: Any, span: SlotSpan) -> AttentionProducts:
@@ -92,7 +92,7 @@ def _attention(config: Any, span: SlotSpan) -> AttentionProducts:
 
 
 class ProductRunner:
-    """Runs products on buffers that are made once; what is in them does not matter, but is finite."""
+    """Runs products on buffers that are made once; their values do not matter, but are finite."""
 
     def __init__(self, products: Sequence[Products], *, device: torch.device, dtype: torch.dtype) -> None:
         self._products = products
@@ -117,8 +117,10 @@ class ProductRunner:
             torch.mm(y, weight, out=grad_x)
 
     def _attend(self, heads: int, rows: int, keys: int, head_dim: int) -> None:
-        of_rows, of_keys, scores_shape = (heads, rows, head_dim), (heads, keys, head_dim), (heads, rows, keys)
-        query, key, scores, grad_rows, grad_keys = self._views((of_rows, of_keys, scores_shape, of_rows, of_keys))
+        row_shape, key_shape, scores_shape = (heads, rows, head_dim), (heads, keys, head_dim), (heads, rows, keys)
+        query, key, scores, grad_rows, grad_keys = self._views(
+            (row_shape, key_shape, scores_shape, row_shape, key_shape)
+        )
         for _ in range(3):  # scores, scores again, gradient of the weights
             torch.bmm(query, key.transpose(1, 2), out=scores)
         for _ in range(2):  # output, gradient of the queries
@@ -132,8 +134,8 @@ class ProductRunner:
 
 def _buffer_sizes(products: Products) -> tuple[int, int, int, int, int]:
     if isinstance(products, LinearProducts):
-        of_x, of_weight = products.rows * products.inner, products.columns * products.inner
-        return of_x, of_weight, products.rows * products.columns, of_x, of_weight
+        input_size, weight_size = products.rows * products.inner, products.columns * products.inner
+        return input_size, weight_size, products.rows * products.columns, input_size, weight_size
     width = products.heads * products.head_dim
     rows = min(products.queries, _QUERY_BLOCK)
     keys = products.before + products.queries
@@ -141,7 +143,7 @@ def _buffer_sizes(products: Products) -> tuple[int, int, int, int, int]:
 
 
 def _blocks(products: AttentionProducts) -> Iterator[tuple[int, int]]:
-    """Queries and keys of each block: what lies beyond a block's last query is left out."""
+    """Yield the numbers of queries and keys of each block; keys beyond a block's last query are left out."""
     for start in range(0, products.queries, _QUERY_BLOCK):
         end = min(start + _QUERY_BLOCK, products.queries)
         yield end - start, products.before + end

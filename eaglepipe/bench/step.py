@@ -1,10 +1,10 @@
-"""`bench step`: a training step of the compact path against the plain reference, and against its products alone."""
+"""`bench step`: a training step of the compact path, beside the plain reference and its matrix products alone."""
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,23 @@ import torch
 
 from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.peak import in_fresh_process, peak_bytes
-from eaglepipe.bench.products import LinearProducts, ProductRunner, Products
-from eaglepipe.bench.step_paths import Implementation, PathSizes, StepPath, draft_settings, train_settings
+from eaglepipe.bench.products import AttentionProducts, LinearProducts, ProductRunner, Products
+from eaglepipe.bench.step_paths import Implementation, StepPath, StepSetup
 from eaglepipe.bench.step_presets import StepPreset, Workload
 from eaglepipe.bench.step_report import StepReport, WorkloadReport
 from eaglepipe.bench.timing import bench_device, median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.target.speed import matmul_rate
-from eaglepipe.training.data.batch import DataPosition, PackingLimits
+from eaglepipe.training.data.batch import DataPosition
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.order import SampleOrder
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import draw_slots
 from eaglepipe.training.run.distributed import World
-from eaglepipe.training.run.learner import COMPUTE_DTYPES, Learner
+from eaglepipe.training.run.learner import Learner
 
 _WAIT_EPOCHS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bench:
-    """One workload in the making."""
-
-    preset: StepPreset
-    workload: Workload
-    cache: Cache
-    device: torch.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return COMPUTE_DTYPES[self.preset.dtype]
 
 
 def measure_step(preset: StepPreset, *, rounds: int | None = None) -> StepReport:
@@ -68,111 +54,100 @@ def measure_step(preset: StepPreset, *, rounds: int | None = None) -> StepReport
 def _measure_workload(preset: StepPreset, workload: Workload, device: torch.device, rounds: int) -> WorkloadReport:
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as folder:
         cache = write_made_cache(Path(folder), preset.shape, workload.lengths, assistant_share=workload.assistant_share)
-        bench = _Bench(preset=preset, workload=workload, cache=cache, device=device)
-        compact_peak, reference_peak = _peaks(bench)
-        seconds, paths, flops, loss_difference = _run_in_turn(bench, rounds)
+        setup = StepSetup(preset=preset, workload=workload, cache=cache, device=device)
+        compact_peak, reference_peak = _peaks(setup)
+        compact, reference = StepPath(setup, "compact"), StepPath(setup, "reference")
+        products = compact.products()
+        seconds, loss_difference = _run_in_turn(setup, compact, reference, products, rounds)
         return WorkloadReport(
             name=workload.name,
-            tokens=paths["compact"].tokens,
-            supervised_tokens=paths["compact"].supervised_tokens,
-            padding=paths["compact"].padding,
-            reference_padding=paths["reference"].padding,
+            tokens=compact.header.num_tokens,
+            supervised_tokens=compact.header.num_supervised,
+            padding=compact.padding,
+            reference_padding=reference.padding,
             seconds=seconds["compact"],
             reference_seconds=seconds["reference"],
             linear_seconds=seconds["linear"],
             attention_seconds=seconds["attention"],
-            flops=flops,
+            flops=sum(product.flops for product in products),
             device_matmul_rate=seconds["rate"],
             peak_bytes=compact_peak,
             reference_peak_bytes=reference_peak,
-            data_wait=_data_wait(bench),
+            data_wait=_data_wait(setup),
             loss_difference=loss_difference,
         )
 
 
-def _run_in_turn(bench: _Bench, rounds: int) -> tuple[dict[str, float], dict[Implementation, PathSizes], int, float]:
-    """Medians of all that is compared; sizes; FLOP of the compact path; how far the two losses are apart."""
-    compact = _path(bench, "compact")
-    reference = _path(bench, "reference")
-    assert torch.equal(compact.sizes.counts, reference.sizes.counts), "both paths take the same losses"
-    losses: dict[Implementation, torch.Tensor] = {}
+def _run_in_turn(
+    setup: StepSetup, compact: StepPath, reference: StepPath, products: Sequence[Products], rounds: int
+) -> tuple[dict[str, float], float]:
+    """Return the medians of all that is compared, and the relative difference of the two paths' losses."""
+    assert torch.equal(compact.header.counts, reference.header.counts), "both paths take the same losses"
+    losses: dict[str, torch.Tensor] = {}
 
-    def run(name: Implementation, path: StepPath) -> float:
+    def run(name: str, path: StepPath) -> float:
         seconds, losses[name] = path.run_all()
         return seconds
 
-    products = compact.products()
-    linear = [product for product in products if isinstance(product, LinearProducts)]
-    attention = [product for product in products if not isinstance(product, LinearProducts)]
     seconds = median_seconds(
         {
-            "rate": partial(matmul_rate, bench.device, bench.dtype),
+            "rate": partial(matmul_rate, setup.device, setup.dtype),
             "compact": partial(run, "compact", compact),
-            "linear": _runner(bench, linear),
-            "attention": _runner(bench, attention),
+            "linear": _runner(setup, [product for product in products if isinstance(product, LinearProducts)]),
+            "attention": _runner(setup, [product for product in products if isinstance(product, AttentionProducts)]),
             "reference": partial(run, "reference", reference),
         },
         rounds,
     )
-    difference = (losses["compact"].sum() / losses["reference"].sum() - 1).abs().item()
-    sizes: dict[Implementation, PathSizes] = {"compact": compact.sizes, "reference": reference.sizes}
-    return seconds, sizes, sum(product.flops for product in products), difference
+    return seconds, (losses["compact"].sum() / losses["reference"].sum() - 1).abs().item()
 
 
-def _runner(bench: _Bench, products: Sequence[Products]) -> Callable[[], float]:
-    run = ProductRunner(products, device=bench.device, dtype=bench.dtype)
-    return lambda: timed(run, bench.device)[0]
+def _runner(setup: StepSetup, products: Sequence[Products]) -> Callable[[], float]:
+    run = ProductRunner(products, device=setup.device, dtype=setup.dtype)
+    return lambda: timed(run, setup.device)[0]
 
 
-def _path(bench: _Bench, implementation: Implementation) -> StepPath:
-    return StepPath(bench.preset, bench.workload, bench.cache, implementation, bench.device)
-
-
-def _peaks(bench: _Bench) -> tuple[int, int]:
-    arguments = (bench.preset, bench.workload, bench.cache.folder)
-    return peaks_of_paths(*arguments) if bench.device.type == "cuda" else in_fresh_process(peaks_of_paths, *arguments)
+def _peaks(setup: StepSetup) -> tuple[int, int]:
+    arguments = (setup.preset, setup.workload, setup.cache.folder)
+    return peaks_of_paths(*arguments) if setup.device.type == "cuda" else in_fresh_process(peaks_of_paths, *arguments)
 
 
 def peaks_of_paths(preset: StepPreset, workload: Workload, folder: Path) -> tuple[int, int]:
-    """Bytes that the step on the largest batch takes, decoded supervision and gradients included: compact, reference.
+    """Return peak bytes of a step on the largest batch, decoded supervision and gradients included, of both paths.
 
-    The compact one goes first, so that what an allocator keeps is counted to it and not to the reference.
+    The compact one goes first, so that memory which an allocator keeps counts for it and not for the reference.
     """
     device = torch.device(preset.device)
-    torch.ones(256, 256) @ torch.ones(256, 256)  # the library's own buffers are there before the work is
+    torch.ones(256, 256) @ torch.ones(256, 256)  # the library's own buffers are there before the measurement
 
     def peak(implementation: Implementation) -> int:
-        path = StepPath(preset, workload, Cache.open(folder), implementation, device)
+        setup = StepSetup(preset=preset, workload=workload, cache=Cache.open(folder), device=device)
+        path = StepPath(setup, implementation)
         batch = path.largest()
         return peak_bytes(lambda: path.step(path.decode(batch)), device)
 
     return peak("compact"), peak("reference")
 
 
-def _data_wait(bench: _Bench) -> float:
-    """Share of the time of real optimizer steps in which the loop waited for its loader, from the first step on."""
-    index = bench.cache.index
-    config = train_settings(bench.preset, bench.workload, int(index.num_tokens.sum()))
-    draft: Any = build_eagle3_draft(bench.cache, draft_settings(bench.preset.shape), seed=0)
-    learner = Learner(bench.cache, draft, config, World(device=bench.device))
+def _data_wait(setup: StepSetup) -> float:
+    """Return the share of real optimizer steps' time in which the loop waited for its loader."""
+    index, config = setup.cache.index, setup.train_config()
+    draft: Any = build_eagle3_draft(setup.cache, setup.draft_config(), seed=0)
+    learner = Learner(setup.cache, draft, config, World(device=setup.device))
     order = SampleOrder(
-        samples=np.arange(bench.cache.num_samples),
+        samples=np.arange(setup.cache.num_samples),
         num_tokens=index.num_tokens,
-        identity=bench.cache.identity,
+        identity=setup.cache.identity,
         seed=0,
         epochs=_WAIT_EPOCHS,
         batch_tokens=config.batch_tokens,
     )
-    limits = PackingLimits(pack_length=bench.workload.pack_length, micro_batch_tokens=config.micro_batch_tokens)
-    plans = plan_steps(order, learner.costs(index, training=True), limits=limits, start=DataPosition())
+    plans = plan_steps(order, learner.costs(index, training=True), limits=setup.limits, start=DataPosition())
     draw = draw_slots(config.ttt_steps)
-    with Loader(bench.cache, plans, draw=draw, device=bench.device, prefetch_batches=config.prefetch_batches) as loader:
+    with Loader(setup.cache, plans, draw=draw, device=setup.device, prefetch_batches=config.prefetch_batches) as loader:
         steps = iter(loader)
-        header, batches = next(steps)
+        first = next(steps)
         started, waited_before = time.perf_counter(), loader.waited_seconds
-        while True:
+        for header, batches in chain([first], steps):
             learner.step(batches, header.counts, config.learning_rate).loss.item()
-            if (following := next(steps, None)) is None:
-                break
-            header, batches = following
         return (loader.waited_seconds - waited_before) / (time.perf_counter() - started)

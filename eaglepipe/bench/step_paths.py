@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from eaglepipe.bench.made_cache import TargetShape
 from eaglepipe.bench.products import Products, unroll_products
 from eaglepipe.bench.step_presets import StepPreset, Workload
 from eaglepipe.bench.timing import timed
@@ -21,7 +20,7 @@ from eaglepipe.eagle.kernels.fused_head import rows_at_once
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.slot_plan import UnrollPlan, plan_unroll
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig, Eagle3TrainConfig
-from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits, Row, StepPlan
+from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits, Row, StepHeader, StepPlan
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import micro_batches
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
@@ -33,51 +32,71 @@ Implementation = Literal["compact", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathSizes:
-    """What a pass goes through: real tokens, supervised ones, slots with their padding, losses of each TTT step."""
+class StepSetup:
+    """A workload of a preset, with its cache, on a device."""
 
-    tokens: int
-    supervised_tokens: int
-    slots: int
-    counts: torch.Tensor  # int64 [K]
+    preset: StepPreset
+    workload: Workload
+    cache: Cache
+    device: torch.device
 
     @property
-    def padding(self) -> float:
-        return 1 - self.tokens / self.slots
+    def dtype(self) -> torch.dtype:
+        return COMPUTE_DTYPES[self.preset.dtype]
+
+    @property
+    def limits(self) -> PackingLimits:
+        return PackingLimits(pack_length=self.workload.pack_length, micro_batch_tokens=self.workload.micro_batch_tokens)
+
+    def draft_config(self) -> Eagle3DraftConfig:
+        return Eagle3DraftConfig(intermediate_size=self.preset.shape.intermediate_size)
+
+    def train_config(self) -> Eagle3TrainConfig:
+        """Return the settings of a training run over the workload, an optimizer step an epoch."""
+        return Eagle3TrainConfig(
+            ttt_steps=self.preset.ttt_steps,
+            batch_tokens=max(int(self.cache.index.num_tokens.sum()), self.workload.micro_batch_tokens),
+            micro_batch_tokens=self.workload.micro_batch_tokens,
+            pack_length=self.workload.pack_length,
+            device=self.preset.device,
+            dtype=self.preset.dtype,
+        )
 
 
 class StepPath:
     """One implementation with a draft of its own and all batches of a workload, encoded, on the device."""
 
-    def __init__(
-        self,
-        preset: StepPreset,
-        workload: Workload,
-        cache: Cache,
-        implementation: Implementation,
-        device: torch.device,
-    ) -> None:
-        self.device, self._preset, self._implementation = device, preset, implementation
-        self._dtype = COMPUTE_DTYPES[preset.dtype]
-        compact = implementation == "compact"
-        rows = compact_rows(workload, cache, preset.ttt_steps) if compact else padded_rows(workload, cache)
-        self.batches, self.sizes = load_all(cache, rows, ttt_steps=preset.ttt_steps, device=device)
-        self.module = make_module(preset.shape, cache, preset.ttt_steps, implementation).to(device).train()
-        self._decoder = SupervisionDecoder(cache, device=device, dtype=self._dtype)
+    def __init__(self, setup: StepSetup, implementation: Implementation) -> None:
+        self._setup, self._implementation = setup, implementation
+        rows = packed_rows(setup) if implementation == "compact" else padded_rows(setup)
+        self.header, self.batches = load_all(setup, rows)
+        module = Eagle3TrainerModule(
+            build_eagle3_draft(setup.cache, setup.draft_config(), seed=0),
+            setup.cache.vocab.selected_token_ids,
+            setup.cache.vocab.selected_token_mask,
+            setup.preset.ttt_steps,
+            implementation=implementation,
+        )
+        self.module = module.to(setup.device).train()
+        self._decoder = SupervisionDecoder(setup.cache, device=setup.device, dtype=setup.dtype)
+
+    @property
+    def padding(self) -> float:
+        """Share of the slots that hold no token."""
+        return 1 - self.header.num_tokens / self.header.num_slots
 
     def run_all(self) -> tuple[float, torch.Tensor]:
-        """One pass; seconds of its forwards and backwards, and the summed loss of each step, float64 [K]."""
-        seconds, loss_sums = 0.0, torch.zeros(self._preset.ttt_steps, dtype=torch.float64)
+        """Run one pass; return the seconds of its forwards and backwards, and each step's summed loss, float64 [K]."""
+        seconds, loss_sums = 0.0, torch.zeros(self._setup.preset.ttt_steps, dtype=torch.float64)
         for batch in self.batches:
-            inputs = self.decode(batch)
-            took, of_batch = timed(partial(self.step, inputs), self.device)
-            seconds += took
-            loss_sums += of_batch.cpu().double()
+            batch_seconds, batch_sums = timed(partial(self.step, self.decode(batch)), self._setup.device)
+            seconds += batch_seconds
+            loss_sums += batch_sums.cpu().double()
         self.module.zero_grad(set_to_none=True)
         return seconds, loss_sums
 
     def decode(self, batch: EncodedBatch) -> TrainerInputs:
-        """Decode what the module learns from; the padded reference needs to know nothing of packing."""
+        """Decode the module's inputs; the padded reference needs none of the packing."""
         inputs = self._decoder.decode(batch)
         if self._implementation == "compact":
             return inputs
@@ -85,87 +104,50 @@ class StepPath:
         return replace(inputs, batch=padded)
 
     def step(self, inputs: TrainerInputs) -> torch.Tensor:
-        """Forward and backward of one batch; each step's summed loss, float32 [K]."""
-        enabled = self._dtype != torch.float32
-        with torch.autocast(self.device.type, self._dtype, enabled=enabled):
-            metrics = self.module.compute_loss(inputs, normalizers=self.sizes.counts.clamp(min=1).to(self.device))
+        """Run forward and backward of one batch; return each step's summed loss, float32 [K]."""
+        device, dtype = self._setup.device, self._setup.dtype
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            metrics = self.module.compute_loss(inputs, normalizers=self.header.counts.clamp(min=1).to(device))
         metrics.loss.backward()
         return metrics.loss_sums
 
     def largest(self) -> EncodedBatch:
-        """The batch of most slots, and of most losses among those."""
+        """Return the batch of most slots, and of most losses among those."""
         return max(
             self.batches, key=lambda batch: (batch.packed.input_ids.numel(), int(batch.packed.position_mask.sum()))
         )
 
     def products(self) -> list[Products]:
-        """The matrix products of a pass of the compact path."""
-        config, chunk = self.module.draft_model.config, rows_at_once(self.device)
+        """Return the matrix products of a pass of the compact path."""
+        config, chunk = self.module.draft_model.config, rows_at_once(self._setup.device)
         return [product for plan in self.plans() for product in unroll_products(config, plan, head_chunk_rows=chunk)]
 
     def plans(self) -> list[UnrollPlan]:
-        """What the compact path computes of each batch."""
-        host, steps = torch.device("cpu"), self._preset.ttt_steps
+        """Return the compact path's plan of each batch."""
+        host, steps = torch.device("cpu"), self._setup.preset.ttt_steps
         return [
             plan_unroll(batch.packed.on_host(), steps, probs_are_compact=True, device=host) for batch in self.batches
         ]
 
 
-def compact_rows(workload: Workload, cache: Cache, ttt_steps: int) -> tuple[tuple[Row, ...], ...]:
-    """Micro-batches of packed rows, as training cuts them."""
-    limits = PackingLimits(pack_length=workload.pack_length, micro_batch_tokens=workload.micro_batch_tokens)
-    objective = Eagle3Objective(Eagle3TrainConfig(ttt_steps=ttt_steps))
-    costs = objective.costs(cache.index, num_layers=1, training=True)
-    return micro_batches(np.arange(cache.num_samples), cache.index.num_tokens, costs, limits)
+def packed_rows(setup: StepSetup) -> tuple[tuple[Row, ...], ...]:
+    """Return micro-batches of packed rows, as training cuts them."""
+    config, index = setup.train_config(), setup.cache.index
+    costs = Eagle3Objective(config).costs(index, num_layers=1, training=True)
+    return micro_batches(np.arange(setup.cache.num_samples), index.num_tokens, costs, setup.limits)
 
 
-def padded_rows(workload: Workload, cache: Cache) -> tuple[tuple[Row, ...], ...]:
-    """Batches of so many samples in corpus order, a row each."""
-    rows = [(sample,) for sample in range(cache.num_samples)]
-    size = workload.reference_rows
+def padded_rows(setup: StepSetup) -> tuple[tuple[Row, ...], ...]:
+    """Return batches of `reference_rows` samples in corpus order, a row each."""
+    rows = [(sample,) for sample in range(setup.cache.num_samples)]
+    size = setup.workload.reference_rows
     return tuple(tuple(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
-def load_all(
-    cache: Cache, rows: tuple[tuple[Row, ...], ...], *, ttt_steps: int, device: torch.device
-) -> tuple[list[EncodedBatch], PathSizes]:
-    """All batches at once, through the loader of training."""
-    plan = StepPlan(samples=np.arange(cache.num_samples), micro_batches=rows, after=DataPosition())
-    with Loader(cache, [plan], draw=draw_slots(ttt_steps), device=device, prefetch_batches=len(rows)) as loader:
+def load_all(setup: StepSetup, rows: tuple[tuple[Row, ...], ...]) -> tuple[StepHeader, list[EncodedBatch]]:
+    """Load all batches at once, through the loader of training."""
+    plan = StepPlan(samples=np.arange(setup.cache.num_samples), micro_batches=rows, after=DataPosition())
+    draw = draw_slots(setup.preset.ttt_steps)
+    with Loader(setup.cache, [plan], draw=draw, device=setup.device, prefetch_batches=len(rows)) as loader:
         ((header, batches),) = ((header, list(batches)) for header, batches in loader)
-    sizes = PathSizes(
-        tokens=header.num_tokens,
-        supervised_tokens=header.num_supervised,
-        slots=header.num_slots,
-        counts=header.counts,
-    )
-    return batches, sizes
-
-
-def make_module(
-    shape: TargetShape, cache: Cache, ttt_steps: int, implementation: Implementation
-) -> Eagle3TrainerModule:
-    """A trainer module around a draft of one layer in the target's shape, embeddings frozen."""
-    return Eagle3TrainerModule(
-        build_eagle3_draft(cache, draft_settings(shape), seed=0),
-        cache.vocab.selected_token_ids,
-        cache.vocab.selected_token_mask,
-        ttt_steps,
-        implementation=implementation,
-    )
-
-
-def draft_settings(shape: TargetShape) -> Eagle3DraftConfig:
-    return Eagle3DraftConfig(intermediate_size=shape.intermediate_size)
-
-
-def train_settings(preset: StepPreset, workload: Workload, num_tokens: int) -> Eagle3TrainConfig:
-    """Settings of a training run over the workload, an optimizer step an epoch."""
-    return Eagle3TrainConfig(
-        ttt_steps=preset.ttt_steps,
-        batch_tokens=max(num_tokens, workload.micro_batch_tokens),
-        micro_batch_tokens=workload.micro_batch_tokens,
-        pack_length=workload.pack_length,
-        device=preset.device,
-        dtype=preset.dtype,
-    )
+    return header, batches

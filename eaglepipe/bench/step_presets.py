@@ -1,4 +1,4 @@
-"""The shapes that `bench step` runs: drafts, and what they are trained on."""
+"""The presets of `bench step`: shapes of drafts, and the workloads that they are trained on."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -83,8 +83,8 @@ def _cuda_preset(name: str, *, intermediate_size: int, vocab_size: int) -> StepP
     )
     lengths = chat_lengths(32, median=400, spread=CHAT_SPREAD, longest=2048)
     workloads = tuple(
-        _workload(what, lengths, share=share, pack_length=2048, micro_batch_tokens=4096, rows=2)
-        for what, share in (("packed 2,048, all supervised", 1.0), ("packed 2,048, 55% supervised", 0.55))
+        _workload(title, lengths, share=share, pack_length=2048, micro_batch_tokens=4096, rows=2)
+        for title, share in (("packed 2,048, all supervised", 1.0), ("packed 2,048, 55% supervised", 0.55))
     )
     return StepPreset(name=name, device="cuda", dtype="bfloat16", shape=shape, workloads=workloads, rounds=5)
 
@@ -112,7 +112,7 @@ STEP_PRESETS = {"cpu-chat": cpu_chat, "cpu-full": cpu_full, "llama3.1-8b": llama
 
 
 def find_step_preset(name: str) -> StepPreset:
-    """Raises ConfigError for a name that is not one of `STEP_PRESETS`."""
+    """Return a preset, or raise ConfigError for a name that is not in `STEP_PRESETS`."""
     if name not in STEP_PRESETS:
         raise ConfigError(f"no preset {name!r} of `bench step`; there are {', '.join(STEP_PRESETS)}")
     return STEP_PRESETS[name]()

@@ -1,4 +1,4 @@
-"""Times that can be compared: all that is compared runs in turn in one process, several rounds, and medians count.
+"""Comparable times: everything that is compared runs in turn in one process, in several rounds, and medians count.
 
 A machine that slows down slows the reference down with it.
 """
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def median_seconds(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median over `rounds` of what each entry reports; an entry runs, and says how long what it measures took.
+    """Return each entry's median over `rounds`; an entry runs its work and returns the seconds that it took.
 
     Every second round goes through the entries backwards, so that none always comes after the same other one.
     """
@@ -28,7 +28,7 @@ def median_seconds(work: Mapping[str, Callable[[], float]], rounds: int) -> dict
 
 
 def timed(action: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
-    """Wall seconds of an action, with all that it queued on the device, and what it returns."""
+    """Return an action's wall seconds, with everything it queued on the device, and its result."""
     synchronise(device)
     started = time.perf_counter()
     result = action()
@@ -41,8 +41,8 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def bench_device(kind: str, what: str) -> torch.device:
-    """Raises ConfigError where `what` needs a CUDA device and there is none."""
+def bench_device(kind: str, purpose: str) -> torch.device:
+    """Return the device, or raise ConfigError if `purpose` needs a CUDA device and there is none."""
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"{what} needs a CUDA device, and this machine has none; the cpu presets run here")
+        raise ConfigError(f"{purpose} needs a CUDA device, and this machine has none; the cpu presets run here")
     return torch.device(kind)

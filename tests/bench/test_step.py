@@ -8,7 +8,7 @@ import torch
 from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.products import AttentionProducts, LinearProducts, unroll_products
 from eaglepipe.bench.step import measure_step
-from eaglepipe.bench.step_paths import StepPath
+from eaglepipe.bench.step_paths import StepPath, StepSetup
 from eaglepipe.bench.step_presets import StepPreset, Workload, find_step_preset
 from eaglepipe.bench.step_report import StepReport
 from eaglepipe.errors import ConfigError
@@ -76,7 +76,7 @@ def path_of(folder: Path, workload: Workload, ttt_steps: int) -> StepPath:
     preset = StepPreset(
         name="tiny", device="cpu", dtype="float32", shape=SHAPE, workloads=(workload,), ttt_steps=ttt_steps
     )
-    return StepPath(preset, workload, cache, "compact", CPU)
+    return StepPath(StepSetup(preset=preset, workload=workload, cache=cache, device=CPU), "compact")
 
 
 def test_flop_of_two_full_rows_and_one_step_are_those_counted_by_hand(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_flop_of_two_full_rows_and_one_step_are_those_counted_by_hand(tmp_path: 
 def test_products_follow_the_slots_that_each_step_computes(tmp_path: Path) -> None:
     path = path_of(tmp_path, CHAT, ttt_steps=3)
     heads = [p for p in path.products() if isinstance(p, LinearProducts) and p.columns == SHAPE.draft_vocab_size]
-    assert sum(product.rows for product in heads) == int(path.sizes.counts.sum())
+    assert sum(product.rows for product in heads) == int(path.header.counts.sum())
 
 
 def test_long_head_is_counted_in_chunks_that_add_up(tmp_path: Path) -> None:
