@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
-from eaglepipe.cache.identity import differing_leaves
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, missing_shards
 from eaglepipe.errors import CacheError, printable
 from eaglepipe.files.hashing import hash_json
+from eaglepipe.files.json_object import differing_leaves
 
 # The identity's fields that two caches of one target and one tokenizer share, wherever these were read from.
 _TARGET_FIELDS = (("target", "weights"), ("target", "config"), ("target", "dtype"), ("data", "tokenizer"))

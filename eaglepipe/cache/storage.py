@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.identity import diff_fields
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.reader import DERIVED_KEY, load_manifest
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
+from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import leftover_siblings, leftovers
 from eaglepipe.recipe.tree import Recipe
 
+IDENTITY_PREFIX = 12
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
 _SHOWN = 4
@@ -45,6 +46,11 @@ def default_root() -> Path:
 def staging_path(recipe: Recipe) -> Path:
     """The file that a corpus is tokenised into while its cache has no identity, and so no folder, yet."""
     return cache_root(recipe) / f"{recipe.name}{_STAGING_SUFFIX}"
+
+
+def cache_folder_name(name: str, identity: str) -> str:
+    """Return the name of a cache's folder under its root."""
+    return f"{name}-{identity[:IDENTITY_PREFIX]}"
 
 
 def declared_sections(recipe: Recipe) -> dict[str, Any]:

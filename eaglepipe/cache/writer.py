@@ -1,5 +1,8 @@
 """Writing of one shard: samples stream into a temporary file; only `finish` makes it, then its sidecar, visible."""
 
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_by
 
 RefusedItem = tuple[str, str]
 """Id of a sample that is left out, and the reason."""
+Job = Callable[[], Iterable[CachedSample | RefusedItem]]
+"""Makes some of a shard's samples."""
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -130,6 +135,43 @@ class ShardWriter:
                 source_of=tuple(sources.index(source) for source in self._sources),
             ),
         )
+
+
+class BackgroundShard:
+    """A thread that writes a shard while the target works: it runs jobs that yield samples, in order.
+
+    The queue is bounded: a slow disk slows the target down and never fills the memory.
+
+    Leaving the block without `finish` drops the shard. An exception of the thread is raised at the next call.
+    """
+
+    def __init__(self, writer: ShardWriter, *, queue_jobs: int) -> None:
+        self._writer, self._queue_jobs = writer, queue_jobs
+        self._thread = ThreadPoolExecutor(1, "shard-writer")
+        self._jobs: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "BackgroundShard":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._writer.abort()
+
+    def submit(self, job: Job) -> None:
+        """Queue one job; blocks while the queue is full."""
+        while self._jobs and (self._jobs[0].done() or len(self._jobs) > self._queue_jobs):
+            self._jobs.popleft().result()
+        self._jobs.append(self._thread.submit(self._write, job))
+
+    def finish(self) -> int:
+        """Wait, publish shard and sidecar; returns the shard's bytes."""
+        while self._jobs:
+            self._jobs.popleft().result()
+        return self._writer.finish().shard.bytes
+
+    def _write(self, job: Job) -> None:
+        for item in job():
+            self._writer.add(item)
 
 
 def _check_batches(path: Path, *, expected: int) -> None:

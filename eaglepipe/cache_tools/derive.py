@@ -10,7 +10,6 @@ from typing import Any
 
 import xxhash
 
-from eaglepipe.cache.identity import diff_fields
 from eaglepipe.cache.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -30,6 +29,7 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import RefusedItem, ShardWriter
 from eaglepipe.errors import CacheError, ResourceError
 from eaglepipe.files.hashing import hash_json
+from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import free_bytes, json_bytes, publish_bytes, publish_copy, put_if_absent
 from eaglepipe.progress import ProgressLine
 

@@ -13,9 +13,8 @@ import torch
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec
-from eaglepipe.cache.supervision.columns import Columns, concatenate_rows, take_rows, to_host
+from eaglepipe.cache.supervision.columns import Columns, RowSupervision, concatenate_rows, take_rows, to_host
 from eaglepipe.cache.supervision.distribution import ROWS_AT_ONCE, full_head
-from eaglepipe.cache.supervision.rows import RowSupervision
 from eaglepipe.cache.supervision.sparse import SparseRows, SparseRule, SparseSupervision, to_draft_index
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.deviation import Deviation, Divergence, RecodeSums

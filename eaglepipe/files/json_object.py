@@ -1,7 +1,7 @@
-"""JSON objects read from files that anyone may have written: configs, indices, published documents."""
+"""JSON objects: read from files that anyone may have written, and compared leaf by leaf."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,24 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a config.json with those of the language model inside, if it has several parts, on top."""
     return {**config, **config.get("text_config", {})}
+
+
+def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each leaf that differs: `data.max_length: 1024 -> 2048`."""
+    for field, before, after in differing_leaves(old, new):
+        yield f"{field}: {json.dumps(before)} -> {json.dumps(after)}"
+
+
+def differing_leaves(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted name, old value, new value) of each leaf that differs; an absent one counts as None."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differing_leaves(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}", before, after
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from eaglepipe.cache.identity import diff_fields
 from eaglepipe.errors import ConfigError
+from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import explained_os_errors
 
 Row = dict[str, Any]  # "status": written | skipped | error, and "conversation" or "id", "where", "reason"

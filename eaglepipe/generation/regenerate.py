@@ -11,12 +11,11 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.identity import diff_fields
 from eaglepipe.chat.sources import fingerprint_sources, iter_conversations
 from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
 from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import ConfigError, DataError
-from eaglepipe.files.json_object import read_json_object
+from eaglepipe.files.json_object import diff_fields, read_json_object
 from eaglepipe.files.publish import publish_json, published_file
 from eaglepipe.generation.answer_log import AnswerLog, json_line
 from eaglepipe.generation.generate import Sampling

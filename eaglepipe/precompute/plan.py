@@ -5,15 +5,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eaglepipe.cache.identity import cache_folder_name, diff_fields, differing_leaves
 from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes, load_document
 from eaglepipe.cache.schema import SCHEMA_VERSION
-from eaglepipe.cache.storage import WORK_FOLDER, cache_root, declared_sections, list_caches, staging_path
+from eaglepipe.cache.storage import (
+    WORK_FOLDER,
+    cache_folder_name,
+    cache_root,
+    declared_sections,
+    list_caches,
+    staging_path,
+)
 from eaglepipe.chat.sources import CorpusFingerprint, data_fingerprint, iter_conversations
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.chat.types import DropCounts
 from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import hash_file
+from eaglepipe.files.json_object import diff_fields, differing_leaves
 from eaglepipe.files.publish import PendingFile, free_bytes, put_if_absent
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs

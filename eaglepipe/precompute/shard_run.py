@@ -18,10 +18,9 @@ from eaglepipe.cache.reader import missing_shards
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.seal import HEAD_FILE
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.cache.writer import ShardWriter, sidecar_path
+from eaglepipe.cache.writer import BackgroundShard, ShardWriter, sidecar_path
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.publish import publish_bytes, publish_json
-from eaglepipe.precompute.background_shard import BackgroundShard
 from eaglepipe.precompute.batch_job import capture_batch
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import Batch

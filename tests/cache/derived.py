@@ -10,8 +10,7 @@ import torch
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.supervision.columns import take_rows
-from eaglepipe.cache.supervision.rows import RowSupervision
+from eaglepipe.cache.supervision.columns import RowSupervision, take_rows
 from eaglepipe.cache.supervision.sparse import SparseSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.precompute.stage import run_precompute

@@ -9,11 +9,11 @@ import pytest
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
-from eaglepipe.cache.identity import diff_fields
 from eaglepipe.cache.storage import find_cache, list_caches
 from eaglepipe.cache_tools.describe import describe_root, root_table
 from eaglepipe.errors import CacheError
 from eaglepipe.files.hashing import hash_json
+from eaglepipe.files.json_object import diff_fields
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import read_stage1_inputs
 from eaglepipe.precompute.stage import run_precompute

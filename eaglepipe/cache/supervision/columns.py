@@ -5,11 +5,15 @@ ENTRY_COLUMNS have one item for each of E entries, row after row, and NUM_ENTRIE
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec
+from eaglepipe.target_head import TargetHead
 
 NUM_ENTRIES = "num_entries"
 ENTRY_COLUMNS = ("target_probs", "target_ids")
@@ -55,3 +59,35 @@ def take_rows(columns: HostColumns, rows: NDArray[np.int64]) -> Columns:
 def _entry_ends(columns: HostColumns) -> NDArray[np.int64]:
     """[N + 1], 0 first: row i has the entries from [i] to [i + 1]."""
     return np.concatenate([[0], np.cumsum(columns[NUM_ENTRIES], dtype=np.int64)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSupervision:
+    """Supervision of rows of one width, [N, W], each encoded as a whole; subclasses turn them into distributions."""
+
+    codec: RowCodec
+
+    name: ClassVar[str]
+    column: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def shape(self) -> list[int | str]:
+        """The shape of a row."""
+        return list(self.codec.row_shape)
+
+    def encode(self, rows: torch.Tensor, _forced: object = None, _rule: object = None) -> Columns:
+        """Encode rows [N, W]."""
+        return {self.column: self.codec.encode(rows).payload}
+
+    def finite_rows(self, columns: Columns) -> torch.Tensor:
+        """Return which encoded rows are finite, bool [N]: a narrow type may overflow where the target did not."""
+        return torch.isfinite(self.decode_rows(columns)).all(dim=1)
+
+    def decode_rows(self, columns: Columns) -> torch.Tensor:
+        """Return the rows as stored, [N, W] in the codec's dtype."""
+        return self.codec.decode(EncodedRows(payload=columns[self.column]))
+
+    def distribution(self, rows: torch.Tensor, head: TargetHead | None) -> torch.Tensor:
+        """Turn stored rows into the target's distribution over the draft vocabulary, float32 [N, D], summing to 1."""
+        raise NotImplementedError

@@ -6,8 +6,7 @@ Shapes: N rows, D draft vocabulary.
 import torch
 
 from eaglepipe.cache.codecs.catalog import RowCodec, make_codec
-from eaglepipe.cache.supervision.columns import Columns
-from eaglepipe.cache.supervision.rows import RowSupervision
+from eaglepipe.cache.supervision.columns import Columns, RowSupervision
 from eaglepipe.errors import CacheError
 from eaglepipe.target_head import TargetHead
 

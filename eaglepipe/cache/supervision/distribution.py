@@ -7,8 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.supervision.columns import take_rows
-from eaglepipe.cache.supervision.rows import RowSupervision
+from eaglepipe.cache.supervision.columns import RowSupervision, take_rows
 from eaglepipe.cache.supervision.sparse import SparseRows, SparseSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError

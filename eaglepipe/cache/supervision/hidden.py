@@ -6,8 +6,7 @@ Shapes: N rows, Ht the target's hidden size, D draft vocabulary.
 import torch
 
 from eaglepipe.cache.codecs.catalog import inline_codec
-from eaglepipe.cache.supervision.columns import Columns
-from eaglepipe.cache.supervision.rows import RowSupervision
+from eaglepipe.cache.supervision.columns import Columns, RowSupervision
 from eaglepipe.target_head import TargetHead
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaglepipe.cache.identity import diff_fields
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.families import FAMILIES
+from eaglepipe.files.json_object import diff_fields
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.data.batch import PackingLimits, SampleSource, Split, TrainingSource
