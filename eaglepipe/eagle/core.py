@@ -18,7 +18,7 @@ from eaglepipe.eagle.packed_batch import (
 )
 from eaglepipe.eagle.unroll.checks import check_inputs, check_loss_inputs, check_settings, check_supervision_source
 from eaglepipe.eagle.unroll.compact import unroll_compact
-from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult
+from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult, none_yet
 from eaglepipe.eagle.unroll.reference import unroll_reference
 from eaglepipe.eagle.unroll.slot_plan import plan_unroll
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
@@ -38,10 +38,6 @@ _shift_left_with_zero = shift_left_with_zero
 _compute_target_distribution = target_distribution
 
 
-def _none_yet() -> torch.Tensor:
-    return torch.zeros(0)
-
-
 @dataclass(frozen=True)
 class Eagle3StepMetrics:
     """Aggregated metrics of one forward; K steps. Only `loss` carries a gradient."""
@@ -49,14 +45,13 @@ class Eagle3StepMetrics:
     loss: torch.Tensor  # float32, sum_k decay^k L_k / sum_k decay^k
     accuracy: torch.Tensor  # float32, correct over counted slots, all steps pooled
     valid_tokens: torch.Tensor  # int64, slots in the loss, all steps pooled
-    loss_sums: torch.Tensor = field(default_factory=_none_yet)  # float32 [K], summed loss of the slots
-    counts: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots in the loss
-    correct: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], greedy draft token equal to the target's
-    hits: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots whose first k+1 greedy drafts all match
-    valid: torch.Tensor = field(default_factory=_none_yet)  # int64 [K], slots supervised at every step up to k
-    alpha_sums: torch.Tensor = field(default_factory=_none_yet)  # float32 [K], summed alpha; only with an LK loss
-    sampled_hits: torch.Tensor = field(default_factory=_none_yet)
-    """float32 [K], slots times the chance that their first k+1 drawn drafts are all accepted; only with an LK loss."""
+    loss_sums: torch.Tensor = field(default_factory=none_yet)  # float32 [K], summed loss of the slots
+    counts: torch.Tensor = field(default_factory=none_yet)  # int64 [K], slots in the loss
+    correct: torch.Tensor = field(default_factory=none_yet)  # int64 [K], greedy draft token equal to the target's
+    hits: torch.Tensor = field(default_factory=none_yet)  # int64 [K], slots whose first k+1 greedy drafts all match
+    valid: torch.Tensor = field(default_factory=none_yet)  # int64 [K], slots supervised at every step up to k
+    alpha_sums: torch.Tensor = field(default_factory=none_yet)  # as in `UnrollResult`
+    sampled_hits: torch.Tensor = field(default_factory=none_yet)  # likewise
 
 
 class Eagle3TrainerModule(nn.Module):
@@ -192,16 +187,11 @@ class Eagle3TrainerModule(nn.Module):
         )
         result = self._unroll(inputs, settings)
         return Eagle3StepMetrics(
-            loss=result.loss,
             accuracy=result.correct.sum().float() / counts.sum().clamp(min=1),
             valid_tokens=counts.sum(),
-            loss_sums=result.loss_sums,
             counts=counts,
-            correct=result.correct,
-            hits=result.hits,
             valid=count_slots(batch.supervised_chains(self.ttt_steps)),
-            alpha_sums=_none_yet() if result.alpha_sums is None else result.alpha_sums,
-            sampled_hits=_none_yet() if result.sampled_hits is None else result.sampled_hits,
+            **vars(result),
         )
 
     def _unroll(self, inputs: TrainerInputs, settings: LossSettings) -> UnrollResult:

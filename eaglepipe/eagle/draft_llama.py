@@ -18,7 +18,7 @@ from eaglepipe.eagle.layers.blocks import (
     Eagle3LlamaRMSNorm,
 )
 from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding
-from eaglepipe.eagle.layers.target_rows import copy_rows
+from eaglepipe.eagle.layers.target_rows import TargetEmbeddingsMixin, copy_rows
 from eaglepipe.eagle.peagle_draft import _PeagleDraftMixin
 from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
 from eaglepipe.errors import DraftError
@@ -51,7 +51,7 @@ class Eagle3LlamaModel(nn.Module):
         self.gradient_checkpointing = False
 
 
-class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
+class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrainedModel):
     """Llama-style EAGLE-3 draft; `config` as `draft_config_from_target` makes it, or any dense Llama-like one.
 
     Symbols: V target vocabulary, D draft vocabulary, H draft hidden, A aux layers, Ht target hidden.
@@ -141,27 +141,6 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, PreTrainedModel):
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the logits over the draft vocabulary [..., D] of a carried state [..., H]."""
         return self.lm_head(self.head_input(hidden_states))
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embeddings [V, H]."""
-        return self.model.embed_tokens
-
-    @torch.no_grad()
-    def copy_embeddings_from_target(self, target_embeddings: nn.Embedding | torch.Tensor) -> None:
-        """Start from the target's input embeddings [V, H]; a sharded (distributed) tensor is gathered first.
-
-        They are copied as stored, without the factor by which some targets scale them (sqrt(H) in Gemma): engines share
-        the stored rows with the draft, and the fused layer's norm takes any factor out again.
-
-        Raises:
-            DraftError: when the draft is narrower or wider than the target.
-        """
-        weight = target_embeddings.weight if isinstance(target_embeddings, nn.Module) else target_embeddings
-        copy_rows(self.model.embed_tokens.weight, weight, "token embeddings", "set draft.hidden_size to the target's")
-
-    def freeze_embeddings(self) -> None:
-        """Keep the token embeddings out of training."""
-        self.model.embed_tokens.weight.requires_grad_(False)
 
     @torch.no_grad()
     def copy_lm_head_from_target(self, rows: torch.Tensor) -> None:

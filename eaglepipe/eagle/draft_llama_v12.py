@@ -20,7 +20,7 @@ from eaglepipe.eagle.layers.blocks_v12 import (
     EagleLlamaMLP,
     _build_causal_mask,
 )
-from eaglepipe.eagle.layers.target_rows import copy_rows
+from eaglepipe.eagle.layers.target_rows import TargetEmbeddingsMixin
 from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-class LlamaEagleDraftModel(PreTrainedModel):
+class LlamaEagleDraftModel(TargetEmbeddingsMixin, PreTrainedModel):
     """Llama-style dense draft that predicts next-step hidden states.
 
     Works with Llama, Phi-3, and Qwen3 dense configs: attention_bias, mlp_bias, head_dim, rope and rms_norm_eps are read
@@ -112,20 +112,3 @@ class LlamaEagleDraftModel(PreTrainedModel):
         return self.fc(torch.cat((embeds, features.to(embeds.dtype)), dim=-1))
 
     positions = staticmethod(slot_positions)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embeddings [V, H]."""
-        return self.embed_tokens
-
-    def copy_embeddings_from_target(self, target_embeddings: nn.Embedding | torch.Tensor) -> None:
-        """Copy the target model token embeddings into the draft embeddings; a sharded DTensor is gathered first.
-
-        Raises:
-            DraftError: when the draft is narrower or wider than the target.
-        """
-        weight = target_embeddings.weight if isinstance(target_embeddings, nn.Module) else target_embeddings
-        copy_rows(self.embed_tokens.weight, weight, "token embeddings", "leave draft.hidden_size to the target's")
-
-    def freeze_embeddings(self) -> None:
-        """Freeze draft token embeddings."""
-        self.embed_tokens.weight.requires_grad_(False)

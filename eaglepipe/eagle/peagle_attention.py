@@ -5,7 +5,7 @@ kv key-value heads, d head size.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 
@@ -97,11 +97,12 @@ class PeagleMask:
 
     queries: Elements
     keys: Elements
-    longest: torch.Tensor | None = field(default=None)  # int64 []
+    longest: torch.Tensor | None = None  # int64 []
+    query_rows: torch.Tensor | None = None  # int64 [Q], the elements that are queries; None: all
 
     def of_queries(self, places: torch.Tensor) -> "PeagleMask":
         """Return the mask of the same keys and only the queries at `places` int64 [Q]."""
-        return replace(self, queries=self.queries.take(places))
+        return replace(self, queries=self.queries.take(places), query_rows=places)
 
     @cached_property
     def block_mask(self) -> BlockMask:

@@ -91,20 +91,17 @@ class _PeagleAttentionMixin:
         combined_states: torch.Tensor,
         position_ids: torch.Tensor,
         block_mask: PeagleMask | BlockMask,
-        *,
-        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """P-EAGLE single parallel-group attention: one pass over all depths, no step offset and no cache.
 
         Args:
             combined_states: [1, N, input_size].
             position_ids: int64 [1, N], anchor + depth in the document.
-            block_mask: which element reads which; its queries are those of `rows`.
-            rows: int64 [Q], elements whose output is computed; None: all N.
+            block_mask: visibility of the N elements to the Q that are queries.
 
         Returns: [1, Q, H].
         """
-        longest = block_mask.longest if isinstance(block_mask, PeagleMask) else None
+        longest, rows = getattr(block_mask, "longest", None), getattr(block_mask, "query_rows", None)
         cos, sin = (table[:, None] for table in self.rotary_emb(position_ids, longest=longest))
         key = apply_rotary(self._heads(self.k_proj(combined_states)), cos, sin)
         value = self._heads(self.v_proj(combined_states))
@@ -131,14 +128,12 @@ class _PeagleDecoderLayerMixin:
         hidden_states: torch.Tensor,
         position_ids: torch.Tensor,
         block_mask: PeagleMask | BlockMask,
-        *,
-        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`forward` with `self_attn.forward_peagle`: embeddings and states [1, N, H] -> [1, Q, H]."""
         embeds, states = self.input_layernorm(input_embeds), self.hidden_norm(hidden_states)
         combined = torch.cat((embeds.to(states.dtype), states), dim=-1)
-        attended = self.self_attn.forward_peagle(combined, position_ids, block_mask, rows=rows)
-        return _after_attention(self, hidden_states, attended, rows)
+        attended = self.self_attn.forward_peagle(combined, position_ids, block_mask)
+        return _after_attention(self, hidden_states, attended, getattr(block_mask, "query_rows", None))
 
 
 class _PeagleVanillaLayerMixin:
@@ -150,17 +145,12 @@ class _PeagleVanillaLayerMixin:
     mlp: nn.Module
 
     def forward_peagle(
-        self,
-        hidden_states: torch.Tensor,
-        position_ids: torch.Tensor,
-        block_mask: PeagleMask | BlockMask,
-        *,
-        rows: torch.Tensor | None = None,
+        self, hidden_states: torch.Tensor, position_ids: torch.Tensor, block_mask: PeagleMask | BlockMask
     ) -> torch.Tensor:
         """A pre-norm Llama layer under the mask: states [1, N, H] -> [1, Q, H]."""
         normed = self.input_layernorm(hidden_states)
-        attended = self.self_attn.forward_peagle(normed, position_ids, block_mask, rows=rows)
-        return _after_attention(self, hidden_states, attended, rows)
+        attended = self.self_attn.forward_peagle(normed, position_ids, block_mask)
+        return _after_attention(self, hidden_states, attended, getattr(block_mask, "query_rows", None))
 
 
 def _after_attention(
@@ -247,13 +237,10 @@ class _PeagleDraftMixin:
         inputs: tuple[torch.Tensor, ...] = (self.model.embed_tokens(sampled_input_ids).to(states.dtype),)
         last = len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
-            keywords = {}
             if rows is not None and index == last:
-                assert isinstance(block_mask, PeagleMask), (
-                    "rows are chosen from a mask that build_peagle_block_mask made"
-                )
-                block_mask, keywords = block_mask.of_queries(rows), {"rows": rows}
-            states = self._run_draft_layer(layer.forward_peagle, (*inputs, states, position_ids, block_mask), keywords)
+                assert isinstance(block_mask, PeagleMask), "rows need a mask from build_peagle_block_mask"
+                block_mask = block_mask.of_queries(rows)
+            states = self._run_draft_layer(layer.forward_peagle, (*inputs, states, position_ids, block_mask))
             inputs = ()
         output: torch.Tensor = self.model.norm(states) if self.config.norm_output else states
         return output

@@ -13,7 +13,6 @@ from eaglepipe.eagle.core import Eagle3StepMetrics, supervise
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.kernels.fused_head import fused_head_loss
 from eaglepipe.eagle.packed_batch import PackedBatch
-from eaglepipe.eagle.peagle.checks import check_peagle_settings
 from eaglepipe.eagle.peagle.loss import Targets, look_up_targets
 from eaglepipe.eagle.peagle.partitions import PartResult, gradients_in_forward
 from eaglepipe.eagle.peagle_attention import PeagleMask
@@ -25,7 +24,7 @@ from eaglepipe.eagle.peagle_data import (
     find_documents,
     plan_parts,
 )
-from eaglepipe.eagle.unroll.checks import check_inputs, check_supervision_source
+from eaglepipe.eagle.unroll.checks import check_inputs, check_peagle_settings, check_supervision_source
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 

@@ -3,13 +3,16 @@
 Uncompiled they are the reference that the kernels are tried against, and the fallback if they fail.
 """
 
+import inspect
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import cache, partial, wraps
+from typing import Any, TypeVar
 
 import torch
 
 from eaglepipe.eagle.kernels.probe import agrees
+
+Result = TypeVar("Result")
 
 
 def available(logits: torch.Tensor) -> bool:
@@ -20,52 +23,40 @@ def available(logits: torch.Tensor) -> bool:
     return logits.device.type == "cuda"
 
 
+def _compiled_if_it_works(function: Callable[..., Result]) -> Callable[..., Result]:
+    @wraps(function)
+    def call(logits: torch.Tensor, *arguments: Any) -> Result:
+        works = compiled_works(logits.device, logits.shape[1])
+        return (_compiled(function) if works else function)(logits, *arguments)
+
+    return call
+
+
+@_compiled_if_it_works
 def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return log-partition, largest logit and its id, each [r], from one pass."""
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _kernel(_statistics, logits)(logits)
-    return results
-
-
-def scaled_softmax(
-    logits: torch.Tensor, log_partition: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """Return exp(logits - log_partition) times `scale` [r], in `dtype`."""
-    scaled: torch.Tensor = _kernel(_scaled_softmax, logits)(logits, log_partition, scale, dtype)
-    return scaled
-
-
-def dense_losses(
-    logits: torch.Tensor, probs: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return cross-entropy [r] against rows `rows` [r] of `probs` [N, D], greedy tokens and the logits' gradient."""
-    kernel = _kernel(_dense_losses, logits)
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = kernel(logits, probs, rows, dtype)
-    return results
-
-
-def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
     top, token = logits.max(dim=-1)
     return logits.logsumexp(dim=-1), top, token
 
 
-def _scaled_softmax(
+@_compiled_if_it_works
+def scaled_softmax(
     logits: torch.Tensor, log_partition: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
+    """Return exp(logits - log_partition) times `scale` [r], in `dtype`."""
     return ((logits - log_partition[:, None]).exp() * scale[:, None]).to(dtype)
 
 
-def _dense_losses(
+@_compiled_if_it_works
+def dense_losses(
     logits: torch.Tensor, probs: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return cross-entropy [r] against rows `rows` [r] of `probs` [N, D], greedy tokens and the logits' gradient."""
     targets = probs.index_select(0, rows).to(logits.dtype)
     mass, log_partition = targets.sum(dim=-1), logits.logsumexp(dim=-1)
     gradient = (logits - log_partition[:, None]).exp() * mass[:, None] - targets
     losses = log_partition * mass - (logits * targets).sum(dim=-1)
     return losses, logits.argmax(dim=-1), gradient.to(dtype)
-
-
-def _kernel(function: Callable[..., Any], logits: torch.Tensor) -> Callable[..., Any]:
-    return _compiled(function) if compiled_works(logits.device, logits.shape[1]) else function
 
 
 @cache
@@ -84,9 +75,9 @@ def compiled_works(device: torch.device, draft_size: int) -> bool:
     rows = torch.tensor([2, 0, 1, 1, 0], device=device)
     scale = torch.rand(num_rows, generator=generator).to(device)
     arguments: dict[Callable[..., Any], tuple[Any, ...]] = {
-        _statistics: (logits,),
-        _scaled_softmax: (logits, logits.logsumexp(-1), scale, torch.float32),
-        _dense_losses: (logits, probs, rows, torch.float32),
+        inspect.unwrap(statistics): (logits,),
+        inspect.unwrap(scaled_softmax): (logits, logits.logsumexp(-1), scale, torch.float32),
+        inspect.unwrap(dense_losses): (logits, probs, rows, torch.float32),
     }
 
     def results(wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> tuple[torch.Tensor, ...]:

@@ -31,7 +31,7 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SpanBySpan:
-    """A `CausalKernel` that needs nothing of the device."""
+    """Attention of spans of queries to step 0's keys and values, up to each query's own, on every device."""
 
     spans: tuple[SlotSpan, ...]
     scale: float
@@ -39,7 +39,7 @@ class SpanBySpan:
     def forward(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `CausalKernel`."""
+        """Attend queries [n, kv, G, d] to [C, kv, d]; return the output and the normaliser of an `Attended`."""
         output = torch.empty_like(queries, memory_format=torch.contiguous_format)
         normaliser = queries.new_empty(queries.shape[:-1], dtype=torch.promote_types(queries.dtype, torch.float32))
         for rows, blocks in _blocks(self.spans):
@@ -51,7 +51,7 @@ class SpanBySpan:
         return output, normaliser
 
     def backward(self, grad_output: torch.Tensor, attended: Attended) -> Gradients:
-        """As `CausalKernel`."""
+        """Return the gradients inside a softmax whose whole are the `output` and `normaliser` of `attended`."""
         queries, keys, values, output, normaliser = attended
         totals = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         for rows, blocks in _blocks(self.spans):

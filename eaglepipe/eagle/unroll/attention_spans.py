@@ -7,27 +7,15 @@ Shapes: n queries, h heads in kv groups of G, C cached keys, d head size, k colu
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from eaglepipe.eagle.unroll.attention_blocks import Attended, Gradients, SpanBySpan
+from eaglepipe.eagle.unroll.attention_blocks import Attended, SpanBySpan
 from eaglepipe.eagle.unroll.attention_varlen import Varlen, varlen_works
 from eaglepipe.eagle.unroll.slot_plan import StepSpans
 
-
-class CausalKernel(Protocol):
-    """Attention of spans of queries [n, kv, G, d] to step 0's keys and values [C, kv, d], up to each query's own."""
-
-    def forward(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output [n, kv, G, d] and the natural log-sum-exp [n, kv, G], float32 at least."""
-        ...
-
-    def backward(self, grad_output: torch.Tensor, attended: Attended) -> Gradients:
-        """Return the gradients inside a softmax whose whole are the `output` and `normaliser` of `attended`."""
-        ...
+CausalKernel = SpanBySpan | Varlen
 
 
 def span_attention(

@@ -40,7 +40,7 @@ def varlen_backward(grad_output: torch.Tensor, attended: Attended, tables: Varle
 
 @dataclass(frozen=True, kw_only=True)
 class Varlen:
-    """A `CausalKernel` of one launch each way.
+    """The attention of `SpanBySpan` in one launch each way.
 
     Deterministic if `torch.use_deterministic_algorithms` asks for it, as kernel and sums are.
     """
@@ -51,14 +51,14 @@ class Varlen:
     def forward(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `CausalKernel`."""
+        """As `SpanBySpan.forward`."""
         output, normaliser = varlen_forward(
             queries.flatten(1, 2).contiguous(), self._gather(keys), self._gather(values), self.tables, self.scale
         )
         return output.view(queries.shape), normaliser.t().unflatten(1, queries.shape[1:3]).contiguous()
 
     def backward(self, grad_output: torch.Tensor, attended: Attended) -> Gradients:
-        """As `CausalKernel`; keys that several spans read sum their gradients in float32 at least."""
+        """As `SpanBySpan.backward`; keys that several spans read sum their gradients in float32 at least."""
         queries, keys, values, output, normaliser = attended
         gathered = Attended(
             queries.flatten(1, 2).contiguous(),

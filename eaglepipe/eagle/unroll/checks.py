@@ -6,6 +6,7 @@ import torch
 
 from eaglepipe.eagle.losses import LOSS_KINDS, StepLoss
 from eaglepipe.eagle.packed_batch import PackedBatch, check_shape
+from eaglepipe.eagle.peagle_data import CodSettings
 from eaglepipe.eagle.unroll.attention import check_right_padded
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
@@ -39,6 +40,33 @@ def check_settings(
         raise DraftError(f"loss must be one of {', '.join(LOSS_KINDS)}, not {loss.kind!r}")
     if not loss.scale >= 0.0 or not loss.decay >= 0.0:
         raise DraftError(f"the scale and decay of an LK loss must be at least 0, not {loss.scale!r} and {loss.decay!r}")
+    check_vocabulary(config, selected_token_ids, selected_token_mask)
+
+
+def check_peagle_settings(
+    config: Any,
+    selected_token_ids: torch.Tensor,
+    selected_token_mask: torch.Tensor,
+    *,
+    settings: CodSettings,
+    sequence_partitions: int,
+) -> None:
+    """Check the settings that a P-EAGLE trainer is built from.
+
+    Raises:
+        DraftError: naming the setting.
+    """
+    for name, value in (("depths", settings.depths), ("sequence_partitions", sequence_partitions)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise DraftError(f"{name} must be an int of at least 1, not {value!r}")
+    if not 0.0 < settings.ratio <= 1.0:
+        raise DraftError(f"cod_ratio must be above 0 and at most 1, not {settings.ratio!r}")
+    if not 0.0 <= settings.min_ratio <= 1.0:
+        raise DraftError(f"cod_min_ratio must be from 0 to 1, not {settings.min_ratio!r}")
+    if not getattr(config, "parallel_drafting", False):
+        raise DraftError("P-EAGLE needs a draft with mask_hidden; build its config with parallel_drafting")
+    if getattr(config, "mask_token_id", None) is None:
+        raise DraftError("P-EAGLE without mask token: the draft's config has no mask_token_id")
     check_vocabulary(config, selected_token_ids, selected_token_mask)
 
 

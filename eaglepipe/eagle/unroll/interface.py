@@ -3,7 +3,7 @@
 Symbols: B rows, T slots, S rows of targets, D draft vocabulary, K steps.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -58,6 +58,11 @@ class LossSettings:
     mean_alphas: torch.Tensor | None = None  # float32 [K], for `lambda`; None: the batch's own
 
 
+def none_yet() -> torch.Tensor:
+    """Return the value of a metric that was not computed."""
+    return torch.zeros(0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnrollResult:
     """Sums over a batch for each step; only `loss` carries a gradient."""
@@ -66,5 +71,6 @@ class UnrollResult:
     loss_sums: torch.Tensor  # float32 [K]
     correct: torch.Tensor  # int64 [K]
     hits: torch.Tensor  # int64 [K]
-    alpha_sums: torch.Tensor | None = None  # float32 [K], with an LK loss
-    sampled_hits: torch.Tensor | None = None  # float32 [K], likewise
+    alpha_sums: torch.Tensor = field(default_factory=none_yet)  # float32 [K], summed alpha; only with an LK loss
+    sampled_hits: torch.Tensor = field(default_factory=none_yet)
+    """float32 [K], slots times the chance that their first k+1 drawn drafts are all accepted; only with an LK loss."""

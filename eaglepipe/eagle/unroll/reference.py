@@ -36,13 +36,13 @@ def unroll_reference(draft: LlamaEagle3DraftModel, inputs: TrainerInputs, settin
         hits.append(unbroken.sum())
         ids, targets, mass = shift_left_with_zero(ids), _shift(targets), shift_left_with_zero(mass)
     sums = torch.stack(loss_sums)
+    acceptance = {"alpha_sums": torch.stack(alpha_sums), "sampled_hits": torch.stack(sampled)}
     return UnrollResult(
         loss=(sums * settings.step_weights).sum(),
         loss_sums=sums.detach(),
         correct=torch.stack(correct),
         hits=torch.stack(hits),
-        alpha_sums=torch.stack(alpha_sums) if settings.loss.needs_mass else None,
-        sampled_hits=torch.stack(sampled) if settings.loss.needs_mass else None,
+        **(acceptance if settings.loss.needs_mass else {}),
     )
 
 
