@@ -9,7 +9,8 @@ from safetensors.torch import save
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache_tools.derive import source_fields
-from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
+from eaglepipe.chat.template import load_chat_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.drafts.folder import CONFIG_FILE
 from eaglepipe.drafts.published_vocab import published_vocab
 from eaglepipe.errors import ConfigError, VocabError

@@ -11,12 +11,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.chat.render import ChatTemplate, Rendered, assistant_positions, has_generation_markers, pinned_dates
-from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, load_tokenizer, read_template
+from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_template
 from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.errors import TemplateError
 from eaglepipe.recipe.config import DataConfig
-
-__all__ = ["ChatTokenizer", "load_chat_tokenizer", "load_tokenizer", "probe_template"]
 
 _SYSTEM: Message = {"role": "system", "content": "Answer in short sentences."}
 _FIRST: tuple[Message, ...] = (

@@ -6,16 +6,8 @@ from eaglepipe.progress import format_seconds
 from eaglepipe.tables import Justify, text_table
 
 _COLUMNS: dict[str, Justify] = {
-    "": "left",
-    "profile": "left",
-    "supervision": "left",
-    "stored as": "left",
-    "aux": "left",
-    "entries": "right",
-    "B/token": "right",
-    "total GB": "right",
-    "hours": "right",
-    "pays after": "right",
+    **dict.fromkeys(("", "profile", "supervision", "stored as", "aux"), "left"),
+    **dict.fromkeys(("entries", "B/token", "total GB", "hours", "pays after"), "right"),
     " ": "left",
 }
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.chat.sources import iter_conversations
-from eaglepipe.chat.template import ChatTokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import DataError
 from eaglepipe.evaluation.finished_run import FinishedRun

@@ -6,6 +6,7 @@ Shapes: B rows still running, P padded prompt length, V vocabulary.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,17 +88,12 @@ Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Ten
 def _decoder_step(target: LoadedTarget) -> Forward:
     """Return ids [B, new], mask [B, seen], positions [B, new], cache -> logits float32 [B, V] after the last token."""
     accepted = inspect.signature(target.model.forward).parameters
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def step(input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: object) -> torch.Tensor:
-        position_ids = {"position_ids": positions} if "position_ids" in accepted else {}
+        options = last_only | ({"position_ids": positions} if "position_ids" in accepted else {})
         output = target.model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **position_ids,
-            **last_only,
+            input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
         )
         return output.logits[:, -1].float()
 

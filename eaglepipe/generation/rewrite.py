@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.chat.template import ChatTokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.errors import TemplateError
 from eaglepipe.generation.generate import Answer, Sampling, generate

@@ -12,7 +12,8 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.kind import stored_codec
 from eaglepipe.cache.supervision.sparse import SparseRule
 from eaglepipe.chat.sources import check_regenerated
-from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer, load_tokenizer
+from eaglepipe.chat.template import load_chat_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.devices import resolve_device
 from eaglepipe.recipe.config import CacheConfig
 from eaglepipe.recipe.tree import Recipe

@@ -4,7 +4,8 @@ from itertools import islice
 
 from eaglepipe.chat.preview import preview_samples
 from eaglepipe.chat.sources import check_regenerated, iter_conversations
-from eaglepipe.chat.template import load_chat_tokenizer, load_tokenizer
+from eaglepipe.chat.template import load_chat_tokenizer
+from eaglepipe.chat.tokenizer import load_tokenizer
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.chat.types import DropCounts
 from eaglepipe.recipe.tree import Recipe

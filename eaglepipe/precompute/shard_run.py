@@ -43,23 +43,18 @@ class Worker:
         return shard % self.count == self.rank
 
 
-def parse_worker(text: str | None) -> Worker:
+def parse_worker(text: str | None = None) -> Worker:
     """Return the share `i/n`; of None, the share that torchrun gives this process, else all.
 
     Raises:
         ConfigError: another text.
     """
     if text is None:
-        return worker_from_environment()
+        return Worker(rank=int(os.environ.get("RANK", "0")), count=int(os.environ.get("WORLD_SIZE", "1")))
     rank, _, count = text.partition("/")
     if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
         raise ConfigError(f"--workers {text!r}: expected i/n with 0 <= i < n, such as 0/4")
     return Worker(rank=int(rank), count=int(count))
-
-
-def worker_from_environment() -> Worker:
-    """Return the share that torchrun gives this process, else all."""
-    return Worker(rank=int(os.environ.get("RANK", "0")), count=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 class ShardRun:

@@ -21,7 +21,7 @@ from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout
 from eaglepipe.precompute.plan import PrecomputePlan, begin_plan, find_begun, preview_plan, resume_plan
-from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files, worker_from_environment
+from eaglepipe.precompute.shard_run import ShardRun, Worker, parse_worker, publish_fixed_files
 from eaglepipe.progress import format_seconds
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
@@ -91,7 +91,7 @@ def run_precompute(
     _report_layout(inputs, plan.layout, str(plan.folder), report)
     if dry_run:
         return _incomplete(plan.layout, started, plan)
-    written = 0 if seal_only else _write_missing(inputs, plan, worker or worker_from_environment(), report)
+    written = 0 if seal_only else _write_missing(inputs, plan, worker or parse_worker(), report)
     missing = missing_shards(plan.folder, plan.document)
     if missing and seal_only:
         raise CacheError(f"{plan.folder}: cannot be sealed, {len(missing)} of its shards are missing: {missing[:8]}")

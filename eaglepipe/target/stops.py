@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eaglepipe.chat.template import ChatTokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.target.load import LoadedTarget
 
 

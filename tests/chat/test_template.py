@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer
+from eaglepipe.chat.template import load_chat_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.errors import DataError, TemplateError
 from tests.chat.tiny_chat import (
     CHATML,

@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from eaglepipe.chat.template import load_chat_tokenizer, load_tokenizer
+from eaglepipe.chat.template import load_chat_tokenizer
+from eaglepipe.chat.tokenizer import load_tokenizer
 from eaglepipe.errors import TargetError, TemplateError
 from eaglepipe.recipe.config import DataConfig, SourceConfig
 from tests.chat.tiny_chat import CHATML, CHATML_MARKED, conversation, data_config, dialogue, make_chat, make_tokenizer

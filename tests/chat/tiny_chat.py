@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from eaglepipe.chat.template import ChatTokenizer, load_chat_tokenizer
+from eaglepipe.chat.template import load_chat_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.errors import TemplateError
 from eaglepipe.recipe.config import DataConfig, SourceConfig
