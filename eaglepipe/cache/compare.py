@@ -16,22 +16,13 @@ _TARGET_FIELDS = (("target", "weights"), ("target", "config"), ("target", "dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One leaf that two caches do not share."""
-
-    field: str
-    a: Any
-    b: Any
-
-
-@dataclass(frozen=True, kw_only=True)
 class CacheDiff:
     """Differences of two caches; `contents` may differ with one identity if devices computed other bits."""
 
     a: str
     b: str
-    identity: tuple[Difference, ...]
-    contents: tuple[Difference, ...]
+    identity: tuple[dict[str, Any], ...]  # field, a, b of each leaf that differs
+    contents: tuple[dict[str, Any], ...]
 
     @property
     def equal(self) -> bool:
@@ -43,7 +34,7 @@ class CacheDiff:
     def table(self) -> str:
         """Return one line a difference, those of the identity first."""
         lines = [
-            f"{part}  " + printable(f"{difference.field}: {difference.a!r} -> {difference.b!r}")
+            f"{part}  " + printable("{field}: {a!r} -> {b!r}".format(**difference))
             for part, differences in (("identity", self.identity), ("contents", self.contents))
             for difference in differences
         ]
@@ -66,8 +57,8 @@ def diff_caches(a: Path, b: Path) -> CacheDiff:
     )
 
 
-def _differences(a: dict[str, Any], b: dict[str, Any]) -> tuple[Difference, ...]:
-    return tuple(Difference(field=field, a=old, b=new) for field, old, new in differing_leaves(a, b))
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    return tuple({"field": field, "a": old, "b": new} for field, old, new in differing_leaves(a, b))
 
 
 def _load_plan(folder: Path) -> Plan:

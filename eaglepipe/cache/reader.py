@@ -136,17 +136,18 @@ class Cache:
         self._verified[sample] = True
         return decoded
 
-    def check_shard(self, shard: int) -> None:
-        """Compare a shard's footer with the spec: columns, identity, number of samples.
+    def check_shards(self) -> None:
+        """Compare the footers of shards with the spec: columns, identity, number of samples.
 
         Raises:
-            CorruptError: naming the shard.
+            CorruptError: naming the first shard that does not fit.
         """
-        try:
-            self._open_shard(shard)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            path = self.folder / self.manifest.shards[shard].path
-            raise CorruptError(f"{path}: unreadable ({type(error).__name__}: {error}); recompute it") from error
+        for shard, entry in enumerate(self.manifest.shards):
+            try:
+                self._open_shard(shard)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                path = self.folder / entry.path
+                raise CorruptError(f"{path}: unreadable ({type(error).__name__}: {error}); recompute it") from error
 
     def _decode(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
         mapped = self._reader(shard)

@@ -49,16 +49,12 @@ def seal_cache(folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int) ->
 
 
 def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocument:
-    head = _read_head(folder / HEAD_FILE)
+    try:
+        head = HeadSpec(**read_json_object(folder / HEAD_FILE))
+    except TypeError as error:
+        raise CorruptError(f"{folder / HEAD_FILE}: not the scale and cap of a head ({error})") from None
     fields = {name: value for name, value in asdict(spec).items() if name != "last_hidden"}  # a feature of the manifest
     return SpecDocument(max_length=max_length, **fields, **asdict(head))
-
-
-def _read_head(path: Path) -> HeadSpec:
-    try:
-        return HeadSpec(**read_json_object(path))
-    except TypeError as error:
-        raise CorruptError(f"{path}: not the scale and cap of a head ({error})") from None
 
 
 def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: ShardSpec, spec: SpecDocument) -> Manifest:

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,30 +65,25 @@ def declared_sections(recipe: Recipe) -> dict[str, Any]:
 
 def list_caches(root: Path) -> Iterator[FoundCache]:
     """Yield every readable cache below a root, by name; `unreadable_caches` yields the others."""
-    for folder in _folders(root):
-        with suppress(CacheError, CorruptError):
-            yield _load(folder)
+    return (cache for cache in _scan(root) if isinstance(cache, FoundCache))
 
 
 def unreadable_caches(root: Path) -> Iterator[tuple[Path, str]]:
     """Yield the folders below a root whose plan or manifest cannot be trusted, and why."""
-    for folder in _folders(root):
+    return (cache for cache in _scan(root) if not isinstance(cache, FoundCache))
+
+
+def _scan(root: Path) -> Iterator[FoundCache | tuple[Path, str]]:
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if not (folder / PLAN_NAME).is_file() and not (folder / MANIFEST_NAME).is_file():
+            continue
         try:
-            _load(folder)
+            plan = load_document(folder / PLAN_NAME, Plan)
+            manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
         except (CacheError, CorruptError) as error:
             yield folder, str(error)
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if (folder / PLAN_NAME).is_file() or (folder / MANIFEST_NAME).is_file():
-            yield folder
-
-
-def _load(folder: Path) -> FoundCache:
-    plan = load_document(folder / PLAN_NAME, Plan)
-    manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
-    return FoundCache(folder=folder, plan=plan, manifest=manifest)
+        else:
+            yield FoundCache(folder=folder, plan=plan, manifest=manifest)
 
 
 def find_cache(recipe: Recipe) -> Path:

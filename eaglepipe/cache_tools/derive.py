@@ -211,12 +211,10 @@ def source_fields(cache: Cache) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def result_json(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Return the report of `cache merge` and `cache recode` about the cache that they made."""
+    counts = ("identity", "samples", "tokens", "supervised_tokens")
     return {
         "folder": str(folder),
-        "identity": manifest.identity,
-        "samples": manifest.samples,
-        "tokens": manifest.tokens,
-        "supervised_tokens": manifest.supervised_tokens,
+        **{name: getattr(manifest, name) for name in counts},
         "shards": len(manifest.shards),
         "bytes": manifest.bytes,
         "bytes_per_token": round(manifest.bytes_per_token, 3),

@@ -68,9 +68,8 @@ class Divergence:
         return cls(largest=float(kl.max()), total=float(kl.sum()), rows=source.shape[0])
 
     def __add__(self, other: "Divergence") -> "Divergence":
-        return Divergence(
-            largest=max(self.largest, other.largest), total=self.total + other.total, rows=self.rows + other.rows
-        )
+        largest = max(self.largest, other.largest)
+        return Divergence(largest=largest, total=self.total + other.total, rows=self.rows + other.rows)
 
     def report(self) -> dict[str, float]:
         return {"kl_max": self.largest, "kl_mean": self.total / max(1, self.rows)}

@@ -106,7 +106,7 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
         derivation,
         lambda origin, shard: _convert(reencoder, origin, _sums_file(folder, shard)),
         verb="recode",
-        report=lambda: json_bytes(_report(folder, derivation, spec)),
+        report=lambda: _report(folder, derivation.plan.shards, spec.kind.column),
     )
     return _result(folder, manifest)
 
@@ -128,15 +128,14 @@ def _sums_file(folder: Path, shard: int) -> Path:
     return folder / WORK_FOLDER / "deviations" / f"{shard:05d}.json"
 
 
-def _report(folder: Path, derivation: Derivation, spec: ShardSpec) -> dict[str, Any]:
-    files = [_sums_file(folder, shard) for shard in range(derivation.plan.shards)]
+def _report(folder: Path, num_shards: int, column: str) -> bytes:
+    files = [_sums_file(folder, shard) for shard in range(num_shards)]
     total = sum((RecodeSums.from_json(read_json_object(file)) for file in files), RecodeSums())
-    return total.report(spec.kind.column)
+    return json_bytes(total.report(column))
 
 
 def _result(folder: Path, manifest: Manifest) -> RecodeResult:
-    errors = read_json_object(folder / REPORT_FILE)
-    return RecodeResult(cache=result_json(folder, manifest), errors=errors)
+    return RecodeResult(cache=result_json(folder, manifest), errors=read_json_object(folder / REPORT_FILE))
 
 
 def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None, rule: SparseRule | None) -> Derivation:
@@ -200,8 +199,7 @@ def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | Non
 def _new_spec(cache: Cache, changes: Changes, vocab: DraftVocab | None) -> ShardSpec:
     old = cache.spec
     supervision = changes.supervision or old.supervision
-    possible = old.kind.convertible_to
-    if supervision not in possible:
+    if supervision not in (possible := old.kind.convertible_to):
         raise CacheError(
             f"{cache.folder}: supervision {old.supervision!r} cannot become {supervision!r}, only "
             f"{' or '.join(map(repr, possible))}; data that is not stored has to be computed by the target"
@@ -251,8 +249,8 @@ def _sparse_rule(cache: Cache, changes: Changes, spec: ShardSpec) -> SparseRule 
     """The cut, if supervision becomes sparse."""
     if not spec.kind.settings or cache.spec.kind.settings:
         return None
-    options = {"tolerance": changes.tolerance, "max_entries": changes.max_entries}
-    settings = _checked({name: value for name, value in options.items() if value is not None})
+    options = {name: getattr(changes, name) for name in spec.kind.settings if getattr(changes, name) is not None}
+    settings = _checked(options)
     return SparseRule(tolerance=settings.tolerance, max_entries=settings.max_entries)
 
 

@@ -1,6 +1,8 @@
 """Check of a cache against its manifest: every problem with the file and the sample that it is in."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,50 +53,43 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
     damaged: list[FileEntry] = []
     bytes_hashed = 0
     for entry in manifest.all_files():
-        try:
-            check_size(folder, entry)
-        except CorruptError as error:
-            problems.append(str(error))
-            continue
-        if full or entry not in manifest.shards:
+        if size_problem := _problem(partial(check_size, folder, entry)):
+            problems += size_problem
+        elif full or entry not in manifest.shards:
             bytes_hashed += entry.bytes
             if hash_file(folder / entry.path) != entry.xxh3_128:
                 damaged.append(entry)
-    problems += _check_plan(folder, manifest.identity)
-    samples_checked = manifest.samples if full else 0
+    problems += _problem(partial(_check_plan, folder, manifest.identity))
     for entry in damaged:
         problems.append(f"{folder / entry.path}: its bytes do not match the manifest's checksum")
         if entry in manifest.shards:
             problems += _damaged_samples(folder, manifest.shards.index(entry))
-    if not problems:
-        problems += _check_shards(Cache.open(folder))
+    if not problems:  # the footers of shards whose digests are right; one line, since all were written alike
+        problems += _problem(Cache.open(folder).check_shards)
     return VerifyReport(
         folder=str(folder),
         full=full,
         files_checked=len(manifest.all_files()),
-        samples_checked=samples_checked,
+        samples_checked=manifest.samples if full else 0,
         bytes_hashed=bytes_hashed,
         problems=tuple(problems),
         notes=tuple(_unlisted_files(folder, {entry.path for entry in manifest.all_files()})),
     )
 
 
-def _check_plan(folder: Path, identity: str) -> list[str]:
+def _problem(check: Callable[[], object]) -> list[str]:
+    """Run a check; return its error's message, if any."""
     try:
-        plan = load_document(folder / PLAN_NAME, Plan)
+        check()
     except (CacheError, CorruptError) as error:
         return [str(error)]
-    return [] if plan.identity == identity else [f"{folder / PLAN_NAME}: plan of another cache ({plan.identity})"]
-
-
-def _check_shards(cache: Cache) -> list[str]:
-    """Problems in the footers of shards whose digests are right; one line, since all were written alike."""
-    for shard in range(len(cache.manifest.shards)):
-        try:
-            cache.check_shard(shard)
-        except CorruptError as error:
-            return [str(error)]
     return []
+
+
+def _check_plan(folder: Path, identity: str) -> None:
+    plan = load_document(folder / PLAN_NAME, Plan)
+    if plan.identity != identity:
+        raise CorruptError(f"{folder / PLAN_NAME}: plan of another cache ({plan.identity})")
 
 
 def _damaged_samples(folder: Path, shard: int) -> list[str]:
@@ -103,13 +98,8 @@ def _damaged_samples(folder: Path, shard: int) -> list[str]:
     except CorruptError:
         return []
     first = sum(entry.samples for entry in cache.manifest.shards[:shard])
-    problems = []
-    for sample in range(first, first + cache.manifest.shards[shard].samples):
-        try:
-            cache.read(sample)
-        except CorruptError as error:
-            problems.append(str(error))
-    return problems
+    samples = range(first, first + cache.manifest.shards[shard].samples)
+    return [problem for sample in samples for problem in _problem(partial(cache.read, sample))]
 
 
 def _unlisted_files(folder: Path, listed: set[str]) -> list[str]:

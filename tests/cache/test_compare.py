@@ -27,11 +27,11 @@ def test_each_changed_setting_is_named_with_both_values(
     rows = json.dumps([{"path": str(project.sources[0]), "max_samples": 3}])
     other = make_cache(project, tmp_path, **{"cache.aux_codec": "fp16", "data.max_length": 64, "data.sources": rows})
     report = diff_caches(sealed_cache, other)
-    identity = {difference.field: (difference.a, difference.b) for difference in report.identity}
+    identity = {difference["field"]: (difference["a"], difference["b"]) for difference in report.identity}
     assert identity["cache.aux_codec"] == (load_manifest(sealed_cache).spec.aux_codec, "fp16")
     assert identity["data.max_length"] == (256, 64)
     assert identity.keys() == {"cache.aux_codec", "data.max_length", "data.fingerprint", "data.sources"}
-    contents = {difference.field: (difference.a, difference.b) for difference in report.contents}
+    contents = {difference["field"]: (difference["a"], difference["b"]) for difference in report.contents}
     assert contents["samples"] == (load_manifest(sealed_cache).samples, 3)
     assert contents["spec.aux_codec"] == identity["cache.aux_codec"]
     assert "cache.aux_codec: 'bf16' -> 'fp16'" in report.table()
@@ -43,7 +43,7 @@ def test_an_incomplete_cache_is_compared_by_its_plan(cache_copy: Path, tmp_path:
     (begun / "shards" / "00001.json").unlink()
     report = diff_caches(cache_copy, begun)
     assert report.identity == () and not report.equal
-    contents = {difference.field: (difference.a, difference.b) for difference in report.contents}
+    contents = {difference["field"]: (difference["a"], difference["b"]) for difference in report.contents}
     assert contents["complete"] == (True, False) and contents["missing_shards"] == (None, [1])
     assert "samples" not in contents
     assert diff_caches(begun, begun).equal

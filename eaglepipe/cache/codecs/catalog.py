@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eaglepipe.cache.codecs.base import EncodedRows, RowCodec
+from eaglepipe.cache.codecs.encoded import EncodedRows
 from eaglepipe.cache.codecs.fp8 import Fp8Rows
 from eaglepipe.cache.codecs.integer import IntegerRows
 from eaglepipe.errors import CacheError
@@ -48,20 +48,11 @@ class FloatRows:
 class InlineScales:
     """`inner`, each row followed by its scales, little-endian, for columns that are one block of bytes a row."""
 
-    inner: RowCodec
+    inner: Fp8Rows | IntegerRows
+    name: str
+    row_shape: tuple[int, ...]
+    scale_dtype: torch.dtype
     num_scales: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        return self.inner.row_shape
-
-    @property
-    def scale_dtype(self) -> torch.dtype:
-        return self.inner.scale_dtype
 
     @property
     def row_bytes(self) -> int:
@@ -80,6 +71,9 @@ class InlineScales:
         numbers = scales.contiguous().view(self.scale_dtype)
         return self.inner.decode(EncodedRows(payload=payload.contiguous(), scales=numbers))
 
+
+RowCodec = FloatRows | Fp8Rows | IntegerRows | InlineScales
+"""One encoding of rows of a fixed shape."""
 
 FLOAT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LOGICAL_DTYPES = {
@@ -112,4 +106,6 @@ def make_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
 def inline_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
     """Return `make_codec` with scales, if any, at the end of each row's bytes, for columns without one of scales."""
     codec = make_codec(name, row_shape)
-    return InlineScales(inner=codec) if codec.num_scales else codec
+    if not isinstance(codec, Fp8Rows | IntegerRows):
+        return codec
+    return InlineScales(inner=codec, name=codec.name, row_shape=codec.row_shape, scale_dtype=codec.scale_dtype)

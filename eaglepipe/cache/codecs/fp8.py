@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eaglepipe.cache.codecs.base import EncodedRows
+from eaglepipe.cache.codecs.encoded import EncodedRows
 
 _LARGEST = 448.0
 _SMALLEST_SCALE = 2.0**-120

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from eaglepipe.cache.codecs.base import EncodedRows
+from eaglepipe.cache.codecs.encoded import EncodedRows
 from eaglepipe.errors import CacheError
 
 # One value in this many may be an outlier.
