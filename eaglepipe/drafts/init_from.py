@@ -86,10 +86,10 @@ def _check_layers(folder: Path, published: StoredDraft, built: StoredDraft) -> N
     boundaries = tuple(built.config.get(AUX_IDS) or ())
     if not boundaries:
         return
-    spelling = read_aux(published.config)
-    readings: list[Ids] = [spelling.top] if spelling.top else []
-    if spelling.nested:
-        readings += [to_boundaries(spelling.nested), *([] if spelling.top else [spelling.nested])]
+    top, nested = read_aux(published.config)
+    readings: list[Ids] = [top] if top else []
+    if nested:
+        readings += [to_boundaries(nested), *([] if top else [nested])]
     if not readings and built.config["eagle_aux_layers_are_default"]:
         return
     if boundaries not in readings:

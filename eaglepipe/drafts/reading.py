@@ -1,7 +1,6 @@
 """Reads the config.json of a draft, in the native format (one level) or in that of speculators (a nested one)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,15 +15,6 @@ NORM_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"
 SPECULATORS_TYPES = {family.speculators_type: family for family in FAMILIES.values() if family.speculators_type}
 
 Ids = tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuxSpelling:
-    """The aux layers in each spelling of a config, None if it is absent."""
-
-    top: Ids | None  # read by vLLM and speculators, as boundaries
-    nested: Ids | None  # eagle_config's, read by SGLang as layer outputs, by vLLM (V1 runner) as boundaries
-    layer_ids: Ids | None  # eagle_config's, read by vLLM's V2 runner
 
 
 def is_speculators(config: Mapping[str, Any]) -> bool:
@@ -54,12 +44,9 @@ def read_norm_flag(config: Mapping[str, Any], name: str) -> bool:
     return name == "norm_before_residual" and declared is not None and not declared.is_parallel
 
 
-def read_aux(config: Mapping[str, Any]) -> AuxSpelling:
-    """Read every spelling of the aux layers."""
-    nested = eagle_config(config)
-    return AuxSpelling(
-        top=_ids(config.get(AUX_IDS)), nested=_ids(nested.get(AUX_IDS)), layer_ids=_ids(nested.get("layer_ids"))
-    )
+def read_aux(config: Mapping[str, Any]) -> tuple[Ids | None, Ids | None]:
+    """Read the aux layer ids of the top level, which are boundaries, and those of `eagle_config`, which may not be."""
+    return _ids(config.get(AUX_IDS)), _ids(eagle_config(config).get(AUX_IDS))
 
 
 def _ids(value: Any) -> Ids | None:
@@ -73,8 +60,8 @@ def read_num_aux(config: Mapping[str, Any]) -> int:
     declared = config.get("num_aux_hidden_states", layer_config(config).get("num_aux_hidden_states"))
     if isinstance(declared, int):
         return declared
-    spelling = read_aux(config)
-    return len((spelling.top if is_speculators(config) else spelling.nested) or (0, 0, 0))
+    top, nested = read_aux(config)
+    return len((top if is_speculators(config) else nested) or (0, 0, 0))
 
 
 def read_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -129,8 +116,7 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     """
     inner = layer_config(config)
     required = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    absent = [name for name in required if not _is_size(inner.get(name))]
-    if absent:
+    if absent := [name for name in required if not _is_size(inner.get(name))]:
         raise DraftError(f"the config has no {', '.join(absent)}")
     hidden, heads = inner["hidden_size"], inner["num_attention_heads"]
     return DraftShape(

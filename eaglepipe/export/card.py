@@ -19,11 +19,11 @@ _EMBEDDINGS = {None: "the draft's own", True: "trained", False: "the target's"}
 
 def model_card(draft: TrainedDraft, layout: Layout, *, dtype: str, target_name: str) -> ModelCard:
     """Return the card of a draft in an engine's layout; it names no local paths."""
-    record, shape = draft.record, draft.shape
+    shape = draft.shape
     is_on_hub = target_name.count("/") == 1
     is_normed = shape.fc_norm or shape.norm_output
-    table = record.evaluation.get("table")  # it labels every figure of its own
-    sources = [] if record.recipe is None else record.recipe.data.sources
+    table = draft.evaluation.get("table")  # it labels every figure of its own
+    sources = [] if draft.recipe is None else draft.recipe.data.sources
     text = _template().render(
         metadata=ModelCardData(base_model=target_name if is_on_hub else None, tags=TAGS),
         label=(shape.family.normed_label if is_normed else None) or shape.family.draft_label,
@@ -35,10 +35,10 @@ def model_card(draft: TrainedDraft, layout: Layout, *, dtype: str, target_name: 
         dtype=dtype,
         embeddings=_EMBEDDINGS[draft.embeddings_trained],
         architectures=draft.target.architectures,
-        recipe=record.recipe,
+        recipe=draft.recipe,
         sources=[public_name(source.path) or source.path for source in sources],
-        cache=record.cache,
-        train=record.train,
+        cache=draft.cache,
+        train=draft.train,
         evaluation=table.rstrip("\n") if isinstance(table, str) else None,
         serving=_serving_command(draft, layout, target_name),
         version=__version__,

@@ -1,4 +1,4 @@
-"""Opens the draft to be exported: that of a run folder, or a draft folder alone in any layout."""
+"""Opens the draft to be exported, with the record of its run if there is one, or a draft folder alone in any layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,21 @@ from typing import Any
 
 import torch
 
+from eaglepipe.cache.manifest import Manifest
+from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.storage import caches_of
 from eaglepipe.drafts.folder import CONFIG_FILE, StoredDraft, read_draft_folder
 from eaglepipe.drafts.reading import Ids, layer_config, read_aux, read_mask_token, read_rope
 from eaglepipe.drafts.shape import DraftShape, tensor_faults, tensor_shapes
 from eaglepipe.eagle.aux_layers import default_boundaries
-from eaglepipe.errors import DraftError
-from eaglepipe.export.record import RunRecord, read_record
+from eaglepipe.errors import CorruptError, DraftError, EaglepipeError
 from eaglepipe.export.target_facts import TargetFacts
+from eaglepipe.files.json_object import read_json_object, text_config
+from eaglepipe.recipe.load import load_recipe
+from eaglepipe.recipe.tree import Recipe
 
+RECIPE_FILE, TRAIN_FILE, EVAL_FILE = "recipe.yaml", "train.json", "eval.json"
+TARGET_CONFIG_FILE = "target_config.json"
 OPTIONAL = {"embed_tokens.weight", "fc.bias"}
 
 
@@ -30,7 +37,10 @@ class TrainedDraft:
     mask_token_id: int | None
     embeddings_trained: bool | None  # None: not known
     target: TargetFacts
-    record: RunRecord
+    recipe: Recipe | None  # of its run, as is the rest; None or empty if it is gone
+    train: dict[str, Any]
+    evaluation: dict[str, Any]
+    cache: Manifest | None  # the first that it was trained from
 
 
 def open_trained(folder: Path) -> TrainedDraft:
@@ -45,60 +55,87 @@ def open_trained(folder: Path) -> TrainedDraft:
     if not config_file.is_file():
         raise DraftError(f"{folder}: neither a run folder with a finished draft/ nor a draft folder")
     draft = read_draft_folder(draft_folder)
-    record = read_record(draft_folder.parent if draft_folder.name == "draft" else draft_folder)
+    run = draft_folder.parent if draft_folder.name == "draft" else draft_folder
+    recipe = load_recipe(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
+    cache, target_config = _read_cache(recipe)
     if faults := sorted(tensor_faults(draft.tensors, tensor_shapes(draft.shape), optional=OPTIONAL)):
         raise DraftError(f"{draft_folder}: not a draft that can be exported\n  " + "\n  ".join(faults))
     rope = read_rope(draft.config)
     if rope is None:
         raise DraftError(f"{config_file}: no rope_theta; add the one that the draft was trained with")
-    target = _target_facts(draft.config, record)
+    target = _target_facts(draft.config, recipe, target_config)
+    boundaries = None
+    if draft.shape.family.reads_aux:
+        boundaries = _boundaries(config_file, draft.config, cache, target, has_run=recipe is not None)
     return TrainedDraft(
         folder=draft_folder,
         shape=draft.shape,
         tensors=draft.tensors,
         config=dict(layer_config(draft.config)),
         rope=rope,
-        boundaries=_boundaries(config_file, draft, record, target) if draft.shape.family.reads_aux else None,
+        boundaries=boundaries,
         mask_token_id=read_mask_token(draft.config),
-        embeddings_trained=_embeddings_trained(draft, record),
+        embeddings_trained=_embeddings_trained(draft, recipe),
         target=target,
-        record=record,
+        recipe=recipe,
+        train=_read_if_there(run / TRAIN_FILE),
+        evaluation=_read_if_there(run / EVAL_FILE),
+        cache=cache,
     )
 
 
-def _target_facts(config: dict[str, Any], record: RunRecord) -> TargetFacts:
-    target = record.target_config
+def _read_cache(recipe: Recipe | None) -> tuple[Manifest | None, dict[str, Any]]:
+    """Return manifest and target config of a run's first cache, which may be gone."""
+    if recipe is None:
+        return None, {}
+    try:
+        folder = caches_of(recipe)[0].folder
+        return load_manifest(folder), text_config(_read_if_there(folder / TARGET_CONFIG_FILE))
+    except EaglepipeError:
+        return None, {}
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path)
+    except CorruptError:
+        return {}
+
+
+def _target_facts(config: dict[str, Any], recipe: Recipe | None, target: dict[str, Any]) -> TargetFacts:
     verifier = (config.get("speculators_config") or {}).get("verifier") or {}
     is_for_gpt_oss = any("GptOss" in str(name) for name in config.get("architectures") or ())  # a class of their own
     return TargetFacts(
-        name=verifier.get("name_or_path") if record.recipe is None else record.recipe.target.path,
+        name=verifier.get("name_or_path") if recipe is None else recipe.target.path,
         architectures=tuple(target.get("architectures") or verifier.get("architectures") or ()),
         model_type="gpt_oss" if is_for_gpt_oss else target.get("model_type"),
         depth=config.get("target_num_hidden_layers") or target.get("num_hidden_layers"),
     )
 
 
-def _boundaries(config_file: Path, draft: StoredDraft, record: RunRecord, target: TargetFacts) -> Ids | None:
+def _boundaries(
+    file: Path, config: dict[str, Any], cache: Manifest | None, target: TargetFacts, *, has_run: bool
+) -> Ids | None:
     """Return custom boundaries, None for the default ones; without the target's depth, ids count as custom."""
-    spelling = read_aux(draft.config)
-    ids = spelling.top or (None if record.cache is None else tuple(record.cache.spec.aux_layer_ids))
-    if ids is None and spelling.nested is not None:
+    top, nested = read_aux(config)
+    ids = top or (None if cache is None else tuple(cache.spec.aux_layer_ids))
+    if ids is None and nested is not None:
         raise DraftError(
-            f"{config_file}: eagle_config names aux layers {list(spelling.nested)}, which may be boundaries or "
+            f"{file}: eagle_config names aux layers {list(nested)}, which may be boundaries or "
             "layer outputs; add eagle_aux_hidden_state_layer_ids with the boundaries at the top level"
         )
-    if ids is None and record.recipe is not None:
+    if ids is None and has_run:
         raise DraftError(
-            f"{config_file}: it does not name the aux layers, and the run's cache, which names them, is not found; "
+            f"{file}: it does not name the aux layers, and the run's cache, which names them, is not found; "
             "set EAGLEPIPE_CACHE_ROOT, or add eagle_aux_hidden_state_layer_ids (boundaries) to it"
         )
     is_default = target.depth is not None and ids == default_boundaries(target.depth)
     return None if is_default else ids
 
 
-def _embeddings_trained(draft: StoredDraft, record: RunRecord) -> bool | None:
+def _embeddings_trained(draft: StoredDraft, recipe: Recipe | None) -> bool | None:
     if "embed_tokens.weight" not in draft.tensors:
         return False
     if draft.shape.has_own_width:
         return True
-    return None if record.recipe is None else not record.recipe.draft.freeze_embeddings
+    return None if recipe is None else not recipe.draft.freeze_embeddings

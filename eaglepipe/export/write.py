@@ -69,8 +69,7 @@ def export_draft(
     out = out or _default_folder(source, draft, engine)
     _require_replaceable(out)
     name = target_name or public_name(draft.target.name) or "target"
-    recipe = draft.record.recipe
-    draft_tokens = MAX_DRAFT_TOKENS if recipe is None else min(MAX_DRAFT_TOKENS, recipe.train.depths)
+    draft_tokens = min(MAX_DRAFT_TOKENS, MAX_DRAFT_TOKENS if draft.recipe is None else draft.recipe.train.depths)
     config = engine_config(draft, layout, dtype=dtype, target_name=name, draft_tokens=draft_tokens)
     tensors = engine_tensors(draft, layout, DTYPES[dtype])
     with published_folder(out) as folder:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from eaglepipe.drafts.aux_ids import likely_convention, sglang_ids, to_boundaries, to_outputs
-from eaglepipe.drafts.reading import AUX_IDS, AuxSpelling, Ids, eagle_config, is_speculators, read_aux, read_num_aux
+from eaglepipe.drafts.reading import AUX_IDS, Ids, eagle_config, is_speculators, read_aux, read_num_aux
 from eaglepipe.export.check.findings import Finding, Findings, error, warning
 from eaglepipe.export.layouts import Layout
 from eaglepipe.export.target_facts import TargetFacts
@@ -17,12 +17,11 @@ NESTED = f"eagle_config.{AUX_IDS}"
 def check_aux(layout: Layout, config: Mapping[str, Any], target: TargetFacts) -> Findings:
     """Yield findings on the aux layers."""
     yield from _malformed(config)
-    spelling = read_aux(config)
-    top, nested = spelling.top, spelling.nested
+    top, nested = read_aux(config)
     if top and nested:
         yield from _disagreement(top, nested, target)
     elif nested and layout.reads_top_ids:
-        yield _only_nested(layout, nested, spelling, target.depth)
+        yield _only_nested(layout, config, nested, target.depth)
     elif nested:
         yield from _suspected(NESTED, nested, "outputs", target.depth, reader="SGLang takes them for layer outputs")
     elif top and layout.reads_nested_ids == "outputs" and not is_speculators(config):
@@ -61,11 +60,12 @@ def _disagreement(top: Ids, nested: Ids, target: TargetFacts) -> Findings:
     )
 
 
-def _only_nested(layout: Layout, nested: Ids, spelling: AuxSpelling, depth: int | None) -> Finding:
+def _only_nested(layout: Layout, config: Mapping[str, Any], nested: Ids, depth: int | None) -> Finding:
     if layout.reads_nested_ids is None:
         return error(NESTED, f"speculators reads {AUX_IDS} at the top level only, and uses the default layers")
+    is_read_alike = eagle_config(config).get("layer_ids") == list(nested)  # by vLLM's V1 and V2 runners
     is_boundaries = likely_convention(nested, depth) == "boundaries"
-    if is_boundaries and spelling.layer_ids == nested and layout.reads_nested_ids == "boundaries":
+    if is_boundaries and is_read_alike and layout.reads_nested_ids == "boundaries":
         return warning(NESTED, "right for vLLM; SGLang would add 1 to each")
     return error(
         NESTED,

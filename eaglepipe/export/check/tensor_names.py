@@ -1,6 +1,6 @@
 """Checks the tensors of a draft folder against those that one engine's loader takes, misses and ignores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,10 @@ from eaglepipe.export.check.findings import Finding, Findings, error, warning
 from eaglepipe.export.layouts import Layout
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MISSING = {
+    "d2t": "without it draft id i is taken for target id i",
+    "mask_hidden": "vLLM stops with a ValueError in parallel drafting",
+}
 
 
 def check_names(
@@ -29,12 +33,14 @@ def check_names(
         elif name not in expected:
             yield _unexpected(layout, raw, tensor)
         elif tuple(tensor.shape) != expected[name]:
-            yield error(raw, _shape_message(tuple(tensor.shape), expected[name]), "misshapen")
+            size = list(tensor.shape)
+            hint = "; it is transposed" if size == list(expected[name])[::-1] and len(size) > 1 else ""
+            yield error(raw, f"{size}, the config asks for {list(expected[name])}{hint}", "misshapen")
         else:
             yield from _check_values(layout, shape, raw, tensor)
     for name in expected.keys() - seen.keys():
         if _is_required(layout, config, shape, name):
-            yield error(name, _missing_message(layout, name), "missing")
+            yield error(name, _MISSING.get(name, layout.missing), "missing")
 
 
 def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
@@ -63,11 +69,6 @@ def _unexpected(layout: Layout, raw: str, tensor: torch.Tensor) -> Finding:
     return error(raw, layout.unexpected, "unexpected")
 
 
-def _shape_message(size: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    hint = "; it is transposed" if size == expected[::-1] and len(size) > 1 else ""
-    return f"{list(size)}, the config asks for {list(expected)}{hint}"
-
-
 def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tensor) -> Findings:
     name = canonical_name(raw)
     if name == "d2t":
@@ -86,23 +87,15 @@ def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Ten
         yield _unexpected(layout, raw, tensor)
 
 
-def _missing_message(layout: Layout, name: str) -> str:
-    if name == "d2t":
-        return "without it draft id i is taken for target id i"
-    if name == "mask_hidden":
-        return "vLLM stops with a ValueError in parallel drafting"
-    return layout.missing
-
-
 def _is_required(layout: Layout, config: Mapping[str, Any], shape: DraftShape, name: str) -> bool:
-    rules: dict[str, Callable[[], bool]] = {
-        "embed_tokens.weight": lambda: shape.has_own_width,
-        "t2d": lambda: layout.reads_t2d,
-        "fc.bias": lambda: layout.has_fc_bias,
-        "lm_head.weight": lambda: not _shares_head(layout, config, shape),
+    rules = {
+        "embed_tokens.weight": shape.has_own_width,
+        "t2d": layout.reads_t2d,
+        "fc.bias": layout.has_fc_bias,
+        "lm_head.weight": not _shares_head(layout, config, shape),
     }
     if name in rules:
-        return rules[name]()
+        return rules[name]
     layer, _, norm = name.removesuffix(".weight").rpartition(".")
     if shape.family.reads_aux and layer != "layers.0" and norm in ("input_layernorm", "hidden_norm"):
         return norm in layout.deeper_norms
