@@ -59,10 +59,9 @@ def read_draft_folder(folder: Path) -> StoredDraft:
 
 def draft_weight_files(folder: Path) -> tuple[Path, ...]:
     """List the files with a draft's tensors; raises as `read_draft_folder` does."""
-    files = weight_files(folder) or [path for path in (folder / PICKLE_FILE,) if path.is_file()]
-    if not files:
-        raise DraftError(f"{folder}: no weights; looked for {WEIGHTS_FILE}, {INDEX_FILE} and {PICKLE_FILE}")
-    return tuple(files)
+    if files := weight_files(folder) or [path for path in (folder / PICKLE_FILE,) if path.is_file()]:
+        return tuple(files)
+    raise DraftError(f"{folder}: no weights; looked for {WEIGHTS_FILE}, {INDEX_FILE} and {PICKLE_FILE}")
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ published draft are in neither, so they lie beside the checkpoints, once a run.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import xxhash
@@ -46,8 +45,10 @@ def open_init(init: str, checkpoints: Path) -> DraftInit:
         DraftError: the folder is gone, and the run was not initialised from it.
         CorruptError: the record is damaged.
     """
-    record = _read_record(checkpoints) if checkpoint_folders(checkpoints) else None
-    folder = Path(init).expanduser()
+    folder, path = Path(init).expanduser(), checkpoints / RECORD_FILE
+    record = read_json_object(path) if checkpoint_folders(checkpoints) and path.exists() else None
+    if record is not None and record.keys() != {"init", "digest", "tensors"}:
+        raise _damaged(path)
     if folder.exists() or record is None:
         digest = init_digest(folder)
         if record is None or record["digest"] != digest:
@@ -100,16 +101,6 @@ def _restore(draft: PreTrainedModel, init: DraftInit) -> None:
         raise _damaged(path)
     for name, tensor in load_tensors(path).items():
         draft.get_parameter(name).copy_(tensor)
-
-
-def _read_record(checkpoints: Path) -> dict[str, Any] | None:
-    path = checkpoints / RECORD_FILE
-    if not path.exists():
-        return None
-    record = read_json_object(path)
-    if record.keys() != {"init", "digest", "tensors"}:
-        raise _damaged(path)
-    return record
 
 
 def _damaged(path: Path) -> CorruptError:

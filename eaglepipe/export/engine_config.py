@@ -34,7 +34,12 @@ def engine_config(
     if not draft.shape.family.reads_aux:
         return config
     sizes = {"draft_vocab_size": draft.shape.draft_vocab_size, "num_aux_hidden_states": draft.shape.num_aux}
-    return {**config, **sizes, **_draft_fields(draft), **_aux_layers(draft)}
+    config |= {**sizes, **_draft_fields(draft)}
+    if draft.boundaries is not None:  # no ids name the default layers, on which engines agree
+        nested = sglang_ids(draft.boundaries, depth=draft.target.depth, model_type=draft.target.model_type)
+        config[AUX_IDS] = list(draft.boundaries)
+        config["eagle_config"] = {AUX_IDS: list(nested), "use_aux_hidden_state": True}
+    return config
 
 
 def _speculators_block(draft: TrainedDraft, target_name: str, draft_tokens: int) -> dict[str, Any]:
@@ -59,17 +64,6 @@ def _draft_fields(draft: TrainedDraft) -> dict[str, Any]:
     if draft.shape.family.is_parallel:
         fields |= {"mask_token_id": draft.mask_token_id, "pard_token": draft.mask_token_id}
     return fields
-
-
-def _aux_layers(draft: TrainedDraft) -> dict[str, Any]:
-    """No ids for the default layers, on which engines agree; else every spelling that an engine looks for."""
-    if draft.boundaries is None:
-        return {}
-    nested = sglang_ids(draft.boundaries, depth=draft.target.depth, model_type=draft.target.model_type)
-    return {
-        AUX_IDS: list(draft.boundaries),
-        "eagle_config": {AUX_IDS: list(nested), "use_aux_hidden_state": True},
-    }
 
 
 def _layer_fields(draft: TrainedDraft) -> dict[str, Any]:

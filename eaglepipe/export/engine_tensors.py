@@ -52,7 +52,8 @@ def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
 def engine_tensors(draft: TrainedDraft, layout: Layout, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Return the tensors to write, under the engine's names: weights in `dtype`, d2t in int64 and t2d in bool."""
     tensors = dict(draft.tensors)
-    if not _writes_embeddings(draft, layout):
+    has_own_embeddings = layout.embeddings == "own" and draft.embeddings_trained is not False
+    if not (layout.embeddings == "always" or draft.shape.has_own_width or has_own_embeddings):
         tensors.pop("embed_tokens.weight", None)
     first_layer = "layers.0"
     if draft.shape.family.reads_aux:
@@ -65,9 +66,3 @@ def engine_tensors(draft: TrainedDraft, layout: Layout, dtype: torch.dtype) -> d
         name.replace("layers.0.", f"{first_layer}."): tensor.to(dtypes.get(name, dtype), copy=True).contiguous()
         for name, tensor in tensors.items()
     }
-
-
-def _writes_embeddings(draft: TrainedDraft, layout: Layout) -> bool:
-    if layout.embeddings == "always" or draft.shape.has_own_width:
-        return True
-    return layout.embeddings == "own" and draft.embeddings_trained is not False

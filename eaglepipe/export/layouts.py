@@ -24,7 +24,7 @@ class Layout:
     # config.json
     writes_speculators_format: bool = False
     reads_speculators_format: bool = False
-    also_accepts: frozenset[str] = frozenset()  # further `architectures` of families that read aux states
+    also_accepts: tuple[str, ...] = ()  # further `architectures` of families that read aux states
     reads_top_ids: bool = True  # aux layer ids at the top level, as boundaries
     reads_nested_ids: Literal["boundaries", "outputs"] | None = None  # meaning of those in `eagle_config`
     needs_draft_vocab_size: bool = False
@@ -49,8 +49,6 @@ class Layout:
     reads_aux_norms: bool = False  # aux_norm_low, aux_norm_mid and aux_norm_high as names of fc_norm
     is_strict: bool = False  # adds `model.` to names, stops at unknown ones and drops unexpected biases
     other_weight_files: Severity | None = None  # of weights in anything but one model.safetensors
-    unexpected: str  # fate of an unexpected tensor
-    missing: str  # fate of a missing one
 
 
 _VLLM_SERVING = (
@@ -62,24 +60,19 @@ _SGLANG_SERVING = (
     "--speculative-draft-model-path THIS_FOLDER --speculative-num-steps $tokens --speculative-eagle-topk 1 "
     "--speculative-num-draft-tokens $slots"
 )
-_OTHER_ARCHITECTURES = frozenset(
-    {"Eagle3LlamaForCausalLM", "PEagleDraftModel", "Eagle3Qwen3ForCausalLM", "LlamaForCausalLM"}
-)
 
 LAYOUTS: Mapping[Engine, Layout] = {
     "vllm": Layout(
         engine="vllm",
         serving=_VLLM_SERVING,
         reads_speculators_format=True,
-        also_accepts=_OTHER_ARCHITECTURES,
+        also_accepts=("Eagle3LlamaForCausalLM", "PEagleDraftModel", "Eagle3Qwen3ForCausalLM", "LlamaForCausalLM"),
         reads_nested_ids="boundaries",
         needs_rope_parameters=False,
         needs_target_width=True,
         embeddings="own",
         shares_head="whole vocabulary",
         is_strict=True,
-        unexpected="vLLM's loader stops with a ValueError",
-        missing="vLLM reports nothing and serves initial values",
     ),
     "sglang": Layout(
         engine="sglang",
@@ -96,8 +89,6 @@ LAYOUTS: Mapping[Engine, Layout] = {
         has_fc_bias=True,
         writes_fc_bias=True,
         reads_aux_norms=True,
-        unexpected="SGLang silently ignores it",
-        missing="SGLang reports nothing and serves initial values",
     ),
     "speculators": Layout(
         engine="speculators",
@@ -111,8 +102,6 @@ LAYOUTS: Mapping[Engine, Layout] = {
         embeddings="always",
         reads_t2d=True,
         other_weight_files="error",
-        unexpected="speculators silently ignores it",
-        missing="speculators starts from random values",
     ),
     "hf": Layout(
         engine="hf",
@@ -130,7 +119,5 @@ LAYOUTS: Mapping[Engine, Layout] = {
         reads_t2d=True,
         is_strict=True,
         other_weight_files="warning",
-        unexpected="no engine reads it, and vLLM's loader stops",
-        missing="engines silently serve initial values",
     ),
 }

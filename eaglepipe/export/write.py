@@ -101,17 +101,15 @@ def _check_own(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Findi
     """
     report = check_draft(folder, engine, draft.target)
     findings = tuple(finding for finding in report.findings if not finding.is_suspicion)
-    faults = [finding.line() for finding in findings if finding.severity == "error"]
-    if faults:
+    if faults := [finding.line() for finding in findings if finding.severity == "error"]:
         raise DraftError(f"{draft.folder}: nothing is exported\n  " + "\n  ".join(faults))
     return findings
 
 
 def _require_replaceable(out: Path) -> None:
-    if not out.exists():
-        return
-    strange = sorted({path.name for path in out.iterdir()} - FILES) if out.is_dir() else [out.name]
-    if strange:
-        raise DraftError(
-            f"{out}: holds {', '.join(strange[:5])}, so it is not an earlier export; give --out another folder"
-        )
+    foreign = [out.name] if out.exists() else []
+    if out.is_dir():
+        foreign = sorted({path.name for path in out.iterdir()} - FILES)
+    if foreign:
+        listed = ", ".join(foreign[:5])
+        raise DraftError(f"{out}: holds {listed}, so it is not an earlier export; give --out another folder")

@@ -29,9 +29,16 @@ def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None)
         shape = draft.shape
     except DraftError as fault:
         raise DraftError(f"{folder / CONFIG_FILE}: {fault}, so nothing can be checked") from None
+    layout, target = LAYOUTS[engine], target or TargetFacts()
     findings = [
-        *_check_files(folder, LAYOUTS[engine]),
-        *_check_contents(draft, shape, LAYOUTS[engine], target or TargetFacts()),
+        *_check_files(folder, layout),
+        *check_config(layout, draft.config, shape),
+        *(check_aux(layout, draft.config, target) if shape.family.reads_aux else ()),
+        *check_names(layout, draft.config, shape, draft.raw_tensors),
+        *check_pairs(shape, draft.tensors),
+        *check_vocab(shape, draft.tensors),
+        *_check_dtype(draft),
+        *_check_against_target(draft.config, shape, target),
     ]
     findings.sort(key=lambda finding: (finding.severity, finding.kind, finding.name))
     return CheckReport(folder=folder, engine=engine, findings=tuple(findings))
@@ -43,17 +50,6 @@ def _check_files(folder: Path, layout: Layout) -> Findings:
     if severity is not None and names != [WEIGHTS_FILE]:
         message = f"every reader takes a single {WEIGHTS_FILE}; speculators reads no other files"
         yield Finding(severity=severity, kind="file", name=names[0], message=message)
-
-
-def _check_contents(draft: StoredDraft, shape: DraftShape, layout: Layout, target: TargetFacts) -> Findings:
-    yield from check_config(layout, draft.config, shape)
-    if shape.family.reads_aux:
-        yield from check_aux(layout, draft.config, target)
-    yield from check_names(layout, draft.config, shape, draft.raw_tensors)
-    yield from check_pairs(shape, draft.tensors)
-    yield from check_vocab(shape, draft.tensors)
-    yield from _check_dtype(draft)
-    yield from _check_against_target(draft.config, shape, target)
 
 
 def _check_dtype(draft: StoredDraft) -> Findings:

@@ -52,12 +52,8 @@ class CheckReport:
         return not self.errors
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "folder": str(self.folder),
-            "engine": self.engine,
-            "ok": self.ok,
-            "findings": [asdict(finding) for finding in self.findings],
-        }
+        findings = [asdict(finding) for finding in self.findings]
+        return {"folder": str(self.folder), "engine": self.engine, "ok": self.ok, "findings": findings}
 
     def table(self) -> str:
         verdict = "fits" if self.ok else f"does not fit: {len(self.errors)} error(s)"

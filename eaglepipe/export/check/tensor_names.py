@@ -40,7 +40,7 @@ def check_names(
             yield from _check_values(layout, shape, raw, tensor)
     for name in expected.keys() - seen.keys():
         if _is_required(layout, config, shape, name):
-            yield error(name, _MISSING.get(name, layout.missing), "missing")
+            yield error(name, _MISSING.get(name, f"{layout.engine} silently uses initial values"), "missing")
 
 
 def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
@@ -66,7 +66,8 @@ def _unexpected(layout: Layout, raw: str, tensor: torch.Tensor) -> Finding:
         return error(raw, "vLLM ignores biases that it does not expect: the training of it is lost", "unexpected")
     if layout.is_strict and raw.startswith("input_norm."):
         return error(raw, "vLLM silently drops it unless norm_before_fc is true", "unexpected")
-    return error(raw, layout.unexpected, "unexpected")
+    fate = "vLLM's loader stops with a ValueError" if layout.is_strict else f"{layout.engine} silently ignores it"
+    return error(raw, fate, "unexpected")
 
 
 def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tensor) -> Findings:
