@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,14 @@ TARGET_SHAPE = TargetShape(
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageMemory:
-    """Peak resident bytes of one stage on both corpora."""
+class CorpusRun:
+    """Both stages on one corpus; peaks are resident bytes."""
 
-    small_bytes: int
-    large_bytes: int
-
-    @property
-    def growth(self) -> float:
-        return self.large_bytes / self.small_bytes - 1.0
+    tokens: int
+    cache_bytes: int
+    precompute_bytes: int
+    train_bytes: int
+    tokens_per_s: float  # of training's own steps, evaluations and start-up left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,34 +49,42 @@ class MemoryReport:
     """Both stages, on a corpus and on one `times` times larger."""
 
     times: int
-    small_tokens: int
-    large_tokens: int
-    large_cache_bytes: int
-    precompute: StageMemory
-    train: StageMemory
-    small_tokens_per_s: float  # of training's own steps, evaluations and start-up left out
-    large_tokens_per_s: float
-
-    @property
-    def cost_growth(self) -> float:
-        """Growth of a token's time in training; below 0 if the larger cache is faster."""
-        return self.small_tokens_per_s / self.large_tokens_per_s - 1.0
+    small: CorpusRun
+    large: CorpusRun
 
     def to_json(self) -> dict[str, Any]:
-        growth = {"precompute_growth": self.precompute.growth, "train_growth": self.train.growth}
-        return {**asdict(self), **growth, "train_cost_growth": self.cost_growth}
+        """Return peaks, rates and their growth; `train_cost_growth` is that of a token's time in training."""
+        small, large = self.small, self.large
+        return {
+            "times": self.times,
+            "small_tokens": small.tokens,
+            "large_tokens": large.tokens,
+            "large_cache_bytes": large.cache_bytes,
+            "precompute": {"small_bytes": small.precompute_bytes, "large_bytes": large.precompute_bytes},
+            "train": {"small_bytes": small.train_bytes, "large_bytes": large.train_bytes},
+            "small_tokens_per_s": small.tokens_per_s,
+            "large_tokens_per_s": large.tokens_per_s,
+            "precompute_growth": large.precompute_bytes / small.precompute_bytes - 1.0,
+            "train_growth": large.train_bytes / small.train_bytes - 1.0,
+            "train_cost_growth": small.tokens_per_s / large.tokens_per_s - 1.0,
+        }
 
     def table(self) -> str:
+        fields, runs = self.to_json(), (self.small, self.large)
         rows = [
-            (name, f"{stage.small_bytes / 1e6:,.0f} MB", f"{stage.large_bytes / 1e6:,.0f} MB", f"{stage.growth:.1%}")
-            for name, stage in (("precompute", self.precompute), ("train", self.train))
+            (
+                stage,
+                *(f"{fields[stage][size] / 1e6:,.0f} MB" for size in ("small_bytes", "large_bytes")),
+                f"{fields[f'{stage}_growth']:.1%}",
+            )
+            for stage in ("precompute", "train")
         ]
-        times = [f"{1e6 / rate:,.0f} µs/tok" for rate in (self.small_tokens_per_s, self.large_tokens_per_s)]
-        rows.append(("train, time", times[0], times[1], f"{self.cost_growth:.1%}"))
+        times = (f"{1e6 / run.tokens_per_s:,.0f} µs/tok" for run in runs)
+        rows.append(("train, time", *times, f"{fields['train_cost_growth']:.1%}"))
         table = text_table({"peak memory": "left", "small": "right", "large": "right", "growth": "right"}, rows)
         return (
-            f"corpus of {self.small_tokens:,} tokens, and of {self.large_tokens:,}, "
-            f"whose cache is {self.large_cache_bytes / 1e6:,.0f} MB\n{table}"
+            f"corpus of {self.small.tokens:,} tokens, and of {self.large.tokens:,}, "
+            f"whose cache is {self.large.cache_bytes / 1e6:,.0f} MB\n{table}"
         )
 
 
@@ -85,20 +92,10 @@ def measure_memory(times: int = 16) -> MemoryReport:
     """Run both stages through the command line on generated token rows and a small random target."""
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as name:
         small, large = (_run_both(Path(name) / str(factor), SAMPLES * factor) for factor in (1, times))
-    return MemoryReport(
-        times=times,
-        small_tokens=small["tokens"],
-        large_tokens=large["tokens"],
-        large_cache_bytes=large["bytes"],
-        precompute=StageMemory(small_bytes=small["precompute"], large_bytes=large["precompute"]),
-        train=StageMemory(small_bytes=small["train"], large_bytes=large["train"]),
-        small_tokens_per_s=small["tokens_per_s"],
-        large_tokens_per_s=large["tokens_per_s"],
-    )
+    return MemoryReport(times=times, small=small, large=large)
 
 
-def _run_both(folder: Path, num_samples: int) -> dict[str, Any]:
-    """Return peak bytes by stage, the cache's tokens and bytes, and training's tokens per second."""
+def _run_both(folder: Path, num_samples: int) -> CorpusRun:
     write_target(folder / "target", TARGET_SHAPE, MAX_TOKENS)
     # Lengths repeat, so that the larger corpus differs in its size alone.
     lengths = np.random.default_rng(0).lognormal(np.log(MEDIAN_TOKENS), 0.6, SAMPLES).clip(8, MAX_TOKENS).astype(int)
@@ -106,10 +103,15 @@ def _run_both(folder: Path, num_samples: int) -> dict[str, Any]:
     write_token_rows(folder / "rows.jsonl", rows, vocab_size=vocab_size, assistant_share=0.55)
     recipe_file = folder / "memory.yaml"
     recipe_file.write_text(yaml.safe_dump(_recipe(folder)))
-    precompute, cache = _peak_bytes("precompute", recipe_file)
-    train, trained = _peak_bytes("train", recipe_file)
-    sizes = {"tokens": cache["tokens"], "bytes": cache["bytes"], "tokens_per_s": trained["tokens_per_s"]}
-    return {"precompute": precompute, "train": train, **sizes}
+    precompute_bytes, cache = _peak_bytes("precompute", recipe_file)
+    train_bytes, trained = _peak_bytes("train", recipe_file)
+    return CorpusRun(
+        tokens=cache["tokens"],
+        cache_bytes=cache["bytes"],
+        precompute_bytes=precompute_bytes,
+        train_bytes=train_bytes,
+        tokens_per_s=trained["tokens_per_s"],
+    )
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

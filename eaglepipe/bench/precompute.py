@@ -61,21 +61,12 @@ class PrecomputeReport:
     threads: int
     rounds: int
 
-    @property
-    def ratio(self) -> float:
-        """Time over that of the model's own forward over the same batches."""
-        return self.seconds / self.full_forward_seconds
-
-    @property
-    def ratio_to_needed(self) -> float:
-        """Time over that of a forward whose lm_head runs for supervised tokens only."""
-        return self.seconds / self.needed_forward_seconds
-
     def to_json(self) -> dict[str, Any]:
+        """Return the fields with rates, and the ratios of stage 1's time to those of the two forwards."""
         return {
             **asdict(self),
-            "ratio": self.ratio,
-            "ratio_to_needed": self.ratio_to_needed,
+            "ratio": self.seconds / self.full_forward_seconds,
+            "ratio_to_needed": self.seconds / self.needed_forward_seconds,
             "tokens_per_s": self.tokens / self.seconds,
             "bytes_per_s": self.cache_bytes / self.seconds,
         }

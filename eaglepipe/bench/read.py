@@ -53,10 +53,6 @@ class ReadReport:
     raw_seconds: float
     rounds: int
 
-    @property
-    def ratio_to_raw(self) -> float:
-        return self.raw_seconds / self.seconds
-
     def to_json(self) -> dict[str, Any]:
         return {
             **asdict(self),
@@ -64,30 +60,25 @@ class ReadReport:
             "first_touch_bytes_per_s": self.num_bytes / self.first_touch_seconds,
             "raw_bytes_per_s": self.num_bytes / self.raw_seconds,
             "tokens_per_s": self.tokens / self.seconds,
-            "ratio_to_raw": self.ratio_to_raw,
+            "ratio_to_raw": self.raw_seconds / self.seconds,
             "first_touch_ratio_to_raw": self.raw_seconds / self.first_touch_seconds,
         }
 
     def table(self) -> str:
-        passes = {
-            "plain read of the same bytes": self.raw_seconds,
-            "into training batches": self.seconds,
-            "the same, every digest checked": self.first_touch_seconds,
-        }
         rows = [
-            (
-                name,
-                f"{self.num_bytes / seconds / 1e9:.2f}",
-                f"{self.raw_seconds / seconds:.2f}",
-                f"{self.tokens / seconds:,.0f}",
-            )
-            for name, seconds in passes.items()
+            self._row("plain read of the same bytes", self.raw_seconds),
+            self._row("into training batches", self.seconds),
+            self._row("the same, every digest checked", self.first_touch_seconds),
         ]
         table = text_table({"": "left", "GB/s": "right", "of plain": "right", "tokens/s": "right"}, rows, indent=2)
         return (
             f"bench read: {self.samples:,} samples, {self.tokens:,} tokens, {self.num_bytes / 1e6:,.0f} MB into "
             f"{self.batches} batches, medians of {self.rounds} rounds\n{table}"
         )
+
+    def _row(self, name: str, seconds: float) -> tuple[str, ...]:
+        rate, share = self.num_bytes / seconds / 1e9, self.raw_seconds / seconds
+        return name, f"{rate:.2f}", f"{share:.2f}", f"{self.tokens / seconds:,.0f}"
 
 
 def measure_read(

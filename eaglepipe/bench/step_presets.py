@@ -6,12 +6,13 @@ from typing import Literal
 from eaglepipe.bench.made_cache import TargetShape, chat_lengths
 from eaglepipe.errors import ConfigError
 
+PRESET_NAMES = ("cpu-chat", "cpu-full", "llama3.1-8b", "qwen3-8b")
 CHAT_SPREAD = 0.8  # standard deviation of the logarithm of a conversation's length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Samples, the bounds that they are packed by, and how many rows the plain reference pads to the longest."""
+    """Samples, the bounds that they are packed by, and the rows that the plain reference pads to the longest."""
 
     name: str
     lengths: tuple[int, ...]
@@ -34,44 +35,60 @@ class StepPreset:
     rounds: int = 3
 
 
-_CPU_SHAPE = TargetShape(
-    hidden_size=512,
-    intermediate_size=1408,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=64,
-    vocab_size=32_000,
-    draft_vocab_size=8192,
-)
+def find_step_preset(name: str) -> StepPreset:
+    """Return a preset, or raise ConfigError for a name that is not in `PRESET_NAMES`."""
+    match name:
+        case "cpu-chat":
+            return _cpu_preset(name, (_chat_workload(),), rounds=3)
+        case "cpu-full":
+            full = tuple(_full_workload(length, rows) for length, rows in ((128, 4), (512, 1), (2048, 1)))
+            return _cpu_preset(name, full, rounds=2)
+        case "llama3.1-8b":
+            return _cuda_preset(name, intermediate_size=14_336, vocab_size=128_256)
+        case "qwen3-8b":
+            return _cuda_preset(name, intermediate_size=12_288, vocab_size=151_936)
+    raise ConfigError(f"no preset {name!r} of `bench step`; there are {', '.join(PRESET_NAMES)}")
 
 
-def cpu_chat() -> StepPreset:
+def _chat_workload() -> Workload:
     """Conversations of a median of 180 tokens, up to 1,024, 55% of them the assistant's."""
-    lengths = chat_lengths(8, median=180, spread=CHAT_SPREAD, longest=1024)
-    chat = _workload("chat, 55% supervised", lengths, share=0.55, pack_length=4096, micro_batch_tokens=4096, rows=8)
-    return StepPreset(name="cpu-chat", device="cpu", dtype="float32", shape=_CPU_SHAPE, workloads=(chat,))
-
-
-def cpu_full() -> StepPreset:
-    """Equal lengths, every token supervised, nothing padded: the reference at its best."""
-    workloads = tuple(
-        _workload(f"T = {length:,}, all supervised", (length,) * rows, pack_length=length, rows=rows)
-        for length, rows in ((128, 4), (512, 1), (2048, 1))
+    return Workload(
+        name="chat, 55% supervised",
+        lengths=chat_lengths(8, median=180, spread=CHAT_SPREAD, longest=1024),
+        assistant_share=0.55,
+        pack_length=4096,
+        micro_batch_tokens=4096,
+        reference_rows=8,
     )
-    return StepPreset(name="cpu-full", device="cpu", dtype="float32", shape=_CPU_SHAPE, workloads=workloads, rounds=2)
 
 
-def llama_8b() -> StepPreset:
-    """Llama-3.1-8B's shape, packed rows of 2,048."""
-    return _cuda_preset("llama3.1-8b", intermediate_size=14_336, vocab_size=128_256)
+def _full_workload(length: int, rows: int) -> Workload:
+    """Equal lengths, every token supervised, nothing padded: the reference at its best."""
+    return Workload(
+        name=f"T = {length:,}, all supervised",
+        lengths=(length,) * rows,
+        assistant_share=1.0,
+        pack_length=length,
+        micro_batch_tokens=rows * length,
+        reference_rows=rows,
+    )
 
 
-def qwen3_8b() -> StepPreset:
-    """Qwen3-8B's shape, packed rows of 2,048."""
-    return _cuda_preset("qwen3-8b", intermediate_size=12_288, vocab_size=151_936)
+def _cpu_preset(name: str, workloads: tuple[Workload, ...], *, rounds: int) -> StepPreset:
+    shape = TargetShape(
+        hidden_size=512,
+        intermediate_size=1408,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        vocab_size=32_000,
+        draft_vocab_size=8192,
+    )
+    return StepPreset(name=name, device="cpu", dtype="float32", shape=shape, workloads=workloads, rounds=rounds)
 
 
 def _cuda_preset(name: str, *, intermediate_size: int, vocab_size: int) -> StepPreset:
+    """An 8B target's shape, packed rows of 2,048."""
     shape = TargetShape(
         hidden_size=4096,
         intermediate_size=intermediate_size,
@@ -83,36 +100,14 @@ def _cuda_preset(name: str, *, intermediate_size: int, vocab_size: int) -> StepP
     )
     lengths = chat_lengths(32, median=400, spread=CHAT_SPREAD, longest=2048)
     workloads = tuple(
-        _workload(title, lengths, share=share, pack_length=2048, micro_batch_tokens=4096, rows=2)
-        for title, share in (("packed 2,048, all supervised", 1.0), ("packed 2,048, 55% supervised", 0.55))
+        Workload(
+            name=f"packed 2,048, {title} supervised",
+            lengths=lengths,
+            assistant_share=share,
+            pack_length=2048,
+            micro_batch_tokens=4096,
+            reference_rows=2,
+        )
+        for title, share in (("all", 1.0), ("55%", 0.55))
     )
     return StepPreset(name=name, device="cuda", dtype="bfloat16", shape=shape, workloads=workloads, rounds=5)
-
-
-def _workload(
-    name: str,
-    lengths: tuple[int, ...],
-    *,
-    share: float = 1.0,
-    pack_length: int,
-    micro_batch_tokens: int | None = None,
-    rows: int,
-) -> Workload:
-    return Workload(
-        name=name,
-        lengths=lengths,
-        assistant_share=share,
-        pack_length=pack_length,
-        micro_batch_tokens=micro_batch_tokens or rows * pack_length,
-        reference_rows=rows,
-    )
-
-
-STEP_PRESETS = {"cpu-chat": cpu_chat, "cpu-full": cpu_full, "llama3.1-8b": llama_8b, "qwen3-8b": qwen3_8b}
-
-
-def find_step_preset(name: str) -> StepPreset:
-    """Return a preset, or raise ConfigError for a name that is not in `STEP_PRESETS`."""
-    if name not in STEP_PRESETS:
-        raise ConfigError(f"no preset {name!r} of `bench step`; there are {', '.join(STEP_PRESETS)}")
-    return STEP_PRESETS[name]()

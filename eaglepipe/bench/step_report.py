@@ -5,6 +5,16 @@ from typing import Any
 
 from eaglepipe.tables import field_table, text_table
 
+_WORST = {
+    "ratio": min,
+    "peak_memory_ratio": max,
+    "ratio_to_matmuls": max,
+    "data_wait": max,
+    "peak_bytes": max,
+    "reference_peak_bytes": max,
+}
+"""Choice of the one number that stands for all workloads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadReport:
@@ -26,36 +36,19 @@ class WorkloadReport:
     data_wait: float
     loss_difference: float  # relative, between the two paths' summed losses
 
-    @property
-    def ratio(self) -> float:
-        """Supervised tokens a second over the reference's."""
-        return self.reference_seconds / self.seconds
-
-    @property
-    def matmul_seconds(self) -> float:
-        """Time of the path's products alone: projections, MLP, head, and attention's own."""
-        return self.linear_seconds + self.attention_seconds
-
-    @property
-    def peak_memory_ratio(self) -> float:
-        return self.peak_bytes / max(1, self.reference_peak_bytes)
-
-    @property
-    def ratio_to_matmuls(self) -> float:
-        """Time over that of the path's products alone."""
-        return self.seconds / self.matmul_seconds
-
     def to_json(self) -> dict[str, Any]:
+        """Return the fields with rates and ratios; `ratio` is supervised tokens a second over the reference's."""
+        matmul_seconds = self.linear_seconds + self.attention_seconds
         return {
             **asdict(self),
             "tokens_per_s": self.tokens / self.seconds,
             "supervised_tokens_per_s": self.supervised_tokens / self.seconds,
             "reference_tokens_per_s": self.tokens / self.reference_seconds,
             "reference_supervised_tokens_per_s": self.supervised_tokens / self.reference_seconds,
-            "ratio": self.ratio,
-            "peak_memory_ratio": self.peak_memory_ratio,
-            "matmul_seconds": self.matmul_seconds,
-            "ratio_to_matmuls": self.ratio_to_matmuls,
+            "ratio": self.reference_seconds / self.seconds,
+            "peak_memory_ratio": self.peak_bytes / max(1, self.reference_peak_bytes),
+            "matmul_seconds": matmul_seconds,
+            "ratio_to_matmuls": self.seconds / matmul_seconds,
             "ratio_to_linear_matmuls": self.seconds / self.linear_seconds,
             "flops_per_s": self.flops / self.seconds,
             "share_of_matmul_rate": self.flops / self.seconds / self.device_matmul_rate,
@@ -74,62 +67,47 @@ class StepReport:
     workloads: tuple[WorkloadReport, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Totals over the workloads; where one number must stand for all of them, the worst one."""
-        works = self.workloads
-        tokens, supervised = (sum(getattr(w, name) for w in works) for name in ("tokens", "supervised_tokens"))
-        seconds, reference_seconds = (sum(getattr(w, name) for w in works) for name in ("seconds", "reference_seconds"))
-        flops_per_s = sum(w.flops for w in works) / seconds
+        """Return totals over the workloads; of a figure that has no total, the worst."""
+        works = [workload.to_json() for workload in self.workloads]
+        total = {name: sum(work[name] for work in works) for name in ("tokens", "supervised_tokens", "flops")}
+        seconds, reference_seconds = (sum(work[name] for work in works) for name in ("seconds", "reference_seconds"))
+        mean_matmul_rate = sum(work["device_matmul_rate"] for work in works) / len(works)
         return {
-            "preset": self.preset,
-            "device": self.device,
-            "dtype": self.dtype,
-            "threads": self.threads,
-            "rounds": self.rounds,
-            "tokens_per_s": tokens / seconds,
-            "supervised_tokens_per_s": supervised / seconds,
-            "reference_supervised_tokens_per_s": supervised / reference_seconds,
-            "ratio": min(w.ratio for w in works),
-            "peak_memory_ratio": max(w.peak_memory_ratio for w in works),
-            "ratio_to_matmuls": max(w.ratio_to_matmuls for w in works),
-            "data_wait": max(w.data_wait for w in works),
-            "flops_per_s": flops_per_s,
-            "share_of_matmul_rate": flops_per_s / (sum(w.device_matmul_rate for w in works) / len(works)),
-            "peak_bytes": max(w.peak_bytes for w in works),
-            "reference_peak_bytes": max(w.reference_peak_bytes for w in works),
-            "workloads": [w.to_json() for w in works],
+            **asdict(self),
+            "tokens_per_s": total["tokens"] / seconds,
+            "supervised_tokens_per_s": total["supervised_tokens"] / seconds,
+            "reference_supervised_tokens_per_s": total["supervised_tokens"] / reference_seconds,
+            "flops_per_s": total["flops"] / seconds,
+            "share_of_matmul_rate": total["flops"] / seconds / mean_matmul_rate,
+            **{name: worst(work[name] for work in works) for name, worst in _WORST.items()},
+            "workloads": works,
         }
 
     def table(self) -> str:
         device = self.device if self.device != "cpu" else f"CPU, {self.threads} thread(s)"
         title = f"bench step {self.preset}: {device}, {self.dtype}, medians of {self.rounds} rounds"
-        return "\n\n".join([title, *(_workload_table(workload) for workload in self.workloads)])
+        return "\n\n".join([title, *(_workload_table(workload.to_json()) for workload in self.workloads)])
 
 
-def _workload_table(work: WorkloadReport) -> str:
-    fields = work.to_json()
+def _workload_table(work: dict[str, Any]) -> str:
     rows = [
-        _row("supervised tokens/s", fields["supervised_tokens_per_s"], fields["reference_supervised_tokens_per_s"]),
-        _row("tokens/s", fields["tokens_per_s"], fields["reference_tokens_per_s"]),
-        _row("seconds a pass", work.seconds, work.reference_seconds, " s"),
-        ("padding", f"{work.padding:.1%}", f"{work.reference_padding:.1%}", ""),
-        _row("peak memory", work.peak_bytes / 1e6, work.reference_peak_bytes / 1e6, " MB"),
+        _row("supervised tokens/s", work["supervised_tokens_per_s"], work["reference_supervised_tokens_per_s"]),
+        _row("tokens/s", work["tokens_per_s"], work["reference_tokens_per_s"]),
+        _row("seconds a pass", work["seconds"], work["reference_seconds"], " s"),
+        ("padding", f"{work['padding']:.1%}", f"{work['reference_padding']:.1%}", ""),
+        _row("peak memory", work["peak_bytes"] / 1e6, work["reference_peak_bytes"] / 1e6, " MB"),
     ]
     remarks = {
-        "arithmetic": f"{fields['flops_per_s'] / 1e9:,.1f} GFLOP/s, {fields['share_of_matmul_rate']:.0%} of the "
-        f"{work.device_matmul_rate / 1e9:,.1f} of one large matrix product",
-        "its products alone": f"{work.matmul_seconds:.3g} s: {work.ratio_to_matmuls:.2f} times that "
-        f"({fields['ratio_to_linear_matmuls']:.2f} without attention's)",
-        "waiting for data": f"{work.data_wait:.2%} of the time of real steps",
-        "losses apart by": f"{work.loss_difference:.1e} (relative)",
+        "arithmetic": f"{work['flops_per_s'] / 1e9:,.1f} GFLOP/s, {work['share_of_matmul_rate']:.0%} of the "
+        f"{work['device_matmul_rate'] / 1e9:,.1f} of one large matrix product",
+        "its products alone": f"{work['matmul_seconds']:.3g} s: {work['ratio_to_matmuls']:.2f} times that "
+        f"({work['ratio_to_linear_matmuls']:.2f} without attention's)",
+        "waiting for data": f"{work['data_wait']:.2%} of the time of real steps",
+        "losses apart by": f"{work['loss_difference']:.1e} (relative)",
     }
+    title = f"{work['name']}: {work['tokens']:,} tokens, {work['supervised_tokens']:,} of them supervised"
     table = text_table({"": "left", "this path": "right", "reference": "right", "times": "right"}, rows, indent=2)
-    return "\n".join(
-        [
-            f"{work.name}: {work.tokens:,} tokens, {work.supervised_tokens:,} of them supervised",
-            table,
-            field_table(remarks, indent=2),
-        ]
-    )
+    return f"{title}\n{table}\n{field_table(remarks, indent=2)}"
 
 
 def _row(name: str, value: float, reference: float, unit: str = "") -> tuple[str, str, str, str]:

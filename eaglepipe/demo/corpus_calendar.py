@@ -25,11 +25,6 @@ _QUESTIONS = {
         "Add {days} days to {}.",
         "Which day comes {days} days after {}?",
     ),
-    "place in the year": (
-        "How far into its year is {}?",
-        "How many days lie between New Year and {}?",
-        "In which quarter is {}?",
-    ),
     "month": ("How long is {}?", "How many days has {}?", "Describe the month of {}."),
     "weekdays of a month": ("Which days of {} are {weekday}s?", "When are the {weekday}s in {}?"),
     "year": ("Is {} a leap year?", "How many days has {}?", "What kind of year is {}?"),
@@ -68,7 +63,7 @@ def _exchanges(key: str, rng: Random) -> tuple[Exchange, ...]:
     if len(parts) == 2:
         return _about_month(parts[0], parts[1], rng)
     day = date(*parts)
-    return (_weekday(day, rng), _notations(day, rng), _offset(day, rng), _place_in_year(day, rng))
+    return (_weekday(day, rng), _notations(day, rng), _offset(day, rng))
 
 
 def _question(kind: str, label: object, rng: Random, **parts: object) -> str:
@@ -109,19 +104,6 @@ def _offset(day: date, rng: Random) -> Exchange:
             f"{days} days after {spelled(day)} is {spelled(later)}, a {weekday(later)}.",
             f"{days} days before it is {spelled(earlier)}, a {weekday(earlier)}.",
             f"{spelled(day)} itself is a {weekday(day)}.",
-        ),
-    )
-
-
-def _place_in_year(day: date, rng: Random) -> Exchange:
-    elapsed, left = (day - date(day.year, 1, 1)).days, (date(day.year, 12, 31) - day).days
-    weeks, days = divmod(elapsed, 7)
-    return Exchange(
-        question=_question("place in the year", spelled(day), rng),
-        sentences=(
-            f"{spelled(day)} is in quarter {(day.month + 2) // 3} of {day.year}.",
-            f"It lies {plural(elapsed, 'day')} after 1 January, which is {plural(weeks, 'week')} "
-            f"and {plural(days, 'day')}, and {plural(left, 'day')} before 31 December.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Facts about characters, from `unicodedata` and the codecs: names, categories, bytes, decompositions, neighbours."""
+"""Facts about characters, from `unicodedata` and the codecs: names, categories, bytes, decompositions."""
 
 import re
 import sys
@@ -53,11 +53,6 @@ _QUESTIONS = {
         "What is the decomposition of {}?",
         "What happens to {} when text is normalised?",
     ),
-    "neighbours": (
-        "Which characters stand next to {}?",
-        "What comes before and after {}?",
-        "What are the neighbours of {} in the code chart?",
-    ),
     "name": ("What is the code point of {}?", "Where is {} in Unicode?", "How do I type {} in Python?"),
 }
 _NUMBERED_NAME = re.compile(r"-[0-9A-F]{3,6}$")
@@ -87,7 +82,6 @@ def _exchanges(key: str, rng: Random) -> tuple[Exchange, ...]:
         _identity(character, label, rng),
         _encoding(character, label, rng),
         _decomposition(character, label, rng),
-        _neighbours(character, label, rng),
         _from_name(character, rng),
     )
 
@@ -164,22 +158,6 @@ def _decomposition(character: str, label: str, rng: Random) -> Exchange:
             f"In NFD it has length {len(canonical)}, and in NFKD it has length {len(compatible)}.",
         ),
     )
-
-
-def _neighbours(character: str, label: str, rng: Random) -> Exchange:
-    return Exchange(
-        question=_question("neighbours", label, rng),
-        sentences=(
-            f"{notation(character)} is {unicodedata.name(character)}.",
-            f"Before it comes {_described(ord(character) - 1)}.",
-            f"After it comes {_described(ord(character) + 1)}.",
-        ),
-    )
-
-
-def _described(code_point: int) -> str:
-    name = unicodedata.name(chr(code_point), None) if 0 <= code_point <= sys.maxunicode else None
-    return f"U+{code_point:04X}, {name}" if name else f"U+{code_point:04X}, which has no name"
 
 
 def _from_name(character: str, rng: Random) -> Exchange:

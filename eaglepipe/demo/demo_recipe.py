@@ -36,7 +36,7 @@ def demo_recipe(folder: Path, *, size: DemoSize = STANDARD, objective: str = DEF
 
 def name_suffix(objective: str) -> str:
     """Return the end of the names of an objective's own files and folders."""
-    return "" if objective == DEFAULT_FAMILY.name else f"-{objective}"
+    return {DEFAULT_FAMILY.name: ""}.get(objective, f"-{objective}")
 
 
 def _claim_folder(folder: Path, size: DemoSize) -> None:

@@ -60,11 +60,7 @@ def summary_page(summary: Mapping[str, Any], file: Path, plots: Path | None) -> 
 def _heldout(s: Mapping[str, Any]) -> list[str]:
     rows = [
         ("loss", _number(s["heldout_loss_start"]), _number(s["heldout_loss_end"])),
-        (
-            "acceptance length",
-            _number(s["simulated_acceptance_length_start"]),
-            _number(s["simulated_acceptance_length_end"]),
-        ),
+        ("acceptance length", *(_number(s[f"simulated_acceptance_length_{end}"]) for end in ("start", "end"))),
         ("the same, bigram table", "", _number(s["bigram_acceptance_length"])),
     ]
     depths = {

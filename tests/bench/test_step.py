@@ -57,7 +57,7 @@ def test_preset_is_summed_up_by_its_worst_workload(report: StepReport) -> None:
     (work,) = report.workloads
     slower = replace(work, seconds=2 * work.seconds)
     fields = replace(report, workloads=(work, slower)).to_json()
-    assert fields["ratio"] == slower.ratio
+    assert fields["ratio"] == slower.to_json()["ratio"]
     assert fields["ratio"] == min(workload["ratio"] for workload in fields["workloads"])
     assert fields["ratio_to_matmuls"] == max(workload["ratio_to_matmuls"] for workload in fields["workloads"])
 
