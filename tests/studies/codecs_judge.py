@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import PackingLimits, TrainingSource
+from eaglepipe.training.data.packing import plan_evaluation
 from eaglepipe.training.objectives.interface import make_objective
 from eaglepipe.training.run.distributed import World
-from eaglepipe.training.run.heldout import heldout_batches
+from eaglepipe.training.run.heldout import planned_batches
 from eaglepipe.training.run.learner import compute_dtype
 from eaglepipe.training.run.metrics import acceptance_length
 
@@ -47,7 +48,9 @@ def judge(
     costs = objective.costs(source.index, num_layers=draft.config.num_hidden_layers, training=False)
     names = ("loss_sums", "counts", "hits", "sampled_hits", "valid")
     totals = torch.zeros(len(names), config.depths, dtype=torch.float64)
-    for batch in heldout_batches(objective, source, samples, costs=costs, config=config, limits=limits, world=world):
+    num_tokens = source.index.num_tokens
+    plans = plan_evaluation(samples, num_tokens, costs, batch_tokens=config.batch_tokens, limits=limits)
+    for batch in planned_batches(objective, source, plans, config=config, world=world):
         metrics = module.compute_loss(**decode(batch.to(world.device)))
         totals += torch.stack([getattr(metrics, name).double().cpu() for name in names])
     loss_sums, counts, hits, sampled, valid = totals

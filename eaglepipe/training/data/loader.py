@@ -34,11 +34,8 @@ class _Loaded:
     ready: torch.cuda.Event | None
 
 
-class _End:
-    """The plan is exhausted."""
-
-
-Item = StepHeader | _Loaded | _End | BaseException
+Item = StepHeader | _Loaded | BaseException | None
+"""None: the plan is exhausted."""
 
 
 class Loader:
@@ -83,7 +80,7 @@ class Loader:
         Raises:
             CorruptError, ResourceError: the reading thread stopped.
         """
-        while not isinstance(item := self._next(), _End):
+        while (item := self._next()) is not None:
             assert isinstance(item, StepHeader), "the micro-batches of the step before were not used up"
             yield item, self._batches(len(item.plan.micro_batches))
 
@@ -124,7 +121,7 @@ class Loader:
                     for item in self._load_step(plan, pool, stream):
                         if not self._put(item):
                             return
-            self._put(_End())
+            self._put(None)
         except BaseException as error:  # noqa: BLE001 - re-raised in the loop, with what was being done
             self._put(_with_context(error, self._doing))
 

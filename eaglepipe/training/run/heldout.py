@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, PackingLimits, StepPlan, TrainingSource
-from eaglepipe.training.data.costs import Costs
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_evaluation
 from eaglepipe.training.objectives.interface import Objective
@@ -31,26 +30,12 @@ def evaluate(
 ) -> Evaluation:
     """Measure the draft on `samples`, spread over the ranks; every rank gets the same result."""
     objective, counters = learner.evaluation, Counters.zeros(len(learner.evaluation.loss_weights), world.device)
-    costs = learner.costs(source.index, training=False)
-    for batch in heldout_batches(objective, source, samples, costs=costs, config=config, limits=limits, world=world):
+    costs, num_tokens = learner.costs(source.index, training=False), source.index.num_tokens
+    plans = plan_evaluation(samples, num_tokens, costs, batch_tokens=config.batch_tokens, limits=limits)
+    for batch in planned_batches(objective, source, plans, config=config, world=world):
         counters = counters + learner.measure(batch)
     total = Counters.of(world.sum(counters.stacked()))
     return summarize(total, step=step, num_samples=len(samples), objective=objective)
-
-
-def heldout_batches(
-    objective: Objective,
-    source: TrainingSource,
-    samples: NDArray[np.int64],
-    *,
-    costs: Costs,
-    config: TrainConfig,
-    limits: PackingLimits,
-    world: World,
-) -> Iterator[EncodedBatch]:
-    """Yield this rank's batches of `samples`, balanced by the `costs` [N] of all documents."""
-    plans = plan_evaluation(samples, source.index.num_tokens, costs, batch_tokens=config.batch_tokens, limits=limits)
-    yield from planned_batches(objective, source, plans, config=config, world=world)
 
 
 def planned_batches(

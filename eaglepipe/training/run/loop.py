@@ -23,10 +23,11 @@ from eaglepipe.training.run.checkpoint import prune_checkpoints, save_checkpoint
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.heldout import evaluate
 from eaglepipe.training.run.learner import Learner
+from eaglepipe.training.run.metrics import StepRecord
 from eaglepipe.training.run.optim import learning_rate
 from eaglepipe.training.run.run_plan import RunPlan
 from eaglepipe.training.run.state import RunState
-from eaglepipe.training.run.step_log import LoggedStep, StepLog
+from eaglepipe.training.run.step_log import StepLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +103,15 @@ def _take_step(run: TrainingRun, state: RunState, header: StepHeader, batches: I
         tokens=state.tokens + num_tokens,
         supervised_tokens=state.supervised_tokens + num_supervised,
     )
-    taken = LoggedStep(
+    record = StepRecord(
         step=state.step,
         epoch=state.position.epoch,
         learning_rate=rate,
-        num_tokens=num_tokens,
-        num_supervised=num_supervised,
-        num_slots=num_slots,
-        outcome=outcome,
+        tokens=num_tokens,
+        supervised_tokens=num_supervised,
+        padding=1 - num_tokens / num_slots,
     )
-    run.log.add(taken)
+    run.log.add(record, outcome)
     return state
 
 
@@ -123,13 +123,7 @@ def _after_step(
     saving = last or stopping or state.step % run.config.checkpoint_every_steps == 0
     status = ""
     if evaluating or saving or state.step % run.config.log_every_steps == 0:
-        window = run.log.close(loader.waited_seconds)
-        status = window.status
-        state = replace(
-            state,
-            train_seconds=state.train_seconds + window.seconds,
-            waited_seconds=state.waited_seconds + window.waited_seconds,
-        )
+        state, status = run.log.close(state, loader.waited_seconds)
     progress.update(1, status)
     if evaluating:
         best_before = state.best_step
@@ -147,13 +141,7 @@ def _evaluate(run: TrainingRun, state: RunState, say: Callable[[str], None]) -> 
     if len(samples) == 0:
         return state
     evaluation = evaluate(
-        run.learner,
-        run.source,
-        samples,
-        config=run.config,
-        limits=run.plan.limits,
-        world=run.world,
-        step=state.step,
+        run.learner, run.source, samples, config=run.config, limits=run.plan.limits, world=run.world, step=state.step
     )
     run.log.add_evaluation(evaluation)
     say(evaluation.describe())

@@ -17,15 +17,15 @@ class StepRecord:
 
     step: int
     epoch: int
-    loss: float
+    loss: float = math.nan  # NaN, as others below, until the window closes
     learning_rate: float
-    grad_norm: float
-    simulated_acceptance_length: float
+    grad_norm: float = math.nan
+    simulated_acceptance_length: float = math.nan
     tokens: int
     supervised_tokens: int
     padding: float  # share of slots that hold no token
-    tokens_per_s: float
-    data_wait_share: float
+    tokens_per_s: float = math.nan
+    data_wait_share: float = math.nan
 
 
 class MetricsFile:

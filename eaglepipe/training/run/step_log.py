@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from eaglepipe.errors import DraftError
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Counters, StepOutcome
 from eaglepipe.training.run.metrics import StepRecord, acceptance_length
-from eaglepipe.training.run.state import Evaluation
+from eaglepipe.training.run.state import Evaluation, RunState
 
 
 class Tracker(Protocol):
@@ -23,34 +23,12 @@ class Tracker(Protocol):
     def add_evaluation(self, evaluation: Evaluation, /) -> None: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoggedStep:
-    """An optimizer step; sizes are sums over ranks."""
-
-    step: int
-    epoch: int
-    learning_rate: float
-    num_tokens: int
-    num_supervised: int
-    num_slots: int
-    outcome: StepOutcome
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogWindow:
-    """Seconds and a status line of the steps between two closings."""
-
-    seconds: float
-    waited_seconds: float
-    status: str
-
-
 class StepLog:
     """The steps since the last closing; the clock runs from `start` on."""
 
     def __init__(self, world: World, trackers: Sequence[Tracker]) -> None:
         self._world, self._trackers = world, trackers
-        self._taken: list[LoggedStep] = []
+        self._steps: list[tuple[StepRecord, StepOutcome]] = []
         self._started = 0.0
         self._waited_before = 0.0
 
@@ -58,45 +36,47 @@ class StepLog:
         """Begin a window now, so that evaluations and checkpoints between windows are not counted."""
         self._started = time.monotonic()
 
-    def add(self, taken: LoggedStep) -> None:
-        self._taken.append(taken)
+    def add(self, record: StepRecord, outcome: StepOutcome) -> None:
+        """Add a step, whose outcome completes its record when the window closes."""
+        self._steps.append((record, outcome))
 
-    def close(self, waited_seconds: float) -> LogWindow:
-        """Fetch and record the steps of the window and begin a new one; `waited_seconds` is the loader's total so far.
+    def close(self, state: RunState, waited_seconds: float) -> tuple[RunState, str]:
+        """Fetch and record the steps of the window and begin a new one.
+
+        Args:
+            waited_seconds: the loader's total so far.
+
+        Returns: the state with the window's seconds added, and a status line.
 
         Raises:
             DraftError: a loss or gradient is not a finite number; the row is written first.
         """
-        outcomes = [taken.outcome for taken in self._taken]
+        outcomes = [outcome for _, outcome in self._steps]
         norms = torch.stack([outcome.grad_norm for outcome in outcomes]).tolist()
         losses = self._world.sum(torch.stack([outcome.loss.double() for outcome in outcomes])).tolist()
         counters = self._world.sum(torch.stack([outcome.counters.stacked() for outcome in outcomes]))
         waited, seconds = waited_seconds - self._waited_before, max(time.monotonic() - self._started, 1e-9)
-        tokens_per_s = sum(taken.num_tokens for taken in self._taken) / seconds
-        for taken, loss, norm, chain in zip(self._taken, losses, norms, counters, strict=True):
-            record = StepRecord(
-                step=taken.step,
-                epoch=taken.epoch,
+        tokens_per_s = sum(record.tokens for record, _ in self._steps) / seconds
+        for (record, _), loss, norm, chain in zip(self._steps, losses, norms, counters, strict=True):
+            complete = replace(
+                record,
                 loss=loss,
-                learning_rate=taken.learning_rate,
                 grad_norm=norm,
                 simulated_acceptance_length=_acceptance_length(chain),
-                tokens=taken.num_tokens,
-                supervised_tokens=taken.num_supervised,
-                padding=1 - taken.num_tokens / taken.num_slots,
                 tokens_per_s=tokens_per_s,
                 data_wait_share=waited / seconds,
             )
             for tracker in self._trackers:
-                tracker.add_step(record)
-            _check_finite(record)
+                tracker.add_step(complete)
+            _check_finite(complete)
         status = (
             f"loss {losses[-1]:.4f} · acceptance length {_acceptance_length(counters.sum(0)):.2f} · "
             f"{tokens_per_s:,.0f} tok/s · {waited / seconds:.0%} waiting for data"
         )
-        self._taken, self._waited_before = [], waited_seconds
+        self._steps, self._waited_before = [], waited_seconds
         self.start()
-        return LogWindow(seconds=seconds, waited_seconds=waited, status=status)
+        total, total_waited = state.train_seconds + seconds, state.waited_seconds + waited
+        return replace(state, train_seconds=total, waited_seconds=total_waited), status
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         for tracker in self._trackers:

@@ -74,6 +74,6 @@ def test_a_real_kill_loses_nothing_but_time(tmp_path: Path, alone: Path) -> None
 
 def test_training_imports_neither_the_target_nor_datasets() -> None:
     code = "import sys, eaglepipe.train; print([m for m in sys.modules if m.split('.')[0] == 'datasets' or "
-    code += "m.startswith('eaglepipe.target') or m.startswith('eaglepipe.precompute.stage')])"
+    code += "(m + '.').startswith('eaglepipe.target.') or m.startswith('eaglepipe.precompute.stage')])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "[]"
