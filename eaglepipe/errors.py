@@ -64,3 +64,8 @@ class StoppedError(EaglepipeError):
 def printable(text: str) -> str:
     """The text with control characters, terminal escapes among them, written out; line feeds stay."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, or the error's type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

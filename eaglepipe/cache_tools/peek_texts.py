@@ -104,7 +104,7 @@ def peek_cache(folder: Path, name: str, *, top: int, rows: str | None) -> Peek:
     """
     cache = Cache.open(folder)
     number = find_sample(cache, name)
-    tokenizer = load_tokenizer(str(folder / "tokenizer")) if (folder / "tokenizer").is_dir() else None
+    tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     return Peek(
         peeked=peek_sample(cache, number, _rows(rows, cache, number), top=top),
         tokenizer=tokenizer,

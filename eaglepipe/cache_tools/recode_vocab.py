@@ -79,7 +79,7 @@ def _chat_tokenizer(cache: Cache) -> ChatTokenizer | None:
     if not folder.is_dir():
         return None
     data = DataConfig.model_validate({**source_fields(cache)[1]["data"], "chat_template": None})
-    return load_chat_tokenizer(load_tokenizer(str(folder)), data)
+    return load_chat_tokenizer(load_tokenizer(folder), data)
 
 
 def _head_names(tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eaglepipe.errors import DataError
+from eaglepipe.errors import DataError, first_line
 from eaglepipe.recipe.config import SourceConfig
 
 PlacedRow = tuple[str, dict[str, Any]]
@@ -45,10 +45,9 @@ def hub_rows(source: SourceConfig) -> Iterator[PlacedRow]:
     try:
         dataset = datasets.load_dataset(source.path, source.config, split=source.split, revision=source.revision)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
-        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{source.path}: no such file or folder here, and the Hub gives no dataset of this name, config, split "
-            f"and revision: {problem}"
+            f"and revision: {first_line(error)}"
         ) from None
     tables = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
     yield from batch_rows(tables, f"{source.path}[{source.split}]")

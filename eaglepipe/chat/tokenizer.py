@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from eaglepipe.chat.render import ChatTemplate, Rendered, Span
-from eaglepipe.chat.sources import is_hub_id
 from eaglepipe.chat.types import Conversation
-from eaglepipe.errors import DataError, TargetError, TemplateError
+from eaglepipe.errors import DataError, TargetError, TemplateError, first_line
 from eaglepipe.files.hashing import hash_json
 
 TokenIds = NDArray[np.int32]
@@ -151,21 +150,18 @@ class ChatTokenizer:
         return turns
 
 
-def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a local model folder, or of a model on the Hub.
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local model folder.
 
     Raises:
-        TargetError: there is none at `path`.
+        TargetError: there is none.
     """
-    local = Path(path).expanduser()
-    if not local.exists() and not is_hub_id(path):
-        raise TargetError(f"{path}: no such folder (a model on the Hub is written owner/name)")
-    source = str(local) if local.exists() else path
+    if not folder.exists():
+        raise TargetError(f"{folder}: no such folder")
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TargetError(f"{path}: no tokenizer can be loaded: {problem}") from None
+        raise TargetError(f"{folder}: no tokenizer can be loaded: {first_line(error)}") from None
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> str:

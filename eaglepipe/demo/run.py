@@ -68,7 +68,7 @@ def run_demo(
             _make_target(corpus, target, size, report)
         with stage("regenerate", "the target answers the held-back questions itself"):
             answered = run_regenerate(recipe, report=report)
-            tokenize = load_tokenizer(str(target)).tokenize
+            tokenize = load_tokenizer(target).tokenize
             report(_answers_line(answered, measure_answers(regenerated, read_rows(corpus.prompts), tokenize)))
     with stage("precompute", "the target runs once over its own answers"):
         cache = run_precompute(recipe, report=report)

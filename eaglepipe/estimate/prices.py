@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.storage import cache_root
 from eaglepipe.cache.supervision.kind import KINDS, stored_codec
 from eaglepipe.cache.supervision.sparse import SparseRule
 from eaglepipe.cache.token_cost import token_cost
-from eaglepipe.estimate.corpus_counts import CorpusCounts, count_corpus
+from eaglepipe.estimate.corpus_counts import count_corpus
 from eaglepipe.estimate.entries import measure_entries
 from eaglepipe.estimate.table import cost_table
 from eaglepipe.files.publish import free_bytes
@@ -84,18 +83,32 @@ def estimate_recipe(
     sparse = [_rule(cache) for cache in settings.values() if KINDS[cache.supervision].settings]
     measured = measure_entries(inputs, counts, sparse) if measure else {}
     declared = {} if entries is None else dict.fromkeys(sparse, entries)
-    costs = [
-        _price(
-            name,
-            with_settings(inputs.spec, cache),
-            counts,
-            entries=_entries(cache, {**measured, **declared}, inputs.spec.draft_vocab_size),
-            forward=seconds,
-            disk=disk_bytes_per_second,
-            chosen=cache is recipe.cache or _same(cache, recipe.cache),
+    costs = []
+    for name, cache in settings.items():
+        spec = with_settings(inputs.spec, cache)
+        mean_entries = _entries(cache, {**measured, **declared}, spec.draft_vocab_size)
+        cost = token_cost(
+            spec,
+            supervised_share=counts.supervised_share,
+            tokens_per_sample=counts.tokens_per_sample,
+            entries=mean_entries or 0.0,
         )
-        for name, cache in settings.items()
-    ]
+        transfer_seconds = cost.total * counts.tokens / disk_bytes_per_second
+        costs.append(
+            EncodingCost(
+                name=name,
+                supervision=spec.supervision,
+                supervision_codec=spec.supervision_codec,
+                aux_codec=spec.aux_codec,
+                entries=mean_entries,
+                chosen=_stored(cache) == _stored(recipe.cache),
+                bytes_per_token=cost.total,
+                by_column=cost.by_column,
+                total_bytes=int(cost.total * counts.tokens),
+                precompute_seconds=max(seconds, transfer_seconds),
+                epochs_to_pay=epochs_to_pay(seconds, transfer_seconds),
+            )
+        )
     return CostReport(
         samples=counts.samples,
         tokens=counts.tokens,
@@ -113,17 +126,13 @@ def _settings(recipe: Recipe) -> dict[str, CacheConfig]:
     """Return the profiles, `dense` for comparison, and the recipe's own settings if those are none of them."""
     named = {name: CacheConfig.model_validate({"profile": name}) for name in PROFILES}
     named["dense"] = CacheConfig(profile=None, supervision="dense", aux_codec="bf16")
-    if not any(_same(recipe.cache, cache) for cache in named.values()):
+    if _stored(recipe.cache) not in map(_stored, named.values()):
         named = {"recipe": recipe.cache, **named}
     return named
 
 
-def _same(one: CacheConfig, other: CacheConfig) -> bool:
-    """Return whether two settings store the same at every token."""
-    return _stored(one) == _stored(other)
-
-
 def _stored(cache: CacheConfig) -> tuple[object, ...]:
+    """Return the settings that decide the bytes of a token."""
     settings = [getattr(cache, name) for name in KINDS[cache.supervision].settings]
     return cache.aux_codec, cache.supervision, stored_codec(cache), cache.last_hidden, *settings
 
@@ -136,38 +145,6 @@ def _entries(cache: CacheConfig, known: Mapping[SparseRule, float], draft_size: 
     if not KINDS[cache.supervision].settings:
         return None
     return float(min(known.get(_rule(cache), cache.max_entries), cache.max_entries, draft_size))
-
-
-def _price(
-    name: str,
-    spec: ShardSpec,
-    counts: CorpusCounts,
-    *,
-    entries: float | None,
-    forward: float,
-    disk: float,
-    chosen: bool,
-) -> EncodingCost:
-    cost = token_cost(
-        spec,
-        supervised_share=counts.supervised_share,
-        tokens_per_sample=counts.tokens_per_sample,
-        entries=entries or 0.0,
-    )
-    transfer = cost.total * counts.tokens / disk
-    return EncodingCost(
-        name=name,
-        supervision=spec.supervision,
-        supervision_codec=spec.supervision_codec,
-        aux_codec=spec.aux_codec,
-        entries=entries,
-        chosen=chosen,
-        bytes_per_token=cost.total,
-        by_column=cost.by_column,
-        total_bytes=int(cost.total * counts.tokens),
-        precompute_seconds=max(forward, transfer),
-        epochs_to_pay=epochs_to_pay(forward, transfer),
-    )
 
 
 def epochs_to_pay(forward: float, transfer: float) -> int | None:

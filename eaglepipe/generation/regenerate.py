@@ -66,7 +66,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
         raise ConfigError("the recipe has no `regenerate` section: give it sources and an output")
     settings, output = recipe.regenerate, Path(recipe.regenerate.output).expanduser()
     folder = resolve_folder(recipe.target)
-    chat = load_chat_tokenizer(load_tokenizer(str(folder), None, recipe.target.trust_remote_code), recipe.data)
+    chat = load_chat_tokenizer(load_tokenizer(folder, recipe.target.trust_remote_code), recipe.data)
     corpus = fingerprint_sources(settings.sources)
     identity = {
         "target": {"weights": weights_fingerprint(folder), "dtype": recipe.target.dtype},

@@ -92,7 +92,7 @@ def read_chat_tokenizer(recipe: Recipe, folder: Path) -> ChatTokenizer | None:
     only_tokens = all(source.format == "tokenized" for source in recipe.data.sources)
     if only_tokens and not any(folder.glob("tokenizer*")):
         return None
-    tokenizer = load_tokenizer(str(folder), None, recipe.target.trust_remote_code)
+    tokenizer = load_tokenizer(folder, recipe.target.trust_remote_code)
     return load_chat_tokenizer(tokenizer, recipe.data)
 
 

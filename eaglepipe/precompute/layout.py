@@ -4,6 +4,7 @@ Batches are sorted by length under a token budget. All of it is a pure function 
 that every worker comes to the same shards.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,7 @@ class CorpusLayout:
         return sum(int(self.statistics.num_tokens[batch].sum()) for batch in self.shards[shard])
 
 
-def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: dict[str, int], batch_tokens: int) -> CorpusLayout:
+def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: Mapping[str, int], batch_tokens: int) -> CorpusLayout:
     """Choose the draft vocabulary and deal the corpus into batches and shards.
 
     Args:

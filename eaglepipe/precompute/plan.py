@@ -40,18 +40,6 @@ class PrecomputePlan:
     layout: CorpusLayout
 
 
-@dataclass(frozen=True, kw_only=True)
-class _StagedCorpus:
-    """A tokenised corpus in a file that is not published yet."""
-
-    file: PendingFile
-    drops: dict[str, int]
-    fingerprint: str
-
-    def tokens(self) -> StagedTokens:
-        return StagedTokens(self.file.temporary)
-
-
 def find_begun(inputs: Stage1Inputs, weights: str) -> Path | None:
     """Return the folder of the cache of this very content, if it is complete, or planned and staged.
 
@@ -91,17 +79,17 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         CacheError: the folder's plan is of another identity; names the fields that differ.
         ResourceError: the disk is too small for the cache.
     """
-    with _staged_corpus(inputs) as corpus:
-        identity = cache_identity(inputs, weights=weights, corpus=corpus.fingerprint)
+    with _staged_corpus(inputs) as (file, drops, corpus):
+        identity = cache_identity(inputs, weights=weights, corpus=corpus)
         folder = identity.folder(inputs.recipe)
         document = _existing_plan(folder, identity)
         if document is None and (note := _nearest_cache(inputs, identity)):
             report(note)
         batch_tokens = inputs.recipe.precompute.batch_tokens if document is None else document.batch_tokens
-        layout = lay_out(inputs, corpus.tokens(), drops=corpus.drops, batch_tokens=batch_tokens)
+        layout = lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
         if document is None:
             _check_disk(folder, layout)
-        corpus.file.publish(path=folder / _STAGING)
+        file.publish(path=folder / _STAGING)
     if document is None:
         document = _publish_plan(inputs, folder, identity, layout)
         if document.batch_tokens != batch_tokens:  # another worker was first, with other settings
@@ -111,14 +99,14 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
 
 def preview_plan(inputs: Stage1Inputs) -> CorpusLayout:
     """Tokenise and lay out the corpus without leaving a file; for a cache whose identity is not known yet."""
-    with _staged_corpus(inputs) as corpus:
-        batch_tokens = inputs.recipe.precompute.batch_tokens
-        return lay_out(inputs, corpus.tokens(), drops=corpus.drops, batch_tokens=batch_tokens)
+    batch_tokens = inputs.recipe.precompute.batch_tokens
+    with _staged_corpus(inputs) as (file, drops, _):
+        return lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
 
 
 @contextmanager
-def _staged_corpus(inputs: Stage1Inputs) -> Iterator[_StagedCorpus]:
-    """Tokenise the corpus, each row parsed once, into a temporary file under the cache root."""
+def _staged_corpus(inputs: Stage1Inputs) -> Iterator[tuple[PendingFile, DropCounts, str]]:
+    """Tokenise the corpus, each row parsed once, into a file that is not published; with drops and fingerprint."""
     data, path = inputs.recipe.data, staging_path(inputs.recipe)
     _check_writable(path.parent)
     drops, fingerprint = DropCounts(), CorpusFingerprint()
@@ -128,7 +116,7 @@ def _staged_corpus(inputs: Stage1Inputs) -> Iterator[_StagedCorpus]:
         if write_staging(iter_token_samples(conversations, inputs.chat, data, drops), file) == 0:
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()) if count)
             raise DataError(f"no sample is left to train on; dropped: {counts or 'none'}")
-        yield _StagedCorpus(file=file, drops=dict(drops), fingerprint=fingerprint.hexdigest())
+        yield file, drops, fingerprint.hexdigest()
     finally:
         file.abort()
 

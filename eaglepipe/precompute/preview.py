@@ -16,7 +16,7 @@ def preview_recipe(recipe: Recipe, *, count: int, colour: bool) -> str:
     """Return the text of the first `count` samples that are not dropped; assistant turns in colour or in brackets."""
     check_regenerated(recipe)
     folder = resolve_folder(recipe.target, weights=False)
-    tokenizer = load_tokenizer(str(folder), None, recipe.target.trust_remote_code)
+    tokenizer = load_tokenizer(folder, recipe.target.trust_remote_code)
     chat = load_chat_tokenizer(tokenizer, recipe.data)
     drops = DropCounts()
     samples = iter_token_samples(iter_conversations(recipe.data.sources), chat, recipe.data, drops)

@@ -175,17 +175,14 @@ def _device(setting: str) -> str:
 
 
 def _complete(folder: Path, manifest: Manifest, started: float, *, shards_written: int = 0) -> PrecomputeResult:
+    counts = manifest.model_dump(include={"identity", "samples", "tokens", "supervised_tokens", "drops"})
     return PrecomputeResult(
+        **counts,
         folder=str(folder),
-        identity=manifest.identity,
         complete=True,
         shards=len(manifest.shards),
         shards_written=shards_written,
-        samples=manifest.samples,
-        tokens=manifest.tokens,
-        supervised_tokens=manifest.supervised_tokens,
         bytes=manifest.bytes,
-        drops=dict(manifest.drops),
         seconds=time.monotonic() - started,
     )
 

@@ -81,17 +81,14 @@ def _groups(samples: Iterable[TokenSample]) -> Iterator[list[TokenSample]]:
 
 def _to_batch(group: list[TokenSample]) -> pa.RecordBatch:
     columns = [
-        pa.array([sample.sample_id for sample in group], pa.string()),
-        pa.array([sample.source for sample in group], pa.string()),
-        _lists([sample.input_ids for sample in group]),
-        _lists([sample.turns for sample in group]),
+        [sample.sample_id for sample in group],
+        [sample.source for sample in group],
+        [sample.input_ids for sample in group],
+        [sample.turns for sample in group],
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
-
-
-def _lists(rows: list[NDArray[np.int32]]) -> pa.ListArray:
-    offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows).astype(np.int32)))
+    return pa.RecordBatch.from_arrays(
+        [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
+    )
 
 
 class StagedTokens:
@@ -162,11 +159,10 @@ def _check_range(group: list[TokenSample], vocab_size: int) -> None:
 
 
 def _from_batch(batch: pa.RecordBatch, row: int) -> TokenSample:
-    offsets = batch.column(2).offsets
-    start, stop = offsets[row].as_py(), offsets[row + 1].as_py()
+    sample_id, source, input_ids, turns = (column[row] for column in batch.columns)
     return TokenSample(
-        sample_id=batch.column(0)[row].as_py(),
-        source=batch.column(1)[row].as_py(),
-        input_ids=batch.column(2).values[start:stop].to_numpy(),
-        turns=batch.column(3).values[start:stop].to_numpy(),
+        sample_id=sample_id.as_py(),
+        source=source.as_py(),
+        input_ids=input_ids.values.to_numpy(),
+        turns=turns.values.to_numpy(),
     )

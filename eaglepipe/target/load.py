@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from eaglepipe.devices import resolve_device
-from eaglepipe.errors import ResourceError, TargetError
+from eaglepipe.errors import ResourceError, TargetError, first_line
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.fingerprint import open_weights, target_weight_files
 
@@ -88,7 +88,7 @@ def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise TargetError(
-            f"target {config.path!r}: no such folder, and not to be had from the Hub: {_first_line(error)}"
+            f"target {config.path!r}: no such folder, and not to be had from the Hub: {first_line(error)}"
         ) from error
     if not (Path(folder) / "config.json").is_file():
         raise TargetError(f"target {config.path!r}: the Hub repository is not a model: it has no config.json")
@@ -120,7 +120,7 @@ def read_model_config(folder: Path, config: TargetConfig) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise TargetError(f"{folder / 'config.json'}: not a config that can be used: {_first_line(error)}") from error
+        raise TargetError(f"{folder / 'config.json'}: not a config that can be used: {first_line(error)}") from error
 
 
 def text_config_of(model_config: PretrainedConfig, path: str) -> PretrainedConfig:
@@ -185,9 +185,9 @@ def _load_weights(
         )
         model = model.to(device)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(f"target {config.path!r} does not fit {device}: {_first_line(error)}") from error
+        raise ResourceError(f"target {config.path!r} does not fit {device}: {first_line(error)}") from error
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise TargetError(f"target {config.path!r} cannot be loaded: {_first_line(error)}") from error
+        raise TargetError(f"target {config.path!r} cannot be loaded: {first_line(error)}") from error
     _check_all_loaded(info, config.path)
     return model
 
@@ -229,8 +229,3 @@ def _may_be_hub_id(path: str) -> bool:
     except HFValidationError:
         return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

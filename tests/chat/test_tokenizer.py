@@ -108,17 +108,17 @@ def test_fingerprint_of_a_tokenizer_follows_its_content(tmp_path: Path) -> None:
     chat.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
     assert chat.fingerprint() == other.fingerprint()
     chat.tokenizer.save_pretrained(tmp_path)
-    assert load_chat_tokenizer(load_tokenizer(str(tmp_path)), data_config()).fingerprint() == other.fingerprint()
+    assert load_chat_tokenizer(load_tokenizer(tmp_path), data_config()).fingerprint() == other.fingerprint()
     other.tokenizer.add_tokens(["willow"])
     assert chat.fingerprint() != other.fingerprint()
 
 
 def test_saved_tokenizer_is_loaded_and_a_missing_one_named(tmp_path: Path) -> None:
     make_tokenizer().save_pretrained(tmp_path / "target")
-    assert load_chat_tokenizer(load_tokenizer(str(tmp_path / "target")), data_config()).end_of_turn is not None
-    for path in (str(tmp_path / "gone"), "models/gone/target"):
+    assert load_chat_tokenizer(load_tokenizer(tmp_path / "target"), data_config()).end_of_turn is not None
+    for path in (tmp_path / "gone", Path("models/gone/target")):
         with pytest.raises(TargetError, match="gone"):
             load_tokenizer(path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(TargetError, match="empty"):
-        load_tokenizer(str(tmp_path / "empty"))
+        load_tokenizer(tmp_path / "empty")
