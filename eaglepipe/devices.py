@@ -1,10 +1,14 @@
-"""The device that a run computes on."""
+"""The device that a run computes on, and its speed."""
 
 import re
+import time
 
 import torch
 
 from eaglepipe.errors import ConfigError
+
+_DIMENSION = {"cpu": 1024, "cuda": 8192}
+_MEASURE_SECONDS = 0.3
 
 
 def resolve_device(device: str, local_rank: int | None = None) -> torch.device:
@@ -25,3 +29,22 @@ def resolve_device(device: str, local_rank: int | None = None) -> torch.device:
     if index >= count:
         raise ConfigError(f"device {device!r}: torch sees {count} CUDA device(s) here; use cpu or auto")
     return torch.device("cuda", index)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the FLOP/s of a square matrix product in `dtype`, for a fraction of a second."""
+    size = _DIMENSION.get(device.type, 1024)
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    _synchronise(device)
+    (matrix @ matrix).sum().item()
+    repeats, started = 0, time.perf_counter()
+    while time.perf_counter() - started < _MEASURE_SECONDS:
+        matrix @ matrix
+        _synchronise(device)
+        repeats += 1
+    return 2 * size**3 * repeats / (time.perf_counter() - started)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

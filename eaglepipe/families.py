@@ -114,3 +114,11 @@ EAGLE2 = replace(EAGLE1, name="eagle2", label="EAGLE-2")
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (EAGLE3, EAGLE1, EAGLE2, PEAGLE)}
 DEFAULT_FAMILY = EAGLE3
 """Family of a recipe without `train.objective`."""
+
+
+def default_boundaries(num_layers: int) -> tuple[int, int, int]:
+    """Return the boundaries that engines take if a draft's config names none: [2, n//2, n-3] of n layers.
+
+    Boundary b is `output_hidden_states[b]`, the output of layer b-1.
+    """
+    return 2, num_layers // 2, num_layers - 3

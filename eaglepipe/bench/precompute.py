@@ -20,7 +20,7 @@ from eaglepipe.bench.made_cache import TargetShape, chat_lengths
 from eaglepipe.bench.made_project import stage_one_recipe, write_target, write_token_rows
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.manifest import SHARDS_FOLDER
-from eaglepipe.chat.types import supervised_tokens
+from eaglepipe.chat.tokens import supervised_tokens
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import Batch
 from eaglepipe.precompute.plan import PrecomputePlan, begin_plan

@@ -19,7 +19,7 @@ from eaglepipe.bench.step_presets import StepPreset, Workload
 from eaglepipe.bench.step_report import StepReport, WorkloadReport
 from eaglepipe.bench.timing import bench_device, median_seconds, timed
 from eaglepipe.cache.reader import Cache
-from eaglepipe.target.speed import matmul_rate
+from eaglepipe.devices import matmul_rate
 from eaglepipe.training.data.batch import DataPosition
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.order import SampleOrder

@@ -15,7 +15,7 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.peek import PeekedRow, PeekedSample, find_sample, peek_sample
 from eaglepipe.chat.preview import escape_control, preview_samples
 from eaglepipe.chat.tokenizer import load_tokenizer
-from eaglepipe.chat.types import TokenSample
+from eaglepipe.chat.tokens import TokenSample
 from eaglepipe.errors import ConfigError
 
 DEFAULT_ROWS = 24

@@ -12,10 +12,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from eaglepipe.chat.types import Message
 from eaglepipe.errors import DataError
 
 Row = Mapping[str, Any]
+Message = dict[str, Any]
 Format = Literal["messages", "sharegpt", "prompt_completion", "tokenized"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")

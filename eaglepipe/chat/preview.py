@@ -5,7 +5,7 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
-from eaglepipe.chat.types import TokenSample, supervised_tokens
+from eaglepipe.chat.tokens import TokenSample, supervised_tokens
 
 _TURN_COLOURS = ("\x1b[32m", "\x1b[36m")
 _RESET = "\x1b[0m"

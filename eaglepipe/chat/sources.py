@@ -6,15 +6,17 @@ The Hub is asked only for a name that cannot be meant as a local path.
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
-from eaglepipe.chat.formats import parse_row
+from eaglepipe.chat.formats import Message, parse_row
 from eaglepipe.chat.readers import READERS, PlacedRow, file_rows, hub_rows
-from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import SourceConfig
 from eaglepipe.recipe.tree import Recipe
@@ -22,6 +24,28 @@ from eaglepipe.recipe.tree import Recipe
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = {*READERS, ".txt", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".yaml", ".yml"}
 _SPLIT_FILE = re.compile(r"(train|test|validation|valid|val|dev)(-\d{5}-of-\d{5})?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One row of a source, checked: either `messages`, or `input_ids` with `turns` when it came tokenised."""
+
+    sample_id: str
+    source: str
+    where: str  # "file:line" or the like, for messages to the user
+    digest: bytes  # [16] xxh3_128 of the content, metadata columns left out
+    messages: tuple[Message, ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+    num_context: int = 0  # leading messages that are a prompt: their assistant turns are never supervised
+    input_ids: NDArray[np.int32] | None = None  # [T]
+    turns: NDArray[np.int32] | None = None  # [T]
+
+    @property
+    def has_assistant_turn(self) -> bool:
+        """Whether an assistant message may be supervised; for tokenised rows, their mask decides later."""
+        if self.messages is None:
+            return True
+        return any(message["role"] == "assistant" for message in self.messages[self.num_context :])
 
 
 def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation]:

@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from eaglepipe.chat.formats import Message
 from eaglepipe.chat.render import ChatTemplate, Rendered, assistant_positions, has_generation_markers, pinned_dates
+from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_template
-from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.errors import TemplateError
 from eaglepipe.recipe.config import DataConfig
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from eaglepipe.chat.render import ChatTemplate, Rendered, Span
-from eaglepipe.chat.types import Conversation
+from eaglepipe.chat.sources import Conversation
 from eaglepipe.errors import DataError, TargetError, TemplateError, first_line
 from eaglepipe.files.hashing import hash_json
 

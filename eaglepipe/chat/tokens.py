@@ -1,12 +1,18 @@
-"""Conversations to token samples: tokenised in batches, cut to length, samples left out counted by reason."""
+"""Conversations to token samples: tokenised in batches, cut to length, samples left out counted by reason.
 
+`supervised_tokens` alone decides which tokens are supervised.
+"""
+
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
+from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds
-from eaglepipe.chat.types import Conversation, DropCounts, TokenSample, supervised_tokens
 from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import DataConfig
 
@@ -16,6 +22,27 @@ TOO_LONG = "too_long"
 EMPTY_MASK = "empty_mask"
 
 _BATCH_CONVERSATIONS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSample:
+    """One conversation as the target reads it; T tokens."""
+
+    sample_id: str
+    source: str
+    input_ids: NDArray[np.int32]  # [T]
+    turns: NDArray[np.int32]  # [T] 0: not the assistant's; n: its n-th turn
+
+
+class DropCounts(Counter[str]):
+    """Samples left out, counted by reason."""
+
+
+def supervised_tokens(turns: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return the mask [T] of tokens that belong to the same assistant turn as the next token."""
+    supervised = np.zeros(len(turns), dtype=np.bool_)
+    supervised[:-1] = (turns[:-1] > 0) & (turns[:-1] == turns[1:])
+    return supervised
 
 
 def iter_token_samples(

@@ -7,7 +7,7 @@ as layer outputs; a wrong layer never errors, acceptance just collapses.
 from typing import Literal
 
 from eaglepipe.drafts.reading import Ids
-from eaglepipe.eagle.aux_layers import default_boundaries
+from eaglepipe.families import default_boundaries
 
 
 def to_outputs(boundaries: Ids) -> Ids:

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaglepipe.chat.sources import iter_conversations
-from eaglepipe.chat.tokens import iter_token_samples
-from eaglepipe.chat.types import DropCounts, TokenSample, supervised_tokens
+from eaglepipe.chat.tokens import DropCounts, TokenSample, iter_token_samples, supervised_tokens
 from eaglepipe.errors import DataError
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.vocab import add_counts

@@ -8,7 +8,7 @@ import torch
 
 from eaglepipe.cache.supervision.columns import NUM_ENTRIES, Columns
 from eaglepipe.cache.supervision.sparse import SparseRule, sparsify, to_draft_index
-from eaglepipe.chat.types import supervised_tokens
+from eaglepipe.chat.tokens import supervised_tokens
 from eaglepipe.estimate.corpus_counts import CorpusCounts
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.target.capture import load_target_model

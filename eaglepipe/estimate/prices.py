@@ -14,9 +14,9 @@ from eaglepipe.estimate.entries import measure_entries
 from eaglepipe.estimate.table import cost_table
 from eaglepipe.files.publish import free_bytes
 from eaglepipe.precompute.inputs import read_stage1_inputs, with_settings
+from eaglepipe.precompute.layout import forward_seconds
 from eaglepipe.recipe.config import PROFILES, CacheConfig
 from eaglepipe.recipe.tree import Recipe
-from eaglepipe.target.speed import forward_seconds
 
 DISK_BYTES_PER_SECOND = 1e9
 
@@ -78,7 +78,7 @@ def estimate_recipe(
     """
     inputs = read_stage1_inputs(recipe)
     counts = count_corpus(inputs)
-    seconds = forward_seconds(recipe.target, inputs.model_config, recipe.precompute.device, counts.tokens)
+    seconds = forward_seconds(inputs, counts.tokens)
     settings = _settings(recipe)
     sparse = [_rule(cache) for cache in settings.values() if KINDS[cache.supervision].settings]
     measured = measure_entries(inputs, counts, sparse) if measure else {}

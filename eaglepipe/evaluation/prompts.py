@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.chat.sources import iter_conversations
+from eaglepipe.chat.sources import Conversation, iter_conversations
 from eaglepipe.chat.tokenizer import ChatTokenizer
-from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import DataError
 from eaglepipe.evaluation.finished_run import FinishedRun
 from eaglepipe.recipe.config import SourceConfig

@@ -12,9 +12,9 @@ from eaglepipe.cache.storage import caches_of
 from eaglepipe.drafts.folder import CONFIG_FILE, StoredDraft, read_draft_folder
 from eaglepipe.drafts.reading import Ids, layer_config, read_aux, read_mask_token, read_rope
 from eaglepipe.drafts.shape import DraftShape, tensor_faults, tensor_shapes
-from eaglepipe.eagle.aux_layers import default_boundaries
 from eaglepipe.errors import CorruptError, DraftError, EaglepipeError
 from eaglepipe.export.target_facts import TargetFacts
+from eaglepipe.families import default_boundaries
 from eaglepipe.files.json_object import read_json_object, text_config
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.recipe.tree import Recipe

@@ -11,10 +11,9 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.chat.sources import fingerprint_sources, iter_conversations
+from eaglepipe.chat.sources import Conversation, fingerprint_sources, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
-from eaglepipe.chat.types import Conversation
 from eaglepipe.errors import ConfigError, DataError
 from eaglepipe.files.json_object import diff_fields, read_json_object
 from eaglepipe.files.publish import publish_json, published_file

@@ -6,14 +6,15 @@ length, and a fixed list of conversations always gives the same answers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eaglepipe.chat.formats import Message
+from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer
-from eaglepipe.chat.types import Conversation, Message
 from eaglepipe.errors import TemplateError
 from eaglepipe.generation.generate import Answer, Sampling, generate
 from eaglepipe.target.load import LoadedTarget
@@ -46,7 +47,7 @@ class Rewriter:
     def rewrite(self, conversations: Sequence[Conversation], window: int) -> list[Rewritten]:
         """Return the outcome of each conversation, in their order; `window` numbers the call, for the random draws."""
         drafts = [_Draft(conversation) for conversation in conversations]
-        turn = 0
+        turn, ends = 0, stop_ids(self.target, self.chat)
         while open_drafts := [draft for draft in drafts if draft.outcome is None]:
             prompted = [draft for draft in open_drafts if self._prompt(draft)]
             prompted.sort(key=lambda draft: len(draft.prompt))
@@ -54,16 +55,11 @@ class Rewriter:
                 batch = prompted[start : start + self.batch_size]
                 generator = _generator(self.target.device, self.seed, window, turn, start)
                 prompts = [draft.prompt for draft in batch]
-                answers = generate(self.target, prompts, self.sampling, self.stop_ids, generator)
+                answers = generate(self.target, prompts, self.sampling, ends, generator)
                 for draft, answer in zip(batch, answers, strict=True):
                     self._take(draft, answer)
             turn += 1
         return [draft.outcome for draft in drafts if draft.outcome is not None]
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a turn."""
-        return stop_ids(self.target, self.chat)
 
     def _prompt(self, draft: "_Draft") -> bool:
         """Give the draft the prompt of its next turn, or its outcome."""
@@ -71,7 +67,9 @@ class Rewriter:
             draft.close("skipped", "nothing to answer")
             return False
         try:
-            text = self.chat.template.render(draft.before_next(), draft.tools, prompt=True)
+            text = self.chat.template.render(
+                draft.messages[: draft.positions[draft.turn]], draft.conversation.tools, prompt=True
+            )
         except TemplateError as error:
             draft.close("error", "the chat template refuses it", str(error))
             return False
@@ -123,13 +121,6 @@ class _Draft:
             self.close("skipped", "already tokenised: there is no text to answer")
         elif any(self.messages[index].get("tool_calls") for index in self.positions if index < len(self.messages)):
             self.close("skipped", "an assistant turn calls tools")
-
-    @property
-    def tools(self) -> tuple[dict[str, Any], ...] | None:
-        return self.conversation.tools
-
-    def before_next(self) -> list[Message]:
-        return self.messages[: self.positions[self.turn]]
 
     def close(self, status: Status, reason: str, detail: str = "") -> None:
         self.outcome = Rewritten(status=status, reason=reason, detail=detail, num_tokens=self.num_tokens)

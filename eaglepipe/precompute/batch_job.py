@@ -16,7 +16,7 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.columns import Columns, HostColumns, split_rows, to_host
 from eaglepipe.cache.supervision.sparse import SparseRule, to_draft_index
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.chat.types import TokenSample, supervised_tokens
+from eaglepipe.chat.tokens import TokenSample, supervised_tokens
 from eaglepipe.target.model import TargetModel
 from eaglepipe.target.supervision import supervise
 from eaglepipe.vocab import DraftVocab

@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.token_cost import TokenCost, token_cost
+from eaglepipe.devices import matmul_rate, resolve_device
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.staging import StagedStatistics, StagedTokens
+from eaglepipe.target.load import num_parameters
 from eaglepipe.vocab import DraftVocab, build_draft_vocab
 
 _SIMILAR = 0.95  # of the longest row's length: a batch filled with such rows wastes about 2.5%
+_FORWARD_EFFICIENCY = 0.5  # of the matrix-product rate, as a whole forward of a transformer usually reaches
 _WORTHWHILE = 0.25  # of the token budget: smaller forwards cost more than the padding they save
 
 Batch = NDArray[np.int64]
@@ -133,3 +137,20 @@ def _fill(ordered: NDArray[np.int64], lengths: NDArray[np.integer], batch_tokens
         batches.append(ordered[start : start + rows])
         start += rows
     return batches
+
+
+def forward_seconds(inputs: Stage1Inputs, num_tokens: int) -> float:
+    """Estimate the seconds of forward on one device: 2 FLOP a parameter and token, idle MoE experts left out."""
+    target, config = inputs.recipe.target, inputs.text_config
+    device = resolve_device(inputs.recipe.precompute.device)
+    parameters = num_parameters(inputs.model_config, target.trust_remote_code) * _active_share(config)
+    name = target.dtype if target.dtype != "auto" else str(config.dtype or "float32")
+    dtype = getattr(torch, name.removeprefix("torch."))
+    return 2 * parameters * num_tokens / (_FORWARD_EFFICIENCY * matmul_rate(device, dtype))
+
+
+def _active_share(config: object) -> float:
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((count for name in names if (count := getattr(config, name, None))), None)
+    active = getattr(config, "num_experts_per_tok", None)
+    return min(1.0, active / experts) if experts and active else 1.0

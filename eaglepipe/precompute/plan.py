@@ -16,8 +16,7 @@ from eaglepipe.cache.storage import (
     staging_path,
 )
 from eaglepipe.chat.sources import CorpusFingerprint, data_fingerprint, iter_conversations
-from eaglepipe.chat.tokens import iter_token_samples
-from eaglepipe.chat.types import DropCounts
+from eaglepipe.chat.tokens import DropCounts, iter_token_samples
 from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import diff_fields, differing_leaves

@@ -6,8 +6,7 @@ from eaglepipe.chat.preview import preview_samples
 from eaglepipe.chat.sources import check_regenerated, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import load_tokenizer
-from eaglepipe.chat.tokens import iter_token_samples
-from eaglepipe.chat.types import DropCounts
+from eaglepipe.chat.tokens import DropCounts, iter_token_samples
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.load import resolve_folder
 

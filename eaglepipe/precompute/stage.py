@@ -19,7 +19,7 @@ from eaglepipe.errors import CacheError, DraftError, EaglepipeError
 from eaglepipe.families import Family
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
-from eaglepipe.precompute.layout import CorpusLayout
+from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
 from eaglepipe.precompute.plan import PrecomputePlan, begin_plan, find_begun, preview_plan, resume_plan
 from eaglepipe.precompute.shard_run import ShardRun, Worker, parse_worker, publish_fixed_files
 from eaglepipe.progress import format_seconds
@@ -28,7 +28,6 @@ from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.capture import load_target_model
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import find_local_weights, resolve_folder
-from eaglepipe.target.speed import forward_seconds
 
 Report = Callable[[str], None]
 
@@ -130,10 +129,10 @@ def _complete_without_target(recipe: Recipe) -> Path | None:
 
 
 def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, report: Report) -> None:
-    recipe, vocab, counts = inputs.recipe, layout.vocab, layout.statistics
+    vocab, counts = layout.vocab, layout.statistics
     drops = ", ".join(f"{count} {reason}" for reason, count in layout.drops.items()) or "none"
     columns = ", ".join(f"{name} {size:,.1f}" for name, size in layout.cost.by_column.items() if size >= 1)
-    seconds = forward_seconds(recipe.target, inputs.model_config, recipe.precompute.device, counts.total_tokens)
+    seconds = forward_seconds(inputs, counts.total_tokens)
     report(f"cache     {folder}")
     report(
         f"corpus    {counts.num_distinct:,} samples, {counts.total_tokens:,} tokens, "
@@ -152,9 +151,10 @@ def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, repo
 def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, report: Report) -> int:
     if not any(worker.takes(shard) for shard in missing_shards(plan.folder, plan.document)):
         return 0
-    recipe = inputs.recipe
+    recipe, local_rank = inputs.recipe, os.environ.get("LOCAL_RANK")  # under torchrun, each process takes its own GPU
+    device = resolve_device(recipe.precompute.device, None if local_rank is None else int(local_rank))
     with stop_on_signals() as stop:
-        model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, _device(recipe.precompute.device))
+        model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, str(device))
         _report_missing_draft(model.architectures, recipe.train.family, report)
         publish_fixed_files(inputs, plan, model)
         return ShardRun(inputs, plan, model, stop).write_missing(worker)
@@ -166,12 +166,6 @@ def _report_missing_draft(architectures: list[str], family: Family, report: Repo
         family.load(family.draft_spec)(architectures)
     except DraftError as error:
         report(f"training   will refuse this cache: {error}")
-
-
-def _device(setting: str) -> str:
-    """Under torchrun each process takes the GPU of its own local rank."""
-    local_rank = os.environ.get("LOCAL_RANK")
-    return str(resolve_device(setting, None if local_rank is None else int(local_rank)))
 
 
 def _complete(folder: Path, manifest: Manifest, started: float, *, shards_written: int = 0) -> PrecomputeResult:

@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from eaglepipe.cache.mapped import MappedArrow
-from eaglepipe.chat.types import TokenSample, supervised_tokens
+from eaglepipe.chat.tokens import TokenSample, supervised_tokens
 from eaglepipe.errors import DataError
 from eaglepipe.files.publish import PendingFile, explained_os_errors
 from eaglepipe.vocab import add_counts

@@ -4,7 +4,6 @@ Shapes: B rows, T padded length, A aux layers, Ht target hidden, V vocabulary, D
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,19 +23,11 @@ from eaglepipe.target.layers import (
     validate_aux_layer_ids,
 )
 from eaglepipe.target.load import LoadedTarget, load_target
-from eaglepipe.target.model import TargetModel, TokenStates
+from eaglepipe.target.model import CapturedStates, TargetModel
 from eaglepipe.target_head import HeadSpec
 from eaglepipe.vocab import DraftVocab
 
 _PROBE_LENGTH = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class CapturedStates:
-    """States of one batch in the target's dtype, on its device; rows of padding hold numbers without meaning."""
-
-    aux: torch.Tensor  # [B, T, A, Ht] residual stream at the aux boundaries
-    last_hidden: torch.Tensor  # [B, T, Ht] after the final norm
 
 
 class HFEagle3TargetModel:
@@ -71,12 +62,12 @@ class HFEagle3TargetModel:
         """Names by which a draft is chosen."""
         return self.target.architectures
 
-    def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> TokenStates:
+    def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> CapturedStates:
         """Run the decoder over sequences of token ids [T] in one padded forward; returns the states of their tokens."""
         input_ids, attention_mask = pad_sequences(sequences)
         states = self.capture(input_ids.to(self.device), attention_mask.to(self.device))
         rows = attention_mask.flatten().nonzero().flatten().to(self.device)
-        return TokenStates(
+        return CapturedStates(
             aux=states.aux.flatten(0, 1).index_select(0, rows),
             last_hidden=states.last_hidden.flatten(0, 1).index_select(0, rows),
         )

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from eaglepipe.eagle.aux_layers import default_boundaries
 from eaglepipe.errors import TargetError
+from eaglepipe.families import default_boundaries
 from eaglepipe.target_head import HeadSpec
 
 _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "final_norm", "embedding_norm")

@@ -199,6 +199,13 @@ def auto_class(model_config: PretrainedConfig) -> type[AutoModelForCausalLM | Au
     return AutoModelForImageTextToText if inside else AutoModelForCausalLM
 
 
+def num_parameters(model_config: PretrainedConfig, trust_remote_code: bool = False) -> int:
+    """Count the parameters of a model of this config, none of which is read or allocated."""
+    with torch.device("meta"):
+        model = auto_class(model_config).from_config(model_config, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 @contextmanager
 def _bars_only_on_a_terminal() -> Iterator[None]:
     hide = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()

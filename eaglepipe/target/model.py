@@ -16,11 +16,11 @@ from eaglepipe.vocab import DraftVocab
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenStates:
-    """States of N tokens, sequence after sequence, in the target's dtype and on its device."""
+class CapturedStates:
+    """States of tokens [N], sequence after sequence, or [B, T], in the target's dtype and on its device."""
 
-    aux: torch.Tensor  # [N, A, Ht] residual stream at the aux boundaries
-    last_hidden: torch.Tensor  # [N, Ht] after the final norm
+    aux: torch.Tensor  # [..., A, Ht] residual stream at the aux boundaries
+    last_hidden: torch.Tensor  # [..., Ht] after the final norm
 
 
 class TargetModel(Protocol):
@@ -34,8 +34,8 @@ class TargetModel(Protocol):
     def architectures(self) -> list[str]:
         """Names by which a draft is chosen."""
 
-    def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> TokenStates:
-        """Run the target over a batch of sequences of token ids [T] each.
+    def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> CapturedStates:
+        """Run the target over a batch of sequences of token ids [T] each; returns the states of their N tokens.
 
         Raises:
             TargetError: a sequence whose states could not be reproduced in another batch.

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from eaglepipe.errors import TargetError
-from eaglepipe.target.capture import CapturedStates, HFEagle3TargetModel
+from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.kv_cache import RoomyLayer, make_rewindable_cache
 from eaglepipe.target.load import LoadedTarget
+from eaglepipe.target.model import CapturedStates
 from eaglepipe.target.tree_mask import additive_mask, layer_kinds
 
 _PROBE_PREFIX = 3

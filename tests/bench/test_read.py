@@ -6,7 +6,7 @@ import pytest
 from eaglepipe.bench.made_cache import chat_lengths, make_turns, write_made_cache
 from eaglepipe.bench.read import ReadReport, measure_read
 from eaglepipe.cache_tools.verify import verify_cache
-from eaglepipe.chat.types import supervised_tokens
+from eaglepipe.chat.tokens import supervised_tokens
 from tests.bench.tiny_bench import SHAPE
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache_tools.peek_texts import peek_cache, turns_of
-from eaglepipe.chat.types import supervised_tokens
+from eaglepipe.chat.tokens import supervised_tokens
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
 from tests.cache.damage import flip
 from tests.cache.derived import make_cache

@@ -3,7 +3,8 @@
 import numpy as np
 
 from eaglepipe.chat.preview import preview_samples
-from eaglepipe.chat.types import Conversation, TokenSample
+from eaglepipe.chat.sources import Conversation
+from eaglepipe.chat.tokens import TokenSample
 from tests.chat.tiny_chat import dialogue, make_chat, make_tokenizer
 
 

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eaglepipe.chat.readers import hub_rows
-from eaglepipe.chat.sources import data_fingerprint, is_hub_id, iter_conversations, source_name
-from eaglepipe.chat.types import Conversation
+from eaglepipe.chat.sources import Conversation, data_fingerprint, is_hub_id, iter_conversations, source_name
 from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import SourceConfig
 from tests.chat.tiny_chat import dialogue

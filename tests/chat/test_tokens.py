@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from eaglepipe.chat.sources import iter_conversations
-from eaglepipe.chat.tokens import iter_token_samples
-from eaglepipe.chat.types import DropCounts, TokenSample, supervised_tokens
+from eaglepipe.chat.tokens import DropCounts, TokenSample, iter_token_samples, supervised_tokens
 from eaglepipe.errors import DataError
 from tests.chat.tiny_chat import CHATML, CHATML_MARKED, data_config, dialogue, make_chat, make_tokenizer
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from eaglepipe.eagle.aux_layers import default_boundaries
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.registry import DraftSpec, resolve_eagle1_draft_spec, resolve_eagle3_draft_spec
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.families import Family
+from eaglepipe.families import Family, default_boundaries
 from eaglepipe.files.json_object import text_config
 from eaglepipe.files.publish import publish_json
 from eaglepipe.files.tensors import publish_tensors

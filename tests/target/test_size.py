@@ -2,7 +2,7 @@
 
 import pytest
 
-from eaglepipe.target.speed import num_parameters
+from eaglepipe.target.load import num_parameters
 from tests.target.tiny_targets import CONFIGS, make_model
 
 
