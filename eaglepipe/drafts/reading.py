@@ -94,10 +94,12 @@ def read_family(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     is_parallel = declared is not None and declared.is_parallel
     if is_parallel or "mask_hidden" in tensors or read_mask_token(config) is not None:
         return PEAGLE
+    unambiguous = EAGLE1.engine_architectures["sglang"]
+    reads_features = config.get("architectures") == [unambiguous]
     query = tensors.get("layers.0.self_attn.q_proj.weight")
     if query is not None and query.dim() == 2 and "layers.0.hidden_norm.weight" not in tensors:
-        return EAGLE1 if query.shape[1] == _size(layer_config(config), "hidden_size", 0) else EAGLE3
-    return EAGLE1 if config.get("architectures") == [EAGLE1.engine_architectures["sglang"]] else EAGLE3
+        reads_features = query.shape[1] == _size(layer_config(config), "hidden_size", 0)
+    return EAGLE1 if reads_features else EAGLE3
 
 
 def _speculators_family(config: Mapping[str, Any]) -> Family | None:

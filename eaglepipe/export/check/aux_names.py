@@ -40,9 +40,8 @@ def check_aux(layout: Layout, config: Mapping[str, Any], target: TargetFacts) ->
 def _malformed(config: Mapping[str, Any]) -> Findings:
     for name, level in ((AUX_IDS, config), (NESTED, eagle_config(config))):
         value = level.get(AUX_IDS)
-        if value is None:
-            continue
-        if not isinstance(value, list) or not value or not all(type(item) is int for item in value):
+        is_valid = isinstance(value, list) and value and all(type(item) is int for item in value)
+        if value is not None and not is_valid:
             yield error(name, f"{value!r} is not a list of layer numbers")
 
 
