@@ -21,6 +21,7 @@ from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import HEAD_FILE, seal_cache
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardWriter
+from eaglepipe.chat.tokens import supervised_tokens
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import publish_bytes, publish_json
 from eaglepipe.target_head import HeadSpec
@@ -107,7 +108,7 @@ def write_made_cache(
 def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec) -> CachedSample:
     generator = torch.Generator().manual_seed(number)
     turns = make_turns(length, assistant_share)
-    supervised = _supervised(turns)
+    supervised = supervised_tokens(turns)
     ids = torch.randint(spec.vocab_size, (2, length), generator=generator, dtype=torch.int32)
     aux = torch.randn(length, len(spec.aux_layer_ids), spec.hidden_size, generator=generator)
     hidden = torch.randn(int(supervised.sum()), spec.hidden_size, generator=generator)
@@ -144,10 +145,6 @@ def _publish_fixed_files(folder: Path, shape: TargetShape, max_length: int) -> N
     publish_json(folder / HEAD_FILE, asdict(HeadSpec()))
 
 
-def _supervised(turns: NDArray[np.int32]) -> NDArray[np.bool_]:
-    return (turns > 0) & np.append(turns[1:] == turns[:-1], False)
-
-
 def _plan(identity: str, lengths: Sequence[int], assistant_share: float, num_shards: int) -> Plan:
     """There was no recipe and no corpus, so nothing is declared and nothing was staged."""
     return Plan(
@@ -159,7 +156,7 @@ def _plan(identity: str, lengths: Sequence[int], assistant_share: float, num_sha
         batch_tokens=0,
         samples=len(lengths),
         tokens=sum(lengths),
-        supervised_tokens=sum(int(_supervised(make_turns(n, assistant_share)).sum()) for n in lengths),
+        supervised_tokens=sum(int(supervised_tokens(make_turns(n, assistant_share)).sum()) for n in lengths),
         shards=num_shards,
         drops={},
         staging=FileEntry(path="none", bytes=0, xxh3_128=_NO_DIGEST),
