@@ -6,6 +6,7 @@ from itertools import groupby
 from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.chat.tokens import TokenSample, supervised_tokens
+from eaglepipe.errors import printable
 
 _TURN_COLOURS = ("\x1b[32m", "\x1b[36m")
 _RESET = "\x1b[0m"
@@ -24,7 +25,7 @@ def preview_samples(
 
 def escape_control(text: str) -> str:
     """Write control characters as escapes; line feeds are escaped and kept."""
-    return "".join(_escaped(char) for char in text)
+    return printable(text).replace("\n", "\\n\n")
 
 
 def _preview(sample: TokenSample, tokenizer: PreTrainedTokenizerBase, colour: bool, max_tokens: int) -> str:
@@ -46,9 +47,3 @@ def _runs(sample: TokenSample, tokenizer: PreTrainedTokenizerBase, colour: bool,
             yield _TURN_COLOURS[turn % 2] + text + _RESET
         else:
             yield text.join(_BRACKETS)
-
-
-def _escaped(char: str) -> str:
-    if char == "\n":
-        return "\\n\n"
-    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")

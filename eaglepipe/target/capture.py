@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from eaglepipe.errors import TargetError
 from eaglepipe.recipe.config import TargetConfig
@@ -187,12 +188,9 @@ def load_target_model(config: TargetConfig, aux_layer_ids: Sequence[int], device
 
 def pad_sequences(sequences: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return int64 ids [B, T], padded on the right with 0, and the attention mask [B, T]."""
-    shape = len(sequences), max(len(sequence) for sequence in sequences)
-    input_ids, attention_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = sequence
-        attention_mask[row, : len(sequence)] = 1
-    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+    rows = [torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences]
+    masks = [torch.ones_like(row) for row in rows]
+    return pad_sequence(rows, batch_first=True), pad_sequence(masks, batch_first=True)
 
 
 def _keep_output(taken: dict[int, torch.Tensor], boundary: int, _layer: nn.Module, _args: Any, output: Any) -> None:

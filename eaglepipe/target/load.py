@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils._validators import validate_repo_id
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -79,13 +78,15 @@ def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
         return local
     if local.exists():
         raise TargetError(f"{local}: a target is a model folder, this is a file")
-    if not _may_be_hub_id(config.path):
-        raise TargetError(f"no model folder at {local}; target.path is a folder or a Hub id such as org/model")
     patterns = _CONFIG_FILES + (_WEIGHT_FILES if weights else []) + (["*.py"] if config.trust_remote_code else [])
     try:
         folder = snapshot_download(
             config.path, revision=config.revision, allow_patterns=patterns, ignore_patterns=["*/*"]
         )
+    except HFValidationError:
+        raise TargetError(
+            f"no model folder at {local}; target.path is a folder or a Hub id such as org/model"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise TargetError(
             f"target {config.path!r}: no such folder, and not to be had from the Hub: {first_line(error)}"
@@ -226,13 +227,3 @@ def _check_all_loaded(info: dict[str, Any], path: str) -> None:
             raise TargetError(
                 f"target {path!r}: the checkpoint does not fit its config: {kind.replace('_', ' ')}: {shown}"
             )
-
-
-def _may_be_hub_id(path: str) -> bool:
-    if path.startswith((".", "/", "~")):
-        return False
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return True
