@@ -127,7 +127,10 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         folder, init = run_folder(recipe), _open_init(recipe)
         contract = resume_contract(recipe, source, init_digest=None if init is None else init.digest)
         checkpoint = _find_checkpoint(folder, contract, say)
-        learner = _make_learner(recipe, source, init, world, say)
+        draft, notes = _build_draft(recipe, source, init, write_record=world.is_main)
+        for note in notes:
+            say(note)
+        learner = Learner(source, draft, recipe.train, world)
         state = _resume(checkpoint, learner)
         if world.is_main:
             publish_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
@@ -163,15 +166,6 @@ def _find_checkpoint(folder: Path, contract: dict[str, Any], say: Callable[[str]
         check_contract(checkpoint.contract, contract, str(folder))
         say(f"{folder}: going on from step {checkpoint.state.step}")
     return checkpoint
-
-
-def _make_learner(
-    recipe: Recipe, source: TrainingSource, init: DraftInit | None, world: World, say: Callable[[str], None]
-) -> Learner:
-    draft, notes = _build_draft(recipe, source, init, write_record=world.is_main)
-    for note in notes:
-        say(note)
-    return Learner(source, draft, recipe.train, world)
 
 
 def _build_draft(

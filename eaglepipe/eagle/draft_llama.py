@@ -102,7 +102,7 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrained
         cache = [[] for _ in range(2 * len(self.model.layers))] if cache_hidden is None else cache_hidden
         if attention_mask is None or attention_mask.dim() != 4:
             attention_mask = causal_mask(attention_mask, seq_lens, batch, num_slots, input_ids.device)
-        positions = self.positions(input_ids, position_ids, seq_lens)
+        positions = slot_positions(input_ids, position_ids, seq_lens)
         cos, sin = self.model.rotary_emb(positions + len(cache[0]), longest=positions.max() + 1)
         rotary = (cos[:, None], sin[:, None])
         embeds = self.model.embed_tokens(input_ids).to(hidden_states.dtype)
@@ -114,8 +114,6 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrained
             keys.append(key)
             values.append(value)
         return self.model.norm(hidden_states) if self.config.norm_output else hidden_states
-
-    positions = staticmethod(slot_positions)
 
     def project_hidden_states(self, aux_hidden_states: torch.Tensor) -> torch.Tensor:
         """Project aux states [..., A·Ht] or [..., A, Ht] to [..., H]; with `fc_norm` each layer is normed first."""

@@ -75,7 +75,7 @@ class LlamaEagleDraftModel(TargetEmbeddingsMixin, PreTrainedModel):
         """
         batch, num_slots = input_ids.shape
         readable = causal_mask(attention_mask, seq_lens, batch, num_slots, input_ids.device)
-        positions = self.positions(input_ids, position_ids, seq_lens)
+        positions = slot_positions(input_ids, position_ids, seq_lens)
         hidden_states = self._fused(input_ids, target_hidden_states)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
@@ -110,5 +110,3 @@ class LlamaEagleDraftModel(TargetEmbeddingsMixin, PreTrainedModel):
     def _fused(self, input_ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         embeds = self.embed_tokens(input_ids)
         return self.fc(torch.cat((embeds, features.to(embeds.dtype)), dim=-1))
-
-    positions = staticmethod(slot_positions)

@@ -5,7 +5,6 @@ projections is computed once, since a later step reads the same tokens, a slot f
 loss rows of all steps.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -226,34 +225,27 @@ def _project(
 
 @torch.no_grad()
 def _count(inputs: TrainerInputs, plan: UnrollPlan, head: HeadLoss, alphas: torch.Tensor | None) -> UnrollResult:
-    """Add up each step from its loss rows' losses and greedy tokens."""
+    """Add up each step from its loss rows; a slot without a row at a step matches nothing and is not reached there."""
     targets = inputs.target_rows().top_tokens()
     rows_per_step = [len(step.rows) for step in plan.steps]
-    losses, drafts = head.row_losses.split(rows_per_step), head.predicted.split(rows_per_step)
     unbroken = torch.ones_like(inputs.batch.position_mask).flatten()
     correct, hits = [], []
-    for step, predicted in zip(plan.steps, drafts, strict=True):
+    for step, predicted in zip(plan.steps, head.predicted.split(rows_per_step), strict=True):
         matched = predicted == targets[step.row_targets]
         correct.append(matched.sum())
         unbroken = unbroken & torch.zeros_like(unbroken).index_copy_(0, step.row_slots, matched)
         hits.append(unbroken.sum())
     result = UnrollResult(
         loss=head.loss,
-        loss_sums=torch.stack([step_losses.sum() for step_losses in losses]),
+        loss_sums=torch.stack([losses.sum() for losses in head.row_losses.split(rows_per_step)]),
         correct=torch.stack(correct),
         hits=torch.stack(hits),
     )
-    return result if alphas is None else _with_alphas(result, inputs, plan, alphas.split(rows_per_step))
-
-
-def _with_alphas(
-    result: UnrollResult, inputs: TrainerInputs, plan: UnrollPlan, alphas: Sequence[torch.Tensor]
-) -> UnrollResult:
-    """Add the sums of alphas; a slot without a row at a step is not reached there."""
-    reached = torch.ones_like(inputs.batch.position_mask, dtype=alphas[0].dtype).flatten()
-    sampled = []
-    for step, step_alphas in zip(plan.steps, alphas, strict=True):
+    if alphas is None:
+        return result
+    reached, sums, sampled = torch.ones_like(unbroken, dtype=alphas.dtype), [], []
+    for step, step_alphas in zip(plan.steps, alphas.split(rows_per_step), strict=True):
         reached = reached * torch.zeros_like(reached).index_copy_(0, step.row_slots, step_alphas)
+        sums.append(step_alphas.sum())
         sampled.append(reached.sum())
-    sums = [step_alphas.sum() for step_alphas in alphas]
     return replace(result, alpha_sums=torch.stack(sums), sampled_hits=torch.stack(sampled))

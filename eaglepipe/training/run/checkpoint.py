@@ -6,7 +6,7 @@ optimizer.safetensors, state.json and, written last, the marker with every file'
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import leftovers, publish_json, published_folder, remove_folder
 from eaglepipe.files.tensors import load_tensors, publish_tensors
-from eaglepipe.training.run.state import RunState, state_from_json, state_to_json
+from eaglepipe.training.run.state import RunState, state_from_json
 
 VERSION = 1
 MARKER = "COMPLETE"
@@ -57,7 +57,7 @@ def save_checkpoint(
     with published_folder(final) as folder:
         publish_tensors(folder / DRAFT_FILE, draft)
         publish_tensors(folder / OPTIMIZER_FILE, optimizer)
-        values = {"version": VERSION, "state": state_to_json(state), "contract": dict(contract)}
+        values = {"version": VERSION, "state": asdict(state), "contract": dict(contract)}
         publish_json(folder / STATE_FILE, values)
         publish_json(folder / MARKER, {name: _file_entry(folder / name) for name in _FILES})
     return final

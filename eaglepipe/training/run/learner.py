@@ -23,7 +23,6 @@ from eaglepipe.training.run.optim import (
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
-    set_learning_rate,
     trainable_parameters,
 )
 
@@ -111,7 +110,8 @@ class Learner:
         parameters = list(trainable_parameters(self.draft).values())
         sum_gradients(parameters, self._world)
         grad_norm = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
-        set_learning_rate(self._optimizer, learning_rate)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return StepOutcome(loss=loss, grad_norm=grad_norm, counters=counters)

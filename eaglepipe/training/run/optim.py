@@ -1,7 +1,7 @@
 """AdamW over float32 parameters, its learning rate as a pure function of the step, and its state as named tensors."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -48,26 +48,19 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the optimizer's state as `<state>.<parameter>`, without anything that must be unpickled."""
-    return dict(_named_state(model, optimizer))
-
-
-def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in trainable_parameters(model).items():
-        for key, value in optimizer.state[parameter].items():
-            yield f"{key}.{name}", value
+    return {
+        f"{key}.{name}": value
+        for name, parameter in trainable_parameters(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
 
 
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Restore what `optimizer_tensors` gave, bit for bit, on each parameter's device."""
+    """Restore the state that `optimizer_tensors` returned, bit for bit, on each parameter's device."""
     parameters = trainable_parameters(model)
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(".")

@@ -1,7 +1,7 @@
 """The state that a run carries between its steps and processes; to JSON and back without loss."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eaglepipe.training.data.batch import DataPosition
@@ -61,12 +61,8 @@ class RunState:
         return None if self.best is None else self.best.step
 
 
-def state_to_json(state: RunState) -> dict[str, Any]:
-    return asdict(state)
-
-
 def state_from_json(values: Mapping[str, Any]) -> RunState:
-    """Return the state that `state_to_json` wrote.
+    """Return the state whose fields are `values`, read from JSON.
 
     Raises:
         KeyError, TypeError, AttributeError: the values have another shape.
