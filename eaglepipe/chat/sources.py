@@ -93,11 +93,6 @@ def fingerprint_sources(sources: Sequence[SourceConfig]) -> CorpusFingerprint:
     return fingerprint
 
 
-def data_fingerprint(sources: Sequence[SourceConfig]) -> str:
-    """Return the fingerprint of the sources' conversations, in hex."""
-    return fingerprint_sources(sources).hexdigest()
-
-
 def source_name(source: SourceConfig) -> str:
     """Return the label of a source: its `name`, else its file's stem or the last part of its path or Hub id."""
     if source.name:

@@ -9,7 +9,7 @@ from typing import Any
 
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import cache_folder_name, cache_root
-from eaglepipe.chat.sources import data_fingerprint, source_name
+from eaglepipe.chat.sources import fingerprint_sources, source_name
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.recipe.tree import Recipe
@@ -51,7 +51,7 @@ def read_identity(inputs: Stage1Inputs) -> CacheIdentity:
         EaglepipeError: weights or conversations that are missing or malformed.
     """
     weights = weights_fingerprint(resolve_folder(inputs.recipe.target))
-    return cache_identity(inputs, weights=weights, corpus=data_fingerprint(inputs.recipe.data.sources))
+    return cache_identity(inputs, weights=weights, corpus=fingerprint_sources(inputs.recipe.data.sources).hexdigest())
 
 
 def _target_fields(inputs: Stage1Inputs, weights: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from eaglepipe.cache.storage import (
     list_caches,
     staging_path,
 )
-from eaglepipe.chat.sources import CorpusFingerprint, data_fingerprint, iter_conversations
+from eaglepipe.chat.sources import CorpusFingerprint, fingerprint_sources, iter_conversations
 from eaglepipe.chat.tokens import DropCounts, iter_token_samples
 from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import hash_file
@@ -54,7 +54,7 @@ def find_begun(inputs: Stage1Inputs, weights: str) -> Path | None:
     }
     if not candidates:
         return None
-    corpus = data_fingerprint(inputs.recipe.data.sources)
+    corpus = fingerprint_sources(inputs.recipe.data.sources).hexdigest()
     return candidates.get(cache_identity(inputs, weights=weights, corpus=corpus).digest)
 
 

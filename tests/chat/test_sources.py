@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eaglepipe.chat.readers import hub_rows
-from eaglepipe.chat.sources import Conversation, data_fingerprint, is_hub_id, iter_conversations, source_name
+from eaglepipe.chat.sources import Conversation, fingerprint_sources, is_hub_id, iter_conversations, source_name
 from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import SourceConfig
 from tests.chat.tiny_chat import dialogue
@@ -26,7 +26,7 @@ def read(path: Path, **fields: Any) -> list[Conversation]:
 
 
 def fingerprint(path: Path, **fields: Any) -> str:
-    return data_fingerprint([SourceConfig(path=str(path), **fields)])
+    return fingerprint_sources([SourceConfig(path=str(path), **fields)]).hexdigest()
 
 
 def write_as(path: Path, rows: list[dict[str, Any]]) -> Path:
