@@ -1,4 +1,4 @@
-"""The Arrow schema of a shard: the columns that `cache_schemas/v1/shard.json` declares, for what one cache stores."""
+"""The Arrow schema of a shard: the columns that `cache_schemas/v1/shard.json` declares, and their bytes a token."""
 
 import functools
 import json
@@ -19,6 +19,9 @@ MAX_ROW_BYTES = 2**31 - 1
 _SCALAR_TYPES = {"int32": pa.int32(), "bool": pa.bool_(), "float": pa.float32()}
 _PROBABILITY_TYPES = {"fp16": pa.float16(), "fp32": pa.float32()}
 _SCALE_TYPES = {torch.float16: pa.float16(), torch.float32: pa.float32()}
+# Arrow's offsets (one int32 a row) and its padding and metadata, spread over a sample of a few hundred tokens.
+_LIST_OFFSET_BYTES = 4.0
+_BATCH_OVERHEAD_BYTES = 800
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +127,41 @@ def items_per_row(field: pa.Field) -> int | None:
 def has_every_row(field: pa.Field) -> bool:
     """Return whether a list column has an item at every token, supervised or not."""
     return (field.metadata or {}).get(b"rows") == b"all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCost:
+    """Bytes a token by column, averaged over supervised and other tokens."""
+
+    by_column: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.by_column.values())
+
+
+def token_cost(
+    spec: ShardSpec, *, supervised_share: float, tokens_per_sample: float, entries: float = 0.0
+) -> TokenCost:
+    """Return the expected bytes a token of a shard with this spec.
+
+    The figure leaves out the files that a cache has once: vocabulary, head rows, tokenizer.
+
+    Args:
+        entries: of a supervised token, with sparse supervision.
+    """
+    most = min(entries, spec.draft_vocab_size)
+    columns = {
+        field.name: _column_bytes(field, supervised_share, most) for field in arrow_schema(spec, identity="", shard=0)
+    }
+    return TokenCost(by_column={**columns, "metadata": _BATCH_OVERHEAD_BYTES / max(1.0, tokens_per_sample)})
+
+
+def _column_bytes(field: pa.Field, supervised_share: float, entries: float) -> float:
+    if pa.types.is_fixed_size_list(field.type):
+        return field.type.list_size * field.type.value_type.bit_width / 8
+    if not pa.types.is_list(field.type):
+        return field.type.bit_width / 8
+    share = 1.0 if has_every_row(field) else supervised_share
+    items = items_per_row(field)
+    return _LIST_OFFSET_BYTES + share * (entries if items is None else items) * (field.type.value_type.bit_width // 8)

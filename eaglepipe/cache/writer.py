@@ -73,10 +73,7 @@ class ShardWriter:
         self._pending = PendingFile(shard_path(folder, shard))
         self._sink = _HashingSink(self._pending)
         self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self._schema)
-        self._ids: list[str] = []
-        self._num_tokens: list[int] = []
-        self._num_supervised: list[int] = []
-        self._sources: list[str] = []
+        self._written: list[tuple[str, int, int, str]] = []  # id, tokens, supervised tokens, source of each sample
         self._refused: list[RefusedSample] = []
 
     @property
@@ -93,10 +90,8 @@ class ShardWriter:
     def write(self, sample: CachedSample) -> None:
         batch, metadata = sample_to_batch(sample, self._schema)
         self._writer.write_batch(batch, custom_metadata=metadata)
-        self._ids.append(sample.sample_id)
-        self._num_tokens.append(len(sample.input_ids))
-        self._num_supervised.append(int(sample.supervised.sum()))
-        self._sources.append(sample.source)
+        counts = len(sample.input_ids), int(sample.supervised.sum())
+        self._written.append((sample.sample_id, *counts, sample.source))
 
     def refuse(self, sample_id: str, reason: str) -> None:
         """Record a sample that is left out."""
@@ -105,7 +100,7 @@ class ShardWriter:
     def finish(self) -> Sidecar:
         """Publish the shard, then its sidecar."""
         self._writer.close()
-        self._pending.publish(check=partial(_check_batches, expected=len(self._ids)))
+        self._pending.publish(check=partial(_check_batches, expected=len(self._written)))
         sidecar = self._sidecar()
         publish_bytes(sidecar_path(self._folder, self._shard), document_bytes(sidecar))
         return sidecar
@@ -114,7 +109,8 @@ class ShardWriter:
         self._pending.abort()
 
     def _sidecar(self) -> Sidecar:
-        sources = tuple(dict.fromkeys(self._sources))
+        ids, num_tokens, num_supervised, source_names = zip(*self._written, strict=True) if self._written else [()] * 4
+        sources = tuple(dict.fromkeys(source_names))
         return Sidecar(
             schema_version=SCHEMA_VERSION,
             identity=self._identity,
@@ -122,17 +118,17 @@ class ShardWriter:
                 path=f"{SHARDS_FOLDER}/{shard_path(self._folder, self._shard).name}",
                 bytes=self._sink.num_bytes,
                 xxh3_128=self._sink.digest.hexdigest(),
-                samples=len(self._ids),
-                tokens=sum(self._num_tokens),
-                supervised_tokens=sum(self._num_supervised),
+                samples=len(ids),
+                tokens=sum(num_tokens),
+                supervised_tokens=sum(num_supervised),
             ),
             refused=tuple(self._refused),
             index=ShardIndex(
-                sample_ids=tuple(self._ids),
-                num_tokens=tuple(self._num_tokens),
-                num_supervised=tuple(self._num_supervised),
+                sample_ids=ids,
+                num_tokens=num_tokens,
+                num_supervised=num_supervised,
                 sources=sources,
-                source_of=tuple(sources.index(source) for source in self._sources),
+                source_of=tuple(map(sources.index, source_names)),
             ),
         )
 

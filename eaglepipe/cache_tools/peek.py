@@ -31,15 +31,6 @@ class PeekedRow:
     tail_mass: float | None  # with sparse supervision: mass within the draft vocabulary that no entry holds
 
 
-@dataclass(frozen=True, kw_only=True)
-class PeekedSample:
-    """One sample and its decoded rows."""
-
-    number: int
-    sample: CachedSample
-    rows: tuple[PeekedRow, ...]
-
-
 def find_sample(cache: Cache, name: str) -> int:
     """Return the number of a sample, named by its number or its id.
 
@@ -56,22 +47,17 @@ def find_sample(cache: Cache, name: str) -> int:
     raise CacheError(printable(f"{cache.folder}: no sample {name!r}; it holds 0 to {cache.num_samples - 1}{hint}"))
 
 
-def peek_sample(cache: Cache, number: int, rows: slice, *, top: int) -> PeekedSample:
+def peek_rows(cache: Cache, sample: CachedSample, rows: slice, *, top: int) -> tuple[PeekedRow, ...]:
     """Decode some rows of a sample; `top` tokens of each supervised one.
 
     Raises:
-        CorruptError: the sample, or a file that decoding needs, is damaged.
+        CorruptError: a file that decoding needs is damaged.
     """
-    sample = cache.read(number)
     positions = np.arange(len(sample.input_ids))[rows]
     supervised = positions[sample.supervised[positions]]
     stored = (np.cumsum(sample.supervised) - 1)[supervised]
     answers = dict(zip(supervised.tolist(), _answers(cache, sample, stored, top), strict=True))
-    return PeekedSample(
-        number=number,
-        sample=sample,
-        rows=tuple(_row(sample, position, *answers.get(position, ((), None))) for position in positions.tolist()),
-    )
+    return tuple(_row(sample, position, *answers.get(position, ((), None))) for position in positions.tolist())
 
 
 def _answers(

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.cache_tools.peek import PeekedRow, PeekedSample, find_sample, peek_sample
+from eaglepipe.cache_tools.peek import PeekedRow, find_sample, peek_rows
 from eaglepipe.chat.preview import escape_control, preview_samples
 from eaglepipe.chat.tokenizer import load_tokenizer
 from eaglepipe.chat.tokens import TokenSample
@@ -28,19 +28,21 @@ TokenText = Callable[[int], str]
 class Peek:
     """A sample with its texts, as a page or as JSON."""
 
-    peeked: PeekedSample
+    number: int
+    sample: CachedSample
+    rows: tuple[PeekedRow, ...]
     tokenizer: PreTrainedTokenizerBase | None
     token_text: TokenText
 
     def to_json(self) -> dict[str, Any]:
-        sample = self.peeked.sample
+        sample = self.sample
         return {
-            "sample": self.peeked.number,
+            "sample": self.number,
             "sample_id": sample.sample_id,
             "source": sample.source,
             "num_tokens": len(sample.input_ids),
             "num_supervised": int(sample.supervised.sum()),
-            "rows": [self._row_json(row) for row in self.peeked.rows],
+            "rows": [self._row_json(row) for row in self.rows],
         }
 
     def _row_json(self, row: PeekedRow) -> dict[str, Any]:
@@ -51,19 +53,19 @@ class Peek:
         """Return the whole sample with its assistant turns marked, then a line for each row."""
         lines = [self._heading(), self._body(colour), ""]
         lines.append(f"{'row':>6} {'token':24} {'mass':>6} {'top 1':5}  the target's next token, by probability")
-        lines += [self._line(row, colour) for row in self.peeked.rows]
-        rows, total = self.peeked.rows, len(self.peeked.sample.input_ids)
+        lines += [self._line(row, colour) for row in self.rows]
+        rows, total = self.rows, len(self.sample.input_ids)
         if len(rows) < total:
             shown = f"{rows[0].position}:{rows[-1].position + 1}" if rows else "none"
             lines.append(f"rows {shown} of {total}; --rows a:b shows others")
         return "\n".join(lines)
 
     def _heading(self) -> str:
-        sample = self.peeked.sample
-        return f"sample {self.peeked.number}, source {escape_control(sample.source)}"
+        sample = self.sample
+        return f"sample {self.number}, source {escape_control(sample.source)}"
 
     def _body(self, colour: bool) -> str:
-        sample = self.peeked.sample
+        sample = self.sample
         if self.tokenizer is None:
             return f"{escape_control(sample.sample_id)}: {len(sample.input_ids)} tokens; the cache has no tokenizer"
         shown = TokenSample(
@@ -104,9 +106,12 @@ def peek_cache(folder: Path, name: str, *, top: int, rows: str | None) -> Peek:
     """
     cache = Cache.open(folder)
     number = find_sample(cache, name)
+    sample = cache.read(number)
     tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     return Peek(
-        peeked=peek_sample(cache, number, _rows(rows, cache, number), top=top),
+        number=number,
+        sample=sample,
+        rows=peek_rows(cache, sample, _rows(rows, sample), top=top),
         tokenizer=tokenizer,
         token_text=_texts(tokenizer),
     )
@@ -118,9 +123,9 @@ def turns_of(sample: CachedSample) -> NDArray[np.int32]:
     return np.where(sample.loss_mask, np.cumsum(sample.loss_mask & ~continues), 0).astype(np.int32)
 
 
-def _rows(text: str | None, cache: Cache, number: int) -> slice:
+def _rows(text: str | None, sample: CachedSample) -> slice:
     if text is None:
-        first = int(cache.read(number).supervised.argmax())
+        first = int(sample.supervised.argmax())
         return slice(first, first + DEFAULT_ROWS)
     match = _RANGE.fullmatch(text)
     if match is None:

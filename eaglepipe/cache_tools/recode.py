@@ -13,11 +13,10 @@ from pydantic import ValidationError
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
 from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.reader import REPORT_FILE, Cache
-from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.supervision.kind import KINDS, stored_codec
 from eaglepipe.cache.supervision.sparse import SPARSE_CODEC, SparseRule
-from eaglepipe.cache.token_cost import token_cost
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.derive import (
     Derivation,

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from eaglepipe.cache.schema import token_cost
 from eaglepipe.cache.storage import cache_root
 from eaglepipe.cache.supervision.kind import KINDS, stored_codec
 from eaglepipe.cache.supervision.sparse import SparseRule
-from eaglepipe.cache.token_cost import token_cost
 from eaglepipe.estimate.corpus_counts import count_corpus
 from eaglepipe.estimate.entries import measure_entries
 from eaglepipe.estimate.table import cost_table

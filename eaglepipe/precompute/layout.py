@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.token_cost import TokenCost, token_cost
+from eaglepipe.cache.schema import TokenCost, token_cost
 from eaglepipe.devices import matmul_rate, resolve_device
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.staging import StagedStatistics, StagedTokens

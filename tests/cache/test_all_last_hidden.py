@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.token_cost import token_cost
+from eaglepipe.cache.schema import token_cost
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.merge import merge_caches
-from eaglepipe.cache_tools.peek import peek_sample
+from eaglepipe.cache_tools.peek import peek_rows
 from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, ConfigError
@@ -65,7 +65,7 @@ def test_tools_know_it(whole: Path) -> None:
     assert verify_cache(whole, full=True).ok
     assert describe_cache(whole)["last_hidden"] == "all"
     cache = Cache.open(whole)
-    rows = peek_sample(cache, 0, slice(None), top=2).rows
+    rows = peek_rows(cache, cache.read(0), slice(None), top=2)
     assert sum(len(row.top) > 0 for row in rows) == cache.index.num_supervised[0]
 
 

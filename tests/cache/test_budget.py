@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from eaglepipe.cache.record_batch import batch_to_sample
-from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.supervision.columns import to_host
 from eaglepipe.cache.supervision.sparse import SparseRule
-from eaglepipe.cache.token_cost import token_cost
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.recipe.config import CacheConfig

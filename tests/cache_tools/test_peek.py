@@ -93,8 +93,8 @@ def test_text_is_marked_and_holds_nothing_a_terminal_obeys(sealed_cache: Path) -
 
 def test_control_characters_in_ids_and_tokens_are_escaped(sealed_cache: Path) -> None:
     peek = peek_cache(sealed_cache, "0", top=2, rows=None)
-    hostile = replace(peek.peeked.sample, sample_id="a\x1b]0;owned\x07", source="b\x1b[2J")
-    text = replace(peek, peeked=replace(peek.peeked, sample=hostile)).text(colour=False)
+    hostile = replace(peek.sample, sample_id="a\x1b]0;owned\x07", source="b\x1b[2J")
+    text = replace(peek, sample=hostile).text(colour=False)
     assert "\x1b" not in text and "\x07" not in text and "\\x1b]0;owned\\x07" in text
 
 
