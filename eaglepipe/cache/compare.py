@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
-from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, missing_shards
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan
+from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan, missing_shards
 from eaglepipe.errors import CacheError, printable
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import differing_leaves
@@ -48,7 +48,7 @@ def diff_caches(a: Path, b: Path) -> CacheDiff:
         CacheError: one of them is no cache.
         CorruptError: a plan or a manifest is damaged.
     """
-    plans = [_load_plan(folder) for folder in (a, b)]
+    plans = [load_plan(folder) for folder in (a, b)]
     return CacheDiff(
         a=str(a),
         b=str(b),
@@ -61,15 +61,9 @@ def _differences(a: dict[str, Any], b: dict[str, Any]) -> tuple[dict[str, Any], 
     return tuple({"field": field, "a": old, "b": new} for field, old, new in differing_leaves(a, b))
 
 
-def _load_plan(folder: Path) -> Plan:
-    if not (folder / PLAN_NAME).exists() and not (folder / MANIFEST_NAME).exists():
-        raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
-    return load_document(folder / PLAN_NAME, Plan)
-
-
 def target_weights(folder: Path) -> str | None:
     """Return the fingerprint of the weights that a cache was computed with; None if its plan has none."""
-    weights = _load_plan(folder).identity_fields.get("target", {}).get("weights")
+    weights = load_plan(folder).identity_fields.get("target", {}).get("weights")
     return weights if isinstance(weights, str) else None
 
 
@@ -108,7 +102,7 @@ def check_same_target(first: Cache, other: Cache, *, advice: str) -> None:
 
 
 def _first_difference(first: Cache, other: Cache) -> str | None:
-    mine, others = (_load_plan(cache.folder).identity_fields for cache in (first, other))
+    mine, others = (load_plan(cache.folder).identity_fields for cache in (first, other))
     for section, name in _TARGET_FIELDS:
         if mine.get(section, {}).get(name) != others.get(section, {}).get(name):
             return f"{section}.{name}{_config_hint(first, other) if name == 'config' else ''}"

@@ -203,17 +203,26 @@ def load_manifest(folder: Path) -> Manifest:
         manifest = load_document(folder / MANIFEST_NAME, Manifest)
         manifest.shard_spec()
         return manifest
-    if (folder / PLAN_NAME).exists():
-        plan = load_document(folder / PLAN_NAME, Plan)
-        missing = missing_shards(folder, plan)
-        numbers = ", ".join(map(str, missing[:8])) + " …" * (len(missing) > 8)
-        command = "the command that made it again" if DERIVED_KEY in plan.identity_fields else _PRECOMPUTE
-        raise CacheError(
-            f"{folder}: incomplete, {plan.shards - len(missing)} of {plan.shards} shards done; missing: "
-            f"{f'shards {numbers}' if missing else 'only its manifest'}. "
-            f"Run {command} to finish it"
-        )
-    raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
+    plan = load_plan(folder)
+    missing = missing_shards(folder, plan)
+    numbers = ", ".join(map(str, missing[:8])) + " …" * (len(missing) > 8)
+    command = "the command that made it again" if DERIVED_KEY in plan.identity_fields else _PRECOMPUTE
+    raise CacheError(
+        f"{folder}: incomplete, {plan.shards - len(missing)} of {plan.shards} shards done; missing: "
+        f"{f'shards {numbers}' if missing else 'only its manifest'}. Run {command} to finish it"
+    )
+
+
+def load_plan(folder: Path) -> Plan:
+    """Read the plan of a cache, complete or not.
+
+    Raises:
+        CacheError: no cache.
+        CorruptError: the plan is damaged.
+    """
+    if not (folder / PLAN_NAME).exists() and not (folder / MANIFEST_NAME).exists():
+        raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
+    return load_document(folder / PLAN_NAME, Plan)
 
 
 def missing_shards(folder: Path, plan: Plan) -> list[int]:

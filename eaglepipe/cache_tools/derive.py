@@ -21,7 +21,7 @@ from eaglepipe.cache.manifest import (
     document_bytes,
     load_document,
 )
-from eaglepipe.cache.reader import DERIVED_KEY, REPORT_FILE, Cache, load_manifest, missing_shards
+from eaglepipe.cache.reader import DERIVED_KEY, REPORT_FILE, Cache, load_manifest, load_plan, missing_shards
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
@@ -89,7 +89,7 @@ def derived_plan(
         identity=hash_json(identity_fields),
         identity_fields=identity_fields,
         declared={**declared, DERIVED_KEY: origin},
-        batch_tokens=load_document(first.folder / PLAN_NAME, Plan).batch_tokens,
+        batch_tokens=load_plan(first.folder).batch_tokens,
         samples=sum(len(samples) for _, samples in index),
         tokens=sum(int(part.num_tokens[samples].sum()) for part, samples in index),
         supervised_tokens=sum(int(part.num_supervised[samples].sum()) for part, samples in index),
@@ -135,7 +135,7 @@ def existing_manifest(folder: Path, plan: Plan) -> Manifest | None:
     """
     if not (folder / PLAN_NAME).exists():
         return None
-    existing = load_document(folder / PLAN_NAME, Plan)
+    existing = load_plan(folder)
     if existing.identity != plan.identity:
         lines = "\n  ".join(diff_fields(existing.identity_fields, plan.identity_fields))
         raise CacheError(f"{folder} holds another cache; name a new folder. Differences:\n  {lines}")
@@ -205,7 +205,7 @@ def copied_files(cache: Cache, *, without: Sequence[str] = ()) -> dict[str, byte
 
 def source_fields(cache: Cache) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the identity fields and declared sections of a cache's plan."""
-    plan = load_document(cache.folder / PLAN_NAME, Plan)
+    plan = load_plan(cache.folder)
     return dict(plan.identity_fields), dict(plan.declared)
 
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Manifest, Plan, load_document
-from eaglepipe.cache.reader import load_manifest, missing_shards
+from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, Manifest, Plan
+from eaglepipe.cache.reader import load_manifest, load_plan, missing_shards
 from eaglepipe.cache.storage import list_caches, unreadable_caches
-from eaglepipe.errors import CacheError
 from eaglepipe.tables import text_table
 
 
@@ -17,9 +16,7 @@ def describe_cache(folder: Path) -> dict[str, Any]:
         CacheError: there is no cache.
         CorruptError: its plan or manifest is damaged.
     """
-    if not (folder / MANIFEST_NAME).exists() and not (folder / PLAN_NAME).exists():
-        raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
-    plan = load_document(folder / PLAN_NAME, Plan)
+    plan = load_plan(folder)
     manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     counts = plan if manifest is None else manifest
     declared, cut = plan.declared, plan.identity_fields["cache"]

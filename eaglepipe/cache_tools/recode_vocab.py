@@ -30,8 +30,9 @@ def new_vocab(cache: Cache, *, draft_size: int | None, vocab_from: Path | None) 
     if vocab_from is not None:
         vocab = _vocab_from(vocab_from, cache)
     elif draft_size is not None:
-        counts = cache.vocab.counts.numpy()
-        vocab = build_draft_vocab(counts, draft_size, cache.spec.vocab_size, _forced_ids(cache))
+        chat = _chat_tokenizer(cache)  # whose special ids stage 1 forces into a draft vocabulary
+        forced = set() if chat is None else chat.special_ids()
+        vocab = build_draft_vocab(cache.vocab.counts.numpy(), draft_size, cache.spec.vocab_size, forced)
     else:
         return None
     return None if torch.equal(vocab.selected_token_ids, cache.vocab.selected_token_ids) else vocab
@@ -45,33 +46,21 @@ def end_of_turn(cache: Cache) -> int | None:
 
 def vocab_files(vocab: DraftVocab, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """Return `vocab.safetensors`, and `target.safetensors` with the head rows of the new draft vocabulary."""
-    full = "lm_head_full" if "lm_head_full.weight" in tensors else "lm_head"
-    ids = vocab.selected_token_ids
-    new = {**tensors, "lm_head.weight": tensors[f"{full}.weight"][ids].contiguous()}
-    if f"{full}.bias" in tensors:
-        new["lm_head.bias"] = tensors[f"{full}.bias"][ids].contiguous()
-    if full == "lm_head":
-        new.update({f"lm_head_full.{name.rpartition('.')[2]}": tensors[name] for name in _head_names(tensors)})
+    prefix = "lm_head_full." if "lm_head_full.weight" in tensors else "lm_head."
+    full = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    new = {**tensors, **{f"lm_head_full.{part}": tensor for part, tensor in full.items()}}
+    new.update({f"lm_head.{part}": tensor[vocab.selected_token_ids] for part, tensor in full.items()})
     return {VOCAB_FILE: save(vocab_tensors(vocab)), START_FILE: save(new)}
 
 
 def _vocab_from(folder: Path, cache: Cache) -> DraftVocab:
     if (folder / CONFIG_FILE).is_file():
         return published_vocab(folder, cache.vocab.counts)
-    return _vocab_of(Cache.open(folder), cache)
-
-
-def _vocab_of(other: Cache, cache: Cache) -> DraftVocab:
+    other = Cache.open(folder)
     tokenizers = [source_fields(one)[0]["data"].get("tokenizer") for one in (other, cache)]
     if other.spec.vocab_size != cache.spec.vocab_size or tokenizers[0] != tokenizers[1]:
         raise VocabError(f"{other.folder} and {cache.folder} do not have the same tokenizer and target vocabulary")
     return replace(other.vocab, counts=cache.vocab.counts)
-
-
-def _forced_ids(cache: Cache) -> set[int]:
-    """The special ids that stage 1 forces into a draft vocabulary, by the cache's own tokenizer."""
-    chat = _chat_tokenizer(cache)
-    return set() if chat is None else chat.special_ids()
 
 
 def _chat_tokenizer(cache: Cache) -> ChatTokenizer | None:
@@ -80,7 +69,3 @@ def _chat_tokenizer(cache: Cache) -> ChatTokenizer | None:
         return None
     data = DataConfig.model_validate({**source_fields(cache)[1]["data"], "chat_template": None})
     return load_chat_tokenizer(load_tokenizer(folder), data)
-
-
-def _head_names(tensors: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name in ("lm_head.weight", "lm_head.bias") if name in tensors]

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import PLAN_NAME, SHARDS_FOLDER, FileEntry, Plan, load_document
-from eaglepipe.cache.reader import Cache, check_size, load_manifest
+from eaglepipe.cache.manifest import PLAN_NAME, SHARDS_FOLDER, FileEntry
+from eaglepipe.cache.reader import Cache, check_size, load_manifest, load_plan
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.publish import leftovers
@@ -87,7 +87,7 @@ def _problem(check: Callable[[], object]) -> list[str]:
 
 
 def _check_plan(folder: Path, identity: str) -> None:
-    plan = load_document(folder / PLAN_NAME, Plan)
+    plan = load_plan(folder)
     if plan.identity != identity:
         raise CorruptError(f"{folder / PLAN_NAME}: plan of another cache ({plan.identity})")
 
