@@ -5,14 +5,14 @@ Symbols: R loss rows of all TTT steps, r rows of a chunk, N target rows, D draft
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from eaglepipe.eagle.kernels.fused_head import DenseRows, HeadLoss, fused_head_loss
 from eaglepipe.eagle.kernels.row_ops import RowLosses, row_blocks, softmax_in_place
 from eaglepipe.eagle.losses import StepLoss, floored
-from eaglepipe.eagle.unroll.sparse_rows import SparseRows, split_kept
+from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SplitRows, split_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,33 +28,27 @@ class LKRows:
 
     def losses(self, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
         """As `TargetRows`, of loss rows `rows` [r]."""
-        places = self.target_rows.index_select(0, rows)
-        mass = self.draft_mass.index_select(0, places).to(logits.dtype)
+        indices = self.target_rows.index_select(0, rows)
+        mass = self.draft_mass.index_select(0, indices).to(logits.dtype)
         weight = self.weights.index_select(0, rows).to(logits.dtype)
         if isinstance(self.targets, SparseRows):
-            losses, alphas = self._sparse(self.targets, logits, places, mass, weight, dtype)
+            losses, alphas = self._sparse(split_kept(self.targets, logits, indices), mass, weight, dtype)
         else:
-            losses, alphas = self._dense(self.targets, logits, places, mass, weight, dtype)
+            losses, alphas = self._dense(logits, self.targets.probs, indices, mass, weight)
         self.alphas.index_copy_(0, rows, alphas.to(self.alphas.dtype))
-        return losses
+        return replace(losses, gradient=losses.gradient.to(dtype))
 
-    def _dense(  # noqa: PLR0917
-        self,
-        targets: DenseRows,
-        logits: torch.Tensor,
-        places: torch.Tensor,
-        mass: torch.Tensor,
-        weight: torch.Tensor,
-        dtype: torch.dtype,
+    def _dense(
+        self, logits: torch.Tensor, probs: torch.Tensor, indices: torch.Tensor, mass: torch.Tensor, weight: torch.Tensor
     ) -> tuple[RowLosses, torch.Tensor]:
-        losses, alphas = logits.new_empty(len(places)), logits.new_empty(len(places))
-        predicted = torch.empty_like(places)
+        losses, alphas = logits.new_empty(len(indices)), logits.new_empty(len(indices))
+        predicted = torch.empty_like(indices)
         for block in row_blocks(logits):
-            probs = targets.probs.index_select(0, places[block]).to(logits.dtype)
+            block_probs = probs.index_select(0, indices[block]).to(logits.dtype)
             losses[block], alphas[block], predicted[block] = self._dense_block(
-                logits[block], probs, mass[block], weight[block]
+                logits[block], block_probs, mass[block], weight[block]
             )
-        return RowLosses(losses=losses, predicted=predicted, gradient=logits.to(dtype)), alphas
+        return RowLosses(losses=losses, predicted=predicted, gradient=logits), alphas
 
     def _dense_block(
         self, logits: torch.Tensor, probs: torch.Tensor, mass: torch.Tensor, weight: torch.Tensor
@@ -70,16 +64,9 @@ class LKRows:
         logits.mul_(scale[:, None]).addcmul_(raising, slope[:, None]).addcmul_(probs, weight[:, None], value=-1)
         return self.loss.of_rows(log_partition * total - agreement, alphas, weight), alphas, predicted
 
-    def _sparse(  # noqa: PLR0917
-        self,
-        targets: SparseRows,
-        logits: torch.Tensor,
-        places: torch.Tensor,
-        mass: torch.Tensor,
-        weight: torch.Tensor,
-        dtype: torch.dtype,
+    def _sparse(
+        self, split: SplitRows, mass: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype
     ) -> tuple[RowLosses, torch.Tensor]:
-        split = split_kept(targets, logits, places)
         kept = split.kept
         q, q_tail = split.kept_shares(), split.tail_share()
         full, full_tail = kept.probs * mass[:, None], kept.tail * mass
