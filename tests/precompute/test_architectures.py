@@ -145,19 +145,20 @@ def test_from_a_target_to_a_draft_that_is_read_back(name: str, tmp_path: Path) -
 
 def assert_an_eagle1_draft_trains(model: PreTrainedModel, recipe: Recipe, folder: Path, run: Path) -> None:
     """From the same cache: two steps and back, and a frozen head that says what the target says at every token."""
-    train = recipe.train.model_copy(update={"objective": "eagle1", "output_dir": str(run)})
-    assert run_training(recipe.model_copy(update={"train": train}), [folder]).steps == 2
+    raw = recipe.model_dump(mode="json")
+    eagle1 = parse_recipe({**raw, "train": {**raw["train"], "objective": "eagle1", "output_dir": str(run)}})
+    assert run_training(eagle1, [folder]).steps == 2
     source = open_caches([folder])
     draft = LlamaEagleDraftModel.from_pretrained(run / "draft")
     assert torch.equal(draft.embed_tokens.weight, model.get_input_embeddings().weight)
-    head = Eagle1Objective(train).make_module(draft, source).head
+    head = Eagle1Objective(eagle1.train).make_module(draft, source).head
     row = source.read(0)
     assert row.last_hidden_payload is not None
     stored = torch.from_numpy(row.last_hidden_payload.copy()).view(torch.float32)
     with torch.no_grad():
         input_ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
         logits = text_model(model)(input_ids=input_ids).logits[0].float()
-        torch.testing.assert_close(head.finish(head.raw(stored)), logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(head.logits(stored), logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "GraniteForCausalLM"])
