@@ -32,7 +32,7 @@ def test_each_changed_setting_is_named_with_both_values(
     assert identity["data.max_length"] == (256, 64)
     assert identity.keys() == {"cache.aux_codec", "data.max_length", "data.fingerprint", "data.sources"}
     contents = {difference["field"]: (difference["a"], difference["b"]) for difference in report.contents}
-    assert contents["samples"] == (load_manifest(sealed_cache).samples, 3)
+    assert contents["samples"] == (load_manifest(sealed_cache).samples, load_manifest(other).samples)
     assert contents["spec.aux_codec"] == identity["cache.aux_codec"]
     assert "cache.aux_codec: 'bf16' -> 'fp16'" in report.table()
 
