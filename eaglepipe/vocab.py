@@ -64,27 +64,27 @@ def build_draft_vocab(
     size = draft_vocab_size(draft_size, vocab_size)
     if counts.shape != (vocab_size,):
         raise VocabError(f"counts have shape {counts.shape}, the target's vocabulary has {vocab_size} tokens")
-    forced = _check_forced(forced_ids, size, vocab_size)
-    is_forced = np.zeros(vocab_size, dtype=np.bool_)
-    is_forced[forced] = True
-    preference = np.lexsort((np.arange(vocab_size), -counts, ~is_forced))
+    forced = sorted(set(forced_ids))
+    beyond = [token_id for token_id in forced if not 0 <= token_id < vocab_size]
+    if beyond:
+        raise VocabError(f"forced token ids {beyond} are outside the target's vocabulary of {vocab_size}")
+    if len(forced) > size:
+        raise VocabError(
+            f"{len(forced)} token ids are forced into a draft vocabulary of {size}; raise vocab.draft_size"
+        )
+    every_id = np.arange(vocab_size)
+    preference = np.lexsort((every_id, -counts, ~np.isin(every_id, forced)))
     selected = np.sort(preference[:size]).astype(np.int64)
-    mask = np.zeros(vocab_size, dtype=np.bool_)
-    mask[selected] = True
     return DraftVocab(
         selected_token_ids=torch.from_numpy(selected),
-        selected_token_mask=torch.from_numpy(mask),
+        selected_token_mask=torch.from_numpy(np.isin(every_id, selected)),
         counts=torch.from_numpy(counts.astype(np.int64)),
     )
 
 
 def vocab_tensors(vocab: DraftVocab) -> dict[str, torch.Tensor]:
     """Return the tensors of `vocab.safetensors`."""
-    return {
-        "selected_token_ids": vocab.selected_token_ids,
-        "selected_token_mask": vocab.selected_token_mask,
-        "counts": vocab.counts,
-    }
+    return dict(vars(vocab))
 
 
 def draft_vocab_size(draft_size: int | None, vocab_size: int) -> int:
@@ -97,15 +97,3 @@ def draft_vocab_size(draft_size: int | None, vocab_size: int) -> int:
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size <= 0):
             raise VocabError(f"the {name}'s size is {size!r}: it must be a positive integer")
     return vocab_size if draft_size is None else min(draft_size, vocab_size)
-
-
-def _check_forced(forced_ids: Iterable[int], size: int, vocab_size: int) -> list[int]:
-    forced = sorted(set(forced_ids))
-    beyond = [token_id for token_id in forced if not 0 <= token_id < vocab_size]
-    if beyond:
-        raise VocabError(f"forced token ids {beyond} are outside the target's vocabulary of {vocab_size}")
-    if len(forced) > size:
-        raise VocabError(
-            f"{len(forced)} token ids are forced into a draft vocabulary of {size}; raise vocab.draft_size"
-        )
-    return forced
