@@ -27,15 +27,9 @@ class CapturedBatch:
     """Encoded columns of a batch's real tokens (N) and supervised tokens (S), in host memory, sample after sample."""
 
     tokens: list[TokenSample]
-    supervised: NDArray[np.bool_]  # [N]
     finite: NDArray[np.bool_]  # [N]
-    position_mask: NDArray[np.bool_]  # [N]
-    target_top1: NDArray[np.int32]  # [N]
-    draft_mass: NDArray[np.float32]  # [N]
-    aux_payload: NDArray[np.uint8]  # [N, bytes]
-    aux_scales: NDArray[np.floating] | None  # [N, scales]
+    columns: dict[str, NDArray[Any] | None]  # [N, ...] by the names of `CachedSample`
     supervision: HostColumns  # of S rows
-    last_hidden_payload: NDArray[np.uint8] | None = None  # [N, bytes], if every token's state is kept
 
     @property
     def num_refused(self) -> int:
@@ -43,26 +37,22 @@ class CapturedBatch:
 
     def samples(self) -> Iterator[CachedSample | tuple[str, str]]:
         """Yield each sample as the cache stores it, or (id, reason) if the target gave NaN or Inf."""
-        sizes = [int(self.supervised[rows].sum()) for rows in self._spans()]
-        supervision = split_rows(self.supervision, sizes)
-        for token_sample, rows, columns in zip(self.tokens, self._spans(), supervision, strict=True):
+        supervision = split_rows(
+            self.supervision, [int(supervised_tokens(sample.turns).sum()) for sample in self.tokens]
+        )
+        for sample, rows, supervised_columns in zip(self.tokens, self._spans(), supervision, strict=True):
             if not self.finite[rows].all():
-                first = int(np.flatnonzero(~self.finite[rows])[0])
-                yield token_sample.sample_id, f"the target's states or logits are not finite from token {first} on"
+                first = int(np.argmin(self.finite[rows]))
+                yield sample.sample_id, f"the target's states or logits are not finite from token {first} on"
                 continue
+            columns: dict[str, Any] = {name: None if c is None else c[rows] for name, c in self.columns.items()}
             yield CachedSample(
-                sample_id=token_sample.sample_id,
-                source=token_sample.source,
-                input_ids=token_sample.input_ids,
-                loss_mask=token_sample.turns > 0,
-                supervised=self.supervised[rows],
-                position_mask=self.position_mask[rows],
-                target_top1=self.target_top1[rows],
-                draft_mass=self.draft_mass[rows],
-                aux_payload=self.aux_payload[rows],
-                aux_scales=None if self.aux_scales is None else self.aux_scales[rows],
-                supervision=columns,
-                last_hidden_payload=None if self.last_hidden_payload is None else self.last_hidden_payload[rows],
+                sample_id=sample.sample_id,
+                source=sample.source,
+                input_ids=sample.input_ids,
+                loss_mask=sample.turns > 0,
+                supervision=supervised_columns,
+                **columns,
             )
 
     def _spans(self) -> Iterator[slice]:
@@ -118,18 +108,17 @@ def capture_batch(
     finite[supervised_rows] &= answers.finite & kind.finite_rows(columns)
     if every_row is not None:
         finite &= _finite_rows(spec.rows.decode(EncodedRows(payload=every_row)))
-    return CapturedBatch(
-        tokens=samples,
-        supervised=supervised,
-        finite=finite.cpu().numpy(),
-        position_mask=_scatter(supervised, answers.position_mask, False),
-        target_top1=_scatter(supervised, answers.target_top1, -1),
-        draft_mass=_scatter(supervised, answers.draft_mass, 0.0),
-        aux_payload=encoded_aux.payload.cpu().numpy(),
-        aux_scales=None if encoded_aux.scales is None else encoded_aux.scales.cpu().numpy(),
-        supervision=to_host(columns),
-        last_hidden_payload=None if every_row is None else every_row.cpu().numpy(),
-    )
+    token_columns = {
+        "supervised": supervised,
+        "position_mask": _scatter(supervised, answers.position_mask, False),
+        "target_top1": _scatter(supervised, answers.target_top1, -1),
+        "draft_mass": _scatter(supervised, answers.draft_mass, 0.0),
+        "aux_payload": encoded_aux.payload.cpu().numpy(),
+        "aux_scales": None if encoded_aux.scales is None else encoded_aux.scales.cpu().numpy(),
+        "last_hidden_payload": None if every_row is None else every_row.cpu().numpy(),
+    }
+    finite_tokens, supervision = finite.cpu().numpy(), to_host(columns)
+    return CapturedBatch(tokens=samples, finite=finite_tokens, columns=token_columns, supervision=supervision)
 
 
 def _finite_rows(rows: torch.Tensor) -> torch.Tensor:

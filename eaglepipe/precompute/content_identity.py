@@ -3,6 +3,7 @@
 The same recipe over the same content gives the same identity on any machine, whatever the paths.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _target_fields(inputs: Stage1Inputs, weights: str) -> dict[str, Any]:
     stable = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE_CONFIG_FIELDS}
     stored_dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return {
-        "config": hash_json(_as_json(stable)),
+        "config": hash_json(json.loads(json.dumps(stable, default=str))),
         "weights": weights,
         "revision": target.revision,
         "dtype": stored_dtype if target.dtype == "auto" else target.dtype,
@@ -93,11 +94,3 @@ def _cache_fields(inputs: Stage1Inputs) -> dict[str, Any]:
         "full_head": cache.full_head,
         "shard_bytes": int(cache.shard_bytes),
     }
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

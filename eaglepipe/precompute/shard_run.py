@@ -103,7 +103,7 @@ class ShardRun:
                     )
                     background.submit(captured.samples)
                     self._drops += captured.num_refused
-                    self._show(len(captured.supervised), progress)
+                    self._show(len(captured.finite), progress)
             background.finish()
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:

@@ -21,12 +21,8 @@ from eaglepipe.files.publish import PendingFile, explained_os_errors
 from eaglepipe.vocab import add_counts
 
 _SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("turns", pa.list_(pa.int32()), nullable=False),
-    ]
+    [pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "source")]
+    + [pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ("input_ids", "turns")]
 )
 _BATCH_SAMPLES = 256
 
@@ -66,29 +62,12 @@ def write_staging(samples: Iterable[TokenSample], file: PendingFile) -> int:
         explained_os_errors(file.path),
         pa.ipc.new_file(pa.PythonFile(file.stream, mode="w"), _SCHEMA) as writer,
     ):
-        for group in _groups(samples):
+        rest = iter(samples)
+        while group := list(islice(rest, _BATCH_SAMPLES)):
             num_samples += len(group)
-            writer.write_batch(_to_batch(group))
+            writer.write_batch(pa.RecordBatch.from_pylist([vars(sample) for sample in group], schema=_SCHEMA))
     file.stream.flush()
     return num_samples
-
-
-def _groups(samples: Iterable[TokenSample]) -> Iterator[list[TokenSample]]:
-    iterator = iter(samples)
-    while group := list(islice(iterator, _BATCH_SAMPLES)):
-        yield group
-
-
-def _to_batch(group: list[TokenSample]) -> pa.RecordBatch:
-    columns = [
-        [sample.sample_id for sample in group],
-        [sample.source for sample in group],
-        [sample.input_ids for sample in group],
-        [sample.turns for sample in group],
-    ]
-    return pa.RecordBatch.from_arrays(
-        [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
-    )
 
 
 class StagedTokens:
