@@ -42,12 +42,16 @@ class Family:
     """Label of its drafts with `fc_norm` or `norm_output`, if they have one of their own."""
     cache_needs: Mapping[str, str | bool] = field(default_factory=dict)
     """Settings of `cache` without which it cannot be trained."""
+    own_tensor: str | None = None
+    """Canonical name of a tensor that only its drafts have, by which a stored draft is recognised."""
     reads_aux: bool = True
     """Whether it reads aux hidden states; otherwise it reads the last hidden state of every token."""
     has_draft_vocab: bool = True
     """Whether it may predict over a draft vocabulary smaller than the target's."""
     is_parallel: bool = False
     """Whether one forward drafts all depths."""
+    has_mask_token: bool = False
+    """Whether a mask token and `mask_hidden` stand for tokens not known yet."""
     holds_scores: bool = False
     """Whether training holds the attention scores of a whole row, so that long rows are expensive."""
 
@@ -106,7 +110,9 @@ PEAGLE = Family(
     engine_architectures={"vllm": _NATIVE, "speculators": "PEagleDraftModel", "hf": _NATIVE},
     engine_method="eagle3",
     speculators_type="peagle",
+    own_tensor="mask_hidden",
     is_parallel=True,
+    has_mask_token=True,
 )
 EAGLE2 = replace(EAGLE1, name="eagle2", label="EAGLE-2")
 """Trained as EAGLE-1; its drafts are decoded as a dynamic tree."""

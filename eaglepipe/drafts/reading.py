@@ -41,7 +41,7 @@ def read_norm_flag(config: Mapping[str, Any], name: str) -> bool:
     if config.get(name) is not None:
         return bool(config[name])
     declared = _speculators_family(config)
-    return name == "norm_before_residual" and declared is not None and not declared.is_parallel
+    return name == "norm_before_residual" and declared is not None and not declared.has_mask_token
 
 
 def read_aux(config: Mapping[str, Any]) -> tuple[Ids | None, Ids | None]:
@@ -90,9 +90,11 @@ def read_family(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
 
     Tensors (by canonical name) decide before the config, which does not always tell EAGLE-1 from EAGLE-3.
     """
+    if marked := next((family for family in FAMILIES.values() if family.own_tensor in tensors), None):
+        return marked
     declared = _speculators_family(config)
-    is_parallel = declared is not None and declared.is_parallel
-    if is_parallel or "mask_hidden" in tensors or read_mask_token(config) is not None:
+    has_mask_token = declared is not None and declared.has_mask_token
+    if has_mask_token or read_mask_token(config) is not None:
         return PEAGLE
     unambiguous = EAGLE1.engine_architectures["sglang"]
     reads_features = config.get("architectures") == [unambiguous]

@@ -73,7 +73,7 @@ def tensor_shapes(shape: DraftShape) -> Shapes:
             shapes["input_norm.weight"] = (shape.fc_inputs,)
         if shape.fc_norm:
             shapes |= {f"fc_norm.{index}.weight": (states,) for index in range(shape.num_aux)}
-    if shape.family.is_parallel:
+    if shape.family.has_mask_token:
         shapes["mask_hidden"] = (1, 1, shape.fc_inputs)
     for layer in range(shape.num_hidden_layers):
         shapes |= {f"layers.{layer}.{name}": size for name, size in _layer_shapes(shape, layer)}

@@ -61,7 +61,7 @@ def _draft_fields(draft: TrainedDraft) -> dict[str, Any]:
     fields: dict[str, Any] = {name: getattr(draft.shape, name) for name in NORM_FLAGS}
     if draft.shape.has_own_width:
         fields["target_hidden_size"] = draft.shape.target_hidden_size
-    if draft.shape.family.is_parallel:
+    if draft.shape.family.has_mask_token:
         fields |= {"mask_token_id": draft.mask_token_id, "pard_token": draft.mask_token_id}
     return fields
 

@@ -25,9 +25,9 @@ def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
     if layout.engine not in family.engine_architectures:
         yield f"it has no {family.draft_label} drafts"
         return
-    if family.is_parallel and draft.mask_token_id is None:
+    if family.has_mask_token and draft.mask_token_id is None:
         yield f"the draft's config has no mask_token_id, which {family.draft_label} needs"
-    if family.is_parallel and not layout.serves_parallel_norms and (shape.fc_norm or shape.norm_output):
+    if family.has_mask_token and not layout.serves_parallel_norms and (shape.fc_norm or shape.norm_output):
         yield f"it drops fc_norm and norm_output from {family.draft_label} drafts; use --to vllm"
     if not family.has_draft_vocab and shape.has_vocab_map:
         yield f"{family.draft_label} drafts have the target's whole vocabulary"

@@ -1,6 +1,6 @@
 """Opens the draft to be exported, with the record of its run if there is one, or a draft folder alone in any layout."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def open_trained(folder: Path) -> TrainedDraft:
     """Open a run folder (with `draft/` inside) or a draft folder, and check that the draft is whole.
 
     Raises:
-        DraftError: there is no draft, tensors are missing or misshapen, or its aux layers are ambiguous.
+        DraftError: there is no draft, no engine serves its family, tensors are missing or misshapen, or its aux layers
+            are ambiguous.
         CorruptError: a file is damaged.
     """
     draft_folder = folder if (folder / CONFIG_FILE).is_file() else folder / "draft"
@@ -58,18 +59,21 @@ def open_trained(folder: Path) -> TrainedDraft:
     run = draft_folder.parent if draft_folder.name == "draft" else draft_folder
     recipe = load_recipe(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
     cache, target_config = _read_cache(recipe)
-    if faults := sorted(tensor_faults(draft.tensors, tensor_shapes(draft.shape), optional=OPTIONAL)):
+    shape = draft.shape if recipe is None else replace(draft.shape, family=recipe.train.family)
+    if not shape.family.engine_architectures:
+        raise DraftError(f"{draft_folder}: no engine is known to serve {shape.family.draft_label} drafts")
+    if faults := sorted(tensor_faults(draft.tensors, tensor_shapes(shape), optional=OPTIONAL)):
         raise DraftError(f"{draft_folder}: not a draft that can be exported\n  " + "\n  ".join(faults))
     rope = read_rope(draft.config)
     if rope is None:
         raise DraftError(f"{config_file}: no rope_theta; add the one that the draft was trained with")
     target = _target_facts(draft.config, recipe, target_config)
     boundaries = None
-    if draft.shape.family.reads_aux:
+    if shape.family.reads_aux:
         boundaries = _boundaries(config_file, draft.config, cache, target, has_run=recipe is not None)
     return TrainedDraft(
         folder=draft_folder,
-        shape=draft.shape,
+        shape=shape,
         tensors=draft.tensors,
         config=dict(layer_config(draft.config)),
         rope=rope,

@@ -48,7 +48,7 @@ def check_config(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -
     if shape.family.reads_aux:
         yield from _norms(layout, config, shape)
     yield from _layers(layout, layer_config(config), shape)
-    if shape.family.is_parallel:
+    if shape.family.has_mask_token:
         yield from _mask_token(config)
     if strays := sorted(config.keys() - READ):
         yield warning("other fields", f"nothing in a draft's loader reads {', '.join(strays)}")
@@ -175,7 +175,7 @@ def _norms(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
         yield error("eagle_config.norm_before_fc", "contradicts the top level, and wins")
     if nested.get("use_aux_hidden_state") is False:
         yield error("eagle_config.use_aux_hidden_state", "false: a single final state, not aux layers, is read")
-    if shape.family.is_parallel and is_speculators(config) and (shape.fc_norm or shape.norm_output):
+    if shape.family.has_mask_token and is_speculators(config) and (shape.fc_norm or shape.norm_output):
         yield error("fc_norm", "fc_norm and norm_output are dropped from P-EAGLE drafts of this format")
 
 
