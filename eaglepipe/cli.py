@@ -16,22 +16,18 @@ from eaglepipe.commands.common import (
     JsonOption,
     Overrides,
     RecipeArgument,
+    RunArgument,
+    RunCaches,
     cache_shares,
     load,
+    print_either,
     print_fields,
     print_json,
     print_report,
     reporter,
 )
 from eaglepipe.commands.export import export
-from eaglepipe.errors import (
-    EXIT_RESOURCES,
-    EXIT_STOPPED,
-    EXIT_USER,
-    EaglepipeError,
-    StoppedError,
-    printable,
-)
+from eaglepipe.errors import EXIT_RESOURCES, EXIT_STOPPED, EXIT_USER, EaglepipeError, StoppedError, printable
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 
 app = typer.Typer(
@@ -176,19 +172,15 @@ def demo(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="a run folder that `eaglepipe train` wrote")],
-    cache: Annotated[
-        list[Path] | None, typer.Option(help="where its cache is now; default: as its recipe says")
-    ] = None,
+    run: RunArgument,
+    cache: RunCaches = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a run on one page: loss, acceptance, speed and its cache, as HTML and PNG plots."""
     from eaglepipe.evaluation.report.page import write_report
 
     page = write_report(run, cache)
-    print_json({"report": str(page)}, as_json)
-    if not as_json:
-        typer.echo(page)
+    print_either({"report": str(page)}, page, as_json)
 
 
 @app.command()

@@ -12,8 +12,8 @@ from eaglepipe.commands.common import (
     RecipeArgument,
     cache_shares,
     load,
+    print_either,
     print_fields,
-    print_json,
     print_report,
 )
 from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER
@@ -38,9 +38,7 @@ def ls(
 
     root = root or default_root()
     described = describe_root(root)
-    print_json(described, as_json)
-    if not as_json:
-        typer.echo(root_table(described, root))
+    print_either(described, root_table(described, root), as_json)
 
 
 @app.command("info")
@@ -68,11 +66,7 @@ def verify(
     from eaglepipe.cache_tools.verify import verify_cache
 
     report = verify_cache(folder, full=full)
-    print_json(report.to_json(), as_json)
-    if not as_json:
-        for line in (*report.problems, *report.notes):
-            typer.echo(line)
-        typer.echo(report.summary())
+    print_either(report.to_json(), "\n".join((*report.problems, *report.notes, report.summary())), as_json)
     if not report.ok:
         raise typer.Exit(EXIT_CORRUPT)
 
@@ -100,9 +94,7 @@ def peek(
     from eaglepipe.cache_tools.peek_texts import peek_cache
 
     peek = peek_cache(folder, sample, top=top, rows=rows)
-    print_json(peek.to_json() if as_json else None, as_json)
-    if not as_json:
-        typer.echo(peek.text(colour=sys.stdout.isatty()))
+    print_either(peek.to_json(), peek.text(colour=sys.stdout.isatty()), as_json)
 
 
 @app.command("merge")
@@ -155,8 +147,7 @@ def clean(
     """Remove the files that stopped writers left behind in a cache."""
     from eaglepipe.cache.storage import clean_cache
 
-    removed = clean_cache(folder, dry_run=dry_run)
-    print_json({"dry_run": dry_run, "paths": [str(path) for path in removed]}, as_json)
-    if not as_json:
-        verb = "would remove" if dry_run else "removed"
-        typer.echo("\n".join(f"{verb} {path}" for path in removed) or "nothing to remove")
+    removed = [str(path) for path in clean_cache(folder, dry_run=dry_run)]
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {path}" for path in removed] or ["nothing to remove"]
+    print_either({"dry_run": dry_run, "paths": removed}, "\n".join(lines), as_json)

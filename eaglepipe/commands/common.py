@@ -11,6 +11,8 @@ from eaglepipe.errors import CacheError, ConfigError
 
 RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a recipe that ships")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed")]
+RunArgument = Annotated[Path, typer.Argument(help="a run folder that `eaglepipe train` wrote")]
+RunCaches = Annotated[list[Path] | None, typer.Option("--cache", help="folder of its cache; default: as in its recipe")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
@@ -76,19 +78,22 @@ def print_json(value: Any, as_json: bool) -> None:
         typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
+def print_either(value: Any, text: Any, as_json: bool) -> None:
+    """Print a result as JSON or as text."""
+    print_json(value, as_json)
+    if not as_json:
+        typer.echo(text)
+
+
 def print_report(report: Report, as_json: bool) -> None:
     """Print a report as JSON or as its table."""
-    if as_json:
-        print_json(report.to_json(), as_json)
-    else:
-        typer.echo(report.table())
+    print_either(report.to_json(), report.table(), as_json)
 
 
 def print_fields(fields: dict[str, Any], as_json: bool) -> None:
     """Print fields as JSON or as a table of names and values."""
-    if as_json:
-        print_json(fields, as_json)
-    elif _is_first_process():
+    print_json(fields, as_json)
+    if not as_json and _is_first_process():
         from eaglepipe.tables import field_table
 
         typer.echo(field_table({name: _readable(value) for name, value in fields.items()}))

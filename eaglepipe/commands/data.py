@@ -5,14 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eaglepipe.commands.common import (
-    JsonOption,
-    Overrides,
-    RecipeArgument,
-    load,
-    print_json,
-    reporter,
-)
+from eaglepipe.commands.common import JsonOption, Overrides, RecipeArgument, load, print_json, reporter
 
 app = typer.Typer(help="Look at the conversations, or let the target answer them itself.", no_args_is_help=True)
 

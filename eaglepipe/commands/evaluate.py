@@ -6,16 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from eaglepipe.commands.common import JsonOption, print_report, reporter
+from eaglepipe.commands.common import JsonOption, RunArgument, RunCaches, print_report, reporter
 from eaglepipe.errors import ConfigError
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="the folder that `eaglepipe train` wrote")],
+    run: RunArgument,
     target: Annotated[Path | None, typer.Option(help="the target's folder, to decode with it too")] = None,
-    cache: Annotated[
-        list[Path] | None, typer.Option(help="folder of the run's cache; default: as in its recipe")
-    ] = None,
+    cache: RunCaches = None,
     k: Annotated[
         list[int] | None, typer.Option("--k", min=1, max=99, help="length of the drafted chain; repeatable (5)")
     ] = None,
@@ -47,8 +45,7 @@ def evaluate(
         "--batch-size": batch_size > 1,
         "--ignore-end": ignore_end,
     }
-    ignored = [name for name, value in needs_target.items() if value and target is None]
-    if ignored:
+    if ignored := [name for name, value in needs_target.items() if value and target is None]:
         raise ConfigError(f"{', '.join(ignored)}: for decoding with the target; give its folder with --target")
     options = EvalOptions(
         caches=tuple(cache or ()),

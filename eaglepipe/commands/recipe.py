@@ -16,8 +16,8 @@ def ls(as_json: JsonOption = False) -> None:
     """List the recipes that ship, with their purposes."""
     from eaglepipe.resources import shipped_recipes
 
-    purposes = {name: _purpose(path) for name, path in shipped_recipes().items()}
-    print_fields(purposes, as_json)
+    texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_recipes().items()}
+    print_fields({name: text.splitlines()[0].lstrip("# ") for name, text in texts.items()}, as_json)
 
 
 @app.command("show")
@@ -40,7 +40,3 @@ def cp(
 
     publish_bytes(destination, recipe_path(name).read_bytes())
     typer.echo(destination)
-
-
-def _purpose(path: Path) -> str:
-    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")

@@ -102,12 +102,20 @@ def speculate(
 def _decode_batch(
     target: SteppingTarget, drafter: Drafter, rows: list[_Row], rule: SamplingRule, generator: torch.Generator
 ) -> None:
-    input_ids, lengths = _padded([row.sequence for row in rows], target.device)
+    input_ids = pad_sequence([torch.tensor(row.sequence) for row in rows], batch_first=True).to(target.device)
+    lengths = torch.tensor([len(row.sequence) for row in rows], device=target.device)
     read = target.read_prompts(input_ids, lengths)
     newest = choose_tokens(read.logits[:, 0], rule, generator)
     for row, token in zip(rows, newest.tolist(), strict=True):
         row.append([token])
-    verified = _without_ended(rows, _prompt_slots(read, input_ids, lengths, newest, rows), target)
+    prompt_slots = VerifiedSlots(
+        aux=read.states.aux,
+        last_hidden=read.states.last_hidden,
+        next_tokens=F.pad(input_ids[:, 1:], (0, 1)).scatter(1, lengths[:, None] - 1, newest[:, None]),
+        counts=lengths,
+        sequences=[row.sequence for row in rows],
+    )
+    verified = _without_ended(rows, prompt_slots, target)
     rows = [row for row in rows if not row.ended]
     drafter.begin(len(rows))
     while rows:
@@ -138,26 +146,11 @@ def _without_ended(rows: list[_Row], verified: VerifiedSlots, *batches: Stepping
     )
 
 
-def _prompt_slots(
-    read: TargetOutput, input_ids: torch.Tensor, lengths: torch.Tensor, newest: torch.Tensor, rows: list[_Row]
-) -> VerifiedSlots:
-    next_tokens = F.pad(input_ids[:, 1:], (0, 1))
-    return VerifiedSlots(
-        aux=read.states.aux,
-        last_hidden=read.states.last_hidden,
-        next_tokens=next_tokens.scatter(1, lengths[:, None] - 1, newest[:, None]),
-        counts=lengths,
-        sequences=[row.sequence for row in rows],
-    )
-
-
 def _append_paths(rows: list[_Row], read: TargetOutput, paths: AcceptedPaths, guesses: torch.Tensor) -> VerifiedSlots:
     """Append to each row the tokens of its path; return the slots along the paths."""
     counts = paths.counts
-    steps = torch.arange(paths.nodes.shape[1], device=counts.device)
     on_path = F.pad(guesses, (1, 0)).gather(1, paths.nodes)
-    next_tokens = F.pad(on_path[:, 1:], (0, 1))
-    next_tokens = torch.where(steps == counts[:, None] - 1, paths.next_token[:, None], next_tokens)
+    next_tokens = F.pad(on_path[:, 1:], (0, 1)).scatter(1, counts[:, None] - 1, paths.next_token[:, None])
     for row, tokens, count in zip(rows, next_tokens.tolist(), counts.tolist(), strict=True):
         row.rounds.append(row.append(tokens[:count]))
     batch = torch.arange(len(counts), device=counts.device)[:, None]
@@ -168,9 +161,3 @@ def _append_paths(rows: list[_Row], read: TargetOutput, paths: AcceptedPaths, gu
         counts=counts,
         sequences=[row.sequence for row in rows],
     )
-
-
-def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids int64 [B, P], zero-padded on the right, and lengths int64 [B]."""
-    input_ids = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
-    return input_ids.to(device), torch.tensor([len(sequence) for sequence in sequences], device=device)

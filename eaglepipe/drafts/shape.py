@@ -59,10 +59,7 @@ class DraftShape:
 def tensor_shapes(shape: DraftShape) -> Shapes:
     """Return the shape of every tensor that such a draft may have, by canonical name; layouts write some of them."""
     hidden, states = shape.hidden_size, shape.target_hidden_size
-    shapes: Shapes = {
-        "embed_tokens.weight": (shape.vocab_size, hidden),
-        "fc.weight": (hidden, shape.fc_inputs),
-    }
+    shapes: Shapes = {"embed_tokens.weight": (shape.vocab_size, hidden), "fc.weight": (hidden, shape.fc_inputs)}
     if not shape.family.reads_aux:
         shapes["fc.bias"] = (hidden,)
     else:

@@ -19,10 +19,8 @@ def bigram_acceptance_length(successor: Ints, samples: Iterable[CachedSample], n
     The table proposes, at every depth, the most frequent successor of the true token before it, as TTT feeds a draft;
     a token without a successor gets the most frequent one of all. Hits and valid slots are those of the trainer module.
     """
-    counts = np.zeros((2, num_depths), np.int64)
-    for sample in samples:
-        counts += chain_counts(sample, successor, num_depths)
-    hits, valid = counts
+    counts = (chain_counts(sample, successor, num_depths) for sample in samples)
+    hits, valid = sum(counts, np.zeros((2, num_depths), np.int64))
     return 1.0 + float((hits / np.maximum(valid, 1)).sum())
 
 
@@ -63,7 +61,7 @@ def _chains(mask: NDArray[np.bool_], num_depths: int) -> Ints:
 
 def _count_pairs(samples: Iterable[CachedSample]) -> tuple[Ints, Ints]:
     codes, counts = np.empty(0, np.int64), np.empty(0, np.int64)
-    for pairs in _chunks(_pairs(sample) for sample in samples):
+    for pairs in _chunks(map(_pairs, samples)):
         new, numbers = np.unique(pairs, return_counts=True)
         codes, inverse = np.unique(np.concatenate([codes, new]), return_inverse=True)
         counts = np.bincount(inverse, weights=np.concatenate([counts, numbers])).astype(np.int64)

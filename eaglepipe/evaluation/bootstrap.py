@@ -35,10 +35,7 @@ def bootstrap(counts: Floats, figure: Callable[[Floats], Floats], *, seed: int) 
     """
     generator = np.random.default_rng([seed, len(counts)])
     resamples = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
-    values = figure(counts.sum(axis=0))
     tail = 50 * (1 - COVERAGE)
-    low, high = np.percentile(figure(resamples @ counts), [tail, 100 - tail], axis=0)
-    return [
-        Estimate(value=float(v), low=float(bottom), high=float(top))
-        for v, bottom, top in zip(np.atleast_1d(values), np.atleast_1d(low), np.atleast_1d(high), strict=True)
-    ]
+    bounds = np.percentile(figure(resamples @ counts), [tail, 100 - tail], axis=0)
+    figures = np.stack([figure(counts.sum(axis=0)), *bounds], axis=-1)
+    return [Estimate(value=value, low=low, high=high) for value, low, high in figures.tolist()]

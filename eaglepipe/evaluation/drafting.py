@@ -21,9 +21,8 @@ class TreeShape:
 
 def chain_drafter(run: FinishedRun, depth: int, rule: SamplingRule) -> Drafter:
     """Return a drafter of chains of `depth` guesses."""
-    if run.recipe.train.family.is_parallel:
-        return ParallelDrafter(_draft_steps(run), depth, rule)
-    return ChainDrafter(_draft_steps(run), depth, rule)
+    drafter = ParallelDrafter if run.recipe.train.family.is_parallel else ChainDrafter
+    return drafter(_draft_steps(run), depth, rule)
 
 
 def tree_drafter(run: FinishedRun, shape: TreeShape) -> Drafter:
@@ -34,9 +33,8 @@ def tree_drafter(run: FinishedRun, shape: TreeShape) -> Drafter:
     """
     family = run.recipe.train.family
     if family.is_parallel:
-        raise EaglepipeError(
-            f"a {family.label} draft guesses all depths at once, so no tree grows from it; leave out --tree"
-        )
+        reason = "guesses all depths at once, so no tree grows from it"
+        raise EaglepipeError(f"a {family.label} draft {reason}; leave out --tree")
     return TreeDrafter(_draft_steps(run), depth=shape.depth, width=shape.width, size=shape.size)
 
 

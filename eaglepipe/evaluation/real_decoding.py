@@ -18,7 +18,7 @@ from eaglepipe.evaluation.target_match import TargetMatch, match_target
 from eaglepipe.files.json_object import text_config
 from eaglepipe.precompute.inputs import read_chat_tokenizer
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.load import LoadedTarget, load_target
+from eaglepipe.target.load import load_target
 from eaglepipe.target.stepping import SteppingTarget
 from eaglepipe.target.stops import stop_ids
 
@@ -43,7 +43,13 @@ def open_target(run: FinishedRun, options: EvalOptions, device: torch.device, re
     """
     settings = run.recipe.target.model_copy(update={"path": str(options.target)})
     target = load_target(settings, str(device))
-    _check_shape(target, run, settings.path)
+    expected = text_config(run.source.target_config)
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if (value := getattr(target.text_config, name)) != expected[name]:
+            raise EaglepipeError(
+                f"{settings.path}: {name} {value}, and the target that this draft was trained for has "
+                f"{expected[name]}; give that one"
+            )
     chat = read_chat_tokenizer(run.recipe.model_copy(update={"target": settings}), target.folder)
     stepping = SteppingTarget(HFEagle3TargetModel(target, run.source.spec.aux_layer_ids))
     match = match_target(run, settings)
@@ -64,32 +70,21 @@ def measure_real(
     data = "held-out prompts" if options.prompts is None else options.prompts.name
     conditions = EvalConditions(kind="real", data=data, rule=options.rule, batch_size=options.batch_size)
     ids = [prompt.sample_id for prompt in prompts]
-
-    def measured(drafter: Drafter, decoded: DecodedAnswers, alone: DecodedAnswers) -> Measurement:
-        model, is_greedy = target.stepping.model, options.rule.greedy
-        difference = describe_difference(model, prompts, alone, decoded) if is_greedy else None
-        return measure(
-            decoded, drafter.method, conditions, ids, seed=options.seed, alone=alone, first_difference=difference
-        )
-
-    nothing = no_drafter(target.stepping.device)
-    report(f"decoding {len(prompts)} prompts: the target alone")
-    alone = _decode(target, nothing, prompts, options)
-    measurements = [measured(nothing, alone, alone)]
-    for drafter in drafters:
-        report(f"decoding {len(prompts)} prompts: {drafter.method.label}")
-        measurements.append(measured(drafter, _decode(target, drafter, prompts, options), alone))
-    return measurements
-
-
-def _check_shape(target: LoadedTarget, run: FinishedRun, path: str) -> None:
-    expected = text_config(run.source.target_config)
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        if getattr(target.text_config, name) != expected[name]:
-            raise EaglepipeError(
-                f"{path}: {name} {getattr(target.text_config, name)}, and the target that this draft was trained for "
-                f"has {expected[name]}; give that one"
+    alone: DecodedAnswers | None = None
+    measurements = []
+    for drafter in (no_drafter(target.stepping.device), *drafters):
+        report(f"decoding {len(prompts)} prompts: {drafter.method.label if alone else 'the target alone'}")
+        decoded = _decode(target, drafter, prompts, options)
+        alone = alone or decoded
+        difference = None
+        if options.rule.greedy:
+            difference = describe_difference(target.stepping.model, prompts, alone, decoded)
+        measurements.append(
+            measure(
+                decoded, drafter.method, conditions, ids, seed=options.seed, alone=alone, first_difference=difference
             )
+        )
+    return measurements
 
 
 def _decode(target: OpenTarget, drafter: Drafter, prompts: Sequence[Prompt], options: EvalOptions) -> DecodedAnswers:

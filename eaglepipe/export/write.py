@@ -44,12 +44,7 @@ class ExportResult:
 
 
 def export_draft(
-    source: Path,
-    engine: Engine,
-    *,
-    out: Path | None = None,
-    dtype: str = DEFAULT_DTYPE,
-    target_name: str | None = None,
+    source: Path, engine: Engine, *, out: Path | None = None, dtype: str = DEFAULT_DTYPE, target_name: str | None = None
 ) -> ExportResult:
     """Export the draft of a run folder, or a draft folder, for one engine.
 
