@@ -123,21 +123,16 @@ class HFEagle3TargetModel:
         `embed_tokens.weight` [V, Ht], `lm_head.weight` [D, Ht] and `lm_head.bias` [D] (rows of the draft vocabulary),
         `lm_head_full.weight` [V, Ht] and `lm_head_full.bias` [V] with `full_head`, `norm.weight` [Ht].
         """
-        rows = vocab.selected_token_ids
-        head = {name: _on_cpu(parameter) for name, parameter in self._head.named_parameters()}
-        weight, bias = head["weight"], head.get("bias")
+        embeddings = self.target.model.get_input_embeddings().weight
         tensors = {
-            "embed_tokens.weight": _on_cpu(self.target.model.get_input_embeddings().weight)[: self.target.vocab_size],
-            "lm_head.weight": weight[rows],
-            "norm.weight": _on_cpu(final_norm_weight(self._decoder, self.hidden_size)).to(self.target.dtype),
+            "embed_tokens.weight": embeddings[: self.target.vocab_size],
+            "norm.weight": final_norm_weight(self._decoder, self.hidden_size).to(self.target.dtype),
         }
-        if full_head:
-            tensors["lm_head_full.weight"] = weight
-        if bias is not None:
-            tensors["lm_head.bias"] = bias[rows]
+        for name, parameter in self._head.named_parameters():
+            tensors[f"lm_head.{name}"] = parameter[vocab.selected_token_ids.to(parameter.device)]
             if full_head:
-                tensors["lm_head_full.bias"] = bias
-        return {name: tensor.clone() for name, tensor in tensors.items()}
+                tensors[f"lm_head_full.{name}"] = parameter
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
     def config_json(self) -> dict[str, Any]:
         """Return the fields of the target's config.json, its architectures named."""
@@ -169,11 +164,13 @@ class HFEagle3TargetModel:
             raise TargetError(f"{name}: aux states have shape {tuple(states.aux.shape)}, expected {expected_shape}")
         expected = self.target.model(input_ids=ids, use_cache=False).logits[0].float()
         raw = self._head(states.last_hidden[0])
-        allowed = _tolerance(self.target.dtype) * max(1.0, float(expected.abs().max()))
+        dtype = self.target.dtype
+        tolerance = 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
+        allowed = tolerance * max(1.0, float(expected.abs().max()))
         candidates = head_spec_candidates(self.target.text_config)
         errors = [float((spec.apply(raw) - expected).abs().max()) for spec in candidates]
         for spec, error in zip(candidates, errors, strict=True):
-            if not error > allowed:
+            if not error > allowed:  # a NaN passes, since it is refused sample by sample
                 return spec
         raise TargetError(
             f"{name}: its logits are not lm_head(last hidden state) with any scaling that its config names (they "
@@ -206,12 +203,3 @@ def _find_head(target: LoadedTarget) -> nn.Module:
             f"{name}: its lm_head has {head.weight.shape[0]} rows, its config a vocabulary of {target.vocab_size}"
         )
     return head
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """Relative to the largest logit; a NaN passes, since it is refused sample by sample."""
-    return 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
-
-
-def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu")

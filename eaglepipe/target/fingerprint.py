@@ -26,9 +26,15 @@ def target_weight_files(folder: Path) -> list[Path]:
         files = weight_files(folder)
     except CorruptError as error:
         raise TargetError(str(error)) from None
-    if not files:
-        raise TargetError(_no_weights(folder))
-    return files
+    if files:
+        return files
+    pickled = sorted(path.name for suffix in ("*.bin", "*.pt", "*.pth") for path in folder.glob(suffix))
+    if not pickled:
+        raise TargetError(f"{folder}: no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+    raise TargetError(
+        f"{folder}: only pickled weights ({', '.join(pickled[:3])}), which may run code when read; convert them "
+        "once in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
+    )
 
 
 def open_weights(path: Path) -> Any:
@@ -62,13 +68,3 @@ def weights_fingerprint(folder: Path) -> str:
             digest.update(json.dumps([name, stored.get_dtype(), stored.get_shape()]).encode())
             digest.update(files[name].get_tensor(name).reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _no_weights(folder: Path) -> str:
-    pickled = sorted(path.name for suffix in ("*.bin", "*.pt", "*.pth") for path in folder.glob(suffix))
-    if pickled:
-        return (
-            f"{folder}: only pickled weights ({', '.join(pickled[:3])}), which may run code when read; convert them "
-            "once in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
-        )
-    return f"{folder}: no weights: neither {SINGLE_FILE} nor {INDEX_FILE}"

@@ -29,8 +29,8 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self._key_room, self._value_room = _room_for(key_states, stop), _room_for(value_states, stop)
         elif stop > self._key_room.shape[-2]:
-            self._key_room = _moved(self.keys, _room_for(key_states, int(stop * _GROWTH)))
-            self._value_room = _moved(self.values, _room_for(value_states, int(stop * _GROWTH)))
+            self._key_room = _room_for(key_states, int(stop * _GROWTH), self.keys)
+            self._value_room = _room_for(value_states, int(stop * _GROWTH), self.values)
         self._key_room[:, :, start:stop] = key_states
         self._value_room[:, :, start:stop] = value_states
         self.keys, self.values = self._key_room[:, :, :stop], self._value_room[:, :, :stop]
@@ -42,12 +42,11 @@ class RoomyLayer(DynamicLayer):
         if self.is_initialized:
             self._key_room, self._value_room = self.keys, self.values
 
-    def move(self, sources: torch.Tensor, destinations: torch.Tensor, num_tokens: int) -> None:
-        """Copy tokens within each row, from slots [B, m] to slots [B, m], and forget those from `num_tokens` on."""
+    def move(self, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+        """Copy tokens within each row, from slots [B, m] to slots [B, m]."""
         rows = torch.arange(len(sources), device=sources.device)[:, None]
         for room in (self._key_room, self._value_room):
             room[rows, :, destinations] = room[rows, :, sources]
-        self.shorten(num_tokens)
 
     def shorten(self, num_tokens: int) -> None:
         """Forget the tokens from `num_tokens` on."""
@@ -78,10 +77,8 @@ def make_rewindable_cache(config: PretrainedConfig) -> DynamicCache:
     return cache
 
 
-def _room_for(states: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    return states.new_empty(*states.shape[:2], num_tokens + _SPARE_TOKENS, states.shape[-1])
-
-
-def _moved(old: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    room[:, :, : old.shape[-2]] = old
+def _room_for(states: torch.Tensor, num_tokens: int, old: torch.Tensor | None = None) -> torch.Tensor:
+    room = states.new_empty(*states.shape[:2], num_tokens + _SPARE_TOKENS, states.shape[-1])
+    if old is not None:
+        room[:, :, : old.shape[-2]] = old
     return room

@@ -12,7 +12,6 @@ import torch
 from eaglepipe.errors import TargetError
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.kv_cache import RoomyLayer, make_rewindable_cache
-from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.model import CapturedStates
 from eaglepipe.target.tree_mask import additive_mask, layer_kinds
 
@@ -105,10 +104,9 @@ class SteppingTarget:
         in_place = torch.equal(sources, destinations)
         for layer in self._cache.layers:
             assert isinstance(layer, RoomyLayer)
-            if in_place:
-                layer.shorten(self._used)
-            else:
-                layer.move(sources, destinations, self._used)
+            if not in_place:
+                layer.move(sources, destinations)
+            layer.shorten(self._used)
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, int64 [B']."""
@@ -148,16 +146,14 @@ class SteppingTarget:
         ancestors = torch.eye(size, dtype=torch.bool, device=self.device)
         for node, parent in enumerate(_PROBE_PARENTS, start=1):
             ancestors[node] |= ancestors[parent]
+        dtype = self.target.dtype
+        tolerance = 1e-3 if dtype == torch.float32 else 32 * torch.finfo(dtype).eps
         self.read_prompts(prefix[None], torch.tensor([len(prefix)], device=self.device))
         tree_states = self.read(tree[None], ancestors[None]).states.last_hidden[0]
         for node in range(size):
             path = torch.cat((prefix, tree[ancestors[node]]))[None]
             expected = self.model.capture(path, torch.ones_like(path)).last_hidden[0, -1]
             error = float((tree_states[node] - expected).float().abs().max())
-            if not error <= _allowed(self.target) * max(1.0, float(expected.float().abs().max())):
+            if not error <= tolerance * max(1.0, float(expected.float().abs().max())):
                 return False
         return True
-
-
-def _allowed(target: LoadedTarget) -> float:
-    return 1e-3 if target.dtype == torch.float32 else 32 * torch.finfo(target.dtype).eps

@@ -42,17 +42,18 @@ def supervise(
     Args:
         head_logits: hidden [n, Ht] -> logits float32 [n, V].
         last_hidden: [N, Ht], after the final norm.
-        vocab: the draft vocabulary.
-        chunk_rows: rows of logits in memory.
         encode: called with each chunk's distributions; None if these are not needed.
     """
     device = last_hidden.device
     ids, mask = vocab.selected_token_ids.to(device), vocab.selected_token_mask.to(device)
+    every_row = torch.ones(len(last_hidden), dtype=torch.bool, device=device)
     chunks = []
     for start in range(0, max(1, len(last_hidden)), chunk_rows):
         rows = slice(start, start + chunk_rows)
         logits = head_logits(last_hidden[rows])
-        columns = {} if encode is None else encode(_distribution(logits, ids, mask), rows)
+        columns: Columns = {}
+        if encode is not None:
+            columns = encode(target_distribution(logits[None], ids, mask, every_row[None, rows])[0][0], rows)
         chunks.append(_answers(logits, mask, covers_all=len(ids) == len(mask)) | columns)
     joined = concatenate_rows(chunks)
     answers = {name: joined.pop(name) for name in ("target_top1", "draft_mass", "position_mask", "finite")}
@@ -68,11 +69,6 @@ def _answers(logits: torch.Tensor, mask: torch.Tensor, *, covers_all: bool) -> C
         "position_mask": mask[top1],
         "finite": inside.isfinite() & logits.amin(dim=-1).isfinite(),
     }
-
-
-def _distribution(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    every_row = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-    return target_distribution(logits[None], ids, mask, every_row[None])[0][0]
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:

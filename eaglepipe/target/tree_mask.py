@@ -52,14 +52,9 @@ def additive_mask(
         visible: bool [B, n, S], True if order and tree let a query read a key.
         queries, keys: int64 [B, n] and [B, S], their positions.
     """
-    distance = queries[:, :, None] - keys[:, None]
-    masks = {
-        kind: _additive(visible & (distance < window) if kind == SLIDING and window is not None else visible, dtype)
-        for kind, window in kinds.windows.items()
-    }
+    distance, zeros = queries[:, :, None] - keys[:, None], torch.zeros_like(visible, dtype=dtype)
+    masks = {}
+    for kind, window in kinds.windows.items():
+        seen = visible & (distance < window) if kind == SLIDING and window is not None else visible
+        masks[kind] = zeros.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
     return masks if kinds.named else next(iter(masks.values()))
-
-
-def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    lowest = torch.finfo(dtype).min
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, lowest)[:, None]
