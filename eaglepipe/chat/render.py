@@ -91,11 +91,8 @@ class ChatTemplate:
 
     def _by_prefix(self, messages: Sequence[Message], tools: Tools, turns: range) -> Rendered:
         text = self.render(messages, tools)
-        spans = []
-        for turn in turns:
-            start, end = self.around_turn(messages, tools, turn, text)
-            spans.append(Span(turn=turn, start=start, end=end))
-        return Rendered(text=text, spans=tuple(spans))
+        ends = ((turn, *self.around_turn(messages, tools, turn, text)) for turn in turns)
+        return Rendered(text=text, spans=tuple(Span(turn=turn, start=start, end=end) for turn, start, end in ends))
 
     def _marked(self, messages: Sequence[Message], tools: Tools, turns: range) -> Rendered:
         text, marks = self._render(messages, tools, prompt=False, marked=True)

@@ -11,11 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
-from eaglepipe.chat.formats import Message, parse_row
+from eaglepipe.chat.formats import Content, parse_row
 from eaglepipe.chat.readers import READERS, PlacedRow, file_rows, hub_rows
 from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import SourceConfig
@@ -27,18 +25,13 @@ _SPLIT_FILE = re.compile(r"(train|test|validation|valid|val|dev)(-\d{5}-of-\d{5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversation:
+class Conversation(Content):
     """One row of a source, checked: either `messages`, or `input_ids` with `turns` when it came tokenised."""
 
     sample_id: str
     source: str
     where: str  # "file:line" or the like, for messages to the user
     digest: bytes  # [16] xxh3_128 of the content, metadata columns left out
-    messages: tuple[Message, ...] | None = None
-    tools: tuple[dict[str, Any], ...] | None = None
-    num_context: int = 0  # leading messages that are a prompt: their assistant turns are never supervised
-    input_ids: NDArray[np.int32] | None = None  # [T]
-    turns: NDArray[np.int32] | None = None  # [T]
 
     @property
     def has_assistant_turn(self) -> bool:
@@ -55,7 +48,12 @@ def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation
         DataError: a source that is missing or has no rows, or a row that is malformed (named by file and line).
     """
     for source in sources:
-        yield from _conversations(source)
+        name, empty = source_name(source), True
+        for where, row in islice(_rows(source), source.max_samples):
+            empty = False
+            yield _conversation(row, where, name, source)
+        if empty:
+            raise DataError(f"{source.path}: no rows")
 
 
 def check_regenerated(recipe: Recipe) -> None:
@@ -107,15 +105,6 @@ def is_hub_id(path: str) -> bool:
     return bool(_HUB_ID.fullmatch(path)) and not looks_local
 
 
-def _conversations(source: SourceConfig) -> Iterator[Conversation]:
-    name, empty = source_name(source), True
-    for where, row in islice(_rows(source), source.max_samples):
-        empty = False
-        yield _conversation(row, where, name, source)
-    if empty:
-        raise DataError(f"{source.path}: no rows")
-
-
 def _conversation(row: dict[str, Any], where: str, name: str, source: SourceConfig) -> Conversation:
     content = parse_row(row, source.format, where)
     own_id = row.get("id")
@@ -126,13 +115,7 @@ def _conversation(row: dict[str, Any], where: str, name: str, source: SourceConf
     except UnicodeEncodeError as error:
         code_point = f"U+{ord(error.object[error.start]):04X}"
         raise DataError(f"{where}: half a surrogate pair ({code_point}) in a text, which has no UTF-8") from None
-    return Conversation(
-        sample_id=sample_id,
-        source=name,
-        where=where,
-        digest=digest,
-        **vars(content),
-    )
+    return Conversation(sample_id=sample_id, source=name, where=where, digest=digest, **vars(content))
 
 
 def _rows(source: SourceConfig) -> Iterator[PlacedRow]:

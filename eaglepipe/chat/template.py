@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.chat.formats import Message
-from eaglepipe.chat.render import ChatTemplate, Rendered, assistant_positions, has_generation_markers, pinned_dates
+from eaglepipe.chat.render import ChatTemplate, Span, assistant_positions, has_generation_markers, pinned_dates
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_template
 from eaglepipe.errors import TemplateError
@@ -63,13 +63,10 @@ class _Probe:
     """One small conversation, rendered, tokenised and masked."""
 
     messages: tuple[Message, ...]
-    rendered: Rendered
+    text: str
+    spans: tuple[Span, ...]
     ids: TokenIds  # [T]
     turns: TokenIds  # [T]
-
-    @property
-    def text(self) -> str:
-        return self.rendered.text
 
 
 def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
@@ -83,24 +80,20 @@ def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
     """
     ends = _probe(chat, _FIRST) + _probe(chat, _FIRST + _SECOND)
     with_system = (_SYSTEM, *_FIRST, *_SECOND)
-    if _takes(chat, with_system):
+    try:
+        chat.template.render(with_system)
+    except TemplateError:
+        pass
+    else:
         ends += _probe(chat, with_system)
     return tuple(dict.fromkeys(ends))
-
-
-def _takes(chat: ChatTokenizer, messages: tuple[Message, ...]) -> bool:
-    try:
-        chat.template.render(messages)
-    except TemplateError:
-        return False
-    return True
 
 
 def _probe(chat: ChatTokenizer, messages: tuple[Message, ...]) -> list[int]:
     ids, turns = chat.encode(
         Conversation(sample_id="probe", source="probe", where="template probe", digest=b"", messages=messages)
     )
-    probe = _Probe(messages=messages, rendered=chat.template.spans(messages), ids=ids, turns=turns)
+    probe = _Probe(messages=messages, ids=ids, turns=turns, **vars(chat.template.spans(messages)))
     last = len(assistant_positions(messages))
     return [_check_turn(chat, probe, turn) for turn in ([last] if chat.template.last_only else range(1, last + 1))]
 
@@ -118,7 +111,7 @@ def _check_turn(chat: ChatTokenizer, probe: _Probe, turn: int) -> int:
 def _check_words(probe: _Probe, turn: int, prompt_end: int, turn_end: int) -> int:
     """Return the end of the assistant's words, which must lie in the turn's mask."""
     content = probe.messages[assistant_positions(probe.messages)[turn - 1]]["content"]
-    masked = [(span.start, span.end) for span in probe.rendered.spans if span.turn == turn]
+    masked = [(span.start, span.end) for span in probe.spans if span.turn == turn]
     start = probe.text.find(content, prompt_end, turn_end)
     end = start + len(content)
     if not any(first <= start and end <= stop for first, stop in masked):
@@ -131,7 +124,7 @@ def _check_words(probe: _Probe, turn: int, prompt_end: int, turn_end: int) -> in
 
 
 def _check_prompt(chat: ChatTokenizer, probe: _Probe, turn: int, prompt_end: int) -> None:
-    start = min(span.start for span in probe.rendered.spans if span.turn == turn)
+    start = min(span.start for span in probe.spans if span.turn == turn)
     if start < prompt_end:
         raise TemplateError(
             f"the mask of assistant turn {turn} begins with {probe.text[start:prompt_end]!r}, which belongs to the "
