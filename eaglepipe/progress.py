@@ -62,16 +62,14 @@ class ProgressLine:
 
     def _print_plain(self) -> None:
         self._printed = time.monotonic()
-        print(self._plain_line(), file=sys.stderr, flush=True)
-
-    def _plain_line(self) -> str:
-        elapsed = time.monotonic() - self._started
+        elapsed = self._printed - self._started
         counted = f"{self._done:,}" if self._total is None else f"{self._done:,}/{self._total:,}"
         parts = [f"{self._description}: {counted} {self._unit}"]
         fresh = self._done - self._initial
         if self._total is not None and fresh > 0 and self._done < self._total:
             parts.append(f"ETA {format_seconds(elapsed * (self._total - self._done) / fresh)}")
-        return " · ".join([*parts, self._fields] if self._fields else parts)
+        parts += [self._fields] if self._fields else []
+        print(" · ".join(parts), file=sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -24,6 +24,7 @@ def cost_table(report: dict[str, Any]) -> str:
     names = dict.fromkeys(name for cost in encodings for name in cost["by_column"])
     sizes = [[name, *(_number(cost["by_column"].get(name)) for cost in encodings)] for name in names]
     profiles: dict[str, Justify] = {cost["name"]: "right" for cost in encodings}
+    disk = report["disk_bytes_per_second"] / 1e9
     lines = [
         f"{report['samples']:,} samples, {report['tokens']:,} tokens, "
         f"{report['supervised_tokens']:,} of them supervised",
@@ -33,8 +34,13 @@ def cost_table(report: dict[str, Any]) -> str:
         "",
         text_table({"bytes a token": "left", **profiles}, sizes, indent=2),
         "",
+        f"> the recipe's own. {_ENTRIES[report['entries_from']]}.",
+        "hours: precompute on one device, a forward at half the rate of matrix products that was measured just now,",
+        f"  writing overlapped, a disk of {disk:g} GB/s (--disk-rate).",
+        "pays after: epochs, over all experiments, until precompute and reading the cache each time take less than the",
+        "  target's forward each time; reading is counted in full, as if it were not overlapped with training.",
     ]
-    return "\n".join([*lines, *_assumptions(report)])
+    return "\n".join(lines)
 
 
 def _cells(cost: dict[str, Any], free: int) -> list[str]:
@@ -52,14 +58,3 @@ def _cells(cost: dict[str, Any], free: int) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f}"
-
-
-def _assumptions(report: dict[str, Any]) -> list[str]:
-    disk = report["disk_bytes_per_second"] / 1e9
-    return [
-        f"> the recipe's own. {_ENTRIES[report['entries_from']]}.",
-        "hours: precompute on one device, a forward at half the rate of matrix products that was measured just now,",
-        f"  writing overlapped, a disk of {disk:g} GB/s (--disk-rate).",
-        "pays after: epochs, over all experiments, until precompute and reading the cache each time take less than the",
-        "  target's forward each time; reading is counted in full, as if it were not overlapped with training.",
-    ]

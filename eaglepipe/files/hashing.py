@@ -1,12 +1,11 @@
-"""xxh3_128 of files, streams and JSON values, in hex."""
+"""xxh3_128 of files and JSON values, in hex."""
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import xxhash
-
-CHUNK_BYTES = 4 * 2**20
 
 
 def canonical_json(value: Any) -> bytes:
@@ -22,12 +21,4 @@ def hash_json(value: Any) -> str:
 def hash_file(path: Path) -> str:
     """Hash a file's bytes."""
     with path.open("rb") as stream:
-        return hash_stream(stream)
-
-
-def hash_stream(stream: BinaryIO) -> str:
-    """Hash the rest of a stream."""
-    digest = xxhash.xxh3_128()
-    while chunk := stream.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()

@@ -9,16 +9,16 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
 
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
-from eaglepipe.files.hashing import CHUNK_BYTES
 
 _TEMPORARY_SUFFIX = ".tmp"
+_CHUNK_BYTES = 4 * 2**20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -110,10 +110,7 @@ def published_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
             yield temporary
             _fsync(temporary)
-            if path.exists():
-                with _out_of_sight(path):
-                    _move(temporary, path)
-            else:
+            with _out_of_sight(path) if path.exists() else nullcontext():
                 _move(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -139,7 +136,7 @@ def publish_copy(source: Path, path: Path, *, digest: str) -> None:
     """
     copied = xxhash.xxh3_128()
     with source.open("rb") as stream, published_file(path) as pending:
-        while chunk := stream.read(CHUNK_BYTES):
+        while chunk := stream.read(_CHUNK_BYTES):
             pending.stream.write(chunk)
             copied.update(chunk)
         if copied.hexdigest() != digest:

@@ -24,7 +24,12 @@ def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     with published_file(path) as pending:
         mode = pending.temporary.stat().st_mode  # safetensors leaves it readable by its owner alone
-        _save(pending.temporary, {name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+        stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(stored, pending.temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))  # only the message tells a full disk from a bad tensor
+            raise error if number is None else OSError(int(number[1]), str(error)) from error
         pending.temporary.chmod(mode)
 
 
@@ -60,11 +65,3 @@ def weight_files(folder: Path) -> list[Path]:
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CorruptError(f"{folder}: weights missing: {', '.join(missing)} (named by {INDEX_FILE})")
     return [folder / name for name in names]
-
-
-def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))  # only the message tells a full disk from a bad tensor
-        raise error if number is None else OSError(int(number[1]), str(error)) from error

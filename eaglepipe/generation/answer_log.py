@@ -95,15 +95,14 @@ class AnswerLog:
     def _resume(self, settings: Mapping[str, Any], window_rows: int) -> Tally:
         self._stream.seek(0)
         first = self._stream.readline()
-        header = _parsed(first)
-        if header is None and _header(settings).startswith(first):
+        header, own_header = _parsed(first), json_line({"settings": dict(settings)})
+        if header is None and own_header.startswith(first):
             self._stream.truncate(0)
-            self._write(_header(settings))
+            self._write(own_header)
             return Tally()
         if header is None or "settings" not in header:
             raise ConfigError(f"{self.path}: not a log of answers; move it away, or choose another regenerate.output")
-        differences = list(diff_fields(header["settings"], settings))
-        if differences:
+        if differences := list(diff_fields(header["settings"], settings)):
             raise ConfigError(
                 f"{self.path} was begun with other settings; restore them, or delete it to start over:\n"
                 + "\n".join(f"  {line}" for line in differences)
@@ -130,10 +129,6 @@ def _whole_windows(stream: BinaryIO, window_rows: int) -> Iterator[list[Row]]:
         if len(rows) < window_rows:
             return
         yield rows
-
-
-def _header(settings: Mapping[str, Any]) -> bytes:
-    return json_line({"settings": dict(settings)})
 
 
 def json_line(value: Mapping[str, Any]) -> bytes:

@@ -131,7 +131,12 @@ def _answer_rest(
         report(f"continuing after {done:,} of {num_rows:,} conversations")
     rest = islice(iter_conversations(settings.sources), done, None)
     with stop_on_signals() as stop:
-        rewriter = _load_rewriter(recipe, settings, chat)
+        target = load_target(recipe.target, recipe.precompute.device)
+        check_tokenizer_fits(chat.vocab_size, target.vocab_size)
+        sampling = Sampling(**settings.model_dump(include={"max_new_tokens", "temperature", "top_p"}))
+        rewriter = Rewriter(
+            target=target, chat=chat, sampling=sampling, batch_size=settings.batch_size, seed=settings.seed
+        )
         started, num_tokens = time.monotonic(), 0
         with ProgressLine("regenerate", total=num_rows, unit="conversations", initial=done) as progress:
             for window in count(done // window_rows):
@@ -142,13 +147,6 @@ def _answer_rest(
                 log.append([_row(*pair) for pair in zip(conversations, rewritten, strict=True)])
                 num_tokens += sum(outcome.num_tokens for outcome in rewritten)
                 progress.update(len(conversations), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
-
-
-def _load_rewriter(recipe: Recipe, settings: RegenerateConfig, chat: ChatTokenizer) -> Rewriter:
-    target = load_target(recipe.target, recipe.precompute.device)
-    check_tokenizer_fits(chat.vocab_size, target.vocab_size)
-    sampling = Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p)
-    return Rewriter(target=target, chat=chat, sampling=sampling, batch_size=settings.batch_size, seed=settings.seed)
 
 
 def _row(conversation: Conversation, rewritten: Rewritten) -> dict[str, Any]:
