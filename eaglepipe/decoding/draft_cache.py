@@ -31,7 +31,12 @@ class DraftCache:
 
     def write(self, key: torch.Tensor, value: torch.Tensor, cache_positions: torch.Tensor) -> None:
         """Store keys and values [B, n, kv, d] at int64 [B, n] entries."""
-        entries = self._grown(key, int(cache_positions.max()) + 1)
+        entries, length = self._entries, int(cache_positions.max()) + 1
+        if entries is None or entries.shape[2] < length:
+            entries = key.new_zeros(2, len(key), length + length // 2 + _SPARE_ENTRIES, *key.shape[2:])
+            if self._entries is not None:
+                entries[:, :, : self._entries.shape[2]] = self._entries
+            self._entries = entries
         rows = torch.arange(len(key), device=key.device)[:, None]
         entries[0][rows, cache_positions] = key
         entries[1][rows, cache_positions] = value
@@ -47,24 +52,13 @@ class DraftCache:
         assert self._entries is not None
         self._entries = self._entries[:, rows]
 
-    def _grown(self, like: torch.Tensor, length: int) -> torch.Tensor:
-        old = self._entries
-        if old is not None and old.shape[2] >= length:
-            return old
-        self._entries = like.new_zeros(2, len(like), length + length // 2 + _SPARE_ENTRIES, *like.shape[2:])
-        if old is not None:
-            self._entries[:, :, : old.shape[2]] = old
-        return self._entries
-
 
 def cached_attention(
     attention: Any, inputs: torch.Tensor, rotary: Rotary, cache: DraftCache, placement: Placement
 ) -> torch.Tensor:
     """Write the keys and values of new tokens [B, n, input size] and return their attention output [B, n, H].
 
-    Args:
-        attention: projections, `head_dim` and `scale` of an `Eagle3LlamaAttention`.
-        rotary: cos and sin at the tokens' positions, [B, n, R] each.
+    `attention` is like an `Eagle3LlamaAttention`; `rotary` is cos and sin at the tokens' positions, [B, n, R] each.
     """
     heads, cos, sin = (-1, attention.head_dim), rotary[0][:, :, None], rotary[1][:, :, None]
     query = apply_rotary(attention.q_proj(inputs).unflatten(-1, heads), cos, sin)

@@ -17,12 +17,9 @@ from eaglepipe.decoding.drafters import VerifiedSlots
 class DraftSteps(ABC):
     """Owns the cache of a batch: which entries hold slots and guesses, and which tokens attend to which."""
 
-    name: str
-    """As the tables show the drafter."""
-    vocab_size: int
-    """Of the target."""
-    target_ids: torch.Tensor | None
-    """Target ids of the draft's logits, int64 [D]; None if the draft predicts over the target's vocabulary."""
+    name: str  # as the tables show the drafter
+    vocab_size: int  # of the target
+    target_ids: torch.Tensor | None  # of the draft's logits, int64 [D]; None if those are of all target ids
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
         self._num_layers, self._device = num_layers, device

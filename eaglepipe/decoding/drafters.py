@@ -33,10 +33,6 @@ class Proposal:
     parents: torch.Tensor  # int64 [B, N], -1 for the newest token; a parent precedes its children
     probs: torch.Tensor | None = None  # float32 [B, N, V], the distributions that a sampled chain was drawn from
 
-    @property
-    def num_guesses(self) -> int:
-        return self.tokens.shape[1]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DraftMethod:
@@ -62,17 +58,14 @@ class Drafter(Protocol):
 
     def begin(self, num_rows: int) -> None:
         """Start a batch of empty rows."""
-        ...
 
     def extend(self, verified: VerifiedSlots) -> None:
         """Append the slots that the last round verified."""
-        ...
 
     def propose(self, generator: torch.Generator) -> Proposal: ...
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows, int64 [B']."""
-        ...
 
 
 def chain_proposal(tokens: torch.Tensor, probs: torch.Tensor | None = None) -> Proposal:

@@ -43,7 +43,10 @@ class Eagle3Steps(DraftSteps):
         rotary = model.rotary_emb(placement.position_ids)
         embeds = model.embed_tokens(tokens).to(states.dtype)
         for index, (layer, cache) in enumerate(zip(model.layers, self._layers, strict=True)):
-            inputs = _fused_inputs(layer, embeds, states) if index == 0 else layer.input_layernorm(states)
+            inputs = layer.input_layernorm(embeds if index == 0 else states)
+            if index == 0:
+                normed = layer.hidden_norm(states)
+                inputs = torch.cat((inputs.to(normed.dtype), normed), dim=-1)
             states = states + cached_attention(layer.self_attn, inputs, rotary, cache, placement)
             states = states + layer.mlp(layer.post_attention_layernorm(states))
         output: torch.Tensor = model.norm(states) if self.draft.config.norm_output else states
@@ -79,8 +82,3 @@ class PeagleSteps(Eagle3Steps):
         states = self._forward(tokens, torch.cat((self._slot_states(verified), mask_states), dim=1), placement)
         newest = states.gather(1, (verified.counts - 1)[:, None, None].expand(-1, 1, states.shape[-1]))
         return self._logits(torch.cat((newest, states[:, positions.shape[1] :]), dim=1))
-
-
-def _fused_inputs(layer: Any, embeds: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    normed = layer.hidden_norm(states)
-    return torch.cat((layer.input_layernorm(embeds).to(normed.dtype), normed), dim=-1)

@@ -67,7 +67,7 @@ def _matching_path(proposal: Proposal, target_tokens: torch.Tensor) -> AcceptedP
     rows = torch.arange(len(target_tokens), device=target_tokens.device)
     node, counts = torch.zeros_like(rows), torch.ones_like(rows)
     path, active = [node], torch.ones_like(rows, dtype=torch.bool)
-    for _ in range(proposal.num_guesses):
+    for _ in range(proposal.tokens.shape[1]):
         is_child = proposal.parents == node[:, None] - 1
         matches = is_child & (proposal.tokens == target_tokens[rows, node][:, None]) & active[:, None]
         active = matches.any(dim=1)

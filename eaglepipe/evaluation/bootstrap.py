@@ -25,14 +25,7 @@ class Estimate:
 
 
 def bootstrap(counts: Floats, figure: Callable[[Floats], Floats], *, seed: int) -> list[Estimate]:
-    """Estimate figures of summed counts, with 95% intervals.
-
-    Args:
-        counts: [N, C], one row of counters a sample.
-        figure: sums [..., C] -> figures [..., F].
-
-    Returns: one estimate for each of the F figures.
-    """
+    """Estimate the F figures of summed counts [N, C], one row a sample; `figure` maps sums [..., C] to [..., F]."""
     generator = np.random.default_rng([seed, len(counts)])
     resamples = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
     tail = 50 * (1 - COVERAGE)

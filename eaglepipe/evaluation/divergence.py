@@ -18,8 +18,7 @@ def describe_difference(
 ) -> str | None:
     """Return how many answers differ from the target's own, and the first difference; None if there is none."""
     answers = [(a.token_ids, b.token_ids) for a, b in zip(alone.answers, decoded.answers, strict=True)]
-    differing = [number for number, (own, other) in enumerate(answers) if own != other]
-    if not differing:
+    if not (differing := [number for number, (own, other) in enumerate(answers) if own != other]):
         return None
     number = differing[0]
     first = f"prompt {number} ({prompts[number].label}){_describe_first(model, prompts[number], *answers[number])}"
@@ -28,8 +27,7 @@ def describe_difference(
 
 def _describe_first(model: HFEagle3TargetModel, prompt: Prompt, own: tuple[int, ...], other: tuple[int, ...]) -> str:
     shared = min(len(own), len(other))
-    position = next((i for i in range(shared) if own[i] != other[i]), None)
-    if position is None:
+    if (position := next((i for i in range(shared) if own[i] != other[i]), None)) is None:
         return f": one answer ends after {shared} tokens, the other goes on"
     a, b = own[position], other[position]
     ids = torch.tensor([[*prompt.token_ids.tolist(), *own[:position]]], device=model.target.device)

@@ -42,33 +42,28 @@ class EvalReport:
 
     def table(self) -> str:
         """Return two tables with their notes, and the warning on real decoding if there is one."""
-        warning = [] if self.target.warning is None else [f"  WARNING: {self.target.warning}"]
-        return "\n".join([*self._heldout_lines(), "", *self._measurement_lines(), *warning])
-
-    def _heldout_lines(self) -> list[str]:
         whole = self.heldout[0]
         conditional = [estimate.value for estimate in whole.conditional_acceptance_by_depth]
         lengths = list(accumulate(accumulate(conditional, mul), initial=1.0))[1:]  # of a chain of 1, 2, ... guesses
-        return [
+        lines = [
             f"every held-out position alike: simulated, chain, K = {whole.num_depths}, greedy, teacher-forced",
             text_table(dict.fromkeys(_HELDOUT_COLUMNS, "left"), map(_heldout_cells, self.heldout), indent=2),
             f"  bigram table, all: acceptance length {self.bigram_acceptance_length:.3f}",
             f"  accuracy by depth       {_percentages(whole.accuracy_by_depth)}",
             f"  accepted if all before  {_percentages(whole.conditional_acceptance_by_depth)}",
             f"  acceptance length       {' '.join(f'{length:.2f}' for length in lengths)}, for K = 1, 2, ...",
-        ]
-
-    def _measurement_lines(self) -> list[str]:
-        return [
+            "",
             "rounds as an engine makes them: tokens a round adds",
             text_table(dict.fromkeys(_COLUMNS, "left"), map(_cells, self.measurements), indent=2),
             f"  simulated: rounds replayed on cached text, {self.own_text_share:.1%} of it the target's greedy choice",
-            *(
-                f"  {measurement.method.label}: differs from the target alone on {measurement.first_difference}"
-                for measurement in self.measurements
-                if measurement.first_difference is not None
-            ),
         ]
+        for measurement in self.measurements:
+            if measurement.first_difference is not None:
+                note = f"differs from the target alone on {measurement.first_difference}"
+                lines.append(f"  {measurement.method.label}: {note}")
+        if self.target.warning is not None:
+            lines.append(f"  WARNING: {self.target.warning}")
+        return "\n".join(lines)
 
 
 def _heldout_cells(figures: HeldoutFigures) -> tuple[str, ...]:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.text_drafters import bigram_drafter, lookup_drafter
 from eaglepipe.decoding.verify import SamplingRule
@@ -41,13 +39,11 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         bigram_length = bigram_acceptance_length(bigrams, heldout_samples, heldout[0].num_depths)
 
         turns = cached_turns(run, options.num_prompts, max_new_tokens=options.max_new_tokens)
-        chains = _chain_drafters(run, options, GREEDY, bigrams, world.device)
-        measurements = measure_replayed(
-            run.source, chains, turns, seed=options.seed, device=world.device, report=report
-        )
+        chains = _chain_drafters(run, options, GREEDY, bigrams)
+        measurements = measure_replayed(run, chains, turns, options, report)
         if target is not None:
             prompts = target.prompts or [turn.prompt for turn in turns]
-            drafters = [*_chain_drafters(run, options, options.rule, bigrams, world.device), *trees]
+            drafters = [*_chain_drafters(run, options, options.rule, bigrams), *trees]
             measurements += measure_real(target, drafters, prompts, options, report)
 
     result = EvalReport(
@@ -62,10 +58,8 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
     return result
 
 
-def _chain_drafters(
-    run: FinishedRun, options: EvalOptions, rule: SamplingRule, bigrams: Ints, device: torch.device
-) -> list[Drafter]:
+def _chain_drafters(run: FinishedRun, options: EvalOptions, rule: SamplingRule, bigrams: Ints) -> list[Drafter]:
     """Return the baselines at the greatest depth, and the draft at each."""
-    deepest = max(options.depths)
+    deepest, device = max(options.depths), run.draft.device
     baselines = [bigram_drafter(bigrams, deepest, device), lookup_drafter(deepest, device)] if options.baselines else []
     return [*baselines, *(chain_drafter(run, depth, rule) for depth in options.depths)]

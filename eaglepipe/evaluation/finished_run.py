@@ -36,11 +36,7 @@ class FinishedRun:
 
 
 def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples: int | None = None) -> FinishedRun:
-    """Open the folder of a finished run.
-
-    Args:
-        caches: folders of its caches; default: as in its recipe.
-        max_samples: held-out samples to read at most; default: as in its recipe.
+    """Open a finished run; `caches`, and held-out samples to read at most, are as in its recipe if not given.
 
     Raises:
         EaglepipeError: no finished run there, or one that holds no sample out.

@@ -62,12 +62,9 @@ def measure(
     alone: DecodedAnswers | None = None,
     first_difference: str | None = None,
 ) -> Measurement:
-    """Summarize decoded answers; intervals are over samples, whose prompts are drawn together.
+    """Summarize decoded answers; intervals are over samples, one id an answer, whose prompts are drawn together.
 
-    Args:
-        sample_ids: one an answer.
-        alone: the target's own answers to the same prompts, for speedup and, if greedy, for identity.
-        first_difference: description of the first difference between the two.
+    The target's own answers `alone` give the speedup and, if greedy, the identity, which `first_difference` refutes.
     """
     rounds = [np.array(answer.rounds, np.int64) for answer in decoded.answers]
     sums = {sample_id: np.zeros(2) for sample_id in sample_ids}  # tokens added, rounds
@@ -76,7 +73,6 @@ def measure(
     counts = np.stack(list(sums.values()))
     (length,) = bootstrap(counts, lambda total: total[..., :1] / np.maximum(total[..., 1:], 1), seed=seed)
     added = np.concatenate(rounds)
-    num_forwards = len(added) + len(decoded.answers)
     speed = decoded.num_tokens / decoded.seconds if decoded.seconds else None
     compared = alone is not None and conditions.rule.greedy
     return Measurement(
@@ -85,7 +81,7 @@ def measure(
         prompts=len(decoded.answers),
         rounds=len(added),
         acceptance_length=length,
-        tokens_per_forward=decoded.num_tokens / num_forwards,
+        tokens_per_forward=decoded.num_tokens / (len(added) + len(decoded.answers)),
         acceptance_by_depth=tuple(float((added > k + 1).mean()) if len(added) else 0.0 for k in range(method.depth)),
         tokens_per_s=speed,
         speedup=None if alone is None or speed is None else speed * alone.seconds / alone.num_tokens,

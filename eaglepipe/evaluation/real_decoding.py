@@ -66,36 +66,30 @@ def open_target(run: FinishedRun, options: EvalOptions, device: torch.device, re
 def measure_real(
     target: OpenTarget, drafters: Sequence[Drafter], prompts: Sequence[Prompt], options: EvalOptions, report: Report
 ) -> list[Measurement]:
-    """Decode the prompts by the target alone, then with each drafter."""
+    """Decode the prompts by the target alone, then with each drafter, whose random draws follow from the seed alone."""
     data = "held-out prompts" if options.prompts is None else options.prompts.name
     conditions = EvalConditions(kind="real", data=data, rule=options.rule, batch_size=options.batch_size)
-    ids = [prompt.sample_id for prompt in prompts]
+    model, ids = target.stepping.model, [prompt.sample_id for prompt in prompts]
+    ends = frozenset[int]() if options.ignore_end else target.stop_ids
+    criteria = StoppingCriteria(max_new_tokens=options.max_new_tokens, stop_ids=ends)
     alone: DecodedAnswers | None = None
     measurements = []
     for drafter in (no_drafter(target.stepping.device), *drafters):
         report(f"decoding {len(prompts)} prompts: {drafter.method.label if alone else 'the target alone'}")
-        decoded = _decode(target, drafter, prompts, options)
+        decoded = speculate(
+            target.stepping,
+            drafter,
+            [prompt.token_ids for prompt in prompts],
+            rule=options.rule,
+            criteria=criteria,
+            batch_size=options.batch_size,
+            generator=torch.Generator(target.stepping.device).manual_seed(options.seed),
+        )
         alone = alone or decoded
-        difference = None
-        if options.rule.greedy:
-            difference = describe_difference(target.stepping.model, prompts, alone, decoded)
+        difference = describe_difference(model, prompts, alone, decoded) if options.rule.greedy else None
         measurements.append(
             measure(
                 decoded, drafter.method, conditions, ids, seed=options.seed, alone=alone, first_difference=difference
             )
         )
     return measurements
-
-
-def _decode(target: OpenTarget, drafter: Drafter, prompts: Sequence[Prompt], options: EvalOptions) -> DecodedAnswers:
-    """Answer all prompts; the random draws are a function of the seed alone."""
-    ends = frozenset[int]() if options.ignore_end else target.stop_ids
-    return speculate(
-        target.stepping,
-        drafter,
-        [prompt.token_ids for prompt in prompts],
-        rule=options.rule,
-        criteria=StoppingCriteria(max_new_tokens=options.max_new_tokens, stop_ids=ends),
-        batch_size=options.batch_size,
-        generator=torch.Generator(target.stepping.device).manual_seed(options.seed),
-    )

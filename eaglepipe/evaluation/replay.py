@@ -15,29 +15,24 @@ from numpy.typing import NDArray
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.decoding.decode import DecodedAnswer, DecodedAnswers
 from eaglepipe.decoding.drafters import Drafter, VerifiedSlots
+from eaglepipe.evaluation.finished_run import FinishedRun
 from eaglepipe.evaluation.measurement import EvalConditions, Measurement, measure
-from eaglepipe.evaluation.options import GREEDY, Report
+from eaglepipe.evaluation.options import GREEDY, EvalOptions, Report
 from eaglepipe.evaluation.prompts import CachedTurn
 from eaglepipe.training.data.batch import TrainingSource
 
 
 def measure_replayed(
-    source: TrainingSource,
-    drafters: Sequence[Drafter],
-    turns: Sequence[CachedTurn],
-    *,
-    seed: int,
-    device: torch.device,
-    report: Report,
+    run: FinishedRun, drafters: Sequence[Drafter], turns: Sequence[CachedTurn], options: EvalOptions, report: Report
 ) -> list[Measurement]:
-    """Replay the turns with each drafter, which must propose greedy chains."""
+    """Replay the turns with each drafter, which must propose greedy chains, on the draft's device."""
     conditions = EvalConditions(kind="simulated", data="held-out answers", rule=GREEDY, batch_size=1)
     ids = [turn.prompt.sample_id for turn in turns]
     measurements = []
     for drafter in drafters:
         report(f"replaying {len(turns)} held-out answers: {drafter.method.label}")
-        decoded = replay(source, drafter, turns, device=device)
-        measurements.append(measure(decoded, drafter.method, conditions, ids, seed=seed))
+        decoded = replay(run.source, drafter, turns, device=run.draft.device)
+        measurements.append(measure(decoded, drafter.method, conditions, ids, seed=options.seed))
     return measurements
 
 

@@ -39,9 +39,7 @@ class Plot:
 def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
     """Write `report/report.html` and its PNG files into a run's folder; return the page's path.
 
-    Args:
-        run: a folder of `eaglepipe train`; the page includes the table of `eval.json` if there is one.
-        caches: folders of its caches; default: as in the run's recipe.
+    The page has the table of `eval.json` if there is one. The caches are by default those of the run's recipe.
 
     Raises:
         EaglepipeError: nothing was trained there yet, or matplotlib is not installed.
