@@ -23,8 +23,7 @@ def export(
     """Write a draft for an engine, or --check a draft folder: exit code 2 if it does not fit, 3 if damaged."""
     from eaglepipe.export.layouts import ENGINES
 
-    engine = next((name for name in ENGINES if name == to), None)
-    if engine is None:
+    if (engine := next((name for name in ENGINES if name == to), None)) is None:
         raise ConfigError(f"--to {to or 'is missing'}: one of {', '.join(ENGINES)}")
     if (run is None) == (check is None):
         raise ConfigError("give a run folder to export, or --check DIR")

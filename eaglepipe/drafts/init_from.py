@@ -29,9 +29,9 @@ def init_digest(folder: Path) -> str:
 
 @torch.no_grad()
 def init_from(draft: PreTrainedModel, folder: Path) -> tuple[str, ...]:
-    """Copy the weights of a published draft into a freshly built one; tensors that it lacks stay as they were built.
+    """Copy a published draft's weights into a freshly built one, and return notes on the differences, a line each.
 
-    Returns: notes on the differences for the user, a line each.
+    Tensors that the published draft lacks stay as they were built.
 
     Raises:
         DraftError: it is another kind of draft, or of another shape, vocabulary or target layers; each is named.
@@ -105,11 +105,8 @@ def _check_tensors(folder: Path, published: StoredDraft, built: StoredDraft) -> 
     optional = {"embed_tokens.weight", "mask_hidden"}
     if not published.shape.has_vocab_map:  # servers then share the target's head
         optional.add("lm_head.weight")
-    tensors = {
-        name: tensor
-        for name, tensor in published.tensors.items()
-        if name in expected or not _is_redundant(name, tensor)
-    }
+    stored = published.tensors
+    tensors = {name: stored[name] for name in stored if name in expected or not _is_redundant(name, stored[name])}
     if faults := sorted(tensor_faults(tensors, expected, optional=optional)):
         raise DraftError(f"{folder}: its tensors do not fit\n  " + "\n  ".join(faults))
     for name in expected:

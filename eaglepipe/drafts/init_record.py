@@ -63,9 +63,8 @@ def open_init(init: str, checkpoints: Path) -> DraftInit:
 def apply_init(draft: PreTrainedModel, init: DraftInit, *, write_record: bool) -> tuple[str, ...]:
     """Copy the published weights into a freshly built draft, and record the tensors that checkpoints will not hold.
 
-    A run that resumes gets the frozen tensors alone, since the others are in its checkpoint.
-
-    Returns: notes for the user, a line each.
+    A run that resumes gets the frozen tensors alone, since the others are in its checkpoint. Returns notes for the
+    user, a line each.
 
     Raises:
         DraftError, CorruptError: as `init_from` does, or the record is damaged.
@@ -78,18 +77,12 @@ def apply_init(draft: PreTrainedModel, init: DraftInit, *, write_record: bool) -
     notes = init_from(draft, init.folder)
     if write_record:
         changed = [name for name, digest in _frozen_digests(draft).items() if digest != before[name]]
-        _write_record(draft, changed, init)
-    return notes
-
-
-def _write_record(draft: PreTrainedModel, names: list[str], init: DraftInit) -> None:
-    """Publish the tensors first: the record promises that they are whole."""
-    digest = None
-    if names:
         path = init.checkpoints / TENSORS_FILE
-        publish_tensors(path, {name: draft.get_parameter(name) for name in names})
-        digest = hash_file(path)
-    publish_json(init.checkpoints / RECORD_FILE, {"init": init.init, "digest": init.digest, "tensors": digest})
+        if changed:  # before the record, which promises that they are whole
+            publish_tensors(path, {name: draft.get_parameter(name) for name in changed})
+        record = {"init": init.init, "digest": init.digest, "tensors": hash_file(path) if changed else None}
+        publish_json(init.checkpoints / RECORD_FILE, record)
+    return notes
 
 
 @torch.no_grad()

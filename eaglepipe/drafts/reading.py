@@ -110,10 +110,7 @@ def _speculators_family(config: Mapping[str, Any]) -> Family | None:
 
 
 def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> DraftShape:
-    """Read the shape of a draft; the stored layers, if there are any, overrule the depth in its config.
-
-    Args:
-        tensors: by canonical name.
+    """Read the shape of a draft; layers among its tensors, by canonical name, overrule the depth in its config.
 
     Raises:
         DraftError: the config lacks a size.

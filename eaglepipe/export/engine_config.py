@@ -83,11 +83,9 @@ def _layer_fields(draft: TrainedDraft) -> dict[str, Any]:
 def _rope_fields(rope: dict[str, Any]) -> dict[str, Any]:
     """Both spellings: rope_theta with rope_scaling, and rope_parameters."""
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
-    fields = {
+    return {
         "rope_theta": rope["rope_theta"],
         "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
         "rope_parameters": dict(rope),
+        **{name: value for name, value in rope.items() if name == "partial_rotary_factor"},
     }
-    if "partial_rotary_factor" in rope:
-        fields["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    return fields

@@ -64,8 +64,7 @@ def open_trained(folder: Path) -> TrainedDraft:
         raise DraftError(f"{draft_folder}: no engine is known to serve {shape.family.draft_label} drafts")
     if faults := sorted(tensor_faults(draft.tensors, tensor_shapes(shape), optional=OPTIONAL)):
         raise DraftError(f"{draft_folder}: not a draft that can be exported\n  " + "\n  ".join(faults))
-    rope = read_rope(draft.config)
-    if rope is None:
+    if (rope := read_rope(draft.config)) is None:
         raise DraftError(f"{config_file}: no rope_theta; add the one that the draft was trained with")
     target = _target_facts(draft.config, recipe, target_config)
     boundaries = None

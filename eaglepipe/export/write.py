@@ -22,7 +22,6 @@ from eaglepipe.files.tensors import publish_tensors
 CARD_FILE = "README.md"
 FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-DEFAULT_DTYPE = "bfloat16"
 MAX_DRAFT_TOKENS = 5
 """Tokens that a server drafts at once by default, unless the training was less deep."""
 
@@ -44,7 +43,7 @@ class ExportResult:
 
 
 def export_draft(
-    source: Path, engine: Engine, *, out: Path | None = None, dtype: str = DEFAULT_DTYPE, target_name: str | None = None
+    source: Path, engine: Engine, *, out: Path | None = None, dtype: str = "bfloat16", target_name: str | None = None
 ) -> ExportResult:
     """Export the draft of a run folder, or a draft folder, for one engine.
 
@@ -61,7 +60,8 @@ def export_draft(
         raise DraftError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     draft, layout = open_trained(source), LAYOUTS[engine]
     require_servable(draft, layout)
-    out = out or _default_folder(source, draft, engine)
+    is_run = draft.folder != source
+    out = out or (source / "export" / engine if is_run else source.with_name(f"{source.resolve().name}-{engine}"))
     _require_replaceable(out)
     name = target_name or public_name(draft.target.name) or "target"
     draft_tokens = min(MAX_DRAFT_TOKENS, MAX_DRAFT_TOKENS if draft.recipe is None else draft.recipe.train.depths)
@@ -80,13 +80,6 @@ def export_draft(
         bytes=(out / WEIGHTS_FILE).stat().st_size,
         warnings=warnings,
     )
-
-
-def _default_folder(source: Path, draft: TrainedDraft, engine: Engine) -> Path:
-    """Inside the run, or beside a draft folder alone."""
-    if draft.folder == source:
-        return source.with_name(f"{source.resolve().name}-{engine}")
-    return source / "export" / engine
 
 
 def _check_own(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Finding, ...]:

@@ -86,8 +86,7 @@ def _speculators_format(config: Mapping[str, Any]) -> Findings:
 
 def _architecture(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Findings:
     engine = layout.engine
-    expected = shape.family.engine_architectures.get(engine)
-    if expected is None:
+    if (expected := shape.family.engine_architectures.get(engine)) is None:
         yield error("architectures", f"{engine} serves no {shape.family.draft_label} drafts")
         return
     if is_speculators(config):  # readers go by speculators_model_type
@@ -103,9 +102,8 @@ def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
     inner = layer_config(config)
     depth = inner.get("num_hidden_layers")
     if depth != shape.num_hidden_layers:
-        hint = (
-            "; it looks like the target's depth" if isinstance(depth, int) and depth > shape.num_hidden_layers else ""
-        )
+        is_deeper = isinstance(depth, int) and depth > shape.num_hidden_layers
+        hint = "; it looks like the target's depth" if is_deeper else ""
         yield error("num_hidden_layers", f"{depth}, but {shape.num_hidden_layers} draft layer(s) are stored{hint}")
     if not shape.family.has_draft_vocab:
         if shape.has_vocab_map:
@@ -164,8 +162,7 @@ def _norms(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
         if config.get(name) is None and name not in nested:
             differs = name == "norm_before_residual" and is_speculators(config)
             make = error if differs or layout.needs_norm_flags else warning
-            value = read_norm_flag(config, name)
-            yield make(name, f"absent, and readers' defaults differ; taken as {value} here")
+            yield make(name, f"absent, and readers' defaults differ; taken as {read_norm_flag(config, name)} here")
     if shape.norm_before_residual and not layout.serves_norm_before_residual:
         yield error("norm_before_residual", "true, which SGLang does not support: it serves as if it were false")
     if shape.norm_before_fc and shape.fc_norm:

@@ -9,7 +9,11 @@ from eaglepipe.drafts.shape import DraftShape, canonical_name, tensor_shapes
 from eaglepipe.export.check.findings import Finding, Findings, error, warning
 from eaglepipe.export.layouts import Layout
 
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16), "weights are bfloat16, float16 or float32"
+_MAP_DTYPES = {
+    "d2t": ((torch.int64, torch.int32), "offsets are int64 (or int32)"),
+    "t2d": ((torch.bool,), "a mask is bool"),
+}
 _MISSING = {
     "d2t": "without it draft id i is taken for target id i",
     "mask_hidden": "vLLM stops with a ValueError in parallel drafting",
@@ -72,14 +76,9 @@ def _unexpected(layout: Layout, raw: str, tensor: torch.Tensor) -> Finding:
 
 def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tensor) -> Findings:
     name = canonical_name(raw)
-    if name == "d2t":
-        if tensor.dtype not in (torch.int64, torch.int32):
-            yield error(raw, f"{tensor.dtype}; offsets are int64 (or int32)", "values")
-    elif name == "t2d":
-        if tensor.dtype != torch.bool:
-            yield error(raw, f"{tensor.dtype}; a mask is bool", "values")
-    elif tensor.dtype not in WEIGHT_DTYPES:
-        yield error(raw, f"{tensor.dtype}; weights are bfloat16, float16 or float32", "values")
+    dtypes, rule = _MAP_DTYPES.get(name, _WEIGHT_DTYPES)
+    if tensor.dtype not in dtypes:
+        yield error(raw, f"{tensor.dtype}; {rule}", "values")
     elif not bool(torch.isfinite(tensor).all()):
         yield error(raw, "it holds NaN or infinite values", "values")
     if name == "embed_tokens.weight" and layout.embeddings == "other width" and not shape.has_own_width:

@@ -19,15 +19,14 @@ def check_vocab(shape: DraftShape, tensors: Mapping[str, torch.Tensor]) -> Findi
     if mask is not None and tuple(mask.shape) == expected["t2d"] and mask.dtype == torch.bool:
         marked = mask.nonzero()[:, 0]
     if _holds_ids(offsets, ids, marked, shape.vocab_size):
-        yield error(
-            "d2t", "it holds target ids in place of offsets; the target id of draft id i is i + d2t[i]", "values"
-        )
+        reason = "it holds target ids in place of offsets; the target id of draft id i is i + d2t[i]"
+        yield error("d2t", reason, "values")
     elif not _in_vocab(ids, shape.vocab_size):
         yield error("d2t", f"i + d2t[i] leaves the target vocabulary of {shape.vocab_size}", "values")
     elif not _ascends(ids):
         first = int((ids[1:] <= ids[:-1]).nonzero()[0, 0]) + 1
-        reason = f"do not ascend (at draft id {first}), as lm_head rows and t2d must"
-        yield error("d2t", f"the target ids i + d2t[i] {reason}", "values")
+        reason = f"the target ids i + d2t[i] do not ascend (at draft id {first}), as lm_head rows and t2d must"
+        yield error("d2t", reason, "values")
     elif marked is not None and not torch.equal(ids, marked):
         yield error("t2d", "it does not mark the target ids that d2t leads to", "values")
 
