@@ -1,5 +1,6 @@
 """The command line: parses and calls, nothing else. Heavy imports happen inside the commands."""
 
+import re
 import signal
 import sys
 from dataclasses import asdict
@@ -55,7 +56,8 @@ def main(command: typer.Typer = app) -> None:
     except EaglepipeError as error:
         _fail(str(error), error.exit_code)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        # torch's errors are known by their words, as torch may not have been imported
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
         _fail(
             f"out of memory: {str(error).partition(chr(10))[0] or 'no detail'}. Lower what is computed at once "
@@ -70,12 +72,6 @@ def main(command: typer.Typer = app) -> None:
 def _stop(number: int, _: FrameType | None) -> None:
     """Stop at once, which loses nothing unless a stage waits for its step to end: files appear whole or not at all."""
     raise StoppedError(f"stopped by {signal.Signals(number).name}; what was published stays, run it again to continue")
-
-
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Return whether memory ran out; torch's errors are known by their words, as torch may not have been imported."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _fail(message: str, code: int) -> None:

@@ -11,6 +11,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 StateCodec = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
 Profile = Literal["exact", "compact", "tiny"]
+AtLeastTwo = Annotated[int, Field(ge=2, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -50,7 +51,7 @@ class DataConfig(Section):
     """Conversations, and how they are turned into token ids and a loss mask."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    max_length: Annotated[int, Field(ge=2, strict=True)] = 2048
+    max_length: AtLeastTwo = 2048
     on_long: Literal["truncate", "drop"] = "truncate"
     mask: Literal["auto", "generation", "prefix"] = Field("auto", description="source of the assistant mask")
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns carry a loss")
@@ -83,14 +84,11 @@ class CacheConfig(Section):
     hidden_codec: StateCodec = Field("bf16", description="last hidden states, with supervision: hidden")
     probs_codec: Literal["fp16", "fp32"] = Field("fp16", description="probabilities, with supervision: dense")
     tolerance: Fraction = Field(0.01, description="mass that entries may leave to the tail, with supervision: sparse")
-    max_entries: Annotated[int, Field(ge=2, strict=True)] = Field(
-        256, description="of a token, with supervision: sparse"
-    )
+    max_entries: AtLeastTwo = Field(256, description="of a token, with supervision: sparse")
     aux_layer_ids: tuple[int, ...] | None = Field(None, description="boundaries; default [2, n//2, n-3]")
     full_head: bool = Field(False, description="keep all rows of the target's lm_head, as EAGLE-1/2 needs")
     last_hidden: Literal["supervised", "all"] = Field(
-        "supervised",
-        description="tokens whose last hidden state is kept, with supervision: hidden; EAGLE-1/2: all",
+        "supervised", description="tokens whose last hidden state is kept, with supervision: hidden; EAGLE-1/2: all"
     )
     shard_bytes: ByteSize = Field(ByteSize(512 * 2**20), gt=0, description="upper size of a shard")
 

@@ -11,12 +11,7 @@ from eaglepipe.recipe.foreign import families_with
 
 
 def explain(error: ValidationError, tree: type[BaseModel], *, objective: str) -> Iterator[str]:
-    """Yield one line per mistake, led by the path of its key.
-
-    Args:
-        tree: class of the recipe that was validated.
-        objective: the recipe's `train.objective`, whose settings `tree` has.
-    """
+    """Yield one line per mistake, led by the path of its key, in a recipe of class `tree` and this `objective`."""
     for item in error.errors(include_url=False):
         if item["type"] == "too_short" and item["input"]:
             continue  # pydantic's echo of mistakes in the items, which are reported too

@@ -36,5 +36,4 @@ def drop_foreign_defaults(raw: Mapping[str, Any], recipe_class: type[BaseModel])
 
 def _fields(recipe_class: type[BaseModel], section: str) -> dict[str, FieldInfo]:
     section_class: Any = recipe_class.model_fields[section].annotation
-    fields: dict[str, FieldInfo] = section_class.model_fields
-    return fields
+    return dict(section_class.model_fields)

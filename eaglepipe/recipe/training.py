@@ -88,8 +88,7 @@ class TrainConfig(Section):
     @property
     def depths(self) -> int:
         """Number of depths that are trained or, with EAGLE-1/2, evaluated."""
-        depths: int = getattr(self, self.family.depths_setting)
-        return depths
+        return int(getattr(self, self.family.depths_setting))
 
     @property
     def summary(self) -> str:
