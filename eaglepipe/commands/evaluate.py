@@ -69,8 +69,7 @@ def tree_shape(text: str) -> Any:
     """Parse SIZExDEPTH or SIZExDEPTHxWIDTH; the width is 8 by default, or the size if that is less."""
     from eaglepipe.evaluation.drafting import TreeShape
 
-    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d?)(?:x([1-9]\d?))?", text)
-    if match is None:
+    if (match := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d?)(?:x([1-9]\d?))?", text)) is None:
         raise ConfigError(f"--tree {text}: not SIZExDEPTH or SIZExDEPTHxWIDTH, as in 24x5 or 24x5x8")
     size, depth = int(match[1]), int(match[2])
     return TreeShape(size=size, depth=depth, width=int(match[3] or min(8, size)))

@@ -63,8 +63,8 @@ class _Row:
         before = len(self.answer)
         for token in tokens:
             self.answer.append(token)
-            if token in self.criteria.stop_ids or len(self.answer) == self.criteria.max_new_tokens:
-                self.ended = True
+            self.ended = token in self.criteria.stop_ids or len(self.answer) == self.criteria.max_new_tokens
+            if self.ended:
                 break
         self.sequence.extend(tokens)
         return len(self.answer) - before

@@ -34,8 +34,8 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
 
         report(f"{len(run.heldout)} held-out samples, from the cache alone")
         heldout = heldout_figures(run, world, seed=options.seed)
-        bigrams = bigram_table(run.source.read(int(number)) for number in run.split.train)
-        heldout_samples = (run.source.read(int(number)) for number in run.split.heldout)
+        bigrams = bigram_table(map(run.source.read, run.split.train.tolist()))
+        heldout_samples = map(run.source.read, run.split.heldout.tolist())
         bigram_length = bigram_acceptance_length(bigrams, heldout_samples, heldout[0].num_depths)
 
         turns = cached_turns(run, options.num_prompts, max_new_tokens=options.max_new_tokens)

@@ -49,7 +49,7 @@ def heldout_figures(run: FinishedRun, world: World, *, seed: int) -> tuple[Heldo
     )
     batches = planned_batches(learner.evaluation, run.source, plans, config=run.recipe.train, world=world)
     counters = np.stack([learner.measure(batch).stacked().cpu().numpy() for batch in batches])
-    outside = np.stack([_outside_vocabulary(run.source.read(int(sample))) for sample in run.heldout])
+    outside = np.stack([_outside_vocabulary(run.source.read(number)) for number in run.heldout.tolist()])
     index = run.source.index
     sources = np.array(index.sources)[index.source_of[run.heldout]]
     groups = [("all", np.ones(len(sources), np.bool_))]
@@ -69,8 +69,7 @@ def _figures(name: str, counters: Floats, outside: Floats, objective: Objective,
     """Summarize counters [N, 5, K] and counts outside the draft vocabulary [N, 3] of N samples."""
     num_samples, _, depths = counters.shape
     total = Counters.of(torch.from_numpy(counters.sum(axis=0)))
-    flat = counters.reshape(num_samples, -1)
-    length, *rates = bootstrap(flat, partial(_rates, num_depths=depths), seed=seed)
+    length, *rates = bootstrap(counters.reshape(num_samples, -1), partial(_rates, num_depths=depths), seed=seed)
     share, mass = bootstrap(outside, lambda sums: sums[..., 1:] / np.maximum(sums[..., :1], 1), seed=seed)
     return HeldoutFigures(
         source=name,

@@ -58,10 +58,9 @@ def file_prompts(file: Path, chat: ChatTokenizer, max_prompts: int | None = None
         DataError: no such file, a malformed row, or no prompt.
         TemplateError: the chat template refuses a conversation.
     """
-    conversations = iter_conversations([SourceConfig(path=str(file))])
     prompts = (
         Prompt(sample_id=conversation.sample_id, token_ids=token_ids)
-        for conversation in conversations
+        for conversation in iter_conversations([SourceConfig(path=str(file))])
         for token_ids in _prompt_ids(conversation, chat)
     )
     if not (first := list(islice(prompts, max_prompts))):

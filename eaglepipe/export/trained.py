@@ -132,8 +132,7 @@ def _boundaries(
             f"{file}: it does not name the aux layers, and the run's cache, which names them, is not found; "
             "set EAGLEPIPE_CACHE_ROOT, or add eagle_aux_hidden_state_layer_ids (boundaries) to it"
         )
-    is_default = target.depth is not None and ids == default_boundaries(target.depth)
-    return None if is_default else ids
+    return None if target.depth is not None and ids == default_boundaries(target.depth) else ids
 
 
 def _embeddings_trained(draft: StoredDraft, recipe: Recipe | None) -> bool | None:

@@ -46,8 +46,7 @@ def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
         CacheError, CorruptError: a cache is missing or damaged.
     """
     metrics = list(read_metrics(run / "metrics.jsonl"))
-    steps = [row for row in metrics if row["kind"] == "step"]
-    if not steps:
+    if not (steps := [row for row in metrics if row["kind"] == "step"]):
         raise EaglepipeError(f"{run}: no step of a run is recorded there; give the folder that `eaglepipe train` wrote")
     evaluations = [row for row in metrics if row["kind"] == "evaluation"]
     evaluated = read_json_object(run / "eval.json") if (run / "eval.json").exists() else {}
@@ -56,7 +55,11 @@ def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
     plots = _draw_plots(steps, evaluations, evaluated.get("bigram_acceptance_length"), folders)
     for plot in plots:
         publish_bytes(run / FOLDER / f"{plot.name}.png", plot.png)
-    page = _template().render(
+    loader = PackageLoader("eaglepipe.evaluation.report", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template(TEMPLATE).render(
         run=run.name, facts=_facts(recipe, steps, evaluations), eval_table=evaluated.get("table"), plots=plots
     )
     publish_bytes(run / FOLDER / PAGE, page.encode())
@@ -68,14 +71,6 @@ def best_step(evaluations: Rows) -> int:
     after = [row for row in evaluations if row["step"] > 0]
     merits = {row["step"]: (row["simulated_acceptance_length"], -row["loss"]) for row in after}
     return max(merits, key=lambda step: merits[step], default=-1)
-
-
-def _template() -> Any:
-    loader = PackageLoader("eaglepipe.evaluation.report", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(TEMPLATE)
 
 
 def _draw_plots(steps: Rows, evaluations: Rows, bigram: float | None, caches: Sequence[Path]) -> list[Plot]:

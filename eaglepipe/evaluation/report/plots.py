@@ -101,8 +101,7 @@ def _curves(axes: Axes, steps: Rows, evaluations: Rows, name: str, best_step: in
         axes.plot(logged_steps[window - 1 :], smooth, color=TRAIN, label=f"training, mean of {window} steps")
     heldout_steps, heldout = _column(evaluations, name)
     axes.plot(heldout_steps, heldout, color=HELDOUT, marker="o", markersize=5, label="held out")
-    best = dict(zip(heldout_steps, heldout, strict=True)).get(best_step)
-    if best is not None:
+    if (best := dict(zip(heldout_steps, heldout, strict=True)).get(best_step)) is not None:
         axes.annotate(f"best: {best:.2f}", (best_step, best), (-6, 8), textcoords="offset points", ha="right",
                       color=HELDOUT, fontsize=9, fontweight="bold")  # fmt: skip
     axes.legend(frameon=False, fontsize=8)

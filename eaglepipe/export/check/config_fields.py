@@ -65,8 +65,7 @@ def _speculators_format(config: Mapping[str, Any]) -> Findings:
         yield error("speculators_model_type", f"it must be {' or '.join(map(repr, SPECULATORS_TYPES))}")
     if not isinstance(config.get("draft_vocab_size"), int):
         yield error("draft_vocab_size", "absent, and 32000 is taken")
-    block = config.get("speculators_config")
-    if not isinstance(block, Mapping):
+    if not isinstance(block := config.get("speculators_config"), Mapping):
         yield error("speculators_config", "required")
         return
     for name in ("algorithm", "default_proposal_method"):
@@ -137,14 +136,11 @@ def _rope(layout: Layout, inner: Mapping[str, Any]) -> Findings:
     modern = inner.get("rope_parameters")
     if inner.get("rope_theta") is None:
         yield error("rope_theta", "only in rope_parameters: releases that read rope_theta alone take 10000")
-    elif not isinstance(modern, Mapping) or "rope_theta" not in modern:
+        return
+    if not isinstance(modern, Mapping) or "rope_theta" not in modern:
         make = error if layout.needs_rope_parameters else warning
         yield make("rope_parameters", "absent: releases that read it alone take a theta of 10000")
-    else:
-        yield from _rope_spellings(inner, modern)
-
-
-def _rope_spellings(inner: Mapping[str, Any], modern: Mapping[str, Any]) -> Findings:
+        return
     if inner["rope_theta"] != modern["rope_theta"]:
         yield error("rope_theta", f"{inner['rope_theta']}, but {modern['rope_theta']} in rope_parameters")
     scaling = inner.get("rope_scaling") or {}
