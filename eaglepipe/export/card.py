@@ -3,7 +3,7 @@
 from string import Template as StringTemplate
 
 from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, PackageLoader, Template
+from jinja2 import Environment, PackageLoader
 
 from eaglepipe import __version__
 from eaglepipe.export.layouts import Layout
@@ -24,7 +24,10 @@ def model_card(draft: TrainedDraft, layout: Layout, *, dtype: str, target_name: 
     is_normed = shape.fc_norm or shape.norm_output
     table = draft.evaluation.get("table")  # it labels every figure of its own
     sources = [] if draft.recipe is None else draft.recipe.data.sources
-    text = _template().render(
+    files = PackageLoader("eaglepipe.export", ".")
+    environment = Environment(loader=files, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"grouped": "{:,}".format, "percent": "{:.1%}".format}
+    text = environment.get_template(TEMPLATE).render(
         metadata=ModelCardData(base_model=target_name if is_on_hub else None, tags=TAGS),
         label=(shape.family.normed_label if is_normed else None) or shape.family.draft_label,
         target_name=target_name,
@@ -44,13 +47,6 @@ def model_card(draft: TrainedDraft, layout: Layout, *, dtype: str, target_name: 
         version=__version__,
     )
     return ModelCard(text)
-
-
-def _template() -> Template:
-    files = PackageLoader("eaglepipe.export", ".")
-    environment = Environment(loader=files, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"grouped": "{:,}".format, "percent": "{:.1%}".format}
-    return environment.get_template(TEMPLATE)
 
 
 def _serving_command(draft: TrainedDraft, layout: Layout, target_name: str) -> str:
