@@ -110,7 +110,7 @@ def precompute(
     loaded = load(recipe, overrides)
     worker = parse_worker(workers)
     result = run_precompute(loaded, dry_run=dry_run, worker=worker, seal_only=seal, report=reporter(as_json))
-    print_json(result.to_json(), as_json)
+    print_json(asdict(result), as_json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Never
 
@@ -10,8 +11,8 @@ from tqdm import tqdm
 PLAIN_INTERVAL_SECONDS = 10.0
 
 
-class ProgressLine:
-    """Counts towards a total that may be unknown; use as a context manager."""
+class ProgressLine(AbstractContextManager["ProgressLine"]):
+    """Counts towards a total that may be unknown."""
 
     def __init__(
         self,
@@ -33,9 +34,6 @@ class ProgressLine:
             self._bar = tqdm(
                 desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True, unit_scale=unit == "tok"
             )
-
-    def __enter__(self) -> "ProgressLine":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if self._bar is not None:

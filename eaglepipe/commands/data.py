@@ -1,6 +1,7 @@
 """`eaglepipe data`: look at the conversations, or let the target answer them."""
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -28,4 +29,4 @@ def regenerate(recipe: RecipeArgument, overrides: Overrides = None, as_json: Jso
     from eaglepipe.generation.regenerate import run_regenerate
 
     result = run_regenerate(load(recipe, overrides), report=reporter(as_json))
-    print_json(result.to_json(), as_json)
+    print_json(asdict(result), as_json)

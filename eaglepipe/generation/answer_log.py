@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,8 +43,8 @@ class Tally:
         return self.written + self.skipped.total() + self.errors.total()
 
 
-class AnswerLog:
-    """The log at `path`, locked against a second writer; a context manager."""
+class AnswerLog(AbstractContextManager["AnswerLog"]):
+    """The log at `path`, locked against a second writer."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], window_rows: int) -> None:
         """Open or continue the log; all that follows its last whole window is cut off.
@@ -66,9 +66,6 @@ class AnswerLog:
         except BaseException:
             self._close()
             raise
-
-    def __enter__(self) -> "AnswerLog":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._close()

@@ -82,10 +82,7 @@ def generate(
     ]
 
 
-Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]
-
-
-def _decoder_step(target: LoadedTarget) -> Forward:
+def _decoder_step(target: LoadedTarget) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]:
     """Return ids [B, new], mask [B, seen], positions [B, new], cache -> logits float32 [B, V] after the last token."""
     accepted = inspect.signature(target.model.forward).parameters
     last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}

@@ -46,9 +46,6 @@ class RegenerateResult:
     tokens: int  # generated, in conversations that were answered
     seconds: float  # of this run; 0 if there was nothing left to do
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     """Answer every conversation of `regenerate.sources` into `regenerate.output`, or finish an earlier run.
@@ -180,6 +177,6 @@ def _publish(output: Path, identity: Mapping[str, Any], log: AnswerLog, seconds:
         if result.skipped + result.errors:
             with published_file(_beside(output, ".left-out.jsonl")) as left_out:
                 left_out.stream.writelines(json_line(row) for row in log.rows() if row["status"] != "written")
-        publish_json(_beside(output, ".report.json"), {"settings": dict(identity), "result": result.to_json()})
+        publish_json(_beside(output, ".report.json"), {"settings": dict(identity), "result": asdict(result)})
         answered.stream.writelines(json_line(row["conversation"]) for row in log.rows() if row["status"] == "written")
     return result

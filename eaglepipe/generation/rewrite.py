@@ -5,12 +5,11 @@ length, and a fixed list of conversations always gives the same answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from eaglepipe.chat.formats import Message
 from eaglepipe.chat.sources import Conversation
@@ -100,24 +99,19 @@ class Rewriter:
             draft.answer(text)
 
 
-@dataclass
 class _Draft:
     """One conversation on its way: turns before `turn` are the target's."""
 
-    conversation: Conversation
-    messages: list[Message] = field(init=False)
-    positions: list[int] = field(init=False)
-    turn: int = 0
-    num_tokens: int = 0
-    prompt: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
-    outcome: Rewritten | None = None
-
-    def __post_init__(self) -> None:
-        self.messages = list(self.conversation.messages or ())
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.turn = self.num_tokens = 0
+        self.prompt = np.empty(0, dtype=np.int32)
+        self.outcome: Rewritten | None = None
+        self.messages: list[Message] = list(conversation.messages or ())
         self.positions = [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
         if not self.positions and self.messages and self.messages[-1]["role"] == "user":
             self.positions = [len(self.messages)]
-        if self.conversation.messages is None:
+        if conversation.messages is None:
             self.close("skipped", "already tokenised: there is no text to answer")
         elif any(self.messages[index].get("tool_calls") for index in self.positions if index < len(self.messages)):
             self.close("skipped", "an assistant turn calls tools")

@@ -6,9 +6,8 @@ Killed anywhere and run again, it redoes only the shards that were not published
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
 from eaglepipe.cache.reader import load_manifest, missing_shards
@@ -16,7 +15,6 @@ from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import cache_root, find_cache, list_caches
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, DraftError, EaglepipeError
-from eaglepipe.families import Family
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
@@ -47,9 +45,6 @@ class PrecomputeResult:
     bytes: int
     drops: dict[str, int]
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def run_precompute(
@@ -155,17 +150,12 @@ def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, r
     device = resolve_device(recipe.precompute.device, None if local_rank is None else int(local_rank))
     with stop_on_signals() as stop:
         model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, str(device))
-        _report_missing_draft(model.architectures, recipe.train.family, report)
+        try:  # before the forward, not after it, that stage 2 will have no draft; the cache may serve other families
+            recipe.train.family.load(recipe.train.family.draft_spec)(model.architectures)
+        except DraftError as error:
+            report(f"training   will refuse this cache: {error}")
         publish_fixed_files(inputs, plan, model)
         return ShardRun(inputs, plan, model, stop).write_missing(worker)
-
-
-def _report_missing_draft(architectures: list[str], family: Family, report: Report) -> None:
-    """Report before the forward, not after it, that stage 2 will have no draft; the cache may serve other families."""
-    try:
-        family.load(family.draft_spec)(architectures)
-    except DraftError as error:
-        report(f"training   will refuse this cache: {error}")
 
 
 def _complete(folder: Path, manifest: Manifest, started: float, *, shards_written: int = 0) -> PrecomputeResult:
