@@ -18,7 +18,7 @@ from eaglepipe.errors import TemplateError
 
 Tools = Sequence[dict[str, Any]] | None
 
-_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+GENERATION_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _FIXED_DAY = date(2025, 1, 1)
 _TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
@@ -137,11 +137,6 @@ class ChatTemplate:
 def pinned_dates(template: str) -> str:
     """Replace every `strftime_now("...")` by a fixed day's, so that the same rows give the same tokens on any day."""
     return _TODAY.sub(lambda call: f"{call[1]}{_FIXED_DAY.strftime(call[2])}{call[1]}", template)
-
-
-def has_generation_markers(template: str) -> bool:
-    """Return whether a template marks the assistant's text."""
-    return bool(_MARKER.search(template))
 
 
 def assistant_positions(messages: Sequence[Message]) -> list[int]:

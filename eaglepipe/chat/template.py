@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.chat.formats import Message
-from eaglepipe.chat.render import ChatTemplate, Span, assistant_positions, has_generation_markers, pinned_dates
+from eaglepipe.chat.render import GENERATION_MARKER, ChatTemplate, Span, assistant_positions, pinned_dates
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_template
 from eaglepipe.errors import TemplateError
@@ -50,7 +50,7 @@ def load_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) ->
 
 
 def _mask_of(source: str, data: DataConfig) -> Literal["generation", "prefix"]:
-    marked = has_generation_markers(source)
+    marked = bool(GENERATION_MARKER.search(source))
     if data.mask == "generation" and not marked:
         raise TemplateError("data.mask is `generation`, and the chat template has no {% generation %} block")
     if data.mask == "auto":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eaglepipe.cache.schema import token_cost
@@ -13,7 +13,7 @@ from eaglepipe.estimate.corpus_counts import count_corpus
 from eaglepipe.estimate.entries import measure_entries
 from eaglepipe.estimate.table import cost_table
 from eaglepipe.files.publish import free_bytes
-from eaglepipe.precompute.inputs import read_stage1_inputs, with_settings
+from eaglepipe.precompute.inputs import read_stage1_inputs, spec_settings
 from eaglepipe.precompute.layout import forward_seconds
 from eaglepipe.recipe.config import PROFILES, CacheConfig
 from eaglepipe.recipe.tree import Recipe
@@ -85,7 +85,7 @@ def estimate_recipe(
     declared = {} if entries is None else dict.fromkeys(sparse, entries)
     costs = []
     for name, cache in settings.items():
-        spec = with_settings(inputs.spec, cache)
+        spec = replace(inputs.spec, **spec_settings(cache))
         mean_entries = _entries(cache, {**measured, **declared}, spec.draft_vocab_size)
         cost = token_cost(
             spec,

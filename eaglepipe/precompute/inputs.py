@@ -3,8 +3,9 @@
 Neither weights nor conversations are read, so that a plan costs little and a target on the Hub is not downloaded.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -78,7 +79,7 @@ def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
     if chat is not None:
         check_tokenizer_fits(chat.vocab_size, int(config.vocab_size))
     spec = ShardSpec(
-        **_codecs(recipe.cache),
+        **spec_settings(recipe.cache),
         aux_layer_ids=aux_layer_ids,
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
@@ -96,12 +97,8 @@ def read_chat_tokenizer(recipe: Recipe, folder: Path) -> ChatTokenizer | None:
     return load_chat_tokenizer(tokenizer, recipe.data)
 
 
-def with_settings(spec: ShardSpec, cache: CacheConfig) -> ShardSpec:
-    """Return the spec of the same target and vocabulary under other cache settings."""
-    return replace(spec, **_codecs(cache))  # type: ignore[arg-type]
-
-
-def _codecs(cache: CacheConfig) -> dict[str, str]:
+def spec_settings(cache: CacheConfig) -> dict[str, Any]:
+    """Return the fields of a `ShardSpec` that the cache settings decide; the target decides the others."""
     return {
         "supervision": cache.supervision,
         "aux_codec": cache.aux_codec,

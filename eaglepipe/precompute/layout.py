@@ -91,15 +91,12 @@ def plan_batches(lengths: NDArray[np.integer], batch_tokens: int, split_at: int 
     Args:
         lengths: tokens of each sample [N].
         batch_tokens: rows times longest row never exceed it, except for a sample alone in its batch.
-        split_at: samples longer than this never share a batch with others not longer (see `Inputs.rope_split`).
+        split_at: samples longer than this never share a batch with others not longer (see `Stage1Inputs.rope_split`).
     """
     longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
-    if split_at is None:
-        return _fill(longest_first, lengths, batch_tokens)
-    num_long = int((lengths > split_at).sum())
-    return _fill(longest_first[:num_long], lengths, batch_tokens) + _fill(
-        longest_first[num_long:], lengths, batch_tokens
-    )
+    num_long = 0 if split_at is None else int((lengths > split_at).sum())
+    parts = longest_first[:num_long], longest_first[num_long:]
+    return [batch for part in parts for batch in _fill(part, lengths, batch_tokens)]
 
 
 def plan_shards(

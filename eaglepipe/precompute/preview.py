@@ -15,8 +15,6 @@ def preview_recipe(recipe: Recipe, *, count: int, colour: bool) -> str:
     """Return the text of the first `count` samples that are not dropped; assistant turns in colour or in brackets."""
     check_regenerated(recipe)
     folder = resolve_folder(recipe.target, weights=False)
-    tokenizer = load_tokenizer(folder, recipe.target.trust_remote_code)
-    chat = load_chat_tokenizer(tokenizer, recipe.data)
-    drops = DropCounts()
-    samples = iter_token_samples(iter_conversations(recipe.data.sources), chat, recipe.data, drops)
-    return preview_samples(islice(samples, count), tokenizer, colour=colour)
+    chat = load_chat_tokenizer(load_tokenizer(folder, recipe.target.trust_remote_code), recipe.data)
+    samples = iter_token_samples(iter_conversations(recipe.data.sources), chat, recipe.data, DropCounts())
+    return preview_samples(islice(samples, count), chat.tokenizer, colour=colour)

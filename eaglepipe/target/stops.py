@@ -8,8 +8,7 @@ from eaglepipe.target.load import LoadedTarget
 
 def stop_ids(target: LoadedTarget, chat: ChatTokenizer | None) -> frozenset[int]:
     """Return the ends of turns by the template, the tokenizer and the model's own generation config."""
-    generation_config = getattr(target.model, "generation_config", None)
-    own: Any = getattr(generation_config, "eos_token_id", None)
+    own: Any = getattr(getattr(target.model, "generation_config", None), "eos_token_id", None)
     ends = {*(own if isinstance(own, list) else [own])}
     if chat is not None:
         ends |= {chat.tokenizer.eos_token_id, *chat.ends_of_turn}
