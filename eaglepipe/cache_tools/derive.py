@@ -27,14 +27,13 @@ from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import RefusedItem, ShardWriter
-from eaglepipe.errors import CacheError, ResourceError
+from eaglepipe.errors import CacheError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import diff_fields
-from eaglepipe.files.publish import free_bytes, json_bytes, publish_bytes, publish_copy, put_if_absent
+from eaglepipe.files.publish import check_free_bytes, json_bytes, publish_bytes, publish_copy, put_if_absent
 from eaglepipe.progress import ProgressLine
 
 _ORIGIN_FILE = f"{WORK_FOLDER}/derived.json"
-_DISK_MARGIN = 1.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,8 @@ def write_derived(
     if (done := existing_manifest(folder, plan)) is not None:
         return done
     missing = missing_shards(folder, plan)
-    _check_disk(derivation, len(missing))
+    missing_bytes = derivation.estimated_bytes * len(missing) / max(1, plan.shards)
+    check_free_bytes(folder, missing_bytes, advice="name a folder on a larger disk")
     if not put_if_absent(folder / PLAN_NAME, document_bytes(plan)):
         existing_manifest(folder, plan)
     publish_bytes(folder / _ORIGIN_FILE, json_bytes(plan.identity_fields[DERIVED_KEY]))
@@ -187,26 +187,10 @@ def _write_shard(derivation: Derivation, shard: int, convert: Convert) -> None:
         writer.abort()
 
 
-def _check_disk(derivation: Derivation, missing: int) -> None:
-    needed = int(derivation.estimated_bytes * _DISK_MARGIN * missing / max(1, derivation.plan.shards))
-    free = free_bytes(derivation.folder)
-    if needed > free:
-        raise ResourceError(
-            f"{derivation.folder} needs {needed / 1e9:,.3g} GB more, its disk has {free / 1e9:,.3g} GB free; "
-            "name a folder on a larger disk"
-        )
-
-
 def copied_files(cache: Cache, *, without: Sequence[str] = ()) -> dict[str, bytes | tuple[Path, FileEntry]]:
     """Return the files of a cache besides plan and shards, to be copied with their digests checked."""
     excluded = {PLAN_NAME, *without}
     return {entry.path: (cache.folder, entry) for entry in cache.manifest.files if entry.path not in excluded}
-
-
-def source_fields(cache: Cache) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the identity fields and declared sections of a cache's plan."""
-    plan = load_plan(cache.folder)
-    return dict(plan.identity_fields), dict(plan.declared)
 
 
 def result_json(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, Manifest, Plan
 from eaglepipe.cache.reader import load_manifest, load_plan, missing_shards
 from eaglepipe.cache.storage import list_caches, unreadable_caches
-from eaglepipe.tables import text_table
+from eaglepipe.tables import Justify, text_table
 
 
 def describe_cache(folder: Path) -> dict[str, Any]:
@@ -24,10 +24,8 @@ def describe_cache(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "name": counts.name,
         "complete": manifest is not None,
-        "samples": counts.samples,
-        "tokens": counts.tokens,
-        "supervised_tokens": counts.supervised_tokens,
-        **(_progress(folder, plan) if manifest is None else _size(manifest)),
+        **{name: getattr(counts, name) for name in ("samples", "tokens", "supervised_tokens")},
+        **_size(folder, plan, manifest),
         "identity": counts.identity,
         **(_planned_spec(plan) if manifest is None else _written_spec(manifest)),
         **{name: cut[name] for name in ("tolerance", "max_entries") if name in cut},
@@ -39,12 +37,10 @@ def describe_cache(folder: Path) -> dict[str, Any]:
     }
 
 
-def _size(manifest: Manifest) -> dict[str, Any]:
-    per_token = round(manifest.bytes_per_token, 3)
-    return {"shards": len(manifest.shards), "bytes": manifest.bytes, "bytes_per_token": per_token}
-
-
-def _progress(folder: Path, plan: Plan) -> dict[str, Any]:
+def _size(folder: Path, plan: Plan, manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is not None:
+        per_token = round(manifest.bytes_per_token, 3)
+        return {"shards": len(manifest.shards), "bytes": manifest.bytes, "bytes_per_token": per_token}
     return {
         "shards": plan.shards,
         "missing_shards": missing_shards(folder, plan),
@@ -87,18 +83,8 @@ def root_table(described: list[dict[str, Any]], root: Path) -> str:
     """Return one line a cache."""
     if not described:
         return f"no caches in {root}"
-    return text_table(
-        {
-            "cache": "left",
-            "state": "right",
-            "samples": "right",
-            "tokens": "right",
-            "GB": "right",
-            "B/token": "right",
-            "target": "left",
-        },
-        map(_root_row, described),
-    )
+    numbers: dict[str, Justify] = dict.fromkeys(("state", "samples", "tokens", "GB", "B/token"), "right")
+    return text_table({"cache": "left", **numbers, "target": "left"}, map(_root_row, described))
 
 
 def _root_row(info: dict[str, Any]) -> tuple[str, ...]:

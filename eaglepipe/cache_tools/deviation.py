@@ -1,7 +1,7 @@
 """Errors of a re-encoded cache: sums that add up over shards, and the report made of them."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -91,18 +91,11 @@ class RecodeSums:
     def __add__(self, other: "RecodeSums") -> "RecodeSums":
         return RecodeSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RecodeSums":
-        """The inverse of `to_json`."""
-        parts = {
-            "aux": Deviation(**values["aux"]),
-            "rows": Deviation(**values["rows"]),
-            "kl": Divergence(**values["kl"]),
-        }
-        return cls(**{**values, **parts})
+        """The inverse of `dataclasses.asdict`."""
+        kinds = {"aux": Deviation, "rows": Deviation, "kl": Divergence}
+        return cls(**{**values, **{name: kind(**values[name]) for name, kind in kinds.items()}})
 
     def report(self, column: str) -> dict[str, dict[str, float]]:
         """Return errors by column, and the share of the target in the draft vocabulary before and after."""

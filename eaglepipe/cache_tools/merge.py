@@ -16,7 +16,7 @@ from safetensors.torch import save
 from eaglepipe.cache.compare import check_same_target
 from eaglepipe.cache.consistency import VOCAB_FILE
 from eaglepipe.cache.manifest import Manifest
-from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.reader import REPORT_FILE, Cache, load_plan
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.derive import (
     Derivation,
@@ -25,7 +25,6 @@ from eaglepipe.cache_tools.derive import (
     copied_files,
     derived_plan,
     shard_origins,
-    source_fields,
     write_derived,
 )
 from eaglepipe.errors import CacheError, printable
@@ -88,7 +87,7 @@ def _check_parts(caches: Sequence[Cache]) -> None:
 
 def _check_same_rule(first: Cache, other: Cache) -> None:
     """A cache has one tolerance and one cap for all its sparse supervision."""
-    mine, others = (source_fields(cache)[0]["cache"] for cache in (first, other))
+    mine, others = (load_plan(cache.folder).identity_fields["cache"] for cache in (first, other))
     for name in ("tolerance", "max_entries"):
         if mine.get(name) != others.get(name):
             raise CacheError(
@@ -116,7 +115,8 @@ def _is_new(owners: dict[str, tuple[Cache, int]], cache: Cache, sample: int) -> 
     owner, number = owners.setdefault(sample_id, (cache, sample))
     if (owner, number) == (cache, sample):
         return True
-    if not _same_tokens(owner.read(number), cache.read(sample)):
+    a, b = owner.read(number), cache.read(sample)
+    if not all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("input_ids", "loss_mask", "supervised")):
         raise CacheError(
             f"sample {printable(sample_id)!r} is one text in {owner.folder} and another in {cache.folder}; they cannot "
             "be merged without losing one: give the sources different names (data.sources.N.name), or train from both "
@@ -125,13 +125,10 @@ def _is_new(owners: dict[str, tuple[Cache, int]], cache: Cache, sample: int) -> 
     return False
 
 
-def _same_tokens(a: CachedSample, b: CachedSample) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("input_ids", "loss_mask", "supervised"))
-
-
 def _joined_fields(caches: Sequence[Cache]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The first part's identity fields and declared sections, with a list for data in which the parts differ."""
-    fields, declared = (list(column) for column in zip(*map(source_fields, caches), strict=True))
+    plans = [load_plan(cache.folder) for cache in caches]
+    fields, declared = [plan.identity_fields for plan in plans], [plan.declared for plan in plans]
     names = dict.fromkeys(name for part in fields for name in part["data"])
     data = {name: _one_or_all([part["data"].get(name) for part in fields]) for name in names}
     sources = [source for part in declared for source in part["data"]["sources"]]

@@ -51,7 +51,7 @@ class Peek:
 
     def text(self, *, colour: bool) -> str:
         """Return the whole sample with its assistant turns marked, then a line for each row."""
-        lines = [self._heading(), self._body(colour), ""]
+        lines = [f"sample {self.number}, source {escape_control(self.sample.source)}", self._body(colour), ""]
         lines.append(f"{'row':>6} {'token':24} {'mass':>6} {'top 1':5}  the target's next token, by probability")
         lines += [self._line(row, colour) for row in self.rows]
         rows, total = self.rows, len(self.sample.input_ids)
@@ -60,19 +60,12 @@ class Peek:
             lines.append(f"rows {shown} of {total}; --rows a:b shows others")
         return "\n".join(lines)
 
-    def _heading(self) -> str:
-        sample = self.sample
-        return f"sample {self.number}, source {escape_control(sample.source)}"
-
     def _body(self, colour: bool) -> str:
         sample = self.sample
         if self.tokenizer is None:
             return f"{escape_control(sample.sample_id)}: {len(sample.input_ids)} tokens; the cache has no tokenizer"
         shown = TokenSample(
-            sample_id=sample.sample_id,
-            source=sample.source,
-            input_ids=sample.input_ids,
-            turns=turns_of(sample),
+            sample_id=sample.sample_id, source=sample.source, input_ids=sample.input_ids, turns=turns_of(sample)
         )
         return preview_samples([shown], self.tokenizer, colour=colour)
 

@@ -4,7 +4,7 @@ The errors of the change are measured sample by sample and stored in the new cac
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
 from eaglepipe.cache.manifest import Manifest
-from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.reader import REPORT_FILE, Cache, load_plan
 from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.supervision.kind import KINDS, stored_codec
@@ -27,7 +27,6 @@ from eaglepipe.cache_tools.derive import (
     existing_manifest,
     result_json,
     shard_origins,
-    source_fields,
     write_derived,
 )
 from eaglepipe.cache_tools.deviation import RecodeSums
@@ -120,7 +119,7 @@ def _convert(reencoder: Reencoder, origin: ShardOrigin, sums_file: Path) -> Iter
         else:
             total += sums
             yield converted
-    publish_json(sums_file, total.to_json())
+    publish_json(sums_file, asdict(total))
 
 
 def _sums_file(folder: Path, shard: int) -> Path:
@@ -138,7 +137,8 @@ def _result(folder: Path, manifest: Manifest) -> RecodeResult:
 
 
 def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None, rule: SparseRule | None) -> Derivation:
-    fields, declared = source_fields(cache)
+    source = load_plan(cache.folder)
+    fields, declared = source.identity_fields, source.declared
     cut = {} if rule is None else {name: getattr(rule, name) for name in spec.kind.settings}
     encodings = {name: getattr(spec, name) for name in ("supervision", "aux_codec", "supervision_codec")} | cut
     size = {"draft_size": spec.draft_vocab_size}
@@ -153,11 +153,7 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None,
         folder,
         cache,
         fields={**fields, "vocab": {**fields["vocab"], **size}, "cache": {**sections, **encodings}},
-        declared={
-            **declared,
-            "vocab": {**declared["vocab"], **size},
-            "cache": {**declared_sections, **declared_cache},
-        },
+        declared={**declared, "vocab": {**declared["vocab"], **size}, "cache": {**declared_sections, **declared_cache}},
         origin={"recoded": cache.identity, "to": {**encodings, **new_ids}},
         origins=origins,
         drops={reason: count for reason, count in manifest.drops.items() if reason != "refused"},

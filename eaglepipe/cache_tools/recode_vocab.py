@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import save
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
-from eaglepipe.cache.reader import Cache
-from eaglepipe.cache_tools.derive import source_fields
+from eaglepipe.cache.reader import Cache, load_plan
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.drafts.folder import CONFIG_FILE
@@ -57,7 +56,7 @@ def _vocab_from(folder: Path, cache: Cache) -> DraftVocab:
     if (folder / CONFIG_FILE).is_file():
         return published_vocab(folder, cache.vocab.counts)
     other = Cache.open(folder)
-    tokenizers = [source_fields(one)[0]["data"].get("tokenizer") for one in (other, cache)]
+    tokenizers = [load_plan(one.folder).identity_fields["data"].get("tokenizer") for one in (other, cache)]
     if other.spec.vocab_size != cache.spec.vocab_size or tokenizers[0] != tokenizers[1]:
         raise VocabError(f"{other.folder} and {cache.folder} do not have the same tokenizer and target vocabulary")
     return replace(other.vocab, counts=cache.vocab.counts)
@@ -67,5 +66,5 @@ def _chat_tokenizer(cache: Cache) -> ChatTokenizer | None:
     folder = cache.folder / "tokenizer"
     if not folder.is_dir():
         return None
-    data = DataConfig.model_validate({**source_fields(cache)[1]["data"], "chat_template": None})
+    data = DataConfig.model_validate({**load_plan(cache.folder).declared["data"], "chat_template": None})
     return load_chat_tokenizer(load_tokenizer(folder), data)

@@ -19,6 +19,7 @@ from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 
 _TEMPORARY_SUFFIX = ".tmp"
 _CHUNK_BYTES = 4 * 2**20
+_DISK_MARGIN = 1.02
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -42,6 +43,19 @@ def free_bytes(path: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
+
+
+def check_free_bytes(folder: Path, needed_bytes: float, *, advice: str) -> None:
+    """Check that the disk of a cache's folder has room for the shards to be written, with a margin for the rest.
+
+    Raises:
+        ResourceError: it has not; ends with `advice`.
+    """
+    needed, free = int(needed_bytes * _DISK_MARGIN), free_bytes(folder)
+    if needed > free:
+        raise ResourceError(
+            f"the cache needs {needed / 1e9:,.3g} GB, {folder.parent} has {free / 1e9:,.3g} GB free; {advice}"
+        )
 
 
 class PendingFile:

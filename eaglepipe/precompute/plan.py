@@ -17,16 +17,16 @@ from eaglepipe.cache.storage import (
 )
 from eaglepipe.chat.sources import CorpusFingerprint, fingerprint_sources, iter_conversations
 from eaglepipe.chat.tokens import DropCounts, iter_token_samples
-from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError, ResourceError
+from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import diff_fields, differing_leaves
-from eaglepipe.files.publish import PendingFile, free_bytes, put_if_absent
+from eaglepipe.files.publish import PendingFile, check_free_bytes, put_if_absent
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import CorpusLayout, lay_out
 from eaglepipe.precompute.staging import StagedTokens, write_staging
 
-_DISK_MARGIN = 1.02
+_ROOM_ADVICE = "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"
 _STAGING = f"{WORK_FOLDER}/tokens.arrow"
 
 
@@ -87,7 +87,7 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         batch_tokens = inputs.recipe.precompute.batch_tokens if document is None else document.batch_tokens
         layout = lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
         if document is None:
-            _check_disk(folder, layout)
+            check_free_bytes(folder, layout.estimated_bytes, advice=_ROOM_ADVICE)
         file.publish(path=folder / _STAGING)
     if document is None:
         document = _publish_plan(inputs, folder, identity, layout)
@@ -160,15 +160,6 @@ def _nearest_cache(inputs: Stage1Inputs, identity: CacheIdentity) -> str | None:
 def _difference(event: str, document: Plan, identity: CacheIdentity) -> str:
     lines = [f"  {line}" for line in diff_fields(document.identity_fields, identity.fields)]
     return "\n".join([f"{event}; what differs:", *lines])
-
-
-def _check_disk(folder: Path, layout: CorpusLayout) -> None:
-    needed, free = int(layout.estimated_bytes * _DISK_MARGIN), free_bytes(folder)
-    if needed > free:
-        raise ResourceError(
-            f"the cache needs {needed / 1e9:,.3g} GB, {folder.parent} has {free / 1e9:,.3g} GB free; "
-            "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"
-        )
 
 
 def _publish_plan(inputs: Stage1Inputs, folder: Path, identity: CacheIdentity, layout: CorpusLayout) -> Plan:
