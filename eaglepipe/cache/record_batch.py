@@ -4,7 +4,6 @@ Buffers pass without copies; no column has nulls; a sample's digest covers every
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,7 @@ def batch_to_sample(batch: pa.RecordBatch, metadata: dict[str, str]) -> CachedSa
     """
     columns = {field.name: batch.column(i) for i, field in enumerate(batch.schema)}
     top1 = _numbers(columns["target_top1"])
-    supervised = top1 >= 0
+    supervised, scales = top1 >= 0, columns.get("aux_scales")
     every_row = next((field for field in batch.schema if has_every_row(field)), None)
     last_hidden = None if every_row is None else _items(every_row, columns[every_row.name], batch.num_rows)
     return CachedSample(
@@ -95,7 +94,7 @@ def batch_to_sample(batch: pa.RecordBatch, metadata: dict[str, str]) -> CachedSa
         target_top1=top1,
         draft_mass=_numbers(columns["draft_mass"]),
         aux_payload=_bytes_of(columns["aux_hidden_states"]).reshape(batch.num_rows, -1),
-        aux_scales=_scales(columns["aux_scales"]) if "aux_scales" in columns else None,
+        aux_scales=_numbers(scales.values).reshape(batch.num_rows, -1) if scales is not None else None,
         supervision=_supervision(batch, supervised)
         if last_hidden is None or every_row is None
         else {every_row.name: last_hidden[supervised]},
@@ -132,10 +131,6 @@ def _items(field: pa.Field, array: pa.Array, num_rows: int) -> Array:
     return _bytes_of(array.values).reshape(shape[0], shape[1] * field.type.value_type.byte_width)
 
 
-def _scales(column: pa.Array) -> Array:
-    return _numbers(column.values).reshape(len(column), column.type.list_size)
-
-
 def _offsets(column: pa.Array) -> NDArray[np.int32]:
     return np.frombuffer(column.buffers()[1], np.int32, len(column) + 1)
 
@@ -144,19 +139,10 @@ def sample_digest(batch: pa.RecordBatch, sample_id: str, source: str) -> str:
     """Return the xxh3_128 over id, source, row count and every column's logical bytes in schema order, hex."""
     digest = xxhash.xxh3_128(json.dumps([sample_id, source, batch.num_rows]).encode())
     for column in batch.columns:
-        for part in _logical_buffers(column):
-            digest.update(part.data)
+        if pa.types.is_list(column.type):
+            digest.update(_offsets(column).view(np.uint8).data)
+        digest.update(_bytes_of(column.values if pa.types.is_nested(column.type) else column).data)
     return digest.hexdigest()
-
-
-def _logical_buffers(column: pa.Array) -> Iterator[Array]:
-    if pa.types.is_list(column.type):
-        yield _offsets(column).view(np.uint8)
-        yield _bytes_of(column.values)
-    elif pa.types.is_fixed_size_list(column.type):
-        yield _bytes_of(column.values)
-    else:
-        yield _bytes_of(column)
 
 
 def _bytes_of(column: pa.Array) -> NDArray[np.uint8]:

@@ -19,8 +19,6 @@ ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
 _SHOWN = 4
 _STAGING_SUFFIX = ".tokens.arrow"
-# Settings of places and names, which do not change what is stored.
-_NAMES = {"cache": {"root", "profile"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +52,10 @@ def cache_folder_name(name: str, identity: str) -> str:
 
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that a recipe declares for a cache, as JSON: the key by which stage 2 finds it."""
-    sections = recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"})
-    for section, fields in _NAMES.items():
-        for field in fields:
-            sections[section].pop(field)
+    excluded = {"root", "profile"}  # places and names, which do not change what is stored
     if recipe.cache.last_hidden == "supervised":  # absent from plans published before there was a choice
-        sections["cache"].pop("last_hidden")
-    return sections
+        excluded.add("last_hidden")
+    return recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"}, exclude={"cache": excluded})
 
 
 def list_caches(root: Path) -> Iterator[FoundCache]:

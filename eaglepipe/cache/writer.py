@@ -1,5 +1,6 @@
 """Writing of one shard: samples stream into a temporary file; only `finish` makes it, then its sidecar, visible."""
 
+import io
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,14 +30,13 @@ def sidecar_path(folder: Path, shard: int) -> Path:
     return folder / SHARDS_FOLDER / f"{shard:05d}.json"
 
 
-class _HashingSink:
+class _HashingSink(io.RawIOBase):
     """A write-only file that hashes its bytes as they pass, so that publishing needs no second read."""
 
     def __init__(self, pending: PendingFile) -> None:
         self._pending = pending
         self.digest = xxhash.xxh3_128()
         self.num_bytes = 0
-        self.closed = False
 
     def write(self, data: pa.Buffer | bytes) -> int:
         view = memoryview(data)
@@ -49,19 +49,8 @@ class _HashingSink:
     def tell(self) -> int:
         return self.num_bytes
 
-    def flush(self) -> None: ...
-
-    def close(self) -> None:
-        self.closed = True
-
-    def readable(self) -> bool:
-        return False
-
     def writable(self) -> bool:
         return True
-
-    def seekable(self) -> bool:
-        return False
 
 
 class ShardWriter:
