@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         world = stack.enter_context(join_world(recipe.train.device))
-        say = _say if world.is_main else _say_nothing
+        say = partial(_say, world)
         if recipe.train.tensorboard:
             require_tensorboard()
 
@@ -233,8 +234,6 @@ def _result(folder: Path, plan: RunPlan, state: RunState) -> TrainResult:
     )
 
 
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def _say_nothing(_: str) -> None: ...
+def _say(world: World, message: str) -> None:
+    if world.is_main:
+        print(message, file=sys.stderr, flush=True)

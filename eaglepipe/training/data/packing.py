@@ -50,8 +50,11 @@ def plan_steps(
         done = start.samples_done if epoch == start.epoch else 0
         bounds = [done, *(done + step_ends(order.num_tokens[samples[done:]], order.batch_tokens)).tolist()]
         for begin, end in pairwise(bounds):
-            after = DataPosition(epoch=epoch, samples_done=end)
-            yield _plan_step(samples[begin:end], order.num_tokens, costs, limits, after)
+            yield StepPlan(
+                samples=samples[begin:end],
+                micro_batches=micro_batches(samples[begin:end], order.num_tokens, costs, limits),
+                after=DataPosition(epoch=epoch, samples_done=end),
+            )
 
 
 def plan_evaluation(
@@ -64,15 +67,6 @@ def plan_evaluation(
 ) -> Iterator[StepPlan]:
     """Plan one pass over the held-out samples."""
     for begin, end in pairwise([0, *step_ends(num_tokens[heldout], batch_tokens).tolist()]):
-        yield _plan_step(heldout[begin:end], num_tokens, costs, limits, DataPosition(samples_done=end))
-
-
-def _plan_step(
-    samples: NDArray[np.int64],
-    num_tokens: NDArray[np.integer],
-    costs: NDArray[np.float64],
-    limits: PackingLimits,
-    after: DataPosition,
-) -> StepPlan:
-    batches = micro_batches(samples, num_tokens, costs, limits)
-    return StepPlan(samples=samples, micro_batches=batches, after=after)
+        samples = heldout[begin:end]
+        batches = micro_batches(samples, num_tokens, costs, limits)
+        yield StepPlan(samples=samples, micro_batches=batches, after=DataPosition(samples_done=end))

@@ -5,10 +5,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from eaglepipe.cache.compare import check_same_target
 from eaglepipe.cache.reader import Cache
@@ -18,7 +16,6 @@ from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.training.data.batch import TrainingSource
-from eaglepipe.vocab import DraftVocab
 
 
 def open_caches(given: Sequence[Path | CacheShare]) -> "JoinedCaches":
@@ -52,7 +49,9 @@ class JoinedCaches:
         *,
         spec: ShardSpec | None = None,
     ) -> None:
-        self.spec, self.head = spec or caches[0].spec, caches[0].head
+        first = caches[0]
+        self.spec, self.head, self.vocab = spec or first.spec, first.head, first.vocab
+        self.target_config, self.start_tensors = first.target_config, first.start_tensors
         self.max_length = max(cache.max_length for cache in caches)
         self._caches = tuple(caches)
         self._weights = tuple(weights or [1.0] * len(caches))
@@ -84,14 +83,3 @@ class JoinedCaches:
         cache = int(np.searchsorted(self._first, i, side="right")) - 1
         with self._lock:
             return self._caches[cache].read(i - int(self._first[cache]))
-
-    @property
-    def vocab(self) -> DraftVocab:
-        return self._caches[0].vocab
-
-    @property
-    def target_config(self) -> dict[str, Any]:
-        return self._caches[0].target_config
-
-    def start_tensors(self) -> dict[str, torch.Tensor]:
-        return self._caches[0].start_tensors()

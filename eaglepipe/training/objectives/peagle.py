@@ -5,7 +5,6 @@ trainer module draws the same elements that are counted here.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.peagle_data import CodSettings, count_elements
 from eaglepipe.eagle.peagle_trainer import PeagleTrainerModule
 from eaglepipe.recipe.family_settings import PeagleTrainConfig
-from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, TrainingSource
+from eaglepipe.training.data.batch import BatchColumns, TrainingSource
 from eaglepipe.training.data.collate import Documents, PackedDocuments
 from eaglepipe.training.data.costs import KEY_COST, Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
@@ -76,11 +75,7 @@ class PeagleObjective:
 
     def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
         decoder = SupervisionDecoder(source, device=device, dtype=dtype)
-
-        def decode(batch: EncodedBatch) -> dict[str, Any]:
-            return {"inputs": decoder.decode(batch), _SEEDS: batch.extras.get(_SEEDS)}
-
-        return decode
+        return lambda batch: {"inputs": decoder.decode(batch), _SEEDS: batch.extras.get(_SEEDS)}
 
     def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> BatchDraw:
         seeds = document_seeds(packed.documents, seed=self.config.seed, epoch=epoch) if training else None
