@@ -16,7 +16,13 @@ from eaglepipe.eagle.packed_batch import (
     shift_left_with_zero,
     step_masks,
 )
-from eaglepipe.eagle.unroll.checks import check_inputs, check_loss_inputs, check_settings, check_supervision_source
+from eaglepipe.eagle.unroll.checks import (
+    check_inputs,
+    check_loss_inputs,
+    check_settings,
+    check_supervision_source,
+    check_vocabulary,
+)
 from eaglepipe.eagle.unroll.compact import unroll_compact
 from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult, none_yet
 from eaglepipe.eagle.unroll.reference import unroll_reference
@@ -89,15 +95,8 @@ class Eagle3TrainerModule(nn.Module):
         loss: StepLoss = CROSS_ENTROPY,
     ) -> None:
         super().__init__()
-        check_settings(
-            draft_model.config,
-            selected_token_ids,
-            selected_token_mask,
-            ttt_steps=ttt_steps,
-            step_decay=step_decay,
-            implementation=implementation,
-            loss=loss,
-        )
+        check_settings(ttt_steps=ttt_steps, step_decay=step_decay, implementation=implementation, loss=loss)
+        check_vocabulary(draft_model.config, selected_token_ids, selected_token_mask)
         self.loss = loss
         self.draft_model = draft_model
         self.ttt_steps = ttt_steps

@@ -24,7 +24,12 @@ from eaglepipe.eagle.peagle_data import (
     find_documents,
     plan_parts,
 )
-from eaglepipe.eagle.unroll.checks import check_inputs, check_peagle_settings, check_supervision_source
+from eaglepipe.eagle.unroll.checks import (
+    check_inputs,
+    check_peagle_settings,
+    check_supervision_source,
+    check_vocabulary,
+)
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 
@@ -68,13 +73,8 @@ class PeagleTrainerModule(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = CodSettings(depths=depths, ratio=cod_ratio, min_ratio=cod_min_ratio)
-        check_peagle_settings(
-            draft_model.config,
-            selected_token_ids,
-            selected_token_mask,
-            settings=self.settings,
-            sequence_partitions=sequence_partitions,
-        )
+        check_peagle_settings(draft_model.config, self.settings, sequence_partitions)
+        check_vocabulary(draft_model.config, selected_token_ids, selected_token_mask)
         self.draft_model = draft_model
         self.sequence_partitions = sequence_partitions
         self.head_chunk_rows = head_chunk_rows

@@ -15,17 +15,8 @@ from eaglepipe.errors import DraftError
 IMPLEMENTATIONS = ("compact", "reference")
 
 
-def check_settings(
-    config: Any,
-    selected_token_ids: torch.Tensor,
-    selected_token_mask: torch.Tensor,
-    *,
-    ttt_steps: int,
-    step_decay: float,
-    implementation: str,
-    loss: StepLoss,
-) -> None:
-    """Check the settings that an EAGLE-3 trainer is built from.
+def check_settings(*, ttt_steps: int, step_decay: float, implementation: str, loss: StepLoss) -> None:
+    """Check the settings that an EAGLE-3 trainer is built from, but for its vocabulary.
 
     Raises:
         DraftError: naming the setting.
@@ -40,18 +31,10 @@ def check_settings(
         raise DraftError(f"loss must be one of {', '.join(LOSS_KINDS)}, not {loss.kind!r}")
     if not loss.scale >= 0.0 or not loss.decay >= 0.0:
         raise DraftError(f"the scale and decay of an LK loss must be at least 0, not {loss.scale!r} and {loss.decay!r}")
-    check_vocabulary(config, selected_token_ids, selected_token_mask)
 
 
-def check_peagle_settings(
-    config: Any,
-    selected_token_ids: torch.Tensor,
-    selected_token_mask: torch.Tensor,
-    *,
-    settings: CodSettings,
-    sequence_partitions: int,
-) -> None:
-    """Check the settings that a P-EAGLE trainer is built from.
+def check_peagle_settings(config: Any, settings: CodSettings, sequence_partitions: int) -> None:
+    """Check the settings that a P-EAGLE trainer is built from, but for its vocabulary.
 
     Raises:
         DraftError: naming the setting.
@@ -67,7 +50,6 @@ def check_peagle_settings(
         raise DraftError("P-EAGLE needs a draft with mask_hidden; build its config with parallel_drafting")
     if getattr(config, "mask_token_id", None) is None:
         raise DraftError("P-EAGLE without mask token: the draft's config has no mask_token_id")
-    check_vocabulary(config, selected_token_ids, selected_token_mask)
 
 
 def check_vocabulary(config: Any, selected_token_ids: torch.Tensor, selected_token_mask: torch.Tensor) -> None:
@@ -76,16 +58,13 @@ def check_vocabulary(config: Any, selected_token_ids: torch.Tensor, selected_tok
     Raises:
         DraftError: when sizes differ.
     """
-    if selected_token_ids.shape != (config.draft_vocab_size,):
-        raise DraftError(
-            f"selected_token_ids has shape {tuple(selected_token_ids.shape)}; the draft's lm_head has "
-            f"{config.draft_vocab_size} rows"
-        )
-    if selected_token_mask.shape != (config.vocab_size,):
-        raise DraftError(
-            f"selected_token_mask has shape {tuple(selected_token_mask.shape)}; the target's vocabulary has "
-            f"{config.vocab_size} ids"
-        )
+    ids_size, mask_size = config.draft_vocab_size, config.vocab_size
+    for name, tensor, size, reason in (
+        ("selected_token_ids", selected_token_ids, ids_size, f"the draft's lm_head has {ids_size} rows"),
+        ("selected_token_mask", selected_token_mask, mask_size, f"the target's vocabulary has {mask_size} ids"),
+    ):
+        if tensor.shape != (size,):
+            raise DraftError(f"{name} has shape {tuple(tensor.shape)}; {reason}")
 
 
 def check_supervision_source(
