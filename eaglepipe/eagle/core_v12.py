@@ -16,7 +16,7 @@ from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
 from eaglepipe.eagle.kernels.frozen_head import frozen_head_loss, head_argmax
 from eaglepipe.eagle.kernels.noise import uniform_noise
 from eaglepipe.eagle.layers.blocks_v12 import Chain
-from eaglepipe.eagle.packed_batch import PackedBatch, check_shape, count_slots, shift_left_with_zero
+from eaglepipe.eagle.packed_batch import PackedBatch, at_slots, check_shape, count_slots, shift_left_with_zero
 from eaglepipe.eagle.unroll.attention import check_right_padded
 from eaglepipe.errors import DraftError
 from eaglepipe.target_head import TargetHead
@@ -150,9 +150,9 @@ class EagleTrainerModule(nn.Module):
         tokens = frozen_head_loss(drafted, goals, self.head, chunk_rows=self.head_chunk_rows)
         loss_sum = self.regression_weight * regression + self.classification_weight * tokens.loss_sum
 
-        matches = [_at_slots(tokens.predicted == tokens.target_top1, slots)]
+        matches = [at_slots(tokens.predicted == tokens.target_top1, slots)]
         if not self.training:
-            matches += self._chain(batch, features, _at_slots(tokens.target_top1, slots), chain_masks[1:])
+            matches += self._chain(batch, features, at_slots(tokens.target_top1, slots), chain_masks[1:])
         counts = self._per_depth(chain_masks[: len(matches)])
         divisor = counts[0].clamp(min=1) if normalizers is None else normalizers[0]
         return EagleStepMetrics(
@@ -189,7 +189,7 @@ class EagleTrainerModule(nn.Module):
             input_ids, top1 = shift_left_with_zero(input_ids), shift_left_with_zero(top1)
             state = self.draft_model.forward_chain(input_ids, state, readable, positions, chains)
             drafted = head_argmax(state[mask], self.head, self.head_chunk_rows)
-            matches.append(_at_slots(drafted == top1[mask], mask))
+            matches.append(at_slots(drafted == top1[mask], mask))
         return matches
 
     def _per_depth(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -204,10 +204,3 @@ class EagleTrainerModule(nn.Module):
         check_right_padded(host.attention_mask)
         if bool((host.loss_mask & ~host.attention_mask).any()):
             raise DraftError("loss_mask is set on padding; shift it left by one, within its document")
-
-
-def _at_slots(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return values [S] at the S slots set in `mask` [B, T], zero elsewhere: [B, T]."""
-    spread = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-    spread[mask] = values
-    return spread

@@ -145,6 +145,13 @@ def shift_left_with_zero(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat((tensor[:, 1:], torch.zeros_like(tensor[:, :1])), dim=1)
 
 
+def at_slots(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return rows [S, ...] at the S slots set in `mask` [B, T], zero elsewhere: [B, T, ...]."""
+    spread = rows.new_zeros(*mask.shape, *rows.shape[1:])
+    spread[mask] = rows
+    return spread
+
+
 def as_slot_mask(mask: torch.Tensor) -> torch.Tensor:
     """Return a mask [B, T] or [B, T, 1] of any dtype as bool [B, T]."""
     return (mask.squeeze(-1) if mask.dim() == 3 else mask).bool()

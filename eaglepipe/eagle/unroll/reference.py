@@ -3,7 +3,7 @@
 import torch
 
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.eagle.packed_batch import shift_left_with_zero
+from eaglepipe.eagle.packed_batch import at_slots, shift_left_with_zero
 from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult
 from eaglepipe.eagle.unroll.sparse_rows import (
     DenseTargets,
@@ -70,30 +70,19 @@ def _mass_at_slots(inputs: TrainerInputs) -> torch.Tensor:
     """Return the draft vocabulary's mass of each slot, [B, T]; 0 for slots without targets."""
     if inputs.draft_mass is None:
         return torch.zeros_like(inputs.batch.position_mask, dtype=torch.float32)
-    return (
-        inputs.draft_mass if inputs.draft_mass.dim() == 2 else _at_slots(inputs.draft_mass, inputs.batch.position_mask)
-    )
+    mass = inputs.draft_mass
+    return mass if mass.dim() == 2 else at_slots(mass, inputs.batch.position_mask)
 
 
 def _dense_targets(inputs: TrainerInputs, draft_size: int) -> DenseTargets:
     targets, mask = inputs.target_probs, inputs.batch.position_mask
     if isinstance(targets, SparseTargets):
-        probs, kept, tail = (_at_slots(rows, mask) for rows in densify(targets, draft_size))
+        probs, kept, tail = (at_slots(rows, mask) for rows in densify(targets, draft_size))
         return DenseTargets(probs=probs, kept=kept, tail=tail)
-    return DenseTargets(probs=targets if targets.dim() == 3 else _at_slots(targets, mask))
-
-
-def _at_slots(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return rows [S, ...] at the S slots set in `mask` [B, T], zero elsewhere: [B, T, ...]."""
-    spread = rows.new_zeros(*mask.shape, *rows.shape[1:])
-    spread[mask] = rows
-    return spread
+    return DenseTargets(probs=targets if targets.dim() == 3 else at_slots(targets, mask))
 
 
 def _shift(targets: DenseTargets) -> DenseTargets:
     """Shift the targets one slot to the left, as ids and masks roll."""
-    return DenseTargets(
-        probs=shift_left_with_zero(targets.probs),
-        kept=None if targets.kept is None else shift_left_with_zero(targets.kept),
-        tail=None if targets.tail is None else shift_left_with_zero(targets.tail),
-    )
+    present = {name: tensor for name, tensor in vars(targets).items() if tensor is not None}
+    return DenseTargets(**{name: shift_left_with_zero(tensor) for name, tensor in present.items()})
