@@ -114,42 +114,31 @@ def _head_loss(
 def _split_layers(
     draft: LlamaEagle3DraftModel, token_ids: torch.Tensor, active: torch.Tensor, dtype: torch.dtype
 ) -> list[_Layer]:
-    fused: Any = draft.model.layers[0]
-    deeper = list(draft.model.layers)[1:]
+    fused, *deeper = (_plain_layer(layer) for layer in draft.model.layers)
     width = draft.config.hidden_size
-    embeds = rms_norm(draft.model.embed_tokens(token_ids).to(dtype), fused.input_layernorm)
+    embeds = rms_norm(draft.model.embed_tokens(token_ids).to(dtype), fused.state_norm)
     query_embeds = embeds if deeper else _pick(embeds, active)
-    query_weight, key_value_weight, query_bias, key_value_bias = _projections(fused.self_attn)
-    first = _Layer(
-        module=fused,
-        state_norm=fused.hidden_norm,
-        query_weight=query_weight[:, width:],
-        key_value_weight=key_value_weight[:, width:],
-        query_offsets=F.linear(query_embeds, query_weight[:, :width], query_bias),
-        key_value_offsets=F.linear(embeds, key_value_weight[:, :width], key_value_bias),
+    first = replace(
+        fused,
+        state_norm=fused.module.hidden_norm,
+        query_weight=fused.query_weight[:, width:],
+        key_value_weight=fused.key_value_weight[:, width:],
+        query_offsets=F.linear(query_embeds, fused.query_weight[:, :width], fused.query_offsets),
+        key_value_offsets=F.linear(embeds, fused.key_value_weight[:, :width], fused.key_value_offsets),
     )
-    return [first, *(_plain_layer(layer) for layer in deeper)]
+    return [first, *deeper]
 
 
 def _plain_layer(layer: Any) -> _Layer:
-    query_weight, key_value_weight, query_bias, key_value_bias = _projections(layer.self_attn)
+    query, key, value = layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
     return _Layer(
         module=layer,
         state_norm=layer.input_layernorm,
-        query_weight=query_weight,
-        key_value_weight=key_value_weight,
-        query_offsets=query_bias,
-        key_value_offsets=key_value_bias,
+        query_weight=query.weight,
+        key_value_weight=torch.cat((key.weight, value.weight)),
+        query_offsets=query.bias,
+        key_value_offsets=None if key.bias is None else torch.cat((key.bias, value.bias)),
     )
-
-
-def _projections(
-    attention: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Return the query weight, the stacked key and value weights, and their biases."""
-    key, value = attention.k_proj, attention.v_proj
-    biases = None if key.bias is None else torch.cat((key.bias, value.bias))
-    return attention.q_proj.weight, torch.cat((key.weight, value.weight)), attention.q_proj.bias, biases
 
 
 def _keep_columns(layer: _Layer, kept: torch.Tensor) -> None:
