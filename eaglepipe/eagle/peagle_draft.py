@@ -14,12 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_atten
 from torch.utils.checkpoint import checkpoint
 
 from eaglepipe.eagle.layers.rope import apply_rotary
-from eaglepipe.eagle.peagle_attention import (
-    DenseChunk,
-    PeagleMask,
-    dense_attention,
-    make_elements,
-)
+from eaglepipe.eagle.peagle_attention import DenseChunk, PeagleMask, dense_attention, make_elements
 from eaglepipe.errors import DraftError
 
 logger = logging.getLogger(__name__)

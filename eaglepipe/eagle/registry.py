@@ -38,15 +38,9 @@ _DENSE_ARCHITECTURES: tuple[str, ...] = (
     "DeepseekV3ForCausalLM",
 )
 
-EAGLE3_DRAFT_REGISTRY: dict[str, DraftSpec] = {
-    arch: DraftSpec(draft_cls=LlamaEagle3DraftModel) for arch in _DENSE_ARCHITECTURES
-}
+EAGLE3_DRAFT_REGISTRY = dict.fromkeys(_DENSE_ARCHITECTURES, DraftSpec(draft_cls=LlamaEagle3DraftModel))
 EAGLE3_DRAFT_REGISTRY["GptOssForCausalLM"] = DraftSpec(draft_cls=GptOssEagle3DraftModel)
-
-
-EAGLE1_DRAFT_REGISTRY: dict[str, DraftSpec] = {
-    arch: DraftSpec(draft_cls=LlamaEagleDraftModel) for arch in _DENSE_ARCHITECTURES
-}
+EAGLE1_DRAFT_REGISTRY = dict.fromkeys(_DENSE_ARCHITECTURES, DraftSpec(draft_cls=LlamaEagleDraftModel))
 
 
 def _resolve(architectures: list[str] | None, registry: dict[str, DraftSpec], recipe_name: str) -> DraftSpec:

@@ -124,6 +124,8 @@ def split_kept(targets: SparseRows, logits: torch.Tensor, rows: torch.Tensor) ->
     tail = RowSoftmax.of(logits.scatter_(-1, kept.ids, -torch.inf))
     present_logits = kept_logits.masked_fill(~kept.present, -torch.inf)
     probs = kept.probs * kept.present
+    top, token = _top(present_logits, kept.ids)
+    tied = torch.where(tail.top == top, torch.minimum(token, tail.token), token)
     return SplitRows(
         kept=kept,
         kept_logits=kept_logits,
@@ -131,16 +133,8 @@ def split_kept(targets: SparseRows, logits: torch.Tensor, rows: torch.Tensor) ->
         mass=probs.sum(-1) + kept.tail,
         log_partition=torch.logaddexp(present_logits.logsumexp(-1), tail.log_partition),
         tail=tail,
-        predicted=_greedy(present_logits, kept.ids, tail.top, tail.token),
+        predicted=torch.where(tail.top > top, tail.token, tied),
     )
-
-
-def _greedy(
-    kept_logits: torch.Tensor, kept_ids: torch.Tensor, tail_top: torch.Tensor, tail_token: torch.Tensor
-) -> torch.Tensor:
-    kept_top, kept_token = _top(kept_logits, kept_ids)
-    tied = torch.minimum(kept_token, tail_token)
-    return torch.where(tail_top > kept_top, tail_token, torch.where(tail_top == kept_top, tied, kept_token))
 
 
 def _top(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
