@@ -53,6 +53,26 @@ class TargetShape:
         return {**kind, **shape, "max_position_embeddings": max_length}
 
 
+CPU_SHAPE = TargetShape(
+    hidden_size=512,
+    intermediate_size=1408,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+    vocab_size=32_000,
+    draft_vocab_size=8192,
+)
+SHAPE_8B = TargetShape(
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=128_256,
+    draft_vocab_size=32_000,
+)
+
+
 def chat_lengths(count: int, *, median: int, spread: float, longest: int, seed: int = 0) -> tuple[int, ...]:
     """Return log-normal lengths at evenly spaced quantiles, in random order, so that few samples are representative."""
     quantiles = (np.arange(count) + 0.5) / count

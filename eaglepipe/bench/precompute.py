@@ -9,14 +9,14 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from eaglepipe.bench.made_cache import TargetShape, chat_lengths
+from eaglepipe.bench.made_cache import CPU_SHAPE, TargetShape, chat_lengths
 from eaglepipe.bench.made_project import stage_one_recipe, write_target, write_token_rows
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.manifest import SHARDS_FOLDER
@@ -33,16 +33,7 @@ from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.layers import find_decoder
 from eaglepipe.target.load import load_target
 
-TARGET_SHAPE = TargetShape(
-    hidden_size=512,
-    intermediate_size=1408,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=64,
-    vocab_size=16_384,
-    draft_vocab_size=8192,
-    num_hidden_layers=8,
-)
+TARGET_SHAPE = replace(CPU_SHAPE, vocab_size=16_384)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,14 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from eaglepipe.bench.made_cache import TargetShape, chat_lengths, write_made_cache
+from eaglepipe.bench.made_cache import SHAPE_8B, TargetShape, chat_lengths, write_made_cache
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.tables import text_table
@@ -28,15 +28,7 @@ from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.objectives.eagle3 import draw_slots
 
 _HOST = torch.device("cpu")
-READ_SHAPE = TargetShape(
-    hidden_size=4096,
-    intermediate_size=64,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=2048,
-    draft_vocab_size=512,
-)
+READ_SHAPE = replace(SHAPE_8B, intermediate_size=64, vocab_size=2048, draft_vocab_size=512)
 """Rows as wide as those of an 8B target; nothing else of it matters here."""
 
 

@@ -1,9 +1,9 @@
 """The presets of `bench step`: shapes of drafts, and the workloads that they are trained on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from eaglepipe.bench.made_cache import TargetShape, chat_lengths
+from eaglepipe.bench.made_cache import CPU_SHAPE, SHAPE_8B, TargetShape, chat_lengths
 from eaglepipe.errors import ConfigError
 
 PRESET_NAMES = ("cpu-chat", "cpu-full", "llama3.1-8b", "qwen3-8b")
@@ -44,9 +44,9 @@ def find_step_preset(name: str) -> StepPreset:
             full = tuple(_full_workload(length, rows) for length, rows in ((128, 4), (512, 1), (2048, 1)))
             return _cpu_preset(name, full, rounds=2)
         case "llama3.1-8b":
-            return _cuda_preset(name, intermediate_size=14_336, vocab_size=128_256)
+            return _cuda_preset(name, SHAPE_8B)
         case "qwen3-8b":
-            return _cuda_preset(name, intermediate_size=12_288, vocab_size=151_936)
+            return _cuda_preset(name, replace(SHAPE_8B, intermediate_size=12_288, vocab_size=151_936))
     raise ConfigError(f"no preset {name!r} of `bench step`; there are {', '.join(PRESET_NAMES)}")
 
 
@@ -75,29 +75,11 @@ def _full_workload(length: int, rows: int) -> Workload:
 
 
 def _cpu_preset(name: str, workloads: tuple[Workload, ...], *, rounds: int) -> StepPreset:
-    shape = TargetShape(
-        hidden_size=512,
-        intermediate_size=1408,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        vocab_size=32_000,
-        draft_vocab_size=8192,
-    )
-    return StepPreset(name=name, device="cpu", dtype="float32", shape=shape, workloads=workloads, rounds=rounds)
+    return StepPreset(name=name, device="cpu", dtype="float32", shape=CPU_SHAPE, workloads=workloads, rounds=rounds)
 
 
-def _cuda_preset(name: str, *, intermediate_size: int, vocab_size: int) -> StepPreset:
-    """An 8B target's shape, packed rows of 2,048."""
-    shape = TargetShape(
-        hidden_size=4096,
-        intermediate_size=intermediate_size,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=vocab_size,
-        draft_vocab_size=32_000,
-    )
+def _cuda_preset(name: str, shape: TargetShape) -> StepPreset:
+    """Packed rows of 2,048."""
     lengths = chat_lengths(32, median=400, spread=CHAT_SPREAD, longest=2048)
     workloads = tuple(
         Workload(
