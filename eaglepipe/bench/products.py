@@ -4,13 +4,14 @@ Forward and backward of each product are counted and run as often as the path ru
 nothing but products happens, so that the bound errs on the low side.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from eaglepipe.eagle.unroll.slot_plan import SlotSpan, UnrollPlan
+from eaglepipe.eagle.unroll.slot_plan import UnrollPlan
 
 _QUERY_BLOCK = 256
 
@@ -58,8 +59,8 @@ def unroll_products(config: Any, plan: UnrollPlan, *, head_chunk_rows: int) -> l
     """
     assert config.num_hidden_layers == 1, "only the compact path of one layer is counted"
     width, ffn = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys_values = 2 * config.num_key_value_heads * config.head_dim
+    heads, head_dim = config.num_attention_heads, config.head_dim
+    queries, keys_values = heads * head_dim, 2 * config.num_key_value_heads * head_dim
     aux_width = config.num_aux_hidden_states * config.target_hidden_size
     num_cached, num_active = len(plan.cached), len(plan.active)
     products: list[Products] = [
@@ -71,7 +72,10 @@ def unroll_products(config: Any, plan: UnrollPlan, *, head_chunk_rows: int) -> l
         rows = len(step.slots)
         products.append(LinearProducts(rows=rows if index else num_cached, inner=width, columns=keys_values))
         products.append(LinearProducts(rows=rows, inner=width, columns=queries))
-        products.extend(_attention(config, span) for span in step.spans.spans)
+        products += [
+            AttentionProducts(queries=span.count, before=span.first - span.document, heads=heads, head_dim=head_dim)
+            for span in step.spans.spans
+        ]
         products.append(LinearProducts(rows=rows, inner=queries, columns=width))
         products += [LinearProducts(rows=rows, inner=width, columns=ffn)] * 2
         products.append(LinearProducts(rows=rows, inner=ffn, columns=width))
@@ -80,15 +84,6 @@ def unroll_products(config: Any, plan: UnrollPlan, *, head_chunk_rows: int) -> l
     products += [head] * (num_losses // head_chunk_rows)
     products.append(replace(head, rows=num_losses % head_chunk_rows))
     return [product for product in products if product.flops]
-
-
-def _attention(config: Any, span: SlotSpan) -> AttentionProducts:
-    return AttentionProducts(
-        queries=span.count,
-        before=span.first - span.document,
-        heads=config.num_attention_heads,
-        head_dim=config.head_dim,
-    )
 
 
 class ProductRunner:
@@ -129,7 +124,7 @@ class ProductRunner:
             torch.bmm(scores.transpose(1, 2), query, out=grad_keys)
 
     def _views(self, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-        return [buffer[: _size(shape)].view(shape) for buffer, shape in zip(self._buffers, shapes, strict=True)]
+        return [buffer[: math.prod(shape)].view(shape) for buffer, shape in zip(self._buffers, shapes, strict=True)]
 
 
 def _buffer_sizes(products: Products) -> tuple[int, int, int, int, int]:
@@ -147,7 +142,3 @@ def _blocks(products: AttentionProducts) -> Iterator[tuple[int, int]]:
     for start in range(0, products.queries, _QUERY_BLOCK):
         end = min(start + _QUERY_BLOCK, products.queries)
         yield end - start, products.before + end
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
