@@ -13,7 +13,7 @@ import torch
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec
-from eaglepipe.cache.supervision.columns import Columns, RowSupervision, concatenate_rows, take_rows, to_host
+from eaglepipe.cache.supervision.columns import Columns, concatenate_rows, take_rows, to_host
 from eaglepipe.cache.supervision.distribution import ROWS_AT_ONCE, full_head
 from eaglepipe.cache.supervision.sparse import SparseRows, SparseRule, SparseSupervision, to_draft_index
 from eaglepipe.cache.types import CachedSample
@@ -124,7 +124,7 @@ class Reencoder:
 
     def _chunk(self, stored: Columns, forced: torch.Tensor) -> _Chunk:
         source, kind = self._old.kind, self._new.kind
-        assert isinstance(source, RowSupervision), "sparse supervision is carried over"
+        assert not isinstance(source, SparseSupervision), "sparse supervision is carried over"
         rows = source.decode_rows(stored)
         exact = source.distribution(rows, self._head)
         values = rows if kind.name == source.name else exact
@@ -132,7 +132,6 @@ class Reencoder:
         if isinstance(kind, SparseSupervision):
             sums = _sparse_errors(exact, kind.decode(columns, None))
         else:
-            assert isinstance(kind, RowSupervision)
             again = kind.decode_rows(columns)
             kl = Divergence.between(exact, kind.distribution(again, self._head))
             sums = RecodeSums(rows=Deviation.between(values, again), kl=kl)

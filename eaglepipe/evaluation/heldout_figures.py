@@ -14,7 +14,7 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.evaluation.bootstrap import Estimate, Floats, bootstrap
 from eaglepipe.evaluation.finished_run import FinishedRun
 from eaglepipe.training.data.batch import DataPosition, StepPlan
-from eaglepipe.training.data.supervision_rows import usable
+from eaglepipe.training.data.supervision_rows import without_first_row
 from eaglepipe.training.objectives.interface import Objective
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.heldout import planned_batches, summarize
@@ -60,7 +60,7 @@ def heldout_figures(run: FinishedRun, world: World, *, seed: int) -> tuple[Heldo
 
 def _outside_vocabulary(sample: CachedSample) -> Floats:
     """Count supervised slots and those whose target token has no draft id, and sum the mass outside: [3]."""
-    slots = usable(sample.supervised)
+    slots = without_first_row(sample.supervised)
     missing = slots & ~sample.position_mask
     return np.array([slots.sum(), missing.sum(), (1.0 - sample.draft_mass[slots]).sum()], np.float64)
 

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec
-from eaglepipe.target_head import TargetHead
 
 NUM_ENTRIES = "num_entries"
 ENTRY_COLUMNS = ("target_probs", "target_ids")
@@ -87,7 +86,3 @@ class RowSupervision:
     def decode_rows(self, columns: Columns) -> torch.Tensor:
         """Return the rows as stored, [N, W] in the codec's dtype."""
         return self.codec.decode(EncodedRows(payload=columns[self.column]))
-
-    def distribution(self, rows: torch.Tensor, head: TargetHead | None) -> torch.Tensor:
-        """Turn stored rows into the target's distribution over the draft vocabulary, float32 [N, D], summing to 1."""
-        raise NotImplementedError

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.supervision.columns import RowSupervision, take_rows
+from eaglepipe.cache.supervision.columns import take_rows
 from eaglepipe.cache.supervision.sparse import SparseRows, SparseSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CacheError
@@ -41,7 +41,7 @@ class TargetDistribution:
 
     def of(self, sample: CachedSample, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return float32 [n, D], rows summing to 1, of some of the sample's supervised tokens; not of sparse ones."""
-        assert isinstance(self._kind, RowSupervision), "sparse rows have no common width"
+        assert not isinstance(self._kind, SparseSupervision), "sparse rows have no common width"
         stored = self._kind.decode_rows(take_rows(sample.supervision, rows))
         return self._kind.distribution(stored, self._head)
 

@@ -24,17 +24,17 @@ from eaglepipe.training.data.supervision_rows import (
     Choose,
     allocate_supervision,
     copy_supervision,
-    counted,
-    nothing,
-    supervised,
-    usable,
+    covered_mask,
+    no_rows,
+    supervised_mask,
+    without_first_row,
 )
 
 Documents = tuple[tuple[CachedSample, ...], ...]
 """The samples of each row."""
 CopyRunner = Callable[[Callable[[], None]], None]
 """Runs a copy now or hands it to a thread."""
-_CHOSEN: dict[str, Choose] = {"covered": counted, "supervised": supervised, "none": nothing}
+_CHOSEN: dict[str, Choose] = {"covered": covered_mask, "supervised": supervised_mask, "none": no_rows}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ def pack_documents(documents: Documents) -> PackedDocuments:
         remaining[row, :used] = np.concatenate([np.arange(n - 1, -1, -1) for n in row_lengths])
     batch = PackedBatch(
         input_ids=_shifted(documents, num_slots, lambda document: document.input_ids, np.int64),
-        loss_mask=_shifted(documents, num_slots, lambda document: usable(document.supervised), np.bool_),
-        position_mask=_shifted(documents, num_slots, counted, np.bool_),
+        loss_mask=_shifted(documents, num_slots, lambda document: without_first_row(document.supervised), np.bool_),
+        position_mask=_shifted(documents, num_slots, covered_mask, np.bool_),
         attention_mask=torch.from_numpy(real),
         position_ids=torch.from_numpy(positions),
         seq_lens=torch.from_numpy(seq_lens),

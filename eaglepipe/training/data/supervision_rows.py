@@ -14,28 +14,28 @@ Choose = Callable[[CachedSample], NDArray[np.bool_]]
 """The tokens of a document, bool [T], whose supervision rows a batch carries; supervised ones only."""
 
 
-def usable(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def without_first_row(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Clear the first row, which lies before every slot of its document."""
     return np.concatenate([np.zeros(1, np.bool_), mask[1:]])
 
 
-def counted(document: CachedSample) -> NDArray[np.bool_]:
+def covered_mask(document: CachedSample) -> NDArray[np.bool_]:
     """Tokens whose supervision some slot learns from: bool [T]."""
-    return usable(document.position_mask)
+    return without_first_row(document.position_mask)
 
 
-def supervised(document: CachedSample) -> NDArray[np.bool_]:
+def supervised_mask(document: CachedSample) -> NDArray[np.bool_]:
     """Tokens whose supervision some slot has, whether the draft vocabulary covers its top-1 or not: bool [T]."""
-    return usable(document.supervised)
+    return without_first_row(document.supervised)
 
 
-def nothing(document: CachedSample) -> NDArray[np.bool_]:
+def no_rows(document: CachedSample) -> NDArray[np.bool_]:
     """No token's: bool [T]."""
     return np.zeros(len(document.input_ids), np.bool_)
 
 
 def allocate_supervision(
-    documents: Iterable[CachedSample], allocate: Allocate, chosen: Choose = counted
+    documents: Iterable[CachedSample], allocate: Allocate, chosen: Choose = covered_mask
 ) -> tuple[Columns, Iterator[Columns]]:
     """Return buffers for the chosen rows of all documents, and the part of each in turn; at least one document."""
     documents = list(documents)
@@ -49,7 +49,7 @@ def allocate_supervision(
     return whole, (dict(zip(whole, part, strict=True)) for part in zip(*parts, strict=True))
 
 
-def copy_supervision(document: CachedSample, into: Columns, chosen: Choose = counted) -> None:
+def copy_supervision(document: CachedSample, into: Columns, chosen: Choose = covered_mask) -> None:
     """Fill a document's part of the buffers."""
     rows = _rows(document, chosen)
     if len(rows) == 0:

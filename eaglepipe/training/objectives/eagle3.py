@@ -16,7 +16,7 @@ from eaglepipe.training.data.batch import BatchColumns, TrainingSource
 from eaglepipe.training.data.collate import Documents, PackedDocuments
 from eaglepipe.training.data.costs import Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
-from eaglepipe.training.data.supervision_rows import counted
+from eaglepipe.training.data.supervision_rows import covered_mask
 from eaglepipe.training.objectives.interface import BatchDraw, Decoder, DrawFn, TrainerModule
 
 
@@ -81,5 +81,5 @@ def draw_slots(ttt_steps: int) -> DrawFn:
 
 def _draft_mass(documents: Documents) -> torch.Tensor:
     """Return the target's probability mass inside the draft vocabulary at the S covered slots, float32 [S]."""
-    rows = [document.draft_mass[counted(document)] for document in chain.from_iterable(documents)]
+    rows = [document.draft_mass[covered_mask(document)] for document in chain.from_iterable(documents)]
     return torch.from_numpy(np.concatenate([np.empty(0, np.float32), *rows]))
