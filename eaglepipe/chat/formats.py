@@ -33,11 +33,11 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """A row's content in one layout; `num_context` leading messages are a prompt and never supervised."""
+    """A row's content; messages whose index is in `context` are read by the target and never supervised."""
 
     messages: tuple[Message, ...] | None = None
     tools: tuple[dict[str, Any], ...] | None = None
-    num_context: int = 0
+    context: frozenset[int] = frozenset()
     input_ids: NDArray[np.int32] | None = None  # [T]
     turns: NDArray[np.int32] | None = None  # [T]
 
@@ -48,12 +48,18 @@ class Content:
             UnicodeEncodeError: a text holds half a surrogate pair.
         """
         if self.input_ids is None or self.turns is None:
-            fields = {"messages": self.messages, "tools": self.tools, "num_context": self.num_context}
+            fields = {"messages": self.messages, "tools": self.tools, **self._context_field()}
             text = json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
             payload = text.encode("utf-8")
         else:
             payload = b"tokens" + self.input_ids.tobytes() + self.turns.tobytes()
         return xxhash.xxh3_128_digest(payload), xxhash.xxh3_64_hexdigest(payload)
+
+    def _context_field(self) -> dict[str, int | list[int]]:
+        """Return the context as digests have it: by its length, if it is the first messages."""
+        count = len(self.context)
+        leading = self.context == frozenset(range(count))
+        return {"num_context": count} if leading else {"context": sorted(self.context)}
 
 
 def detect_format(row: Row, where: str) -> Format:
@@ -98,7 +104,7 @@ def _from_sharegpt(row: Row, where: str) -> Content:
 def _from_prompt_completion(row: Row, where: str) -> Content:
     prompt = _messages([*_system(row), *_side(row, "prompt", "user", where)], where)
     completion = _messages(_side(row, "completion", "assistant", where), where)
-    return Content(messages=prompt + completion, tools=_tools(row, where), num_context=len(prompt))
+    return Content(messages=prompt + completion, tools=_tools(row, where), context=frozenset(range(len(prompt))))
 
 
 def _from_tokens(row: Row, where: str) -> Content:

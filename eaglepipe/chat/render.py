@@ -5,7 +5,7 @@ second way is only right when a longer rendering begins with a shorter one, and 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
@@ -58,17 +58,17 @@ class ChatTemplate:
         """
         return self._render(messages, tools, prompt=prompt, marked=False)[0]
 
-    def spans(self, messages: Sequence[Message], tools: Tools = None, num_context: int = 0) -> Rendered:
+    def spans(self, messages: Sequence[Message], tools: Tools = None, context: Collection[int] = ()) -> Rendered:
         """Return the text of a conversation and the spans of the assistant turns that may be supervised.
 
-        Those are the turns after the first `num_context` messages; of them only the last, if `last_only`.
+        Those are the turns whose messages are not in `context` (indices); if `last_only`, at most the last turn of all.
 
         Raises:
             TemplateError: the template refuses these messages, or no sound spans follow from it.
         """
-        last = len(assistant_positions(messages))
-        turns = range(len(assistant_positions(messages[:num_context])) + 1, last + 1)
-        supervised = turns[-1:] if self.last_only else turns
+        turns = list(enumerate(assistant_positions(messages), start=1))
+        candidates = turns[-1:] if self.last_only else turns
+        supervised = [turn for turn, position in candidates if position not in context]
         if self.mask == "generation":
             return self._marked(messages, tools, supervised)
         return self._by_prefix(messages, tools, supervised)
@@ -89,12 +89,12 @@ class ChatTemplate:
             raise TemplateError(f"assistant turn {turn} is shorter than the header that asks for it")
         return len(prompt), len(upto)
 
-    def _by_prefix(self, messages: Sequence[Message], tools: Tools, turns: range) -> Rendered:
+    def _by_prefix(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> Rendered:
         text = self.render(messages, tools)
         ends = ((turn, *self.around_turn(messages, tools, turn, text)) for turn in turns)
         return Rendered(text=text, spans=tuple(Span(turn=turn, start=start, end=end) for turn, start, end in ends))
 
-    def _marked(self, messages: Sequence[Message], tools: Tools, turns: range) -> Rendered:
+    def _marked(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> Rendered:
         text, marks = self._render(messages, tools, prompt=False, marked=True)
         owners = self._turn_of_each_mark(messages, tools, len(marks))
         spans = (Span(turn=turn, start=start, end=end) for turn, (start, end) in zip(owners, marks, strict=True))

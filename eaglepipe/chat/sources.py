@@ -38,7 +38,8 @@ class Conversation(Content):
         """Whether an assistant message may be supervised; for tokenised rows, their mask decides later."""
         if self.messages is None:
             return True
-        return any(message["role"] == "assistant" for message in self.messages[self.num_context :])
+        roles = enumerate(message["role"] for message in self.messages)
+        return any(role == "assistant" and index not in self.context for index, role in roles)
 
 
 def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation]:

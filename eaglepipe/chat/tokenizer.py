@@ -87,7 +87,7 @@ class ChatTokenizer:
     def _rendered(self, conversation: Conversation) -> Rendered:
         assert conversation.messages is not None, "tokenised rows need no tokenizer"
         try:
-            return self.template.spans(conversation.messages, conversation.tools, conversation.num_context)
+            return self.template.spans(conversation.messages, conversation.tools, conversation.context)
         except TemplateError as error:
             raise TemplateError(f"{conversation.where}: {error}") from None
 

@@ -39,8 +39,8 @@ def test_every_layout_gives_the_same_messages(row: dict[str, Any]) -> None:
 
 
 def test_prompt_is_context() -> None:
-    assert parsed({"prompt": dialogue("a", "b", "c"), "completion": "d"}).num_context == 3
-    assert parsed({"messages": list(CHAT)}).num_context == 0
+    assert parsed({"prompt": dialogue("a", "b", "c"), "completion": "d"}).context == {0, 1, 2}
+    assert parsed({"messages": list(CHAT)}).context == frozenset()
 
 
 def test_tools_may_be_a_list_or_json() -> None:
@@ -125,3 +125,9 @@ def test_layout_that_was_asked_for_is_not_guessed() -> None:
     assert parsed(row, "sharegpt").messages == ({"role": "user", "content": "other"},)
     with pytest.raises(DataError, match="no `prompt`"):
         parsed(row, "prompt_completion")
+
+
+def test_digests_of_the_first_layouts_stay() -> None:
+    """Caches name these, so a row that reads as before keeps its digest."""
+    assert parsed({"messages": list(CHAT)}).digests()[1] == "ab60b636f2b72e84"
+    assert parsed({"prompt": dialogue("a", "b", "c"), "completion": "d"}).digests()[1] == "aa4b1397b42e52b9"

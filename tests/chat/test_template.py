@@ -184,7 +184,7 @@ def test_turns_of_a_prompt_need_not_be_prefixes() -> None:
     chat = make_chat(stripping)
     with pytest.raises(TemplateError):
         chat.encode(conversation(list(messages)))
-    _, turns = chat.encode(replace(conversation(list(messages)), num_context=3))
+    _, turns = chat.encode(replace(conversation(list(messages)), context=frozenset(range(3))))
     assert set(turns.tolist()) == {0, 2}
 
 
