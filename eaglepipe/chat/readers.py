@@ -12,10 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eaglepipe.chat.faults import RowError
 from eaglepipe.errors import DataError, first_line
 from eaglepipe.recipe.config import SourceConfig
 
-PlacedRow = tuple[str, dict[str, Any]]
+PlacedRow = tuple[str, dict[str, Any] | RowError]
+"""The place of a row, and the row, or the reason that it is none."""
 
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 256
@@ -23,10 +25,10 @@ _WHITESPACE = re.compile(r"\s*")
 
 
 def file_rows(path: Path) -> Iterator[PlacedRow]:
-    """Yield ("path:line" or "path row n", row) of one file, in order.
+    """Yield ("path:line" or "path row n", row) of one file, in order; of a row that is none, its RowError.
 
     Raises:
-        DataError: unreadable or malformed; the message begins with the location.
+        DataError: the file cannot be read; the message begins with its path.
     """
     try:
         yield from READERS[path.suffix.lower()](path)
@@ -62,22 +64,22 @@ def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
                 yield where, _object(content, where)
 
 
-def _object(line: bytes, where: str) -> dict[str, Any]:
+def _object(line: bytes, where: str) -> dict[str, Any] | RowError:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1} of the line") from None
+        return RowError("not_json", f"{where}: not UTF-8: {error.reason} at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        return RowError("not_json", f"{where}: not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON that can be read: {error}") from None
+        return RowError("not_json", f"{where}: not JSON that can be read: {error}")
     return _checked(row, where)
 
 
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: each row is a JSON object, this is a {type(row).__name__}")
-    return row
+def _checked(row: Any, where: str) -> dict[str, Any] | RowError:
+    if isinstance(row, dict):
+        return row
+    return RowError("unknown_layout", f"{where}: each row is a JSON object, this is a {type(row).__name__}")
 
 
 def _json_rows(path: Path) -> Iterator[PlacedRow]:

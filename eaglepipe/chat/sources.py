@@ -13,6 +13,7 @@ from typing import Any
 
 import xxhash
 
+from eaglepipe.chat.faults import FaultyRow, RowError
 from eaglepipe.chat.formats import Content, parse_row
 from eaglepipe.chat.readers import READERS, PlacedRow, file_rows, hub_rows
 from eaglepipe.errors import DataError
@@ -42,17 +43,22 @@ class Conversation(Content):
         return any(role == "assistant" and index not in self.context for index, role in roles)
 
 
-def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation]:
-    """Yield the conversation of every row of every source, in order, one at a time.
+def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation | FaultyRow]:
+    """Yield the conversation of every row of every source, or the row's fault, in order, one at a time.
 
     Raises:
-        DataError: a source that is missing or has no rows, or a row that is malformed (named by file and line).
+        DataError: a source that is missing, cannot be read or has no rows.
     """
     for source in sources:
         name, empty = source_name(source), True
         for where, row in islice(_rows(source), source.max_samples):
             empty = False
-            yield _conversation(row, where, name, source)
+            try:
+                yield _conversation(row, where, name, source)
+            except RowError as error:
+                yield FaultyRow(where=where, source=name, reason=error.reason, detail=str(error))
+            except DataError as error:
+                yield FaultyRow(where=where, source=name, reason="malformed", detail=str(error))
         if empty:
             raise DataError(f"{source.path}: no rows")
 
@@ -66,23 +72,36 @@ def check_regenerated(recipe: Recipe) -> None:
 
 
 class CorpusFingerprint:
-    """xxh3_128 over the ids and contents of the conversations that pass through, in order; paths do not count."""
+    """xxh3_128 over the ids and contents of the conversations that pass through, in order.
+
+    Neither paths nor faulty rows count, since no sample follows from them.
+    """
 
     def __init__(self) -> None:
         self._state = xxhash.xxh3_128()
-        self.num_conversations = 0
+        self._places = xxhash.xxh3_128()
+        self.num_rows = 0
+        self.num_faulty = 0
 
-    def through(self, conversations: Iterable[Conversation]) -> Iterator[Conversation]:
-        """Pass conversations on, each counted once it was read."""
-        for conversation in conversations:
-            sample_id = conversation.sample_id.encode("utf-8")
-            self._state.update(len(sample_id).to_bytes(8, "little") + sample_id + conversation.digest)
-            self.num_conversations += 1
-            yield conversation
+    def through(self, rows: Iterable[Conversation | FaultyRow]) -> Iterator[Conversation | FaultyRow]:
+        """Pass rows on, each counted once it was read."""
+        for row in rows:
+            if isinstance(row, FaultyRow):
+                self.num_faulty += 1
+                self._places.update(self.num_rows.to_bytes(8, "little"))
+            else:
+                sample_id = row.sample_id.encode("utf-8")
+                self._state.update(len(sample_id).to_bytes(8, "little") + sample_id + row.digest)
+            self.num_rows += 1
+            yield row
 
     def hexdigest(self) -> str:
         """Return the fingerprint of all conversations so far."""
         return self._state.hexdigest()
+
+    def row_digest(self) -> str:
+        """Return a fingerprint that also says which rows were faulty, for readers that count rows."""
+        return self.hexdigest() + (f"+{self._places.hexdigest()}" if self.num_faulty else "")
 
 
 def fingerprint_sources(sources: Sequence[SourceConfig]) -> CorpusFingerprint:
@@ -106,7 +125,9 @@ def is_hub_id(path: str) -> bool:
     return bool(_HUB_ID.fullmatch(path)) and not looks_local
 
 
-def _conversation(row: dict[str, Any], where: str, name: str, source: SourceConfig) -> Conversation:
+def _conversation(row: dict[str, Any] | RowError, where: str, name: str, source: SourceConfig) -> Conversation:
+    if isinstance(row, RowError):
+        raise row
     content = parse_row(row, source.format, where)
     own_id = row.get("id")
     try:
@@ -115,7 +136,10 @@ def _conversation(row: dict[str, Any], where: str, name: str, source: SourceConf
         sample_id.encode("utf-8")
     except UnicodeEncodeError as error:
         code_point = f"U+{ord(error.object[error.start]):04X}"
-        raise DataError(f"{where}: half a surrogate pair ({code_point}) in a text, which has no UTF-8") from None
+        message = f"{where}: half a surrogate pair ({code_point}) in a text, which has no UTF-8"
+        raise RowError("half_surrogate", message) from None
+    except RecursionError:
+        raise RowError("malformed", f"{where}: nested too deeply") from None
     return Conversation(sample_id=sample_id, source=name, where=where, digest=digest, **vars(content))
 
 

@@ -65,31 +65,40 @@ class ChatTokenizer:
         Raises:
             TemplateError: the template refuses the conversation or gives no sound mask for it; names its row.
         """
-        return self.encode_batch([conversation])[0]
+        encoded = self.encode_batch([conversation])[0]
+        if isinstance(encoded, TemplateError):
+            raise encoded
+        return encoded
 
-    def encode_batch(self, conversations: Sequence[Conversation]) -> list[tuple[TokenIds, TokenIds]]:
-        """Encode several conversations, tokenised together."""
+    def encode_batch(self, conversations: Sequence[Conversation]) -> list[tuple[TokenIds, TokenIds] | TemplateError]:
+        """Encode several conversations, tokenised together; for one that cannot be, its error."""
         rendered = [self._rendered(conversation) for conversation in conversations]
-        tokens = self._tokenize([item.text for item in rendered])
-        result = []
-        for conversation, item, (ids, offsets) in zip(conversations, rendered, tokens, strict=True):
+        texts = [item.text for item in rendered if isinstance(item, Rendered)]
+        tokens = iter(self._tokenize(texts) if texts else [])
+        result: list[tuple[TokenIds, TokenIds] | TemplateError] = []
+        for conversation, item in zip(conversations, rendered, strict=True):
+            if isinstance(item, TemplateError):
+                result.append(item)
+                continue
+            ids, offsets = next(tokens)
             try:
                 turns = self._turns(item, ids, offsets)
             except TemplateError as error:
-                raise TemplateError(f"{conversation.where}: {error}") from None
-            result.append((ids, self._trimmed(ids, turns)))
+                result.append(TemplateError(f"{conversation.where}: {error}"))
+            else:
+                result.append((ids, self._trimmed(ids, turns)))
         return result
 
     def token_ids(self, text: str) -> TokenIds:
         """Return the ids of a text as it is, int32 [T], no special token added."""
         return self._tokenize([text])[0][0]
 
-    def _rendered(self, conversation: Conversation) -> Rendered:
+    def _rendered(self, conversation: Conversation) -> Rendered | TemplateError:
         assert conversation.messages is not None, "tokenised rows need no tokenizer"
         try:
             return self.template.spans(conversation.messages, conversation.tools, conversation.context)
         except TemplateError as error:
-            raise TemplateError(f"{conversation.where}: {error}") from None
+            return TemplateError(f"{conversation.where}: {error}")
 
     def _tokenize(self, texts: list[str]) -> list[tuple[TokenIds, NDArray[np.int64] | None]]:
         fast = bool(self.tokenizer.is_fast)

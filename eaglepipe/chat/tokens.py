@@ -11,12 +11,14 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds
-from eaglepipe.errors import DataError
+from eaglepipe.errors import DataError, TemplateError
 from eaglepipe.recipe.config import DataConfig
 
 NO_ASSISTANT_TURN = "no_assistant_turn"
+TEMPLATE_REFUSES = "template_refuses"
 TOO_SHORT = "too_short"
 TOO_LONG = "too_long"
 EMPTY_MASK = "empty_mask"
@@ -46,21 +48,26 @@ def supervised_tokens(turns: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 
 def iter_token_samples(
-    conversations: Iterable[Conversation], chat: ChatTokenizer | None, data: DataConfig, drops: DropCounts
+    rows: Iterable[Conversation | FaultyRow], chat: ChatTokenizer | None, data: DataConfig, drops: DropCounts
 ) -> Iterator[TokenSample]:
-    """Yield a sample for each conversation with a supervised token, in order; the others are counted in `drops`.
+    """Yield a sample for each row with a supervised token, in order; the others are counted in `drops`.
 
     `chat` may be None when every row comes tokenised. A sample keeps its first `data.max_length` tokens.
 
     Raises:
-        DataError: a malformed row, or a row of messages without `chat`.
-        TemplateError: a conversation that the template cannot render or mask.
+        DataError: a row of messages without `chat`.
     """
-    rest = iter(conversations)
+    rest = iter(rows)
     while batch := list(islice(rest, _BATCH_CONVERSATIONS)):
-        answered = [conversation for conversation in batch if conversation.has_assistant_turn]
-        drops[NO_ASSISTANT_TURN] += len(batch) - len(answered)
-        for conversation, (input_ids, all_turns) in zip(answered, _encoded(answered, chat), strict=True):
+        drops.update(row.reason for row in batch if isinstance(row, FaultyRow))
+        conversations = [row for row in batch if isinstance(row, Conversation)]
+        answered = [conversation for conversation in conversations if conversation.has_assistant_turn]
+        drops[NO_ASSISTANT_TURN] += len(conversations) - len(answered)
+        for conversation, encoded in zip(answered, _encoded(answered, chat), strict=True):
+            if isinstance(encoded, TemplateError):
+                drops[TEMPLATE_REFUSES] += 1
+                continue
+            input_ids, all_turns = encoded
             turns = _supervised_turns(all_turns, data)
             if (reason := _drop_reason(input_ids, turns, data)) is not None:
                 drops[reason] += 1
@@ -73,7 +80,9 @@ def iter_token_samples(
             )
 
 
-def _encoded(conversations: Sequence[Conversation], chat: ChatTokenizer | None) -> Iterator[tuple[TokenIds, TokenIds]]:
+def _encoded(
+    conversations: Sequence[Conversation], chat: ChatTokenizer | None
+) -> Iterator[tuple[TokenIds, TokenIds] | TemplateError]:
     to_render = [conversation for conversation in conversations if conversation.messages is not None]
     if to_render and chat is None:
         raise DataError(f"{to_render[0].where}: a row of messages, and there is no tokenizer to render it with")

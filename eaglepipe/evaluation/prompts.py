@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eaglepipe.cache.types import CachedSample
+from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation, iter_conversations
 from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.errors import DataError
@@ -60,7 +61,7 @@ def file_prompts(file: Path, chat: ChatTokenizer, max_prompts: int | None = None
     """
     prompts = (
         Prompt(sample_id=conversation.sample_id, token_ids=token_ids)
-        for conversation in iter_conversations([SourceConfig(path=str(file))])
+        for conversation in map(_sound, iter_conversations([SourceConfig(path=str(file))]))
         for token_ids in _prompt_ids(conversation, chat)
     )
     if not (first := list(islice(prompts, max_prompts))):
@@ -74,6 +75,12 @@ def _sample_turns(sample: CachedSample, number: int, max_new_tokens: int) -> Ite
         if start > 0 and sample.supervised[start : stop - 1].any():
             prompt = Prompt(sample_id=sample.sample_id, token_ids=np.array(sample.input_ids[:start]))
             yield CachedTurn(prompt=prompt, sample=number, stop=min(stop, start + max_new_tokens))
+
+
+def _sound(row: Conversation | FaultyRow) -> Conversation:
+    if isinstance(row, FaultyRow):
+        raise DataError(row.detail)
+    return row
 
 
 def _prompt_ids(conversation: Conversation, chat: ChatTokenizer) -> Iterator[NDArray[np.int32]]:

@@ -11,6 +11,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation, fingerprint_sources, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
@@ -55,7 +56,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
 
     Raises:
         ConfigError: no `regenerate` section, or an output that another run, or no run, has made.
-        DataError: malformed input, or not one row that could be answered.
+        DataError: input that cannot be read, or not one row that could be answered.
         StoppedError: a signal came; everything finished so far stays.
     """
     if recipe.regenerate is None:
@@ -68,7 +69,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
         "target": {"weights": weights_fingerprint(folder), "dtype": recipe.target.dtype},
         "tokenizer": chat.fingerprint(),
         "template": {"source": chat.template.source, "variables": dict(chat.template.variables)},
-        "data": corpus.hexdigest(),
+        "data": corpus.row_digest(),
         "sampling": settings.model_dump(mode="json", exclude={"sources", "output"}),
     }
     log_file = _beside(output, ".part")
@@ -79,8 +80,8 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
         return result
     with AnswerLog(log_file, identity, settings.batch_size * WINDOW_BATCHES) as log:
         started = time.monotonic()
-        if log.tally.rows < corpus.num_conversations:
-            _answer_rest(recipe, settings, chat, log, corpus.num_conversations, report=report)
+        if log.tally.rows < corpus.num_rows:
+            _answer_rest(recipe, settings, chat, log, corpus.num_rows, report=report)
         result = _publish(output, identity, log, time.monotonic() - started)
     log_file.unlink()
     report(summary(result))
@@ -138,12 +139,18 @@ def _answer_rest(
         with ProgressLine("regenerate", total=num_rows, unit="conversations", initial=done) as progress:
             for window in count(done // window_rows):
                 stop.raise_if_set(f"{log.tally.rows:,} of {num_rows:,} conversations are in {log.path}")
-                if not (conversations := list(islice(rest, window_rows))):
+                if not (rows := list(islice(rest, window_rows))):
                     break
-                rewritten = rewriter.rewrite(conversations, window)
-                log.append([_row(*pair) for pair in zip(conversations, rewritten, strict=True)])
+                rewritten = rewriter.rewrite([row for row in rows if isinstance(row, Conversation)], window)
+                outcomes = iter(rewritten)
+                log.append([_faulty(row) if isinstance(row, FaultyRow) else _row(row, next(outcomes)) for row in rows])
                 num_tokens += sum(outcome.num_tokens for outcome in rewritten)
-                progress.update(len(conversations), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
+                progress.update(len(rows), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
+
+
+def _faulty(row: FaultyRow) -> dict[str, Any]:
+    """Return the row of the log of an input row that cannot be read."""
+    return {"status": "error", "reason": row.reason, "detail": row.detail, "source": row.source, "where": row.where}
 
 
 def _row(conversation: Conversation, rewritten: Rewritten) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rows of files come in order, with their places in every error; the fingerprint follows what they say, not where."""
 
 import json
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.readers import hub_rows
 from eaglepipe.chat.sources import Conversation, fingerprint_sources, is_hub_id, iter_conversations, source_name
 from eaglepipe.errors import DataError
@@ -22,7 +24,12 @@ ROWS = [{"id": f"row-{n}", "messages": dialogue(f"question {n}\n", f"é {n}")} f
 
 
 def read(path: Path, **fields: Any) -> list[Conversation]:
-    return list(iter_conversations([SourceConfig(path=str(path), **fields)]))
+    rows = list(iter_conversations([SourceConfig(path=str(path), **fields)]))
+    return [row for row in rows if isinstance(row, Conversation)]
+
+
+def faults(path: Path) -> list[FaultyRow]:
+    return [row for row in iter_conversations([SourceConfig(path=str(path))]) if isinstance(row, FaultyRow)]
 
 
 def fingerprint(path: Path, **fields: Any) -> str:
@@ -139,9 +146,11 @@ GOOD = json.dumps(ROWS[0]).encode()
 )
 def test_bad_line_is_named_by_file_and_line(tmp_path: Path, lines: list[bytes], said: str) -> None:
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(DataError, match=r"^" + str(path) + said):
-        read(path)
+    path.write_bytes(b"\n".join([*lines, GOOD]) + b"\n")
+    (fault,) = faults(path)
+    assert re.match(re.escape(str(path)) + said, fault.detail)
+    assert fault.detail.startswith(fault.where)
+    assert len(read(path)) == sum(line == GOOD for line in lines) + 1
 
 
 @pytest.mark.parametrize(
@@ -152,9 +161,7 @@ def test_bad_line_is_named_by_file_and_line(tmp_path: Path, lines: list[bytes], 
         ('[{"a": 1},\n]', ": not JSON"),
         ('[{"a": 1}', ":1: not JSON: Expecting ',' delimiter"),
         ('[{"a": 1}]\n[]', ":2: not JSON: Extra data"),
-        ('[{"a": 1}, "x"]', " row 2: each row is a JSON object, this is a str"),
         ('{"a": 1}\n\n{"b": ]}', ":3: not JSON: Expecting value"),
-        ('{"a": 1}\n7', " row 2: each row is a JSON object, this is a int"),
         ('{"a": "x', ":1: not JSON: Unterminated string"),
     ],
 )
@@ -164,6 +171,27 @@ def test_bad_json_is_named_by_file_and_line(tmp_path: Path, text: str, said: str
     with pytest.raises(DataError, match=r"^" + str(path)) as error:
         read(path)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "kind"), [('[{"messages": []}, "x"]', "str"), ('{"messages": []}\n7', "int")])
+def test_json_value_that_is_no_object_is_one_faulty_row(tmp_path: Path, text: str, kind: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    (fault,) = faults(path)
+    assert fault.detail == f"{path} row 2: each row is a JSON object, this is a {kind}"
+    assert len(read(path)) == 1
+
+
+def test_faulty_rows_are_no_part_of_the_fingerprint(tmp_path: Path) -> None:
+    plain = write_as(tmp_path / "plain" / "rows.jsonl", ROWS)
+    odd = tmp_path / "rows.jsonl"
+    odd.write_bytes(b"{broken\n" + plain.read_bytes() + b"[]\n")
+    assert fingerprint(odd) == fingerprint(plain)
+    moved = tmp_path / "moved" / "rows.jsonl"
+    moved.parent.mkdir()
+    moved.write_bytes(plain.read_bytes() + b"{broken\n[]\n")
+    digests = {fingerprint_sources([SourceConfig(path=str(path))]).row_digest() for path in (plain, odd, moved)}
+    assert len(digests) == 3
 
 
 def test_bytes_that_are_no_parquet_or_arrow_are_named(tmp_path: Path) -> None:

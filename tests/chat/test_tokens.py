@@ -165,8 +165,12 @@ def test_messages_without_a_tokenizer_are_refused_by_place(write_jsonl: Write) -
         samples_of(path, None)
 
 
-def test_a_row_the_template_refuses_is_named_by_place(write_jsonl: Write) -> None:
+def test_a_row_the_template_refuses_is_dropped_and_those_beside_it_are_not(write_jsonl: Write) -> None:
     strict = "{% if messages|length > 4 %}{{ raise_exception('too many messages') }}{% endif %}" + CHATML
-    path = write_jsonl({"messages": dialogue("a", "b")}, {"messages": dialogue("a", "b", "c", "d", "e", "f")})
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: .*too many messages"):
-        samples_of(path, strict)
+    good = [{"messages": dialogue("a", "b")}, {"messages": dialogue("c", "d")}]
+    alone, _ = samples_of(write_jsonl(*good), strict)
+    kept, drops = samples_of(
+        write_jsonl(good[0], {"messages": dialogue("a", "b", "c", "d", "e", "f")}, good[1]), strict
+    )
+    assert [sample.input_ids.tolist() for sample in kept] == [sample.input_ids.tolist() for sample in alone]
+    assert drops == {"template_refuses": 1}

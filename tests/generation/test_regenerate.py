@@ -215,13 +215,14 @@ def test_an_output_without_a_single_answer_is_an_error_and_no_file(make_recipe, 
     assert not (tmp_path / "answers.jsonl").exists()
 
 
-def test_a_malformed_line_is_named_before_anything_is_written(make_recipe, tmp_path):
+def test_a_malformed_line_is_an_error_row_and_the_others_are_answered(make_recipe, tmp_path):
     recipe = make_recipe([conversation(0)])
     with (tmp_path / "prompts.jsonl").open("a") as stream:
         stream.write("{broken\n")
-    with pytest.raises(DataError, match=r"prompts\.jsonl:2"):
-        run(recipe)
-    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+    result = run(recipe)
+    assert (result.input, result.errors, result.errors_by_reason) == (2, 1, {"not_json": 1})
+    left_out = [json.loads(line) for line in (tmp_path / "answers.jsonl.left-out.jsonl").read_text().splitlines()]
+    assert [row["where"] for row in left_out if row["status"] == "error"] == [f"{tmp_path / 'prompts.jsonl'}:2"]
 
 
 def test_a_recipe_without_the_section_says_so(make_recipe):

@@ -1,0 +1,38 @@
+"""Rows that cannot become a sample: a fault of one row never stops the rows beside it."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from eaglepipe.errors import DataError
+
+Fault = Literal[
+    "not_json",
+    "unknown_layout",
+    "malformed",
+    "unknown_role",
+    "no_content",
+    "half_surrogate",
+    "template_refuses",
+    "no_assistant_turn",
+    "too_short",
+]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+"""Reasons that are a fault of the row; all others (too long, duplicate, ...) follow from the recipe's settings."""
+
+
+class RowError(DataError):
+    """One row that cannot be used; `reason` is one of few, for counting, and the message says all."""
+
+    def __init__(self, reason: Fault, message: str) -> None:
+        super().__init__(message)
+        self.reason: Fault = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultyRow:
+    """A row of a source that cannot be used."""
+
+    where: str  # "file:line" or the like
+    source: str
+    reason: Fault
+    detail: str  # the full message; begins with `where`
