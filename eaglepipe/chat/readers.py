@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaglepipe.chat.faults import RowError
+from eaglepipe.chat.stored import without_nulls
 from eaglepipe.errors import DataError, first_line
 from eaglepipe.recipe.config import SourceConfig
 
@@ -122,13 +123,13 @@ def _arrow_rows(path: Path) -> Iterator[PlacedRow]:
 
 
 def batch_rows(batches: Iterator[Any], place: str) -> Iterator[PlacedRow]:
-    """Yield ("place row n", row) of record batches or tables."""
+    """Yield ("place row n", row) of record batches or tables; of nested objects, without the keys that are null."""
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for row in batch.slice(start, _BATCH_ROWS).to_pylist():
+            for row in batch.slice(start, _BATCH_ROWS).to_pylist(maps_as_pydicts="lossy"):
                 number += 1
-                yield f"{place} row {number}", row
+                yield f"{place} row {number}", {key: without_nulls(value) for key, value in row.items()}
 
 
 READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
