@@ -4,7 +4,7 @@ A row that does not have the shape of its layout is the user's mistake: the erro
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,22 +12,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from eaglepipe.chat.calls import read_tools
+from eaglepipe.chat.faults import RowError
+from eaglepipe.chat.messages import Message, is_message, message_list, read_messages
+from eaglepipe.chat.pairs import find_pair, refuse_context
 from eaglepipe.errors import DataError
 
 Row = Mapping[str, Any]
-Message = dict[str, Any]
 Format = Literal["messages", "sharegpt", "prompt_completion", "tokenized"]
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "observation": "tool",
-    "function_response": "tool",
-} | {role: role for role in ROLES}
+OTHER_NAMES = ("conversation", "dialogue", "dialog", "chat")  # of a list of messages
 IGNORED_LABEL = -100
 
 
@@ -77,9 +71,15 @@ def detect_format(row: Row, where: str) -> Format:
         return "prompt_completion"
     if "input_ids" in keys:
         return "tokenized"
-    raise DataError(
+    named = [key for key in OTHER_NAMES if key in keys]
+    if len(named) == 1:
+        return "messages"
+    if not named and find_pair(row, where) is not None:
+        return "prompt_completion"
+    raise RowError(
+        "unknown_layout",
         f"{where}: no known layout; the row has keys {sorted(map(str, row))}, expected `messages`, `conversations`, "
-        "`prompt` and `completion`, or `input_ids` with `loss_mask` or `labels`"
+        "`prompt` and `completion`, or `input_ids` with `loss_mask` or `labels`",
     )
 
 
@@ -93,18 +93,29 @@ def parse_row(row: Row, layout: Format | Literal["auto"], where: str) -> Content
 
 
 def _from_messages(row: Row, where: str) -> Content:
-    return Content(messages=_messages(_field(row, "messages", where), where), tools=_tools(row, where))
+    named = [key for key in ("messages", *OTHER_NAMES) if row.get(key) is not None]
+    return _conversation(row, named[0] if named else "messages", where)
 
 
 def _from_sharegpt(row: Row, where: str) -> Content:
-    renamed = [_sharegpt_message(raw, where, n) for n, raw in _numbered(_field(row, "conversations", where), where)]
-    return Content(messages=_messages([*_system(row), *renamed], where), tools=_tools(row, where))
+    return _conversation(row, "conversations", where)
+
+
+def _conversation(row: Row, key: str, where: str) -> Content:
+    messages, context = read_messages(_field(row, key, where), where)
+    system = _system(row, messages, where)
+    context = frozenset(len(system) + index for index in context)
+    return Content(messages=(*system, *messages), tools=_tools(row, where), context=context)
 
 
 def _from_prompt_completion(row: Row, where: str) -> Content:
-    prompt = _messages([*_system(row), *_side(row, "prompt", "user", where)], where)
-    completion = _messages(_side(row, "completion", "assistant", where), where)
-    return Content(messages=prompt + completion, tools=_tools(row, where), context=frozenset(range(len(prompt))))
+    asked, answered = find_pair(row, where) or ("prompt", "completion")
+    refuse_context(row, asked, where)
+    prompt, _ = read_messages(_side(row, asked, "user", where), where)
+    prompt = (*_system(row, prompt, where), *prompt)
+    completion, left_out = read_messages(_side(row, answered, "assistant", where), where)
+    context = frozenset(range(len(prompt))) | {len(prompt) + index for index in left_out}
+    return Content(messages=prompt + completion, tools=_tools(row, where), context=context)
 
 
 def _from_tokens(row: Row, where: str) -> Content:
@@ -134,67 +145,41 @@ def _field(row: Row, key: str, where: str) -> Any:
     return row[key]
 
 
-def _numbered(raw: Any, where: str) -> list[tuple[int, Any]]:
-    if isinstance(raw, str) or not isinstance(raw, Sequence):
-        raise DataError(f"{where}: a conversation is a list of messages, this is a {type(raw).__name__}")
-    return list(enumerate(raw, start=1))
-
-
-def _messages(raw: Any, where: str) -> tuple[Message, ...]:
-    return tuple(_message(message, where, n) for n, message in _numbered(raw, where))
-
-
-def _message(raw: Any, where: str, number: int) -> Message:
-    if not isinstance(raw, Mapping):
-        raise DataError(f"{where}: message {number} is a {type(raw).__name__}, not an object with role and content")
-    message = {str(key): value for key, value in raw.items() if value is not None}
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise DataError(f"{where}: message {number} has the unknown role {role!r}; known: {', '.join(ROLES)}")
-    if content is None:
-        if role == "assistant" and (message.get("tool_calls") or message.get("function_call")):
-            return message
-        raise DataError(f"{where}: message {number} ({role}) has no content; only one with tool_calls may lack it")
-    if not isinstance(content, str):
-        raise DataError(f"{where}: message {number} ({role}) has a {type(content).__name__} for content, not a string")
-    return message
-
-
-def _sharegpt_message(raw: Any, where: str, number: int) -> Any:
-    if not isinstance(raw, Mapping) or "from" not in raw:
-        return raw
-    role = SHAREGPT_ROLES.get(str(raw["from"]))
-    if role is None:
-        known = ", ".join(SHAREGPT_ROLES)
-        raise DataError(f"{where}: message {number} is from the unknown {raw['from']!r}; known: {known}")
-    others = {key: value for key, value in raw.items() if key not in ("from", "value")}
-    return {"role": role, "content": raw.get("value"), **others}
-
-
-def _system(row: Row) -> list[Message]:
-    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
+def _system(row: Row, messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    """Return the message of a system column, or none if the messages begin with it."""
+    columns = {key: row[key] for key in ("system", "system_prompt") if row.get(key)}
+    if not columns:
+        return ()
+    name, text = next(iter(columns.items()))
+    if any(not isinstance(value, str) or value != text for value in columns.values()):
+        raise DataError(f"{where}: `{'` and `'.join(columns)}` are not one text: {list(columns.values())!r}")
+    if not messages or messages[0]["role"] not in ("system", "developer"):
+        return ({"role": "system", "content": text},)
+    if messages[0]["content"].strip() != text.strip():
+        raise DataError(f"{where}: the column `{name}` and the system message differ; leave one out")
+    return ()
 
 
 def _side(row: Row, key: str, role: str, where: str) -> list[Any]:
-    """Return one side of a prompt and completion pair as a list of messages."""
+    """Return one side of a pair as a list of messages; a text is one message, unless it is the JSON of messages."""
     value = _field(row, key, where)
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    return [message for _, message in _numbered(value, where)]
+    if not isinstance(value, str):
+        return message_list(value, where)
+    if value.lstrip().startswith("["):
+        try:
+            stored = json.loads(value)
+        except (ValueError, RecursionError):
+            stored = None
+        if isinstance(stored, list) and stored and all(map(is_message, stored)):
+            return stored
+    return [{"role": role, "content": value}]
 
 
 def _tools(row: Row, where: str) -> tuple[dict[str, Any], ...] | None:
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
-            raise DataError(f"{where}: `tools` is a string that is not JSON: {error}") from None
-    if not tools:
-        return None
-    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise DataError(f"{where}: `tools` is not a list of objects")
-    return tuple(dict(tool) for tool in tools)
+    """Return the tools of a row, which OpenAI's first format calls `functions`."""
+    return read_tools(
+        row["functions"] if row.get("tools") is None and row.get("functions") else row.get("tools"), where
+    )
 
 
 def _loss_mask(row: Row, input_ids: NDArray[np.int64], where: str) -> NDArray[np.bool_]:

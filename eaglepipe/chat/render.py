@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from eaglepipe.chat.formats import Message
+from eaglepipe.chat.messages import Message
 from eaglepipe.errors import TemplateError
 
 Tools = Sequence[dict[str, Any]] | None

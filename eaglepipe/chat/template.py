@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from eaglepipe.chat.formats import Message
+from eaglepipe.chat.messages import Message
 from eaglepipe.chat.render import GENERATION_MARKER, ChatTemplate, Span, assistant_positions, pinned_dates
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_template

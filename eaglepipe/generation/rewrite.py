@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from eaglepipe.chat.formats import Message
+from eaglepipe.chat.messages import Message
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.errors import TemplateError

@@ -96,7 +96,7 @@ def test_padding_of_tokenised_rows_is_left_out() -> None:
         ({"messages": [{"content": "a"}]}, "unknown role None"),
         ({"messages": [{"role": "user", "content": None}]}, r"message 1 \(user\) has no content"),
         ({"messages": [{"role": "assistant"}]}, r"message 1 \(assistant\) has no content"),
-        ({"messages": [{"role": "user", "content": ["a"]}]}, "has a list for content"),
+        ({"messages": [{"role": "user", "content": [3]}]}, "part 1 of its content, is a int, not a text"),
         ({"conversations": [{"from": "wizard", "value": "a"}]}, "from the unknown 'wizard'"),
         ({"conversations": [{"from": ["human"], "value": "a"}]}, r"from the unknown \['human'\]"),
         ({"messages": [], "tools": "{"}, "`tools` is a string that is not JSON"),

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from eaglepipe.chat.formats import Message
+from eaglepipe.chat.messages import Message
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer
