@@ -13,6 +13,7 @@ from eaglepipe.chat.stored import decoded, decoded_array, rows_of_columns, witho
 Call = dict[str, Any]
 
 _ARGUMENTS = ("arguments", "parameters", "args")
+_TOOL_KEYS = {"input_schema": "parameters"}
 _MAY_BE_NULL = ("default", "const")  # of a JSON schema
 _BESIDE_ARGUMENTS = {"name", "id", "type", "index", "description"}
 
@@ -109,7 +110,7 @@ def _tool(raw: Any, what: str, where: str) -> dict[str, Any]:
     if "function" in tool:
         return {**tool, "function": _schema(tool["function"], what)}
     if isinstance(tool.get("name"), str) and tool.get("type", "function") == "function":
-        bare = {key: entry for key, entry in tool.items() if key != "type"}
+        bare = {_TOOL_KEYS.get(key, key): entry for key, entry in tool.items() if key != "type"}
         return {"type": "function", "function": _schema(bare, what)}
     if isinstance(tool.get("type"), str):
         return tool
