@@ -34,6 +34,7 @@ class Content:
     context: frozenset[int] = frozenset()
     input_ids: NDArray[np.int32] | None = None  # [T]
     turns: NDArray[np.int32] | None = None  # [T]
+    tokenizer: str | None = None  # fingerprint of the tokenizer that gave the ids, if the row names it
 
     def digests(self) -> tuple[bytes, str]:
         """Return the content's xxh3_128 (16 bytes) and its xxh3_64 in hex.
@@ -56,21 +57,27 @@ class Content:
         return {"num_context": count} if leading else {"context": sorted(self.context)}
 
 
+_MARKS: tuple[tuple[Format, frozenset[str]], ...] = (  # the first one whose keys a row has is its layout
+    ("tokenized", frozenset({"input_ids", "tokenizer"})),
+    ("messages", frozenset({"messages"})),
+    ("sharegpt", frozenset({"conversations"})),
+    ("prompt_completion", frozenset({"prompt", "completion"})),
+    ("tokenized", frozenset({"input_ids"})),
+)
+
+
 def detect_format(row: Row, where: str) -> Format:
     """Return the layout of a row by its keys; keys whose value is null count as absent.
+
+    Token ids that name their tokenizer are those that a target read and wrote: messages beside them are for people.
 
     Raises:
         DataError: naming the keys the row has.
     """
     keys = {key for key, value in row.items() if value is not None}
-    if "messages" in keys:
-        return "messages"
-    if "conversations" in keys:
-        return "sharegpt"
-    if {"prompt", "completion"} <= keys:
-        return "prompt_completion"
-    if "input_ids" in keys:
-        return "tokenized"
+    for layout, marks in _MARKS:
+        if marks <= keys:
+            return layout
     named = [key for key in OTHER_NAMES if key in keys]
     if len(named) == 1:
         return "messages"
@@ -84,12 +91,14 @@ def detect_format(row: Row, where: str) -> Format:
 
 
 def parse_row(row: Row, layout: Format | Literal["auto"], where: str) -> Content:
-    """Return a row's content.
+    """Return a row's content; token ids that name their tokenizer are never rendered again, whatever the layout.
 
     Raises:
         DataError: the row does not have the shape of its layout; the message begins with `where`.
     """
-    return _PARSERS[detect_format(row, where) if layout == "auto" else layout](row, where)
+    exact = row.get("input_ids") is not None and row.get("tokenizer") is not None
+    chosen = detect_format(row, where) if exact or layout == "auto" else layout
+    return _PARSERS[chosen](row, where)
 
 
 def _from_messages(row: Row, where: str) -> Content:
@@ -128,7 +137,8 @@ def _from_tokens(row: Row, where: str) -> Content:
         input_ids, loss_mask = input_ids[real], loss_mask[real]
     starts = loss_mask & ~np.concatenate(([False], loss_mask[:-1]))
     turns = np.where(loss_mask, np.cumsum(starts), 0)
-    return Content(input_ids=input_ids.astype(np.int32), turns=turns.astype(np.int32))
+    fingerprint = None if row.get("tokenizer") is None else str(row["tokenizer"])
+    return Content(input_ids=input_ids.astype(np.int32), turns=turns.astype(np.int32), tokenizer=fingerprint)
 
 
 _PARSERS: dict[Format, Callable[[Row, str], Content]] = {

@@ -5,6 +5,7 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
+from eaglepipe.chat.tokenizer import decode_after
 from eaglepipe.chat.tokens import TokenSample, supervised_tokens
 from eaglepipe.errors import printable
 
@@ -37,10 +38,12 @@ def _preview(sample: TokenSample, tokenizer: PreTrainedTokenizerBase, colour: bo
 
 def _runs(sample: TokenSample, tokenizer: PreTrainedTokenizerBase, colour: bool, max_tokens: int) -> Iterator[str]:
     """Decode the text a run at a time, since one character may be several tokens."""
-    pairs = zip(sample.input_ids[:max_tokens].tolist(), sample.turns[:max_tokens].tolist(), strict=True)
-    for turn, run in groupby(pairs, key=lambda pair: pair[1]):
-        ids = [token for token, _ in run]
-        text = escape_control(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    ids, turns = sample.input_ids[:max_tokens].tolist(), sample.turns[:max_tokens].tolist()
+    start = 0
+    for turn, run in groupby(turns):
+        stop = start + len(list(run))
+        text = escape_control(decode_after(tokenizer, ids[:start], ids[start:stop]))
+        start = stop
         if not turn:
             yield text
         elif colour:

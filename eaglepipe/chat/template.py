@@ -31,8 +31,10 @@ _SECOND: tuple[Message, ...] = (
 def load_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTokenizer:
     """Join the tokenizer with the template that `data` names, probed; sources that are all tokenised need none.
 
+    A template that fails a probe is kept with its problem: rows of token ids, and prompts, need no mask of a rendering.
+
     Raises:
-        TemplateError: there is no template, or it fails a probe.
+        TemplateError: there is no template, or `data.mask` asks for markers that it lacks.
         DataError: the file of data.chat_template cannot be read.
     """
     if all(source.format == "tokenized" for source in data.sources):
@@ -45,7 +47,12 @@ def load_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) ->
         last_only=data.supervise == "last",
     )
     chat = ChatTokenizer(tokenizer=tokenizer, template=template)
-    ends = probe_template(chat)
+    try:
+        ends = probe_template(chat)
+    except TemplateError as problem:
+        eos = tokenizer.eos_token_id
+        known = frozenset() if eos is None else frozenset({eos})
+        return replace(chat, problem=problem, end_of_turn=eos, ends_of_turn=known)
     return replace(chat, end_of_turn=ends[0], ends_of_turn=frozenset(ends))
 
 

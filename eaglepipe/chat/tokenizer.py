@@ -21,6 +21,8 @@ from eaglepipe.files.hashing import hash_json
 
 TokenIds = NDArray[np.int32]
 
+_CONTEXT_TOKENS = 16  # more than one character, or one space, may depend on
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTokenizer:
@@ -30,6 +32,7 @@ class ChatTokenizer:
     template: ChatTemplate
     end_of_turn: int | None = None  # the token that closes the last assistant turn
     ends_of_turn: frozenset[int] = frozenset()  # all that close one; templates may treat the last turn apart
+    problem: TemplateError | None = None  # the reason that no rendering can be masked; tokenised rows need none
 
     @property
     def vocab_size(self) -> int:
@@ -71,7 +74,13 @@ class ChatTokenizer:
         return encoded
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[tuple[TokenIds, TokenIds] | TemplateError]:
-        """Encode several conversations, tokenised together; for one that cannot be, its error."""
+        """Encode several conversations, tokenised together; for one that cannot be, its error.
+
+        Raises:
+            TemplateError: the template has failed a probe, so no rendering can be masked.
+        """
+        if self.problem is not None and conversations:
+            raise self.problem
         rendered = [self._rendered(conversation) for conversation in conversations]
         texts = [item.text for item in rendered if isinstance(item, Rendered)]
         tokens = iter(self._tokenize(texts) if texts else [])
@@ -171,6 +180,16 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise TargetError(f"{folder}: no tokenizer can be loaded: {first_line(error)}") from None
+
+
+def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
+    """Decode ids, special tokens included, as they stand after others: alone, some tokenizers drop a leading space."""
+    head = list(before[-_CONTEXT_TOKENS:])
+    whole, prefix, alone = (
+        str(tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for part in ([*head, *ids], head, list(ids))
+    )
+    return whole[len(prefix) :] if whole.startswith(prefix) else alone
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> str:

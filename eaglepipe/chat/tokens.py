@@ -4,8 +4,9 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds
-from eaglepipe.errors import DataError, TemplateError
+from eaglepipe.errors import DataError, TemplateError, printable
 from eaglepipe.recipe.config import DataConfig
 
 NO_ASSISTANT_TURN = "no_assistant_turn"
@@ -55,14 +56,17 @@ def iter_token_samples(
     `chat` may be None when every row comes tokenised. A sample keeps its first `data.max_length` tokens.
 
     Raises:
-        DataError: a row of messages without `chat`.
+        DataError: a row of messages without `chat`, or token ids of another tokenizer.
     """
     rest = iter(rows)
+    fingerprint = cache(chat.fingerprint) if chat is not None else None
     while batch := list(islice(rest, _BATCH_CONVERSATIONS)):
         drops.update(row.reason for row in batch if isinstance(row, FaultyRow))
         conversations = [row for row in batch if isinstance(row, Conversation)]
         answered = [conversation for conversation in conversations if conversation.has_assistant_turn]
         drops[NO_ASSISTANT_TURN] += len(conversations) - len(answered)
+        for conversation in answered:
+            _check_tokenizer(conversation, fingerprint)
         for conversation, encoded in zip(answered, _encoded(answered, chat), strict=True):
             if isinstance(encoded, TemplateError):
                 drops[TEMPLATE_REFUSES] += 1
@@ -92,6 +96,17 @@ def _encoded(
             yield conversation.input_ids, conversation.turns
         else:
             yield next(rendered)
+
+
+def _check_tokenizer(conversation: Conversation, fingerprint: Callable[[], str] | None) -> None:
+    if conversation.tokenizer is None or (fingerprint is not None and conversation.tokenizer == fingerprint()):
+        return
+    own = "which the target's folder lacks" if fingerprint is None else f"the target's is {fingerprint()}"
+    raise DataError(
+        f"{conversation.where}: source {conversation.source!r} holds token ids of tokenizer "
+        f"{printable(conversation.tokenizer[:64])}, {own}. Run `eaglepipe data regenerate` with this target, or "
+        "remove the rows' `input_ids`, `loss_mask` and `tokenizer` to have their messages rendered"
+    )
 
 
 def _supervised_turns(turns: TokenIds, data: DataConfig) -> TokenIds:

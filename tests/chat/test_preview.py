@@ -1,6 +1,8 @@
 """The preview shows where the mask lies and lets nothing through that a terminal would obey."""
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from eaglepipe.chat.preview import preview_samples
 from eaglepipe.chat.sources import Conversation
@@ -21,6 +23,17 @@ def test_brackets_hold_exactly_the_turns() -> None:
     assert text.splitlines()[0].startswith("s:1: ")
     assert "⟦fine 🌳<|im_end|>⟧" in text
     assert text.count("⟦") == 1
+
+
+def test_spaces_at_the_border_of_a_turn_are_shown_for_tokenizers_that_join_words_by_spaces() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"▁hi": 0, "▁An": 1, "▁oak": 2, "<s>": 3}, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    ids = TokenSample(
+        sample_id="m", source="s", input_ids=np.array([0, 1, 2], np.int32), turns=np.array([0, 1, 1], np.int32)
+    )
+    text = preview_samples([ids], PreTrainedTokenizerFast(tokenizer_object=tokenizer), colour=False)
+    assert text.splitlines()[1] == "hi⟦ An oak⟧"
 
 
 def test_colours_alternate_with_the_turns() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eaglepipe.chat.sources import iter_conversations
+from eaglepipe.chat.sources import Conversation, iter_conversations
 from eaglepipe.chat.tokens import DropCounts, TokenSample, iter_token_samples, supervised_tokens
 from eaglepipe.errors import DataError
+from eaglepipe.recipe.config import SourceConfig
 from tests.chat.tiny_chat import CHATML, CHATML_MARKED, data_config, dialogue, make_chat, make_tokenizer
 
 Write = Callable[..., Path]
@@ -174,3 +175,39 @@ def test_a_row_the_template_refuses_is_dropped_and_those_beside_it_are_not(write
     )
     assert [sample.input_ids.tolist() for sample in kept] == [sample.input_ids.tolist() for sample in alone]
     assert drops == {"template_refuses": 1}
+
+
+def exact_row(**fields: Any) -> dict[str, Any]:
+    ids = pieces("<|im_start|>", "assistant", "\n", "fine.", "<|im_end|>")
+    row = {"messages": dialogue("other", "words"), "input_ids": ids, "loss_mask": [0, 0, 0] + [1] * (len(ids) - 3)}
+    return {**row, "tokenizer": make_chat().fingerprint(), **fields}
+
+
+@pytest.mark.parametrize("layout", ["auto", "messages"])
+@pytest.mark.parametrize("template", [CHATML, CHATML.replace("<|im_end|>", "."), CHATML_MARKED])
+def test_ids_that_name_their_tokenizer_are_read_as_they_are(write_jsonl: Write, template: str, layout: str) -> None:
+    row = exact_row()
+    source = SourceConfig(path=str(write_jsonl(row)), format=layout)
+    data = data_config().model_copy(update={"sources": (source,)})
+    (sample,) = iter_token_samples(iter_conversations(data.sources), make_chat(template), data, DropCounts())
+    assert sample.input_ids.tolist() == row["input_ids"]
+    assert sample.turns.tolist() == row["loss_mask"]
+
+
+@pytest.mark.parametrize("other", ["0" * 32, "another/model"])
+def test_ids_of_another_tokenizer_are_refused_with_the_source_and_the_way_out(write_jsonl: Write, other: str) -> None:
+    path = write_jsonl(exact_row(), exact_row(tokenizer=other))
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2: source 'rows' .*{other}.*data regenerate"):
+        samples_of(path)
+
+
+def test_ids_that_name_a_tokenizer_need_one_to_compare(write_jsonl: Write) -> None:
+    with pytest.raises(DataError, match="the target's folder lacks"):
+        samples_of(write_jsonl(exact_row()), None)
+
+
+def test_the_name_of_a_tokenizer_is_no_part_of_the_content(write_jsonl: Write) -> None:
+    named, plain = exact_row(messages=None), exact_row(messages=None, tokenizer=None)
+    rows = list(iter_conversations(data_config(write_jsonl(named, plain)).sources))
+    identities = {(row.sample_id, row.digest) for row in rows if isinstance(row, Conversation)}
+    assert len(rows) == 2 and len(identities) == 1

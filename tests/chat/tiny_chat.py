@@ -86,5 +86,5 @@ def masked_text(chat: ChatTokenizer, messages: list[Message]) -> list[str]:
 
 def refused(template: str, **fields: object) -> str:
     with pytest.raises(TemplateError) as error:
-        make_chat(template, **fields)
+        make_chat(template, **fields).encode(conversation(dialogue("a", "b")))
     return str(error.value)
