@@ -14,6 +14,7 @@ import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from eaglepipe.chat.messages import Message
+from eaglepipe.chat.template_input import TEMPLATE_FAULTS, fitted
 from eaglepipe.errors import TemplateError
 
 Tools = Sequence[dict[str, Any]] | None
@@ -21,7 +22,6 @@ Tools = Sequence[dict[str, Any]] | None
 GENERATION_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _FIXED_DAY = date(2025, 1, 1)
-_TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +121,14 @@ class ChatTemplate:
     ) -> tuple[str, list[tuple[int, int]]]:
         try:
             texts, marks = render_jinja_template(
-                conversations=[list(messages)],
+                conversations=[fitted(messages, self.source)],
                 tools=list(tools) if tools else None,
                 chat_template=self.source,
                 return_assistant_tokens_mask=marked,
                 add_generation_prompt=prompt,
                 **self.variables,
             )
-        except _TEMPLATE_FAULTS as error:
+        except TEMPLATE_FAULTS as error:
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise TemplateError(f"the chat template cannot render these messages: {error}{line}") from None
         return texts[0], marks[0] if marked else []

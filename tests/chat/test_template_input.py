@@ -1,0 +1,70 @@
+"""A template gets arguments and thoughts in the form that it reads, whatever form the row has."""
+
+from typing import Any
+
+import pytest
+
+from eaglepipe.chat.render import ChatTemplate
+from eaglepipe.chat.template_input import takes_text, thought_names
+
+FUNCTION = {"name": "rain", "arguments": {"city": "Øslo", "day": None}}
+CALLING = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": FUNCTION}]},
+]
+WRITTEN = '{"city": "Øslo", "day": null}'
+
+
+def with_calls(arguments: str) -> str:
+    return (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}"
+        f"{{% set args = c.function.arguments %}}{arguments}{{% endfor %}}{{% endfor %}}"
+    )
+
+
+def rendered(source: str, messages: list[dict[str, Any]]) -> str:
+    return ChatTemplate(source=source, variables={}, mask="prefix").render(messages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("{{ args | tojson }}", False),
+        ("{{ args if args is string else args | tojson }}", False),
+        ("{% for k, v in args.items() %}{{ k }}={{ v }};{% endfor %}", False),
+        ("{{ args }}", True),
+        ("{{ '[' + args + ']' }}", True),
+        ("{{ '[' ~ args ~ ']' }}", True),
+    ],
+)
+def test_arguments_are_written_as_json_or_by_entry(arguments: str, text: bool) -> None:
+    source = with_calls(arguments)
+    assert takes_text(source) == text
+    assert WRITTEN in rendered(source, CALLING) or "city=Øslo;day=None;" in rendered(source, CALLING)
+
+
+def test_the_row_keeps_its_arguments() -> None:
+    rendered(with_calls("{{ args }}"), CALLING)
+    assert isinstance(FUNCTION["arguments"], dict)
+
+
+NAMED = {
+    "reasoning_content": "{% if m.reasoning_content is string %}<think>{{ m.reasoning_content }}</think>{% endif %}",
+    "thinking": "{% if 'thinking' in m %}<think>{{ m['thinking'] }}</think>{% endif %}",
+    "reasoning": "{% if m.get('reasoning') %}<think>{{ m.get('reasoning') }}</think>{% endif %}",
+}
+
+
+@pytest.mark.parametrize("read", NAMED)
+@pytest.mark.parametrize("written", NAMED)
+def test_thought_reaches_a_template_under_its_own_name(read: str, written: str) -> None:
+    source = "{% for m in messages %}" + NAMED[read] + "{{ m.content }}{% endfor %}"
+    assert thought_names(source) == (read,)
+    messages = [{"role": "assistant", "content": "fine", written: "hm"}]
+    assert rendered(source, messages) == "<think>hm</think>fine"
+
+
+def test_template_with_generation_marks_and_variables_of_such_names_reads_no_thought() -> None:
+    source = "{% generation %}{{ thinking }}{% endgeneration %}{% set x = 'thinking' %}{{ x == 'reasoning' }}"
+    assert thought_names(source) == ()
+    assert thought_names("{% if %}") == ()
