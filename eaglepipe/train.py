@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.drafts.init_record import DraftInit, apply_init, open_init
-from eaglepipe.files.publish import publish_bytes, publish_json
+from eaglepipe.files.lock import folder_lock
+from eaglepipe.files.publish import leftovers, publish_bytes, publish_json, remove_abandoned
 from eaglepipe.recipe.load import dump_recipe
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
@@ -126,6 +127,9 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
             say(note)
 
         folder, init = run_folder(recipe), _open_init(recipe)
+        if world.is_main:
+            stack.enter_context(folder_lock(folder))
+            remove_abandoned(leftovers(folder))
         contract = resume_contract(recipe, source, init_digest=None if init is None else init.digest)
         checkpoint = _find_checkpoint(folder, contract, say)
         draft, notes = _build_draft(recipe, source, init, write_record=world.is_main)

@@ -1,7 +1,6 @@
 """Storage of caches: many under one root, each found by the settings that a recipe declares."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, l
 from eaglepipe.cache.reader import DERIVED_KEY, load_manifest
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 from eaglepipe.files.json_object import diff_fields
-from eaglepipe.files.publish import leftover_siblings, leftovers
+from eaglepipe.files.publish import leftover_siblings, leftovers, remove_abandoned
 from eaglepipe.recipe.tree import Recipe
 
 IDENTITY_PREFIX = 12
@@ -135,16 +134,15 @@ def caches_of(recipe: Recipe) -> list[CacheShare]:
 
 
 def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:
-    """Remove the leftovers of writers: temporary files, and the staging folder of a complete cache."""
+    """Remove the leftovers of killed writers: temporary files, and the staging folder of a complete cache.
+
+    Files that a running process is still writing stay.
+    """
     if not (folder / PLAN_NAME).exists():
         raise EaglepipeError(f"{folder}: not a cache, nothing is removed")
     name = load_document(folder / PLAN_NAME, Plan).name
-    removable = leftovers(folder) + leftover_siblings(folder.with_name(f"{name}{_STAGING_SUFFIX}"))
+    temporaries = leftovers(folder) + leftover_siblings(folder.with_name(f"{name}{_STAGING_SUFFIX}"))
+    removed = remove_abandoned(temporaries, dry_run=dry_run)
     if (folder / MANIFEST_NAME).exists() and (folder / WORK_FOLDER).exists():
-        removable.append(folder / WORK_FOLDER)
-    for path in () if dry_run else removable:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    return removable
+        removed += remove_abandoned([folder / WORK_FOLDER], dry_run=dry_run)
+    return removed

@@ -30,7 +30,16 @@ from eaglepipe.cache.writer import RefusedItem, ShardWriter
 from eaglepipe.errors import CacheError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import diff_fields
-from eaglepipe.files.publish import check_free_bytes, json_bytes, publish_bytes, publish_copy, put_if_absent
+from eaglepipe.files.lock import FOLDER_LOCK, write_lock
+from eaglepipe.files.publish import (
+    check_free_bytes,
+    json_bytes,
+    leftovers,
+    publish_bytes,
+    publish_copy,
+    put_if_absent,
+    remove_abandoned,
+)
 from eaglepipe.progress import ProgressLine
 
 _ORIGIN_FILE = f"{WORK_FOLDER}/derived.json"
@@ -149,10 +158,21 @@ def write_derived(
     Raises:
         CorruptError: a sample or a file of a source is damaged; nothing made from it stays.
         ResourceError: the disk is too small.
+        ConfigError: another process is writing the folder.
     """
+    if (done := existing_manifest(derivation.folder, derivation.plan)) is not None:
+        return done
+    with write_lock(derivation.folder / WORK_FOLDER / FOLDER_LOCK, derivation.folder):
+        return _write_locked(derivation, convert, verb=verb, report=report)
+
+
+def _write_locked(
+    derivation: Derivation, convert: Convert, *, verb: str, report: Callable[[], bytes] | None
+) -> Manifest:
     folder, plan = derivation.folder, derivation.plan
     if (done := existing_manifest(folder, plan)) is not None:
         return done
+    remove_abandoned(leftovers(folder))
     missing = missing_shards(folder, plan)
     missing_bytes = derivation.estimated_bytes * len(missing) / max(1, plan.shards)
     check_free_bytes(folder, missing_bytes, advice="name a folder on a larger disk")

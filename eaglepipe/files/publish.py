@@ -1,14 +1,16 @@
 """Atomic publication of files and folders: unique temporary sibling, write, check, fsync, rename, fsync the parent.
 
-A reader sees a published file whole or not at all, also after a kill or a power cut.
+A reader sees a published file whole or not at all, also after a kill or a power cut. A writer holds a shared lock on
+its temporary sibling, so that what a killed one left behind can be removed beside others at work.
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +69,7 @@ class PendingFile:
         with explained_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.stream: BinaryIO = self.temporary.open("xb")
+        self._hold = _hold(self.temporary)
 
     def publish(self, check: Callable[[Path], None] | None = None, path: Path | None = None) -> None:
         """Make the file durable and visible, at `path` if that was not known before.
@@ -88,12 +91,19 @@ class PendingFile:
         except BaseException:
             self.abort()
             raise
+        self._release()
 
     def abort(self) -> None:
         """Drop all that was written."""
         with suppress(OSError):  # flushing to a full disk fails again here; the file goes anyway
             self.stream.close()
         self.temporary.unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._hold is not None:
+            os.close(self._hold)
+            self._hold = None
 
 
 @contextmanager
@@ -113,21 +123,25 @@ def published_file(path: Path) -> Iterator[PendingFile]:
 def published_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling folder that takes the place of `path` if the block succeeds, and goes if it raises.
 
-    A folder that is already at `path` stays whole until then.
+    A folder that is already at `path` stays whole until then. Siblings that killed writers left are removed.
 
     Raises:
         ResourceError: full disk.
     """
-    temporary = _temporary_sibling(path)
+    temporary, hold = _temporary_sibling(path), None
     try:
         with explained_os_errors(path):
+            remove_abandoned(leftover_siblings(path))
             temporary.mkdir(parents=True)
+            hold = _hold(temporary)
             yield temporary
             _fsync(temporary)
             with _out_of_sight(path) if path.exists() else nullcontext():
                 _move(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if hold is not None:
+            os.close(hold)
 
 
 def remove_folder(folder: Path) -> None:
@@ -192,6 +206,44 @@ def leftovers(folder: Path) -> list[Path]:
 def leftover_siblings(path: Path) -> list[Path]:
     """Return the temporary files and folders that killed writers of `path` left beside it."""
     return sorted(path.parent.glob(f".{path.name}.*{_TEMPORARY_SUFFIX}"))
+
+
+def remove_abandoned(temporaries: Iterable[Path], *, dry_run: bool = False) -> list[Path]:
+    """Remove those temporary files and folders that no living writer holds; returns them."""
+    abandoned = [path for path in temporaries if not _is_held(path)]
+    for path in () if dry_run else abandoned:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return abandoned
+
+
+def _hold(path: Path) -> int | None:
+    """Return a descriptor with a shared lock on a temporary sibling; None if its file system has no locks."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _temporary_sibling(path: Path) -> Path:

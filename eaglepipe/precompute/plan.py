@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes, load_document
 from eaglepipe.cache.schema import SCHEMA_VERSION
@@ -20,7 +21,13 @@ from eaglepipe.chat.tokens import DropCounts, iter_token_samples
 from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import diff_fields, differing_leaves
-from eaglepipe.files.publish import PendingFile, check_free_bytes, put_if_absent
+from eaglepipe.files.publish import (
+    PendingFile,
+    check_free_bytes,
+    leftover_siblings,
+    put_if_absent,
+    remove_abandoned,
+)
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import CorpusLayout, lay_out
@@ -108,6 +115,7 @@ def _staged_corpus(inputs: Stage1Inputs) -> Iterator[tuple[PendingFile, DropCoun
     """Tokenise the corpus, each row parsed once, into a file that is not published; with drops and fingerprint."""
     data, path = inputs.recipe.data, staging_path(inputs.recipe)
     _check_writable(path.parent)
+    remove_abandoned(leftover_siblings(path))
     drops, fingerprint = DropCounts(), CorpusFingerprint()
     conversations = fingerprint.through(iter_conversations(data.sources))
     file = PendingFile(path)
@@ -123,9 +131,8 @@ def _staged_corpus(inputs: Stage1Inputs) -> Iterator[tuple[PendingFile, DropCoun
 def _check_writable(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable.tmp"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=root):
+            pass
     except OSError as error:
         raise EaglepipeError(f"{root}: not writable ({error.strerror}); set cache.root to a folder that is") from None
 

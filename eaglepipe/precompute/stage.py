@@ -15,6 +15,7 @@ from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import cache_root, find_cache, list_caches
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, DraftError, EaglepipeError
+from eaglepipe.files.publish import leftovers, remove_abandoned
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
@@ -146,6 +147,7 @@ def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, repo
 def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, report: Report) -> int:
     if not any(worker.takes(shard) for shard in missing_shards(plan.folder, plan.document)):
         return 0
+    remove_abandoned(leftovers(plan.folder))
     recipe, local_rank = inputs.recipe, os.environ.get("LOCAL_RANK")  # under torchrun, each process takes its own GPU
     device = resolve_device(recipe.precompute.device, None if local_rank is None else int(local_rank))
     with stop_on_signals() as stop:

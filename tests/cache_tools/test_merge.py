@@ -14,8 +14,9 @@ from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.merge import merge_caches
 from eaglepipe.cache_tools.verify import verify_cache
-from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.errors import CacheError, ConfigError, CorruptError
 from eaglepipe.files.hashing import hash_json
+from eaglepipe.files.lock import FOLDER_LOCK, write_lock
 from eaglepipe.train import preview_training
 from tests.cache.damage import flip, read_everything
 from tests.cache.derived import digests, make_cache, samples
@@ -170,3 +171,12 @@ def test_a_flipped_bit_in_a_part_is_not_carried_over(parts: list[Path], tmp_path
     with pytest.raises(CorruptError, match=r"target\.safetensors"):
         merge_caches(tmp_path / "out2", [damaged, parts[1]])
     assert not (tmp_path / "out2" / "manifest.json").exists()
+
+
+def test_second_writer_of_a_derived_cache_is_refused(parts: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    with write_lock(folder / "work" / FOLDER_LOCK, folder), pytest.raises(ConfigError, match="another process"):
+        merge_caches(folder, parts)
+    assert not (folder / "shards").exists()
+    merge_caches(folder, parts)
+    assert verify_cache(folder, full=True).ok

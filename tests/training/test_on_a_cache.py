@@ -9,6 +9,7 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
 from eaglepipe.evaluation.bigram import bigram_acceptance_length, bigram_table
+from eaglepipe.files.lock import folder_lock
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import preview_training, run_training
@@ -117,3 +118,13 @@ def test_caches_of_different_vocabularies_are_not_joined(
     folder = Path(run_precompute(other, report=lambda _: None).folder)
     with pytest.raises(CacheError, match="draft vocabular"):
         open_caches([sealed_cache, folder])
+
+
+def test_second_run_in_a_folder_is_refused_before_it_touches_anything(
+    recipe: Recipe, sealed_cache: Path, tmp_path: Path
+) -> None:
+    with folder_lock(tmp_path / "run"):
+        (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+        with pytest.raises(ConfigError, match="another process is writing it"):
+            run_training(recipe, [sealed_cache])
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1}\n'

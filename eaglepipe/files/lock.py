@@ -1,0 +1,65 @@
+"""Locks of files and folders that one process writes at a time; a lock ends with its process, however that ends."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from eaglepipe.errors import ConfigError, EaglepipeError
+from eaglepipe.files.publish import explained_os_errors
+
+FOLDER_LOCK = ".writer.lock"
+
+
+@contextmanager
+def write_lock(lock: Path, subject: Path) -> Iterator[None]:
+    """Hold the lock file `lock` of `subject` while the block runs.
+
+    The process that holds it is described beside it, for the message that another one gets.
+
+    Raises:
+        ConfigError: another process holds it; names that process.
+        EaglepipeError: the lock file cannot be written.
+    """
+    holder = lock.with_suffix(".holder")
+    with explained_os_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file_lock = FileLock(lock, blocking=False)
+        try:
+            file_lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"{subject}: another process is writing it{_described(holder)}; wait for it, end it, or choose another"
+            ) from None
+        except NotImplementedError:
+            raise EaglepipeError(f"{subject}: its file system has no file locks; choose another disk") from None
+    try:
+        with explained_os_errors(holder):
+            holder.write_text(
+                f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n",
+                encoding="utf-8",
+            )
+        yield
+    finally:
+        with suppress(OSError):
+            holder.unlink()
+            lock.unlink()
+        file_lock.release()
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is about to be written; raises what `write_lock` does."""
+    with write_lock(folder / FOLDER_LOCK, folder):
+        yield
+
+
+def _described(holder: Path) -> str:
+    try:
+        return f" ({holder.read_text(encoding='utf-8').strip()})"
+    except (OSError, UnicodeDecodeError):
+        return ""
