@@ -19,6 +19,7 @@ from eaglepipe.errors import DataError, TemplateError, printable
 from eaglepipe.recipe.config import DataConfig
 
 NO_ASSISTANT_TURN = "no_assistant_turn"
+NOT_TRAINED_ON = "not_trained_on"  # the row itself leaves every assistant turn out
 TEMPLATE_REFUSES = "template_refuses"
 TOO_SHORT = "too_short"
 TOO_LONG = "too_long"
@@ -64,7 +65,7 @@ def iter_token_samples(
         drops.update(row.reason for row in batch if isinstance(row, FaultyRow))
         conversations = [row for row in batch if isinstance(row, Conversation)]
         answered = [conversation for conversation in conversations if conversation.has_assistant_turn]
-        drops[NO_ASSISTANT_TURN] += len(conversations) - len(answered)
+        drops.update(_reason_without_turn(row) for row in conversations if not row.has_assistant_turn)
         for conversation in answered:
             _check_tokenizer(conversation, fingerprint)
         for conversation, encoded in zip(answered, _encoded(answered, chat), strict=True):
@@ -107,6 +108,11 @@ def _check_tokenizer(conversation: Conversation, fingerprint: Callable[[], str] 
         f"{printable(conversation.tokenizer[:64])}, {own}. Run `eaglepipe data regenerate` with this target, or "
         "remove the rows' `input_ids`, `loss_mask` and `tokenizer` to have their messages rendered"
     )
+
+
+def _reason_without_turn(conversation: Conversation) -> str:
+    asked = any(message["role"] == "assistant" for message in conversation.messages or ())
+    return NOT_TRAINED_ON if asked else NO_ASSISTANT_TURN
 
 
 def _supervised_turns(turns: TokenIds, data: DataConfig) -> TokenIds:

@@ -117,6 +117,7 @@ def test_every_drop_is_counted_by_its_reason(write_jsonl: Write) -> None:
     path = write_jsonl(
         {"messages": []},
         {"messages": dialogue("hello")},
+        {"messages": [*dialogue("hello"), {"role": "assistant", "content": "fine", "weight": 0}]},
         {"input_ids": [], "loss_mask": []},
         {"input_ids": [5], "loss_mask": [1]},
         {"input_ids": [5, 6, 7], "loss_mask": [0, 0, 0]},
@@ -125,7 +126,7 @@ def test_every_drop_is_counted_by_its_reason(write_jsonl: Write) -> None:
     )
     samples, drops = samples_of(path)
     assert [sample.input_ids.tolist() for sample in samples] == [[5, 6, 7]]
-    assert drops == {"no_assistant_turn": 2, "too_short": 2, "empty_mask": 2}
+    assert drops == {"no_assistant_turn": 2, "not_trained_on": 1, "too_short": 2, "empty_mask": 2}
 
 
 def test_a_turn_may_start_at_token_zero(write_jsonl: Write) -> None:
