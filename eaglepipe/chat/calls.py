@@ -4,7 +4,7 @@ A call becomes `{"type": "function", "function": {"name", "arguments"}}` with an
 give it to a template, and a tool `{"type": "function", "function": {"name", "parameters", ...}}`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eaglepipe.chat.faults import RowError
@@ -62,6 +62,29 @@ def read_tools(raw: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     if not isinstance(value, list):
         raise RowError("unreadable_tools", f"{where}: `tools` is not a list of objects")
     return tuple(_tool(tool, f"{where}: tool {n}", where) for n, tool in enumerate(value, start=1))
+
+
+def declared_only(message: dict[str, Any], tools: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Leave out null arguments that a call's tool does not declare: keys of other rows, which exports of tables add."""
+    if "tool_calls" not in message:
+        return message
+    declared = {tool["function"].get("name"): _properties(tool["function"]) for tool in tools if "function" in tool}
+    calls = [_with_declared(call, declared.get(call["function"]["name"])) for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}
+
+
+def _properties(function: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    return properties if isinstance(properties, Mapping) else None
+
+
+def _with_declared(call: Call, properties: Mapping[str, Any] | None) -> Call:
+    if properties is None:
+        return call
+    arguments = call["function"]["arguments"]
+    kept = {key: value for key, value in arguments.items() if value is not None or key in properties}
+    return {**call, "function": {**call["function"], "arguments": kept}}
 
 
 def _call(raw: Any, what: str) -> Call:

@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from eaglepipe.chat.calls import read_tools
+from eaglepipe.chat.calls import declared_only, read_tools
 from eaglepipe.chat.faults import RowError
 from eaglepipe.chat.messages import Message, is_message, message_list, read_messages
 from eaglepipe.chat.pairs import find_pair, refuse_context
@@ -114,7 +114,7 @@ def _conversation(row: Row, key: str, where: str) -> Content:
     messages, context = read_messages(_field(row, key, where), where)
     system = _system(row, messages, where)
     context = frozenset(len(system) + index for index in context)
-    return Content(messages=(*system, *messages), tools=_tools(row, where), context=context)
+    return _content((*system, *messages), context, row, where)
 
 
 def _from_prompt_completion(row: Row, where: str) -> Content:
@@ -124,7 +124,7 @@ def _from_prompt_completion(row: Row, where: str) -> Content:
     prompt = (*_system(row, prompt, where), *prompt)
     completion, left_out = read_messages(_side(row, answered, "assistant", where), where)
     context = frozenset(range(len(prompt))) | {len(prompt) + index for index in left_out}
-    return Content(messages=prompt + completion, tools=_tools(row, where), context=context)
+    return _content(prompt + completion, context, row, where)
 
 
 def _from_tokens(row: Row, where: str) -> Content:
@@ -185,11 +185,12 @@ def _side(row: Row, key: str, role: str, where: str) -> list[Any]:
     return [{"role": role, "content": value}]
 
 
-def _tools(row: Row, where: str) -> tuple[dict[str, Any], ...] | None:
-    """Return the tools of a row, which OpenAI's first format calls `functions`."""
-    return read_tools(
-        row["functions"] if row.get("tools") is None and row.get("functions") else row.get("tools"), where
-    )
+def _content(messages: tuple[Message, ...], context: frozenset[int], row: Row, where: str) -> Content:
+    """Join messages with the tools of their row, which OpenAI's first format calls `functions`."""
+    tools = read_tools(row.get("functions") if row.get("tools") is None else row["tools"], where)
+    if tools is not None:
+        messages = tuple(declared_only(message, tools) for message in messages)
+    return Content(messages=messages, tools=tools, context=context)
 
 
 def _loss_mask(row: Row, input_ids: NDArray[np.int64], where: str) -> NDArray[np.bool_]:

@@ -100,6 +100,14 @@ def test_call_that_cannot_be_read_is_refused(row: dict[str, Any], said: str) -> 
         parse_row(row, "auto", "rows.jsonl:3")
 
 
+def test_null_arguments_stay_unless_the_tool_declares_none_of_the_name() -> None:
+    row = calling([{"function": {"name": "rain", "arguments": {"city": None, "a": None, "b": 1}}}])
+    assert message(row)["tool_calls"][0]["function"]["arguments"] == {"city": None, "a": None, "b": 1}
+    assert message({**row, "tools": [TOOL]})["tool_calls"][0]["function"]["arguments"] == {"city": None, "b": 1}
+    other = {"type": "function", "function": {"name": "sum", "parameters": SCHEMA}}
+    assert message({**row, "tools": [other, {"type": "search"}]}) == message(row)
+
+
 @pytest.mark.parametrize(
     "columns",
     [
