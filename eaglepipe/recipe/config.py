@@ -85,7 +85,9 @@ class CacheConfig(Section):
     probs_codec: Literal["fp16", "fp32"] = Field("fp16", description="probabilities, with supervision: dense")
     tolerance: Fraction = Field(0.01, description="mass that entries may leave to the tail, with supervision: sparse")
     max_entries: AtLeastTwo = Field(256, description="of a token, with supervision: sparse")
-    aux_layer_ids: tuple[int, ...] | None = Field(None, description="boundaries; default [2, n//2, n-3]")
+    aux_layer_ids: tuple[int, ...] | None = Field(
+        None, description="boundaries; default [2, n//2, n-3], in a shallow target [1, n//2, n-1]"
+    )
     full_head: bool = Field(False, description="keep all rows of the target's lm_head, as EAGLE-1/2 needs")
     last_hidden: Literal["supervised", "all"] = Field(
         "supervised", description="tokens whose last hidden state is kept, with supervision: hidden; EAGLE-1/2: all"

@@ -91,18 +91,20 @@ def rope_kinds(config: PretrainedConfig) -> dict[str, int]:
 
 
 def default_aux_layer_ids(num_layers: int) -> tuple[int, ...]:
-    """Return the boundaries [2, n//2, n-3].
+    """Return the boundaries [2, n//2, n-3], or [1, n//2, n-1] of a target too shallow for these to be distinct.
 
     Raises:
-        TargetError: a target too shallow for them to be distinct and ascending.
+        TargetError: fewer than 4 layers, of which no three boundaries are early, middle and late.
     """
     ids = default_boundaries(num_layers)
-    if not 2 < ids[1] < ids[2]:
-        raise TargetError(
-            f"the target has {num_layers} layers, too shallow for the default aux layers {list(ids)} (n//2 and n-3 "
-            f"must ascend from 2); set cache.aux_layer_ids to distinct boundaries in 1..{num_layers}"
-        )
-    return ids
+    if 2 < ids[1] < ids[2]:
+        return ids
+    if num_layers >= 4:
+        return 1, num_layers // 2, num_layers - 1
+    raise TargetError(
+        f"the target has {num_layers} layers, too shallow for three default aux layers; set cache.aux_layer_ids to "
+        f"distinct boundaries in 1..{num_layers}"
+    )
 
 
 def validate_aux_layer_ids(ids: Sequence[int], num_layers: int) -> tuple[int, ...]:

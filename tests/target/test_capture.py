@@ -146,7 +146,12 @@ def test_default_boundaries_of_common_depths():
     assert default_aux_layer_ids(7) == (2, 3, 4)
 
 
-@pytest.mark.parametrize("depth", range(1, 7))
+@pytest.mark.parametrize(("depth", "ids"), [(4, (1, 2, 3)), (5, (1, 2, 4)), (6, (1, 3, 5))])
+def test_default_boundaries_of_a_shallow_target_are_early_middle_and_late(depth, ids):
+    assert default_aux_layer_ids(depth) == validate_aux_layer_ids(ids, depth) == ids
+
+
+@pytest.mark.parametrize("depth", range(1, 4))
 def test_a_target_too_shallow_for_the_default_is_refused_with_its_depth(depth):
     with pytest.raises(TargetError, match=f"{depth} layers"):
         default_aux_layer_ids(depth)
