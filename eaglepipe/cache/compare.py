@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan
+from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, PLAN_NAME, Manifest, Plan
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan, missing_shards
 from eaglepipe.errors import CacheError, printable
 from eaglepipe.files.hashing import hash_json
@@ -68,7 +68,7 @@ def target_weights(folder: Path) -> str | None:
 
 
 def _contents(folder: Path, plan: Plan) -> dict[str, Any]:
-    """Counts, and digests of the rest, without the plan, which names paths of the machine it was made on."""
+    """Counts, and digests of the rest, without plan and drops, which name paths of the machine it was made on."""
     if (folder / MANIFEST_NAME).exists():
         return _manifest_contents(load_manifest(folder))
     return {
@@ -80,7 +80,7 @@ def _contents(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _manifest_contents(manifest: Manifest) -> dict[str, Any]:
-    files = {entry.path: entry.xxh3_128 for entry in manifest.files if entry.path != PLAN_NAME}
+    files = {entry.path: entry.xxh3_128 for entry in manifest.files if entry.path not in (PLAN_NAME, DROPS_FILE)}
     return {
         "complete": True,
         "num_shards": len(manifest.shards),
@@ -119,7 +119,7 @@ def _first_difference(first: Cache, other: Cache) -> str | None:
 
 def _reading_files(manifest: Manifest) -> dict[str, str]:
     """Digests of the files that decide how a cache's bytes are read, except those compared by their content."""
-    compared = (PLAN_NAME, VOCAB_FILE, START_FILE, TARGET_CONFIG_FILE, REPORT_FILE)
+    compared = (PLAN_NAME, DROPS_FILE, VOCAB_FILE, START_FILE, TARGET_CONFIG_FILE, REPORT_FILE)
     return {
         entry.path: entry.xxh3_128 for entry in manifest.files if "/" not in entry.path and entry.path not in compared
     }

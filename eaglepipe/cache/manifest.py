@@ -18,6 +18,7 @@ from eaglepipe.target_head import HeadSpec
 
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
+DROPS_FILE = "drops.jsonl"
 SHARDS_FOLDER = "shards"
 CHECKSUM_KEY = "xxh3_128"
 MAX_DOCUMENT_BYTES = 256 * 2**20

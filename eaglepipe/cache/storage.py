@@ -54,7 +54,8 @@ def declared_sections(recipe: Recipe) -> dict[str, Any]:
     excluded = {"root", "profile"}  # places and names, which do not change what is stored
     if recipe.cache.last_hidden == "supervised":  # absent from plans published before there was a choice
         excluded.add("last_hidden")
-    return recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"}, exclude={"cache": excluded})
+    exclude = {"cache": excluded, "data": {"max_drop_fraction"}}
+    return recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"}, exclude=exclude)
 
 
 def list_caches(root: Path) -> Iterator[FoundCache]:

@@ -18,6 +18,8 @@ Fault = Literal[
     "template_refuses",
     "no_assistant_turn",
     "too_short",
+    "token_out_of_range",
+    "repeated_id",
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 """Reasons that are a fault of the row; all others (too long, duplicate, ...) follow from the recipe's settings."""

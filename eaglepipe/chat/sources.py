@@ -6,7 +6,7 @@ The Hub is asked only for a name that cannot be meant as a local path.
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def is_hub_id(path: str) -> bool:
 def _conversation(row: dict[str, Any] | RowError, where: str, name: str, source: SourceConfig) -> Conversation:
     if isinstance(row, RowError):
         raise row
-    content = parse_row(row, source.format, where)
+    content = _without_opening(parse_row(row, source.format, where))
     own_id = row.get("id")
     try:
         digest, short = content.digests()
@@ -141,6 +141,13 @@ def _conversation(row: dict[str, Any] | RowError, where: str, name: str, source:
     except RecursionError:
         raise RowError("malformed", f"{where}: nested too deeply") from None
     return Conversation(sample_id=sample_id, source=name, where=where, digest=digest, **vars(content))
+
+
+def _without_opening(content: Content) -> Content:
+    """Make an assistant message at the very beginning context: it answers nothing, so no target would write it."""
+    if not content.messages or content.messages[0]["role"] != "assistant":
+        return content
+    return replace(content, context=content.context | {0})
 
 
 def _rows(source: SourceConfig) -> Iterator[PlacedRow]:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from eaglepipe.chat.render import ChatTemplate, Rendered, Span
+from eaglepipe.chat.messages import Message
+from eaglepipe.chat.render import ChatTemplate, Rendered, Span, assistant_positions
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.errors import DataError, TargetError, TemplateError, first_line
 from eaglepipe.files.hashing import hash_json
@@ -105,7 +106,7 @@ class ChatTokenizer:
     def _rendered(self, conversation: Conversation) -> Rendered | TemplateError:
         assert conversation.messages is not None, "tokenised rows need no tokenizer"
         try:
-            return self.template.spans(conversation.messages, conversation.tools, conversation.context)
+            return self.template.spans(_answered(conversation.messages), conversation.tools, conversation.context)
         except TemplateError as error:
             return TemplateError(f"{conversation.where}: {error}")
 
@@ -166,6 +167,12 @@ class ChatTokenizer:
             last = np.flatnonzero(closing & (turns == turn))[-1]
             turns[last + 1 :][turns[last + 1 :] == turn] = 0
         return turns
+
+
+def _answered(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages up to the last assistant turn: no answer to those after it is known, and none reads them."""
+    positions = assistant_positions(messages)
+    return messages[: positions[-1] + 1] if positions else messages
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -1,9 +1,8 @@
-"""Conversations to token samples: tokenised in batches, cut to length, samples left out counted by reason.
+"""Conversations to token samples: tokenised in batches, cut to length; rows left out go to a log, with their reason.
 
 `supervised_tokens` alone decides which tokens are supervised.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,18 +11,12 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from eaglepipe.chat.drops import DropLog
 from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds
 from eaglepipe.errors import DataError, TemplateError, printable
 from eaglepipe.recipe.config import DataConfig
-
-NO_ASSISTANT_TURN = "no_assistant_turn"
-NOT_TRAINED_ON = "not_trained_on"  # the row itself leaves every assistant turn out
-TEMPLATE_REFUSES = "template_refuses"
-TOO_SHORT = "too_short"
-TOO_LONG = "too_long"
-EMPTY_MASK = "empty_mask"
 
 _BATCH_CONVERSATIONS = 64
 
@@ -38,10 +31,6 @@ class TokenSample:
     turns: NDArray[np.int32]  # [T] 0: not the assistant's; n: its n-th turn
 
 
-class DropCounts(Counter[str]):
-    """Samples left out, counted by reason."""
-
-
 def supervised_tokens(turns: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Return the mask [T] of tokens that belong to the same assistant turn as the next token."""
     supervised = np.zeros(len(turns), dtype=np.bool_)
@@ -50,9 +39,13 @@ def supervised_tokens(turns: NDArray[np.int32]) -> NDArray[np.bool_]:
 
 
 def iter_token_samples(
-    rows: Iterable[Conversation | FaultyRow], chat: ChatTokenizer | None, data: DataConfig, drops: DropCounts
+    rows: Iterable[Conversation | FaultyRow],
+    chat: ChatTokenizer | None,
+    data: DataConfig,
+    drops: DropLog,
+    vocab_size: int | None = None,
 ) -> Iterator[TokenSample]:
-    """Yield a sample for each row with a supervised token, in order; the others are counted in `drops`.
+    """Yield a sample for each row with a supervised token, in order; the others go to `drops`.
 
     `chat` may be None when every row comes tokenised. A sample keeps its first `data.max_length` tokens.
 
@@ -62,27 +55,44 @@ def iter_token_samples(
     rest = iter(rows)
     fingerprint = cache(chat.fingerprint) if chat is not None else None
     while batch := list(islice(rest, _BATCH_CONVERSATIONS)):
-        drops.update(row.reason for row in batch if isinstance(row, FaultyRow))
-        conversations = [row for row in batch if isinstance(row, Conversation)]
-        answered = [conversation for conversation in conversations if conversation.has_assistant_turn]
-        drops.update(_reason_without_turn(row) for row in conversations if not row.has_assistant_turn)
+        answered = [row for row in batch if isinstance(row, Conversation) and row.has_assistant_turn]
         for conversation in answered:
             _check_tokenizer(conversation, fingerprint)
-        for conversation, encoded in zip(answered, _encoded(answered, chat), strict=True):
-            if isinstance(encoded, TemplateError):
-                drops[TEMPLATE_REFUSES] += 1
-                continue
-            input_ids, all_turns = encoded
-            turns = _supervised_turns(all_turns, data)
-            if (reason := _drop_reason(input_ids, turns, data)) is not None:
-                drops[reason] += 1
-                continue
-            yield TokenSample(
-                sample_id=conversation.sample_id,
-                source=conversation.source,
-                input_ids=input_ids[: data.max_length],
-                turns=turns[: data.max_length],
-            )
+        encoded = _encoded(answered, chat)
+        for row in batch:
+            sample = _sample(row, encoded, data, vocab_size)
+            if isinstance(sample, TokenSample):
+                yield sample
+            else:
+                drops.add(sample[0], where=row.where, source=row.source, detail=sample[1])
+
+
+def _sample(
+    row: Conversation | FaultyRow,
+    encoded: Iterator[tuple[TokenIds, TokenIds] | TemplateError],
+    data: DataConfig,
+    vocab_size: int | None,
+) -> TokenSample | tuple[str, str]:
+    """Return a row's sample, or the reason that there is none and its details."""
+    if isinstance(row, FaultyRow):
+        return row.reason, row.detail
+    if not row.has_assistant_turn:
+        if any(message["role"] == "assistant" for message in (row.messages or ())[1:]):
+            return "not_trained_on", "the row leaves every assistant message out"
+        return "no_assistant_turn", "no assistant message answers anything"
+    result = next(encoded)
+    if isinstance(result, TemplateError):
+        return "template_refuses", str(result)
+    input_ids, all_turns = result
+    turns = _supervised_turns(all_turns, data)
+    if (drop := _drop(input_ids, turns, data, vocab_size)) is not None:
+        return drop
+    return TokenSample(
+        sample_id=row.sample_id,
+        source=row.source,
+        input_ids=input_ids[: data.max_length],
+        turns=turns[: data.max_length],
+    )
 
 
 def _encoded(
@@ -110,22 +120,23 @@ def _check_tokenizer(conversation: Conversation, fingerprint: Callable[[], str] 
     )
 
 
-def _reason_without_turn(conversation: Conversation) -> str:
-    asked = any(message["role"] == "assistant" for message in conversation.messages or ())
-    return NOT_TRAINED_ON if asked else NO_ASSISTANT_TURN
-
-
 def _supervised_turns(turns: TokenIds, data: DataConfig) -> TokenIds:
     if data.supervise == "all" or not len(turns):
         return turns
     return np.where(turns == turns.max(), turns, 0).astype(np.int32)
 
 
-def _drop_reason(input_ids: TokenIds, turns: TokenIds, data: DataConfig) -> str | None:
-    if len(input_ids) < 2:
-        return TOO_SHORT
-    if len(input_ids) > data.max_length and data.on_long == "drop":
-        return TOO_LONG
+def _drop(input_ids: TokenIds, turns: TokenIds, data: DataConfig, vocab_size: int | None) -> tuple[str, str] | None:
+    """Return why a tokenised row is left out, as a reason and its details."""
+    num_tokens, kept = len(input_ids), input_ids[: data.max_length]
+    if num_tokens < 2:
+        return "too_short", f"{num_tokens} tokens, and a sample has at least two"
+    if num_tokens > data.max_length and data.on_long == "drop":
+        return "too_long", f"{num_tokens:,} tokens, and data.max_length is {data.max_length:,}"
     if not supervised_tokens(turns[: data.max_length]).any():
-        return EMPTY_MASK
+        cut = f"first {data.max_length:,} of the {num_tokens:,} tokens" if num_tokens > data.max_length else "tokens"
+        return "empty_mask", f"none of the {cut} is supervised"
+    if vocab_size is not None and (kept.min() < 0 or kept.max() >= vocab_size):
+        wrong = int(kept.max() if kept.max() >= vocab_size else kept.min())
+        return "token_out_of_range", f"token id {wrong} is outside the target's vocabulary of {vocab_size}"
     return None

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eaglepipe.chat.drops import DropLog
 from eaglepipe.chat.sources import iter_conversations
-from eaglepipe.chat.tokens import DropCounts, TokenSample, iter_token_samples, supervised_tokens
-from eaglepipe.errors import DataError
+from eaglepipe.chat.tokens import TokenSample, iter_token_samples, supervised_tokens
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.vocab import add_counts
 
@@ -38,26 +38,26 @@ def count_corpus(inputs: Stage1Inputs) -> CorpusCounts:
     """Tokenise the recipe's corpus and count.
 
     Raises:
-        DataError: no sample is left.
+        DataError: no sample is left, or too many rows are faulty.
     """
-    drops, data = DropCounts(), inputs.recipe.data
+    drops, data = DropLog(), inputs.recipe.data
     counts = np.zeros(inputs.spec.vocab_size, np.int64)
     samples = tokens = supervised = first_tokens = 0
     first: list[TokenSample] = []
-    for sample in iter_token_samples(iter_conversations(data.sources), inputs.chat, data, drops):
+    rows = iter_conversations(data.sources)
+    for sample in iter_token_samples(rows, inputs.chat, data, drops, inputs.spec.vocab_size):
         mask = supervised_tokens(sample.turns)
         samples, tokens, supervised = samples + 1, tokens + len(mask), supervised + int(mask.sum())
         add_counts(counts, sample.input_ids[sample.turns > 0])
         if first_tokens < _FIRST_TOKENS and mask.any():
             first.append(sample)
             first_tokens += len(mask)
-    if samples == 0:
-        raise DataError(f"no sample is left; dropped: {dict(drops)}")
+    drops.check(samples, data.max_drop_fraction)
     return CorpusCounts(
         samples=samples,
         tokens=tokens,
         supervised_tokens=supervised,
-        drops={reason: count for reason, count in drops.items() if count},
+        drops=dict(+drops.counts),
         token_counts=counts,
         first=tuple(first),
     )

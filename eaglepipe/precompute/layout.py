@@ -4,7 +4,6 @@ Batches are sorted by length under a token budget. All of it is a pure function 
 that every worker comes to the same shards.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from eaglepipe.cache.schema import TokenCost, token_cost
+from eaglepipe.chat.drops import DropLog
 from eaglepipe.devices import matmul_rate, resolve_device
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.staging import StagedStatistics, StagedTokens
@@ -32,7 +32,7 @@ class CorpusLayout:
 
     tokens: StagedTokens
     statistics: StagedStatistics
-    drops: dict[str, int]
+    drops: DropLog
     vocab: DraftVocab
     cost: TokenCost
     batch_tokens: int
@@ -48,19 +48,21 @@ class CorpusLayout:
         return sum(int(self.statistics.num_tokens[batch].sum()) for batch in self.shards[shard])
 
 
-def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: Mapping[str, int], batch_tokens: int) -> CorpusLayout:
+def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: DropLog, batch_tokens: int) -> CorpusLayout:
     """Choose the draft vocabulary and deal the corpus into batches and shards.
 
     Args:
-        drops: samples that tokenising left out, by reason.
+        drops: rows that tokenising left out; repetitions are added.
         batch_tokens: token budget of a batch.
 
     Raises:
-        DataError: one id names two samples, or a token id is outside the target's vocabulary.
+        DataError: too many faulty rows, or a token id outside the target's vocabulary.
         VocabError: a draft vocabulary too small for the special tokens.
     """
     spec = inputs.spec
     statistics = tokens.statistics(spec.vocab_size)
+    _drop_repetitions(tokens, statistics, drops)
+    drops.check(statistics.num_distinct, inputs.recipe.data.max_drop_fraction)
     cost = token_cost(
         spec,
         supervised_share=statistics.total_supervised / statistics.total_tokens,
@@ -73,16 +75,28 @@ def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: Mapping[str, i
         shard_tokens=inputs.recipe.cache.shard_bytes / cost.total,
         split_at=inputs.rope_split,
     )
-    counts = {**drops, "duplicate": statistics.num_duplicates}
     return CorpusLayout(
         tokens=tokens,
         statistics=statistics,
-        drops={reason: count for reason, count in sorted(counts.items()) if count},
+        drops=drops,
         vocab=build_draft_vocab(statistics.token_counts, spec.draft_vocab_size, spec.vocab_size, inputs.special_ids),
         cost=cost,
         batch_tokens=batch_tokens,
         shards=[[statistics.distinct[batch] for batch in shard] for shard in shards],
     )
+
+
+def _drop_repetitions(tokens: StagedTokens, statistics: StagedStatistics, drops: DropLog) -> None:
+    reasons = (
+        ("duplicate", statistics.duplicates, "the same as an earlier sample"),
+        ("repeated_id", statistics.conflicts, "names 2 different samples, this one and an earlier one"),
+    )
+    for reason, numbers, event in reasons:
+        del drops.counts[reason]  # of the run that is resumed
+        for number in numbers.tolist():
+            sample = tokens.read(number)
+            where = f"sample id {sample.sample_id!r}"
+            drops.add(reason, where=where, source=sample.source, detail=event)
 
 
 def plan_batches(lengths: NDArray[np.integer], batch_tokens: int, split_at: int | None = None) -> list[Batch]:

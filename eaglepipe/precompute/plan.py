@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes, load_document
+from eaglepipe.cache.manifest import DROPS_FILE, PLAN_NAME, FileEntry, Plan, document_bytes, load_document
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import (
     WORK_FOLDER,
@@ -16,9 +16,10 @@ from eaglepipe.cache.storage import (
     list_caches,
     staging_path,
 )
+from eaglepipe.chat.drops import DropLog
 from eaglepipe.chat.sources import CorpusFingerprint, fingerprint_sources, iter_conversations
-from eaglepipe.chat.tokens import DropCounts, iter_token_samples
-from eaglepipe.errors import CacheError, CorruptError, DataError, EaglepipeError
+from eaglepipe.chat.tokens import iter_token_samples
+from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import diff_fields, differing_leaves
 from eaglepipe.files.publish import (
@@ -73,7 +74,7 @@ def resume_plan(inputs: Stage1Inputs, folder: Path) -> PrecomputePlan:
     """
     document = load_document(folder / PLAN_NAME, Plan)
     tokens = StagedTokens(folder / _STAGING)
-    layout = lay_out(inputs, tokens, drops=document.drops, batch_tokens=document.batch_tokens)
+    layout = lay_out(inputs, tokens, drops=DropLog(counts=document.drops), batch_tokens=document.batch_tokens)
     return _checked_plan(folder, document, layout)
 
 
@@ -81,11 +82,11 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
     """Tokenise the corpus and publish the plan, or check the one that another worker has published.
 
     Raises:
-        DataError: malformed conversations, or every sample was dropped.
+        DataError: sources that cannot be read, too many faulty rows, or no sample is left.
         CacheError: the folder's plan is of another identity; names the fields that differ.
         ResourceError: the disk is too small for the cache.
     """
-    with _staged_corpus(inputs) as (file, drops, corpus):
+    with _staged_corpus(inputs) as (file, drops, listed, corpus):
         identity = cache_identity(inputs, weights=weights, corpus=corpus)
         folder = identity.folder(inputs.recipe)
         document = _existing_plan(folder, identity)
@@ -95,6 +96,8 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         layout = lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
         if document is None:
             check_free_bytes(folder, layout.estimated_bytes, advice=_ROOM_ADVICE)
+            if drops.counts.total() and not (folder / DROPS_FILE).exists():
+                listed.publish(path=folder / DROPS_FILE)
         file.publish(path=folder / _STAGING)
     if document is None:
         document = _publish_plan(inputs, folder, identity, layout)
@@ -106,26 +109,31 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
 def preview_plan(inputs: Stage1Inputs) -> CorpusLayout:
     """Tokenise and lay out the corpus without leaving a file; for a cache whose identity is not known yet."""
     batch_tokens = inputs.recipe.precompute.batch_tokens
-    with _staged_corpus(inputs) as (file, drops, _):
+    with _staged_corpus(inputs) as (file, drops, *_):
         return lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
 
 
 @contextmanager
-def _staged_corpus(inputs: Stage1Inputs) -> Iterator[tuple[PendingFile, DropCounts, str]]:
-    """Tokenise the corpus, each row parsed once, into a file that is not published; with drops and fingerprint."""
+def _staged_corpus(inputs: Stage1Inputs) -> Iterator[tuple[PendingFile, DropLog, PendingFile, str]]:
+    """Tokenise the corpus, each row parsed once, into a file that is not published.
+
+    With it come the drops, the file that lists them, which is not published either, and the corpus's fingerprint.
+    """
     data, path = inputs.recipe.data, staging_path(inputs.recipe)
     _check_writable(path.parent)
     remove_abandoned(leftover_siblings(path))
-    drops, fingerprint = DropCounts(), CorpusFingerprint()
-    conversations = fingerprint.through(iter_conversations(data.sources))
-    file = PendingFile(path)
+    fingerprint = CorpusFingerprint()
+    rows = fingerprint.through(iter_conversations(data.sources))
+    file, listed = PendingFile(path), PendingFile(path.with_name(f"{path.name}.drops"))
+    drops = DropLog(listed.stream)
     try:
-        if write_staging(iter_token_samples(conversations, inputs.chat, data, drops), file) == 0:
-            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()) if count)
-            raise DataError(f"no sample is left to train on; dropped: {counts or 'none'}")
-        yield file, drops, fingerprint.hexdigest()
+        samples = iter_token_samples(rows, inputs.chat, data, drops, inputs.spec.vocab_size)
+        if write_staging(samples, file) == 0:
+            drops.check(0, data.max_drop_fraction)
+        yield file, drops, listed, fingerprint.hexdigest()
     finally:
         file.abort()
+        listed.abort()
 
 
 def _check_writable(root: Path) -> None:
@@ -183,7 +191,7 @@ def _publish_plan(inputs: Stage1Inputs, folder: Path, identity: CacheIdentity, l
         tokens=statistics.total_tokens,
         supervised_tokens=statistics.total_supervised,
         shards=len(layout.shards),
-        drops=layout.drops,
+        drops=dict(sorted((+layout.drops.counts).items())),
         staging=FileEntry(path=_STAGING, bytes=staging.stat().st_size, xxh3_128=hash_file(staging)),
     )
     if put_if_absent(folder / PLAN_NAME, document_bytes(document)):

@@ -63,7 +63,7 @@ class ShardRun:
     def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> None:
         self._inputs, self._plan, self._model, self._stop = inputs, plan, model, stop
         self._tokens = 0
-        self._drops = sum(plan.layout.drops.values())
+        self._drops = plan.layout.drops.counts.total()
         self._started = time.monotonic()
 
     def write_missing(self, worker: Worker) -> int:

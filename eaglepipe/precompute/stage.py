@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
+from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
 from eaglepipe.cache.reader import load_manifest, missing_shards
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import cache_root, find_cache, list_caches
@@ -126,7 +126,6 @@ def _complete_without_target(recipe: Recipe) -> Path | None:
 
 def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, report: Report) -> None:
     vocab, counts = layout.vocab, layout.statistics
-    drops = ", ".join(f"{count} {reason}" for reason, count in layout.drops.items()) or "none"
     columns = ", ".join(f"{name} {size:,.1f}" for name, size in layout.cost.by_column.items() if size >= 1)
     seconds = forward_seconds(inputs, counts.total_tokens)
     report(f"cache     {folder}")
@@ -134,7 +133,7 @@ def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, repo
         f"corpus    {counts.num_distinct:,} samples, {counts.total_tokens:,} tokens, "
         f"{counts.total_supervised:,} of them supervised"
     )
-    report(f"dropped   {drops}")
+    report(f"dropped   {_dropped(layout, folder)}")
     report(f"vocab     {vocab.size:,} of {vocab.target_size:,} tokens, which are {vocab.coverage():.2%} of the answers")
     most = "at most " if inputs.spec.kind.settings else ""
     report(f"a token   {most}{layout.cost.total:,.1f} bytes: {columns}")
@@ -142,6 +141,17 @@ def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, repo
         f"estimate  {layout.estimated_bytes / 1e9:,.3g} GB in {len(layout.shards)} shards, "
         f"{format_seconds(seconds)} of forward on one device"
     )
+
+
+def _dropped(layout: CorpusLayout, folder: str) -> str:
+    """Return the table of drops, headed by the file that lists them if it is there."""
+    dropped = layout.drops.counts.total()
+    if dropped == 0:
+        return "none"
+    num_rows = layout.statistics.num_distinct + dropped
+    listing = Path(folder) / DROPS_FILE
+    listed = f", listed in {listing}" if listing.exists() else ""
+    return f"{dropped:,} of {num_rows:,} rows{listed}\n{layout.drops.table(num_rows)}"
 
 
 def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, report: Report) -> int:
@@ -186,6 +196,6 @@ def _incomplete(
         tokens=layout.statistics.total_tokens,
         supervised_tokens=layout.statistics.total_supervised,
         bytes=layout.estimated_bytes,
-        drops=dict(layout.drops),
+        drops=dict(sorted((+layout.drops.counts).items())),
         seconds=time.monotonic() - started,
     )

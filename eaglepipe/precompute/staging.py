@@ -34,15 +34,13 @@ class StagedStatistics:
     num_tokens: NDArray[np.int32]  # [N]
     num_supervised: NDArray[np.int32]  # [N]
     distinct: NDArray[np.int64]  # sample numbers, ascending
+    duplicates: NDArray[np.int64]  # numbers of samples that repeat one with their id and tokens
+    conflicts: NDArray[np.int64]  # numbers of samples that have the id of an earlier one, and other tokens
     token_counts: NDArray[np.int64]  # [V] assistant tokens by id
 
     @property
     def num_distinct(self) -> int:
         return len(self.distinct)
-
-    @property
-    def num_duplicates(self) -> int:
-        return len(self.num_tokens) - len(self.distinct)
 
     @property
     def total_tokens(self) -> int:
@@ -92,7 +90,7 @@ class StagedTokens:
         """One pass over the corpus, group by group.
 
         Raises:
-            DataError: one id names two different samples, or a token id is outside the target's vocabulary.
+            DataError: a token id is outside the target's vocabulary.
         """
         num_tokens, num_supervised = array("i"), array("i")
         id_hashes, content_hashes = array("Q"), array("Q")
@@ -105,10 +103,13 @@ class StagedTokens:
                 content_hashes.append(xxhash.xxh3_64_intdigest(sample.input_ids.tobytes() + sample.turns.tobytes()))
             _check_range(group, vocab_size)
             add_counts(counts, np.concatenate([sample.input_ids[sample.turns > 0] for sample in group]))
+        distinct, duplicates, conflicts = _by_id(np.array(id_hashes, np.uint64), np.array(content_hashes, np.uint64))
         return StagedStatistics(
             num_tokens=np.array(num_tokens, np.int32),
             num_supervised=np.array(num_supervised, np.int32),
-            distinct=self._first_of_each(np.array(id_hashes, np.uint64), np.array(content_hashes, np.uint64)),
+            distinct=distinct,
+            duplicates=duplicates,
+            conflicts=conflicts,
             token_counts=counts,
         )
 
@@ -118,13 +119,14 @@ class StagedTokens:
             self._mapped.touched(batch.nbytes)
             yield [_from_batch(batch, row) for row in range(batch.num_rows)]
 
-    def _first_of_each(self, ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> NDArray[np.int64]:
-        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-        conflicts = np.flatnonzero(contents != contents[first[inverse]])
-        if len(conflicts):
-            sample_id = self.read(int(conflicts[0])).sample_id
-            raise DataError(f"sample id {sample_id!r} names {len(conflicts) + 1} different samples; ids must be unique")
-        return np.sort(first)
+
+def _by_id(ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
+    """Return the numbers of the samples that are the first of their id, that repeat it, and that contradict it."""
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    is_first = np.zeros(len(ids), dtype=np.bool_)
+    is_first[first] = True
+    differs = contents != contents[first[inverse]]
+    return np.flatnonzero(is_first), np.flatnonzero(~is_first & ~differs), np.flatnonzero(differs)
 
 
 def _check_range(group: list[TokenSample], vocab_size: int) -> None:

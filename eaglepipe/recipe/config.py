@@ -53,6 +53,12 @@ class DataConfig(Section):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     max_length: AtLeastTwo = 2048
     on_long: Literal["truncate", "drop"] = "truncate"
+    max_drop_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.05,
+        description="share of rows that may be lost to faults: of rows that cannot be read or rendered, or that hold "
+        "nothing to learn, and of samples that overflow; what other settings leave out (too long, empty mask, "
+        "duplicate) does not count",
+    )
     mask: Literal["auto", "generation", "prefix"] = Field("auto", description="source of the assistant mask")
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns carry a loss")
     chat_template: str | None = Field(None, description="path of a Jinja file; default: the tokenizer's own")
