@@ -5,7 +5,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+
+from eaglepipe.recipe.scalars import json_object
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -62,7 +64,7 @@ class DataConfig(Section):
     mask: Literal["auto", "generation", "prefix"] = Field("auto", description="source of the assistant mask")
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns carry a loss")
     chat_template: str | None = Field(None, description="path of a Jinja file; default: the tokenizer's own")
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_object)] = {}
 
 
 class VocabConfig(Section):

@@ -27,6 +27,8 @@ def explain(error: ValidationError, tree: type[BaseModel], *, objective: str) ->
             yield f"{location}: must be one of {', '.join(FAMILIES)} (given: {item['input']!r})"
         elif item["type"] == "missing":
             yield f"{location}: required, and absent"
+        elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
+            yield f"{location}: text is needed, and YAML reads this as {item['input']!r}; write it in quotes"
         else:
             value = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
             yield f"{location}: {item['msg'].removeprefix('Value error, ')}{value}"

@@ -15,6 +15,7 @@ from eaglepipe.errors import ConfigError
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 from eaglepipe.recipe.explain import explain
 from eaglepipe.recipe.foreign import drop_foreign_defaults
+from eaglepipe.recipe.scalars import PlainDumper
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.recipe.yaml_file import apply_override, read_yaml
 
@@ -49,7 +50,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML, defaults included."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(recipe.model_dump(mode="json"), Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _objective(raw: Mapping[str, Any]) -> str:

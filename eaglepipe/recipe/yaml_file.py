@@ -7,12 +7,13 @@ from typing import Any
 import yaml
 
 from eaglepipe.errors import ConfigError
+from eaglepipe.recipe.scalars import PlainLoader
 
 _MERGE = "tag:yaml.org,2002:merge"  # of the key in `<<: *section`
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys, of which YAML would silently keep the last."""
+class _UniqueKeyLoader(PlainLoader):
+    """PlainLoader that refuses duplicate keys, of which YAML would silently keep the last."""
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -56,7 +57,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not path:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text) if text else None
+        value = yaml.load(text, Loader=_UniqueKeyLoader) if text else None
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
     *parents, leaf = path.split(".")
