@@ -54,7 +54,8 @@ def _with_arguments(message: Message, source: str) -> Message:
     calls = message.get("tool_calls")
     if not calls or not takes_text(source):
         return message
-    texts = [json.dumps(call["function"]["arguments"], ensure_ascii=False) for call in calls]
+    arguments = [call["function"]["arguments"] for call in calls]
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in arguments]
     functions = [{**call["function"], "arguments": text} for call, text in zip(calls, texts, strict=True)]
     written = [{**call, "function": function} for call, function in zip(calls, functions, strict=True)]
     return {**message, "tool_calls": written}

@@ -36,7 +36,7 @@ def measure_answers(
     pairs = [
         (answer, reference)
         for row in rows
-        for answer, reference in zip(answers_of(row), references_by_id[row["id"].split(":", 1)[-1]], strict=False)
+        for answer, reference in zip(answers_of(row), references_by_id[_source_id(row)], strict=False)
     ]
     count = max(1, len(pairs))
     return AnswerQuality(
@@ -45,6 +45,11 @@ def measure_answers(
         distinct_share=len({answer for answer, _ in pairs}) / count,
         shared_words=sum(shared_words(answer, reference) for answer, reference in pairs) / count,
     )
+
+
+def _source_id(row: Row) -> str:
+    """Return the id of the corpus row that a regenerated row, `source:id` or `source:id#2`, answers."""
+    return str(row["id"]).split(":", 1)[-1].partition("#")[0]
 
 
 def answers_of(row: Row) -> list[str]:

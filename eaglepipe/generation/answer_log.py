@@ -19,15 +19,17 @@ from eaglepipe.errors import ConfigError
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import explained_os_errors
 
-Row = dict[str, Any]  # "status": written | skipped | error, and "conversation" or "id", "where", "reason"
+Row = dict[str, Any]  # "status": written | skipped | error, and "rows" or "id", "where"; "reason" of what is left out
 
 
 @dataclass
 class Tally:
-    """Rows by outcome; their sum is the number of rows seen."""
+    """Input rows by outcome; their sum is the number of rows seen."""
 
     written: int = 0
+    output_rows: int = 0
     tokens: int = 0
+    ended_early: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -35,6 +37,8 @@ class Tally:
         if row["status"] == "written":
             self.written += 1
             self.tokens += row["tokens"]
+            self.output_rows += len(row["rows"])
+            self.ended_early.update([row["reason"]] if row.get("reason") else [])
         else:
             (self.skipped if row["status"] == "skipped" else self.errors)[row["reason"]] += 1
 

@@ -32,7 +32,7 @@ class Sampling:
 class Answer:
     """The continuation of one prompt."""
 
-    token_ids: NDArray[np.int32]  # without the token that ended it
+    token_ids: NDArray[np.int32]  # with the token that ended it
     ended: bool  # by a stop token; False if max_new_tokens came first
     finite: bool = True  # False if the target gave NaN or Inf, which ends a row too
 
@@ -66,8 +66,8 @@ def generate(
         stopping = np.isin(numbers, list(stop_ids))
         finite[running[alive & ~sound]] = False
         ended[running[alive & sound & stopping]] = True
+        chosen[running[alive & sound], step] = numbers[alive & sound]
         alive = alive & sound & ~stopping
-        chosen[running[alive], step] = numbers[alive]
         if not alive.any():
             break
         if alive.mean() < _COMPACT_BELOW:

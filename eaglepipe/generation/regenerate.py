@@ -7,6 +7,7 @@ whole window; the output appears whole, by rename, when every row has its outcom
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import check_tokenizer_fits, load_target, resolve_folder
 
+FORMAT = 2  # of the output's rows: token ids beside the messages
 WINDOW_BATCHES = 8  # of rows that are sorted by length together, and that a kill may cost
 
 Report = Callable[[str], None]
@@ -44,6 +46,8 @@ class RegenerateResult:
     errors: int
     skipped_by_reason: dict[str, int]
     errors_by_reason: dict[str, int]
+    rows: int  # written: one for each run of turns that share their tokens
+    ended_early_by_reason: dict[str, int]  # conversations whose later turns are left out
     tokens: int  # generated, in conversations that were answered
     seconds: float  # of this run; 0 if there was nothing left to do
 
@@ -51,8 +55,10 @@ class RegenerateResult:
 def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     """Answer every conversation of `regenerate.sources` into `regenerate.output`, or finish an earlier run.
 
-    Conversations end with their last assistant turn; one without any is answered after its last user turn. Left out,
-    with their reason in `<output>.left-out.jsonl`: answers that did not end, and rows that cannot be answered.
+    Conversations end with their last assistant turn; one without any is answered after its last user turn. Rows hold
+    the token ids that the target read and wrote, and the mask of those it wrote. Left out, with their reason in
+    `<output>.left-out.jsonl`: answers that did not end, rows that cannot be answered, and the turns after an answer
+    that the template cannot show again.
 
     Raises:
         ConfigError: no `regenerate` section, or an output that another run, or no run, has made.
@@ -63,13 +69,16 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
         raise ConfigError("the recipe has no `regenerate` section: give it sources and an output")
     settings, output = recipe.regenerate, Path(recipe.regenerate.output).expanduser()
     folder = resolve_folder(recipe.target)
-    chat = load_chat_tokenizer(load_tokenizer(folder, recipe.target.trust_remote_code), recipe.data)
+    prompts = recipe.data.model_copy(update={"sources": settings.sources})
+    chat = load_chat_tokenizer(load_tokenizer(folder, recipe.target.trust_remote_code), prompts)
     corpus = fingerprint_sources(settings.sources)
     identity = {
         "target": {"weights": weights_fingerprint(folder), "dtype": recipe.target.dtype},
         "tokenizer": chat.fingerprint(),
         "template": {"source": chat.template.source, "variables": dict(chat.template.variables)},
         "data": corpus.row_digest(),
+        "format": FORMAT,
+        "supervise": recipe.data.supervise,
         "sampling": settings.model_dump(mode="json", exclude={"sources", "output"}),
     }
     log_file = _beside(output, ".part")
@@ -91,10 +100,13 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
 def summary(result: RegenerateResult) -> str:
     """Return the result in a few lines."""
     lines = [
-        f"{result.output}: {result.success:,} conversations, {result.tokens:,} generated tokens, "
-        f"in {format_seconds(result.seconds)}",
+        f"{result.output}: {result.success:,} conversations in {result.rows:,} rows, "
+        f"{result.tokens:,} generated tokens, in {format_seconds(result.seconds)}",
         f"  {result.success:,} success + {result.errors:,} errors + {result.skipped:,} skipped "
         f"= {result.input:,} input",
+    ]
+    lines += [
+        f"  later turns left out of {count:,}: {reason}" for reason, count in result.ended_early_by_reason.items()
     ]
     lines += [f"  skipped {count:,}: {reason}" for reason, count in result.skipped_by_reason.items()]
     lines += [f"  error {count:,}: {reason}" for reason, count in result.errors_by_reason.items()]
@@ -135,6 +147,7 @@ def _answer_rest(
         rewriter = Rewriter(
             target=target, chat=chat, sampling=sampling, batch_size=settings.batch_size, seed=settings.seed
         )
+        row_of = partial(_row, tokenizer=chat.fingerprint(), last_only=recipe.data.supervise == "last")
         started, num_tokens = time.monotonic(), 0
         with ProgressLine("regenerate", total=num_rows, unit="conversations", initial=done) as progress:
             for window in count(done // window_rows):
@@ -143,7 +156,9 @@ def _answer_rest(
                     break
                 rewritten = rewriter.rewrite([row for row in rows if isinstance(row, Conversation)], window)
                 outcomes = iter(rewritten)
-                log.append([_faulty(row) if isinstance(row, FaultyRow) else _row(row, next(outcomes)) for row in rows])
+                log.append(
+                    [_faulty(row) if isinstance(row, FaultyRow) else row_of(row, next(outcomes)) for row in rows]
+                )
                 num_tokens += sum(outcome.num_tokens for outcome in rewritten)
                 progress.update(len(rows), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
 
@@ -153,15 +168,31 @@ def _faulty(row: FaultyRow) -> dict[str, Any]:
     return {"status": "error", "reason": row.reason, "detail": row.detail, "source": row.source, "where": row.where}
 
 
-def _row(conversation: Conversation, rewritten: Rewritten) -> dict[str, Any]:
+def _row(conversation: Conversation, rewritten: Rewritten, *, tokenizer: str, last_only: bool) -> dict[str, Any]:
     """Return the row of the log with a conversation's outcome."""
-    identity = {"id": conversation.sample_id, "source": conversation.source}
+    identity = {"id": conversation.sample_id, "source": conversation.source, "where": conversation.where}
+    outcome = {"status": rewritten.status, "reason": rewritten.reason, "detail": rewritten.detail, **identity}
     if rewritten.status != "written":
-        outcome = {"status": rewritten.status, "reason": rewritten.reason, "detail": rewritten.detail}
-        return {**outcome, **identity, "where": conversation.where}
-    tools = {"tools": list(conversation.tools)} if conversation.tools else {}
-    row = {**identity, "messages": list(rewritten.messages), **tools}
-    return {"status": rewritten.status, "tokens": rewritten.num_tokens, "conversation": row}
+        return outcome
+    rows = [
+        {
+            "id": conversation.sample_id if number == 1 else f"{conversation.sample_id}#{number}",
+            "source": conversation.source,
+            "messages": list(row.messages),
+            **({"tools": list(conversation.tools)} if conversation.tools else {}),
+            "input_ids": row.input_ids.tolist(),
+            "loss_mask": row.loss_mask.astype(int).tolist(),
+            "tokenizer": tokenizer,
+        }
+        for number, row in enumerate(rewritten.rows, start=1)
+    ]
+    return {**outcome, "tokens": rewritten.num_tokens, "rows": rows[-1:] if last_only else rows}
+
+
+def _left_out(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the log without the rows that are written to the output."""
+    status = "ended_early" if row["status"] == "written" else row["status"]
+    return {key: value for key, value in row.items() if key not in ("rows", "tokens")} | {"status": status}
 
 
 def _publish(output: Path, identity: Mapping[str, Any], log: AnswerLog, seconds: float) -> RegenerateResult:
@@ -175,15 +206,17 @@ def _publish(output: Path, identity: Mapping[str, Any], log: AnswerLog, seconds:
         errors=tally.errors.total(),
         skipped_by_reason=dict(sorted(tally.skipped.items())),
         errors_by_reason=dict(sorted(tally.errors.items())),
+        rows=tally.output_rows,
+        ended_early_by_reason=dict(sorted(tally.ended_early.items())),
         tokens=tally.tokens,
         seconds=seconds,
     )
     if result.success == 0:
         raise DataError(f"no conversation could be answered:\n{summary(result)}")
     with published_file(output) as answered:
-        if result.skipped + result.errors:
+        if result.skipped + result.errors + tally.ended_early.total():
             with published_file(_beside(output, ".left-out.jsonl")) as left_out:
-                left_out.stream.writelines(json_line(row) for row in log.rows() if row["status"] != "written")
+                left_out.stream.writelines(json_line(_left_out(row)) for row in log.rows() if row["reason"])
         publish_json(_beside(output, ".report.json"), {"settings": dict(identity), "result": asdict(result)})
-        answered.stream.writelines(json_line(row["conversation"]) for row in log.rows() if row["status"] == "written")
+        answered.stream.writelines(json_line(row) for outcome in log.rows() for row in outcome.get("rows", ()))
     return result

@@ -10,12 +10,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from eaglepipe.chat.messages import Message
 from eaglepipe.chat.sources import Conversation
-from eaglepipe.chat.tokenizer import ChatTokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer, decode_after
 from eaglepipe.errors import TemplateError
+from eaglepipe.generation.answer_message import AnswerMessage, AnswerText, read_answer
 from eaglepipe.generation.generate import Answer, Sampling, generate
+from eaglepipe.generation.token_rows import AnswerRow, add_turn
+from eaglepipe.generation.tool_turns import call_ids, results_fault, with_call_ids
 from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.stops import stop_ids
 
@@ -24,11 +28,11 @@ Status = Literal["written", "skipped", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten:
-    """Outcome of one conversation: its new messages, or the reason that there are none."""
+    """Outcome of one conversation: its rows, and the reason that there are none, or none of its later turns."""
 
     status: Status
-    messages: tuple[Message, ...] = ()
-    num_tokens: int = 0  # generated, the ends of turns left out
+    rows: tuple[AnswerRow, ...] = ()
+    num_tokens: int = 0  # generated, with the ends of turns
     reason: str = ""  # one of few, for counting
     detail: str = ""
 
@@ -72,7 +76,7 @@ class Rewriter:
         except TemplateError as error:
             draft.close("error", "the chat template refuses it", str(error))
             return False
-        draft.prompt = self.chat.token_ids(text)
+        draft.prompt_text, draft.prompt = text, self.chat.token_ids(text)
         room = getattr(self.target.text_config, "max_position_embeddings", None)
         if room is not None and len(draft.prompt) + self.sampling.max_new_tokens > room:
             detail = f"{len(draft.prompt)} tokens and max_new_tokens are more than the target's {room} positions"
@@ -82,50 +86,76 @@ class Rewriter:
         return draft.outcome is None
 
     def _take(self, draft: "_Draft", answer: Answer) -> None:
-        """Put an answer in the place of its turn; the last one, or a useless one, decides the outcome."""
-        text = self.chat.tokenizer.decode(
-            answer.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        """Take an answer, or the reason that it is of no use."""
         draft.num_tokens += len(answer.token_ids)
         if not answer.finite:
             draft.close("error", "the target gave NaN or Inf")
         elif not answer.ended:
             draft.close("skipped", "unfinished after max_new_tokens")
-        elif not text.strip():
+        elif not self.chat.tokenizer.decode(answer.token_ids[:-1], skip_special_tokens=True).strip():
             draft.close("skipped", "empty answer")
-        elif "\N{REPLACEMENT CHARACTER}" in text and not np.array_equal(self.chat.token_ids(text), answer.token_ids):
-            draft.close("skipped", "answer is not valid UTF-8")
         else:
-            draft.answer(text)
+            draft.answer(answer.token_ids, self._message(draft, answer))
+
+    def _message(self, draft: "_Draft", answer: Answer) -> AnswerMessage:
+        """Return the message by which later turns see an answer."""
+        prompt, ids = draft.prompt.tolist(), answer.token_ids.tolist()
+        body = decode_after(self.chat.tokenizer, prompt, ids[:-1])
+        text = AnswerText(
+            prompt=draft.prompt_text, body=body, end=decode_after(self.chat.tokenizer, prompt + ids[:-1], ids[-1:])
+        )
+        position = draft.positions[draft.turn]
+        source = draft.messages[position] if position < len(draft.messages) else None
+        before, tools = draft.messages[:position], draft.conversation.tools
+        read = read_answer(self.chat, before, tools, text, call_ids(source))
+        valid = "\N{REPLACEMENT CHARACTER}" not in body or np.array_equal(self.chat.token_ids(body), ids[:-1])
+        return AnswerMessage(message=read.message, shown=read.shown and valid)
 
 
 class _Draft:
-    """One conversation on its way: turns before `turn` are the target's."""
+    """One conversation on its way: turns before `turn` are the target's, and `rows` hold their tokens."""
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         self.turn = self.num_tokens = 0
-        self.prompt = np.empty(0, dtype=np.int32)
+        self.prompt, self.prompt_text = np.empty(0, dtype=np.int32), ""
+        self.rows: list[AnswerRow] = []
         self.outcome: Rewritten | None = None
         self.messages: list[Message] = list(conversation.messages or ())
-        self.positions = [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
+        self.positions = [
+            index
+            for index, message in enumerate(self.messages)
+            if message["role"] == "assistant" and index not in conversation.context
+        ]
         if not self.positions and self.messages and self.messages[-1]["role"] == "user":
             self.positions = [len(self.messages)]
         if conversation.messages is None:
             self.close("skipped", "already tokenised: there is no text to answer")
-        elif any(self.messages[index].get("tool_calls") for index in self.positions if index < len(self.messages)):
-            self.close("skipped", "an assistant turn calls tools")
 
     def close(self, status: Status, reason: str, detail: str = "") -> None:
-        self.outcome = Rewritten(status=status, reason=reason, detail=detail, num_tokens=self.num_tokens)
+        """Decide the outcome; turns that were answered before stay, without the later ones."""
+        status = "written" if self.rows else status
+        self.outcome = Rewritten(
+            status=status, rows=tuple(self.rows), reason=reason, detail=detail, num_tokens=self.num_tokens
+        )
 
-    def answer(self, text: str) -> None:
+    def answer(self, token_ids: NDArray[np.int32], read: AnswerMessage) -> None:
+        """Put an answer in the place of its turn; the last one, or one that no later turn can follow, ends it."""
         position = self.positions[self.turn]
-        self.messages[position : position + 1] = [{"role": "assistant", "content": text}]
+        source = self.messages[position : position + 1]
+        self.messages[position : position + 1] = [read.message]
+        self.rows = add_turn(self.rows, self.prompt, token_ids, tuple(self.messages[: position + 1]))
         self.turn += 1
         if self.turn == len(self.positions):
-            answered = tuple(self.messages[: position + 1])
-            self.outcome = Rewritten(status="written", messages=answered, num_tokens=self.num_tokens)
+            self.close("written", "")
+            return
+        following = self.messages[position + 1 : self.positions[self.turn]]
+        if not read.shown:
+            self.close("written", "the template does not show the answer as the target wrote it")
+        elif (fault := results_fault(source[0], read.message, following)) is not None:
+            self.close("written", fault)
+        else:
+            self.messages[position + 1 : self.positions[self.turn]] = with_call_ids(source[0], read.message, following)
 
 
 def _generator(device: torch.device, *purpose: int) -> torch.Generator:

@@ -7,9 +7,13 @@ from eaglepipe.target.load import LoadedTarget
 
 
 def stop_ids(target: LoadedTarget, chat: ChatTokenizer | None) -> frozenset[int]:
-    """Return the ends of turns by the template, the tokenizer and the model's own generation config."""
+    """Return the ends of an answer by the template, the tokenizer and the model's own generation config.
+
+    A template may close earlier turns by a token that stands inside a last one, as gpt-oss's `<|end|>` between two
+    channels: only the end of a last turn counts.
+    """
     own: Any = getattr(getattr(target.model, "generation_config", None), "eos_token_id", None)
     ends = {*(own if isinstance(own, list) else [own])}
     if chat is not None:
-        ends |= {chat.tokenizer.eos_token_id, *chat.ends_of_turn}
+        ends |= {chat.tokenizer.eos_token_id, chat.end_of_turn}
     return frozenset(end for end in ends if end is not None)

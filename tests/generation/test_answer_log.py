@@ -11,7 +11,7 @@ SETTINGS = {"seed": 0, "data": {"hash": "ab"}}
 def outcome(number):
     if number % 3 == 2:
         return {"status": "skipped", "reason": "empty answer", "id": str(number)}
-    return {"status": "written", "tokens": number, "conversation": {"id": f"ü{number}"}}
+    return {"status": "written", "tokens": number, "rows": [{"id": f"ü{number}"}]}
 
 
 def windows(count, rows=4):

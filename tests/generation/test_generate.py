@@ -43,7 +43,7 @@ def test_rows_end_at_their_own_stop_token_and_the_others_go_on(llama):
     stops = frozenset({whole[0][2], whole[1][9]})
     answers = generate(llama, PROMPTS, Sampling(max_new_tokens=20), stops, fresh())
     for tokens, answer in zip(whole, answers, strict=True):
-        expected = next((tokens[:step] for step, token in enumerate(tokens) if token in stops), tokens)
+        expected = next((tokens[: step + 1] for step, token in enumerate(tokens) if token in stops), tokens)
         assert answer.token_ids.tolist() == expected
         assert answer.ended == (len(expected) < len(tokens))
 

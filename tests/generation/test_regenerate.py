@@ -94,7 +94,9 @@ def test_every_assistant_turn_is_the_targets_own_continuation_of_what_stands_bef
     stops = model.generation_config.eos_token_id
     answers = read(result.output)
     assert {len(answer["messages"]) for answer in answers} >= {2, 4}
+    assert result.rows == len(answers) > result.success
     for answer in answers:
+        runs = []
         for position, message in enumerate(answer["messages"]):
             if message["role"] == "assistant":
                 prompt = tokenizer.apply_chat_template(
@@ -102,7 +104,10 @@ def test_every_assistant_turn_is_the_targets_own_continuation_of_what_stands_bef
                 )
                 output = model.generate(**prompt, do_sample=False, max_new_tokens=80, pad_token_id=0)[0]
                 assert int(output[-1]) in stops
-                assert tokenizer.decode(output[prompt["input_ids"].shape[1] : -1]) == message["content"]
+                start = prompt["input_ids"].shape[1]
+                assert tokenizer.decode(output[start:-1]) == message["content"]
+                runs.append((output.tolist(), [0] * start + [1] * (len(output) - start)))
+        assert (answer["input_ids"], answer["loss_mask"]) == runs[-1]
 
 
 def test_rows_keep_their_order_ids_and_everything_up_to_the_last_assistant_turn(make_recipe):
@@ -110,11 +115,13 @@ def test_rows_keep_their_order_ids_and_everything_up_to_the_last_assistant_turn(
     rows[1]["messages"].append({"role": "user", "content": "a question nobody answered"})
     result = run(make_recipe(rows))
     answers = read(result.output)
-    assert result.success == len(answers) > 10
     by_id = {f"prompts:{row['id']}": row["messages"] for row in rows}
-    assert [answer["id"] for answer in answers] == [name for name in by_id if name in {a["id"] for a in answers}]
+    numbered = [name + suffix for name in by_id for suffix in ("", "#2")]
+    ids = [answer["id"] for answer in answers]
+    assert ids == [name for name in numbered if name in set(ids)]
+    assert result.rows == len(ids) == len(set(ids)) > result.success == len({name.partition("#")[0] for name in ids})
     for answer in answers:
-        old, new = by_id[answer["id"]], answer["messages"]
+        old, new = by_id[answer["id"].partition("#")[0]], answer["messages"]
         assert [message["role"] for message in new] == [m["role"] for m in old][: len(new)]
         assert new[-1]["role"] == "assistant" and answer["source"] == "prompts"
         for before, after in zip(old, new, strict=False):
@@ -133,7 +140,9 @@ def test_success_errors_and_skipped_add_up_to_the_input(make_recipe):
     assert result.errors_by_reason == {"prompt too long": 1}
     assert result.skipped_by_reason["nothing to answer"] == 1
     left_out = {row["id"]: row for row in read(result.output + ".left-out.jsonl")}
-    assert len(left_out) == result.errors + result.skipped
+    early = [row for row in left_out.values() if row["status"] == "ended_early"]
+    assert len(left_out) - len(early) == result.errors + result.skipped
+    assert len(early) == sum(result.ended_early_by_reason.values()) > 0
     assert left_out["prompts:long"]["where"].endswith("prompts.jsonl:14")
     assert "prompts:tokens" in left_out
 
@@ -141,7 +150,31 @@ def test_success_errors_and_skipped_add_up_to_the_input(make_recipe):
 def test_answers_that_do_not_end_are_left_out(make_recipe):
     result = run(make_recipe([conversation(number) for number in range(24)], max_new_tokens=3))
     assert result.skipped_by_reason["unfinished after max_new_tokens"] > 0
-    assert len(read(result.output)) == result.success == 24 - result.skipped
+    assert len(read(result.output)) == result.rows >= result.success == 24 - result.skipped
+
+
+def test_with_the_last_turn_supervised_each_conversation_is_one_row(make_recipe):
+    rows = [conversation(number) for number in range(12)]
+    every = run(make_recipe(rows))
+    by_name = {row["id"]: row for row in read(every.output)}
+    Path(every.output).unlink()
+    recipe = make_recipe(rows)
+    last = run(recipe.model_copy(update={"data": recipe.data.model_copy(update={"supervise": "last"})}))
+    assert last.rows == last.success == every.success < every.rows
+    for row in read(last.output):
+        name = row["id"].partition("#")[0]
+        assert row == by_name[row["id"]] and (row["id"] != name or f"{name}#2" not in by_name)
+
+
+def test_an_output_of_text_alone_is_not_taken_for_one_of_token_ids(make_recipe):
+    recipe = make_recipe([conversation(number) for number in range(5)])
+    output = run(recipe).output
+    report_file = Path(output + ".report.json")
+    report = json.loads(report_file.read_text())
+    del report["settings"]["format"]
+    report_file.write_text(json.dumps(report))
+    with pytest.raises(ConfigError, match="format: null -> 2"):
+        run(recipe)
 
 
 def start_and_signal(recipe, log, after_rows, number):

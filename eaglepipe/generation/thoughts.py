@@ -1,0 +1,71 @@
+"""Thoughts at the beginning of an answer, between the tags that targets write around them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+TAGS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thoughts:
+    """An answer's text cut at the end of its thoughts; both parts with their spaces."""
+
+    tags: tuple[str, str]
+    thought: str
+    visible: str
+
+    def variants(self) -> Iterator[tuple[str, str]]:
+        """Yield (thought, visible) with and without the line feeds that a template may write around them."""
+        pairs = (
+            (thought, visible)
+            for visible in (self.visible.lstrip("\n"), self.visible, self.visible.strip())
+            for thought in (self.thought.strip("\n"), self.thought, self.thought.strip())
+        )
+        yield from dict.fromkeys(pairs)
+
+
+def split_thoughts(text: str, prompt: str) -> Thoughts | None:
+    """Cut an answer at the end of its thoughts, which the answer or its prompt opens; None if it has none."""
+    for opening, closing in TAGS:
+        before, found, visible = text.partition(closing)
+        if not found:
+            continue
+        if before.lstrip().startswith(opening):
+            return Thoughts(tags=(opening, closing), thought=before.lstrip()[len(opening) :], visible=visible)
+        if prompt.rstrip().endswith(opening):
+            return Thoughts(tags=(opening, closing), thought=before, visible=visible)
+    return None
+
+
+def without_thought_prompt(prompt: str) -> str:
+    """Return a prompt without the thought that it opens, or leaves empty, at its end."""
+    for opening, closing in TAGS:
+        prompt = re.sub(rf"{re.escape(opening)}\s*({re.escape(closing)}\s*)?\Z", "", prompt)
+    return prompt
+
+
+def is_shown(rendered: str, prompt: str, text: str) -> bool:
+    """Return whether a rendering shows an answer's visible text as written, its thoughts as written or not at all.
+
+    Spaces at the edges of either do not count: templates trim both.
+    """
+    header = without_thought_prompt(prompt)
+    if not rendered.startswith(header):
+        return False
+    shown, written = rendered[len(header) :].lstrip(), split_thoughts(text, prompt)
+    visible = (text if written is None else written.visible).strip()
+    for opening, closing in TAGS:
+        if match := re.match(rf"{re.escape(opening)}(.*?){re.escape(closing)}\s*", shown, re.DOTALL):
+            if match[1].strip() not in ("", "" if written is None else written.thought.strip()):
+                return False
+            shown = shown[match.end() :]
+    return bool(visible) and shown.startswith(visible)
