@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import ResourceError, TargetError, first_line
 from eaglepipe.recipe.config import TargetConfig
+from eaglepipe.target.adapter import check_no_adapter
 from eaglepipe.target.fingerprint import open_weights, target_weight_files
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -69,10 +70,17 @@ def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
     """Return the local folder of a target; a Hub id is downloaded, with its weights only if they are asked for.
 
     Raises:
-        TargetError: no such folder, not a model folder, or not to be had from the Hub.
+        TargetError: no such folder, not a model folder, one with an adapter, or not to be had from the Hub.
     """
+    folder = _find_folder(config, weights=weights)
+    check_no_adapter(folder, config.path)
+    return folder
+
+
+def _find_folder(config: TargetConfig, *, weights: bool) -> Path:
     local = Path(config.path).expanduser()
     if local.is_dir():
+        check_no_adapter(local, config.path)
         if not (local / "config.json").is_file():
             raise TargetError(f"{local}: not a model folder: it has no config.json")
         return local
