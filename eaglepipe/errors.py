@@ -27,16 +27,16 @@ class TemplateError(DataError):
     """A chat template from which no trustworthy assistant mask can be made."""
 
 
-class VocabError(EaglepipeError):
-    """A draft vocabulary that does not fit the target's."""
+class VocabError(EaglepipeError, ValueError):
+    """A draft vocabulary that does not fit the target's; also a ValueError, for callers of the modules."""
 
 
 class TargetError(EaglepipeError):
     """A target model that cannot be loaded or captured from as asked."""
 
 
-class DraftError(EaglepipeError):
-    """A draft model or objective that cannot be built from what is given."""
+class DraftError(EaglepipeError, ValueError):
+    """A draft model or objective that cannot be built from what is given; also a ValueError, as `VocabError`."""
 
 
 class CacheError(EaglepipeError):
