@@ -7,10 +7,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from eaglepipe.eagle.completed_config import canonical_rope, read_rope
 from eaglepipe.errors import DraftError
 from eaglepipe.files.json_object import text_config
 
-_ROPE_KEYS_OF_OTHER_MODALITIES = ("mrope_section", "mrope_interleaved", "type")
+_ROPE_KEYS_OF_OTHER_MODALITIES = ("mrope_section", "mrope_interleaved")
 _LATENT_KEY_VALUE_HEADS = 8
 
 
@@ -80,43 +81,6 @@ def draft_config_from_target(
         norm_before_residual=False,
         **(_parallel_drafting(target, vocab_size, mask_token_id) if parallel_drafting else {}),
     )
-
-
-def completed_config(config: Any) -> Any:
-    """Return a config with every key that a draft's layers read: itself, or a copy if some are absent.
-
-    The defaults are those of its family, so that the config of a Llama, Phi-3 or Qwen3 target builds a draft as it is:
-    no biases unless set, and heads of H / heads.
-    """
-    return _completed(
-        config,
-        num_key_value_heads=config.num_attention_heads,
-        head_dim=config.hidden_size // config.num_attention_heads,
-        attention_bias=False,
-        mlp_bias=False,
-    )
-
-
-def completed_eagle3_config(config: Any) -> Any:
-    """Return `completed_config` with EAGLE-3's keys: the target's width and vocabulary, three aux layers, no norms."""
-    return _completed(
-        completed_config(config),
-        target_hidden_size=config.hidden_size,
-        num_aux_hidden_states=3,
-        draft_vocab_size=config.vocab_size,
-        fc_norm=False,
-        norm_output=False,
-    )
-
-
-def _completed(config: Any, **defaults: Any) -> Any:
-    absent = {name: value for name, value in defaults.items() if getattr(config, name, None) is None}
-    if not absent:
-        return config
-    completed = copy.deepcopy(config)
-    for name, value in absent.items():
-        setattr(completed, name, value)
-    return completed
 
 
 def _parallel_drafting(target: PretrainedConfig, vocab_size: int, mask_token_id: int | None) -> dict[str, Any]:
@@ -210,12 +174,11 @@ def _check_rope(head_dim: int, rope: dict[str, Any]) -> None:
 
 def _rope_parameters(target: PretrainedConfig) -> dict[str, Any]:
     """Return one rope; of a target with one for each kind of layer, that of its full-attention layers."""
-    parameters = getattr(target, "rope_parameters", None)
-    if not parameters:
+    if not any(getattr(target, name, None) for name in ("rope_parameters", "rope_scaling", "rope_theta")):
         raise DraftError(f"the target's config ({target.model_type}) has no rotary position embedding to follow")
-    if "rope_type" not in parameters:
-        nested = {name: value for name, value in parameters.items() if isinstance(value, dict)}
-        parameters = nested.get("full_attention") or (next(iter(nested.values())) if nested else parameters)
+    parameters = read_rope(target)
+    nested = {name: value for name, value in parameters.items() if isinstance(value, dict)}
+    if nested:
+        parameters = canonical_rope(nested.get("full_attention") or next(iter(nested.values())))
     rope = {name: value for name, value in parameters.items() if name not in _ROPE_KEYS_OF_OTHER_MODALITIES}
-    rope["rope_type"] = "default" if rope.get("rope_type") == "mrope" else rope.get("rope_type", "default")
-    return copy.deepcopy(rope)
+    return {"rope_type": "default", **rope}

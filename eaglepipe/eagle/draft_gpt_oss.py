@@ -5,6 +5,7 @@ Its MLP is dense and its attention has no sinks; only positions have to agree wi
 
 from typing import Any
 
+from eaglepipe.eagle.completed_config import single_rope
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding
 from eaglepipe.errors import DraftError
@@ -18,7 +19,7 @@ class GptOssYarnRotaryEmbedding(Eagle3LlamaRotaryEmbedding):
     """
 
     def __init__(self, config: Any) -> None:
-        part = config.rope_parameters.get("partial_rotary_factor", 1.0)
+        part = single_rope(config).get("partial_rotary_factor", 1.0)
         if part != 1.0:
             raise DraftError(
                 f"partial_rotary_factor is {part}, but gpt-oss turns whole heads; take it out of the rope parameters "

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
-from eaglepipe.eagle.draft_config import completed_eagle3_config
+from eaglepipe.eagle.completed_config import completed_eagle3_config
 from eaglepipe.eagle.layers.blocks import (
     Eagle3LlamaAttention,
     Eagle3LlamaDecoderLayer,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
-from eaglepipe.eagle.draft_config import completed_config
+from eaglepipe.eagle.completed_config import completed_eagle1_config
 from eaglepipe.eagle.layers.blocks_v12 import (
     Chain,
     EagleLlamaAttention,
@@ -44,7 +44,7 @@ class LlamaEagleDraftModel(TargetEmbeddingsMixin, PreTrainedModel):
     _no_split_modules = ("EagleLlamaDecoderLayer",)
 
     def __init__(self, config: Any) -> None:
-        config = completed_config(config)
+        config = completed_eagle1_config(config)
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=getattr(config, "bias", False))

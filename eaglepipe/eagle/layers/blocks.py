@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eaglepipe.eagle.draft_config import completed_config
+from eaglepipe.eagle.completed_config import completed_config
 from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding, Rotary, apply_rotary
 from eaglepipe.eagle.peagle_draft import (
     _after_attention,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from eaglepipe.eagle.completed_config import completed_config
 from eaglepipe.errors import DraftError
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -24,9 +25,8 @@ class Eagle3LlamaRotaryEmbedding(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        parameters = config.rope_parameters
-        self.config = config
-        self.rope_type = str(parameters.get("rope_type", "default"))
+        self.config = config = completed_config(config)
+        self.rope_type = str(config.rope_parameters["rope_type"])
         if self.rope_type != "default" and self.rope_type not in ROPE_INIT_FUNCTIONS:
             known = ", ".join(["default", *ROPE_INIT_FUNCTIONS])
             raise DraftError(f"rope type {self.rope_type!r} of the draft's config is not one of: {known}")
