@@ -33,6 +33,7 @@ SPEAKERS = {
 _TRAINED_IF_TRUE = ("weight", "train", "training", "loss")
 _TRAINED_IF_FALSE = ("masked",)
 _UNKNOWN_MASKS = ("mask", "loss_mask", "loss_scale", "loss_weight", "train_detail", "train_on_turn")
+_MARKS = frozenset((*_TRAINED_IF_TRUE, *_TRAINED_IF_FALSE, *_UNKNOWN_MASKS))
 
 
 def read_messages(raw: Any, where: str) -> tuple[tuple[Message, ...], frozenset[int]]:
@@ -79,12 +80,12 @@ def _message(raw: Any, what: str) -> tuple[Message, bool]:
     if speaker in CALLING_ROLES:
         calls, content = read_function_call(content, what), ""
     else:
-        calls = _pop_calls(message, what)
+        calls = _pop_calls(message, what) if "tool_calls" in message or "function_call" in message else []
     if calls and role != "assistant":
         raise RowError("malformed", f"{what} calls tools, and only the assistant can")
     if content is None and not calls:
         raise RowError("no_content", f"{what} has no content; only one with tool_calls may lack it")
-    trained = _pop_trained(message, what) if role == "assistant" else _without_marks(message)
+    trained = message.keys().isdisjoint(_MARKS) or _pop_trained(message, role, what)
     if content is not None:
         message["content"], thought = read_content(content, what)
         if thought is not None:
@@ -126,8 +127,12 @@ def _pop_calls(message: Message, what: str) -> list[dict[str, Any]]:
     return read_tool_calls(message.pop("function_call"), what, "function_call")
 
 
-def _pop_trained(message: Message, what: str) -> bool:
+def _pop_trained(message: Message, role: str, what: str) -> bool:
     """Remove the marks that tell whether a message is trained on, and return what they say together."""
+    if role != "assistant":  # never trained on, whatever its marks
+        for key in (*_TRAINED_IF_TRUE, *_TRAINED_IF_FALSE):
+            message.pop(key, None)
+        return True
     if unknown := [key for key in _UNKNOWN_MASKS if key in message]:
         raise RowError(
             "unclear_weight",
@@ -142,12 +147,6 @@ def _mark(value: Any, key: str, what: str) -> bool:
     if not isinstance(value, (bool, int, float)) or value not in (0, 1):
         raise RowError("unclear_weight", f"{what} has {key} {value!r}; only 0 and 1, or true and false, are read")
     return bool(value)
-
-
-def _without_marks(message: Message) -> bool:
-    for key in (*_TRAINED_IF_TRUE, *_TRAINED_IF_FALSE):
-        message.pop(key, None)
-    return True
 
 
 def _add_thought(message: Message, thought: str, role: str, what: str) -> None:
