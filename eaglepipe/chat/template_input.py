@@ -1,4 +1,4 @@
-"""Messages in the form that one template reads: its name for thoughts, and arguments of calls as object or as text."""
+"""Messages in the form that one template reads: its name for thoughts, and calls as it writes them."""
 
 import json
 import re
@@ -11,18 +11,28 @@ from jinja2 import nodes
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from eaglepipe.chat.messages import Message
+from eaglepipe.errors import TemplateError
 
 TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
 
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names that templates have for them
 _GENERATION_TAGS = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
+_SOME = "some text"  # content forms of a call: text, or one of three spellings of none
+_ABSENT = "absent"
+_CONTENTS: tuple[str | None, ...] = ("", None, _ABSENT)
+_PROBE_NAME = "probe_of_calls"
 _PROBE_ARGUMENTS = {"probe": "of arguments"}
+_CALL = re.compile("probe_of_calls|of arguments")
 _WRITTEN = re.compile(r"""\{\s*"probe"\s*:\s*"of arguments"\s*\}""")
 
 
 def fitted(messages: Sequence[Message], source: str) -> list[Message]:
-    """Return messages as the template `source` reads them."""
-    return [_with_named_thought(_with_arguments(message, source), source) for message in messages]
+    """Return messages as the template `source` reads them.
+
+    Raises:
+        TemplateError: the template leaves out the tool calls that a message has.
+    """
+    return [_with_named_thought(_with_calls(message, source), source) for message in messages]
 
 
 @lru_cache(maxsize=16)
@@ -31,7 +41,8 @@ def takes_text(source: str) -> bool:
 
     Most templates pass them through `tojson`, or read their entries.
     """
-    return not _writes(source, _PROBE_ARGUMENTS) and _writes(source, json.dumps(_PROBE_ARGUMENTS))
+    written = {text: any(_writes_json(source, text, content) for content in _CONTENTS) for text in (False, True)}
+    return written[True] and not written[False]
 
 
 @lru_cache(maxsize=16)
@@ -50,15 +61,39 @@ def thought_names(source: str) -> tuple[str, ...]:
     return tuple(name for name in _THOUGHTS if name in read)
 
 
-def _with_arguments(message: Message, source: str) -> Message:
-    calls = message.get("tool_calls")
-    if not calls or not takes_text(source):
+def _with_calls(message: Message, source: str) -> Message:
+    if not message.get("tool_calls"):
         return message
-    arguments = [call["function"]["arguments"] for call in calls]
-    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in arguments]
-    functions = [{**call["function"], "arguments": text} for call, text in zip(calls, texts, strict=True)]
-    written = [{**call, "function": function} for call, function in zip(calls, functions, strict=True)]
-    return {**message, "tool_calls": written}
+    message = _with_content(message, source)
+    if not takes_text(source):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    texts = [{**function, "arguments": _as_text(function["arguments"])} for function in functions]
+    calls = [{**call, "function": text} for call, text in zip(message["tool_calls"], texts, strict=True)]
+    return {**message, "tool_calls": calls}
+
+
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _with_content(message: Message, source: str) -> Message:
+    """Give a call without content the spelling of none that adds least to the text of the call.
+
+    Raises:
+        TemplateError: the template writes such a message and leaves the call out.
+    """
+    own = _SOME if message.get("content") else message.get("content", _ABSENT)
+    spellings = (own,) if own == _SOME else (own, *(content for content in _CONTENTS if content != own))
+    texts = {content: _probe(source, takes_text(source), content) for content in spellings}
+    written = {content: len(text) for content, text in texts.items() if text is not None and _CALL.search(text)}
+    if not written and any(text is not None for text in texts.values()):
+        raise TemplateError("the chat template leaves out the tool calls of a message, so its text would lack them")
+    best = min(written, key=written.__getitem__, default=own)  # the row's own spelling, if no other is shorter
+    if best == own:
+        return message
+    others = {key: value for key, value in message.items() if key != "content"}
+    return others if best == _ABSENT else {**others, "content": best}
 
 
 def _with_named_thought(message: Message, source: str) -> Message:
@@ -70,18 +105,34 @@ def _with_named_thought(message: Message, source: str) -> Message:
     return {**message, names[0]: message[has[0]]}
 
 
-def _writes(source: str, arguments: Any) -> bool:
-    """Return whether a rendering of a call holds its arguments as JSON."""
-    function = {"name": "probe", "arguments": arguments}
-    call = {"id": "callprobe", "type": "function", "function": function}
-    messages = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "callprobe", "name": "probe", "content": "b"},
+def _writes_json(source: str, text: bool, content: str | None) -> bool:
+    rendered = _probe(source, text, content)
+    return rendered is not None and bool(_WRITTEN.search(rendered))
+
+
+@lru_cache(maxsize=128)
+def _probe(source: str, text: bool, content: str | None) -> str | None:
+    """Return the rendering of a call with its arguments as text or object, or None if the template refuses it."""
+    arguments = json.dumps(_PROBE_ARGUMENTS) if text else _PROBE_ARGUMENTS
+    call = {"id": "callprobe", "type": "function", "function": {"name": _PROBE_NAME, "arguments": arguments}}
+    calling = {"role": "assistant", **({} if content == _ABSENT else {"content": content}), "tool_calls": [call]}
+    asked: list[Message] = [{"role": "user", "content": "a"}, calling]
+    answer: list[Message] = [
+        {"role": "tool", "tool_call_id": "callprobe", "content": "b"},
         {"role": "assistant", "content": "c"},
     ]
+    tool = {"type": "function", "function": {"name": "other", "parameters": {"type": "object", "properties": {}}}}
+    attempts = [(messages, tools) for tools in (None, [tool]) for messages in (asked + answer, asked)]
+    rendered = [_rendered(source, messages, tools) for messages, tools in attempts]
+    accepted = [written for written in rendered if written is not None]
+    return next((written for written in accepted if _CALL.search(written)), accepted[0] if accepted else None)
+
+
+def _rendered(source: str, messages: list[Message], tools: list[dict[str, Any]] | None) -> str | None:
     try:
-        texts, _ = render_jinja_template(conversations=[messages], chat_template=source, bos_token="", eos_token="")
+        texts, _ = render_jinja_template(
+            conversations=[messages], tools=tools, chat_template=source, bos_token="", eos_token=""
+        )
     except TEMPLATE_FAULTS:
-        return False
-    return bool(_WRITTEN.search(texts[0]))
+        return None
+    return str(texts[0])

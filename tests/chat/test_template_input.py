@@ -6,6 +6,7 @@ import pytest
 
 from eaglepipe.chat.render import ChatTemplate
 from eaglepipe.chat.template_input import takes_text, thought_names
+from eaglepipe.errors import TemplateError
 
 FUNCTION = {"name": "rain", "arguments": {"city": "Øslo", "day": None}}
 CALLING = [
@@ -41,6 +42,37 @@ def test_arguments_are_written_as_json_or_by_entry(arguments: str, text: bool) -
     source = with_calls(arguments)
     assert takes_text(source) == text
     assert WRITTEN in rendered(source, CALLING) or "city=Øslo;day=None;" in rendered(source, CALLING)
+
+
+CALL = "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+BODIES = {
+    "deepseek": "{% if m.content is none %}" + CALL + "{% else %}{{ m.content }}{% endif %}",
+    "defined": "{% if m.content is not defined %}" + CALL + "{% else %}{{ m.content }}{% endif %}",
+    "r1": CALL + "{% if m.content is not none %}|{{ m.content + '.' }}{% endif %}",
+    "printed": CALL + "{{ m.content }}",
+    "concatenated": "{{ '[' + m.content + ']' }}" + CALL,
+    "with_tools": "{% if tools %}" + CALL + "{% endif %}{{ m.content or '' }}",
+}
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_call_without_content_is_written_whatever_the_template_takes_for_none(body: str, content: Any) -> None:
+    calling = {key: value for key, value in CALLING[1].items() if key != "content"} | content
+    source = "{% for m in messages %}" + body + "{% endfor %}"
+    template = ChatTemplate(source=source, variables={}, mask="prefix")
+    text = template.render([CALLING[0], calling], [{"type": "function"}])
+    assert text.endswith(("rain" + WRITTEN, "[]rain" + WRITTEN))
+
+
+@pytest.mark.parametrize(
+    ("body", "content"),
+    [("{{ m.content }}", ""), ("{{ m.content }}", "fine"), (BODIES["deepseek"], "fine"), (BODIES["defined"], "fine")],
+)
+def test_template_that_leaves_out_a_call_is_refused(body: str, content: str) -> None:
+    source = "{% for m in messages %}" + body + "{% endfor %}"
+    with pytest.raises(TemplateError, match="leaves out the tool calls"):
+        rendered(source, [CALLING[0], {**CALLING[1], "content": content}])
 
 
 def test_the_row_keeps_its_arguments() -> None:
