@@ -21,9 +21,11 @@ _SOME = "some text"  # content forms of a call: text, or one of three spellings 
 _ABSENT = "absent"
 _CONTENTS: tuple[str | None, ...] = ("", None, _ABSENT)
 _PROBE_NAME = "probe_of_calls"
-_PROBE_ARGUMENTS = {"probe": "of arguments"}
-_CALL = re.compile("probe_of_calls|of arguments")
-_WRITTEN = re.compile(r"""\{\s*"probe"\s*:\s*"of arguments"\s*\}""")
+_ARGUMENT = "of arguments"
+_PROBE_ARGUMENTS = {"probe": _ARGUMENT}
+_CALL = re.compile(f"{_PROBE_NAME}|{_ARGUMENT}")
+_WRITTEN = re.compile(rf"""\{{\s*"probe"\s*:\s*"{_ARGUMENT}"\s*\}}""")
+_PRINTED = re.compile(rf"""'probe'\s*:\s*'{_ARGUMENT}'""")  # by Python, not as JSON
 
 
 def fitted(messages: Sequence[Message], source: str) -> list[Message]:
@@ -39,10 +41,12 @@ def fitted(messages: Sequence[Message], source: str) -> list[Message]:
 def takes_text(source: str) -> bool:
     """Return whether a template writes the arguments of calls as they are, and so needs them as JSON text.
 
-    Most templates pass them through `tojson`, or read their entries.
+    Most templates pass an object through `tojson`, or read its entries; some of those write a text, too, but as
+    another argument.
     """
-    written = {text: any(_writes_json(source, text, content) for content in _CONTENTS) for text in (False, True)}
-    return written[True] and not written[False]
+    as_objects, as_texts = ([_probe(source, text, content) or "" for content in _CONTENTS] for text in (False, True))
+    reads_objects = any(_ARGUMENT in written and not _PRINTED.search(written) for written in as_objects)
+    return not reads_objects and any(_WRITTEN.search(written) for written in as_texts)
 
 
 @lru_cache(maxsize=16)
@@ -103,11 +107,6 @@ def _with_named_thought(message: Message, source: str) -> Message:
     if not names or any(name in names for name in has):
         return message
     return {**message, names[0]: message[has[0]]}
-
-
-def _writes_json(source: str, text: bool, content: str | None) -> bool:
-    rendered = _probe(source, text, content)
-    return rendered is not None and bool(_WRITTEN.search(rendered))
 
 
 @lru_cache(maxsize=128)

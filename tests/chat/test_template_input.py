@@ -33,6 +33,11 @@ def rendered(source: str, messages: list[dict[str, Any]]) -> str:
         ("{{ args | tojson }}", False),
         ("{{ args if args is string else args | tojson }}", False),
         ("{% for k, v in args.items() %}{{ k }}={{ v }};{% endfor %}", False),
+        (
+            "{% if args is string %}raw={{ args }}{% endif %}"
+            "{% if args is mapping %}{% for k, v in args.items() %}{{ k }}={{ v }};{% endfor %}{% endif %}",
+            False,
+        ),
         ("{{ args }}", True),
         ("{{ '[' + args + ']' }}", True),
         ("{{ '[' ~ args ~ ']' }}", True),
@@ -41,7 +46,7 @@ def rendered(source: str, messages: list[dict[str, Any]]) -> str:
 def test_arguments_are_written_as_json_or_by_entry(arguments: str, text: bool) -> None:
     source = with_calls(arguments)
     assert takes_text(source) == text
-    assert WRITTEN in rendered(source, CALLING) or "city=Øslo;day=None;" in rendered(source, CALLING)
+    assert WRITTEN in rendered(source, CALLING) or "city=Øslo" in rendered(source, CALLING)
 
 
 CALL = "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
