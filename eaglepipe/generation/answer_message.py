@@ -39,8 +39,13 @@ class AnswerText:
         return rendered.startswith(self.prompt + self.body + self.end)
 
     def is_served(self, rendered: str) -> bool:
-        """Return whether it shows the answer as servers do: another end, no thoughts, or no spaces at the edges."""
-        return rendered.startswith(self.prompt + self.body) or is_shown(rendered, self.prompt, self.body)
+        """Return whether it shows the answer as servers do: another end, or no thoughts."""
+        shown = is_shown(rendered, self.prompt, self.body, spaces=True)
+        return rendered.startswith(self.prompt + self.body) or shown
+
+    def is_trimmed(self, rendered: str) -> bool:
+        """Return whether it shows the answer as servers do, without the spaces at its edges."""
+        return is_shown(rendered, self.prompt, self.body, spaces=False)
 
 
 def read_answer(
@@ -53,7 +58,7 @@ def read_answer(
     """
     readings = list(_distinct(_readings(chat, tools, answer, call_ids)))
     rendered = [_rendered(chat, [*messages, reading], tools) for reading in readings]
-    for accepts in (answer.is_exact, answer.is_served):
+    for accepts in (answer.is_exact, answer.is_served, answer.is_trimmed):
         for reading, text in zip(readings, rendered, strict=True):
             if text is not None and accepts(text):
                 return AnswerMessage(message=reading, shown=True)

@@ -53,19 +53,22 @@ def without_thought_prompt(prompt: str) -> str:
     return prompt
 
 
-def is_shown(rendered: str, prompt: str, text: str) -> bool:
+def is_shown(rendered: str, prompt: str, text: str, *, spaces: bool) -> bool:
     """Return whether a rendering shows an answer's visible text as written, its thoughts as written or not at all.
 
-    Spaces at the edges of either do not count: templates trim both.
+    Args:
+        spaces: whether those at the edges of the visible text count; some templates trim them.
     """
     header = without_thought_prompt(prompt)
     if not rendered.startswith(header):
         return False
-    shown, written = rendered[len(header) :].lstrip(), split_thoughts(text, prompt)
-    visible = (text if written is None else written.visible).strip()
+    shown, written = rendered[len(header) :], split_thoughts(text, prompt)
+    visible = text if written is None else written.visible
     for opening, closing in TAGS:
-        if match := re.match(rf"{re.escape(opening)}(.*?){re.escape(closing)}\s*", shown, re.DOTALL):
+        if match := re.match(rf"\s*{re.escape(opening)}(.*?){re.escape(closing)}", shown, re.DOTALL):
             if match[1].strip() not in ("", "" if written is None else written.thought.strip()):
                 return False
             shown = shown[match.end() :]
-    return bool(visible) and shown.startswith(visible)
+    if spaces:
+        return bool(visible.strip()) and shown.startswith(visible)
+    return bool(visible.strip()) and shown.lstrip().startswith(visible.strip())
