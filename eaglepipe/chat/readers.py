@@ -3,11 +3,13 @@
 At most one row, or one record batch, is held; of a `.json` file, which is one document, all of it.
 """
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +25,21 @@ PlacedRow = tuple[str, dict[str, Any] | RowError]
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 256
 _WHITESPACE = re.compile(r"\s*")
+_COMPRESSIONS = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
+_PLAIN_STARTS = (b"", b"{", b"[", b" ", b"\n", b"\r", b"\t", _BOM[:1])
+
+
+def data_suffix(path: Path) -> str | None:
+    """Return the suffix of a file that can be read, that of its compression left out, or None."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        return suffixes[0] if len(suffixes) == 2 and suffixes[0] in _TEXT_READERS else None
+    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+
+
+def stem(path: Path) -> str:
+    """Return the name of a data file without its suffixes."""
+    return Path(path.stem).stem if path.suffix.lower() in _COMPRESSIONS else path.stem
 
 
 def file_rows(path: Path) -> Iterator[PlacedRow]:
@@ -32,7 +49,7 @@ def file_rows(path: Path) -> Iterator[PlacedRow]:
         DataError: the file cannot be read; the message begins with its path.
     """
     try:
-        yield from READERS[path.suffix.lower()](path)
+        yield from READERS[data_suffix(path) or ""](path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
@@ -57,12 +74,28 @@ def hub_rows(source: SourceConfig) -> Iterator[PlacedRow]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
-    with path.open("rb") as file:
+    with _open_text(path) as file:
         for number, line in enumerate(file, start=1):
             content = line.removeprefix(_BOM) if number == 1 else line
             if content.strip():
                 where = f"{path}:{number}"
                 yield where, _object(content, where)
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, decompressed if its first bytes are those of a compression, whatever its name."""
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        for name, magic in _COMPRESSIONS.values():
+            if start.startswith(magic):
+                with pa.CompressedInputStream(pa.PythonFile(file, "r"), name) as stream:
+                    yield io.BufferedReader(stream)
+                return
+        if path.suffix.lower() in _COMPRESSIONS and start[:1] not in _PLAIN_STARTS:
+            raise DataError(f"{path}: neither {_COMPRESSIONS[path.suffix.lower()][0]} nor JSON")
+        yield file
 
 
 def _object(line: bytes, where: str) -> dict[str, Any] | RowError:
@@ -86,7 +119,8 @@ def _checked(row: Any, where: str) -> dict[str, Any] | RowError:
 def _json_rows(path: Path) -> Iterator[PlacedRow]:
     """Rows of one JSON array, or objects written one after another; the whole file is held in memory."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with _open_text(path) as file:
+            text = file.read().decode("utf-8-sig")
         rows = json.loads(text) if text.lstrip().startswith("[") else list(_concatenated(text))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error.reason}") from None
@@ -132,10 +166,10 @@ def batch_rows(batches: Iterator[Any], place: str) -> Iterator[PlacedRow]:
                 yield f"{place} row {number}", {key: without_nulls(value) for key, value in row.items()}
 
 
-READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
+_TEXT_READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
     ".jsonl": _jsonl_rows,
     ".ndjson": _jsonl_rows,
     ".json": _json_rows,
-    ".parquet": _parquet_rows,
-    ".arrow": _arrow_rows,
 }
+READERS = {**_TEXT_READERS, ".parquet": _parquet_rows, ".arrow": _arrow_rows}
+KINDS = f"{', '.join(READERS)} (JSON also with .gz or .zst)"

@@ -14,15 +14,15 @@ from typing import Any
 import xxhash
 
 from eaglepipe.chat.faults import FaultyRow, RowError
+from eaglepipe.chat.folders.listing import is_local, is_pattern, local_files, pattern_folder
 from eaglepipe.chat.formats import Content, parse_row
-from eaglepipe.chat.readers import READERS, PlacedRow, file_rows, hub_rows
+from eaglepipe.chat.readers import READERS, PlacedRow, data_suffix, file_rows, hub_rows, stem
 from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import SourceConfig
 from eaglepipe.recipe.tree import Recipe
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = {*READERS, ".txt", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".yaml", ".yml"}
-_SPLIT_FILE = re.compile(r"(train|test|validation|valid|val|dev)(-\d{5}-of-\d{5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,8 @@ def source_name(source: SourceConfig) -> str:
     """Return the label of a source: its `name`, else its file's stem or the last part of its path or Hub id."""
     if source.name:
         return source.name
-    path = Path(source.path).expanduser()
-    return path.stem if path.suffix.lower() in READERS else path.resolve().name
+    path = pattern_folder(source) if is_pattern(source) else Path(source.path).expanduser()
+    return path.resolve().name if data_suffix(path) is None else stem(path)
 
 
 def is_hub_id(path: str) -> bool:
@@ -151,33 +151,10 @@ def _without_opening(content: Content) -> Content:
 
 
 def _rows(source: SourceConfig) -> Iterator[PlacedRow]:
-    path = Path(source.path).expanduser()
-    if path.is_dir():
-        for file in _folder_files(path, source.split):
+    if is_local(source):
+        for file in local_files(source):
             yield from file_rows(file)
-    elif path.suffix.lower() in READERS and path.exists():
-        yield from file_rows(path)
-    elif path.exists():
-        raise DataError(f"{path}: not one of {', '.join(READERS)}")
     elif is_hub_id(source.path):
         yield from hub_rows(source)
     else:
         raise DataError(f"{source.path}: no such file or folder (a dataset on the Hub is written owner/name)")
-
-
-def _folder_files(folder: Path, split: str) -> list[Path]:
-    """List the data files of a folder, sorted; if they are named by split, those of `split`."""
-    if (folder / "dataset_dict.json").exists():
-        folder = folder / split
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in READERS and file.is_file())
-    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
-        files = [file for file in files if file.suffix == ".arrow"]
-    if not files:
-        raise DataError(f"{folder}: no file ending in {', '.join(READERS)}")
-    splits = {file: match[1] for file in files if (match := _SPLIT_FILE.fullmatch(file.stem))}
-    if len(splits) < len(files):
-        return files
-    chosen = [file for file in files if splits[file] == split]
-    if not chosen:
-        raise DataError(f"{folder}: no files of split {split!r}; there are {', '.join(sorted(set(splits.values())))}")
-    return chosen

@@ -40,11 +40,15 @@ class TargetConfig(Section):
 class SourceConfig(Section):
     """One source of conversations."""
 
-    path: str = Field(min_length=1, description="local file or folder (jsonl, json, parquet), or a Hub dataset id")
+    path: str = Field(
+        min_length=1, description="local file, folder or pattern (`data/**/*.jsonl.gz`), or a Hub dataset id"
+    )
     name: str | None = Field(None, description="label in reports; default: the file's stem or the dataset's name")
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
+    config: str | None = Field(
+        None, description="of a dataset on the Hub or in a folder; a sub-folder, or of README.md"
+    )
+    split: str = Field("train", description="of a dataset on the Hub or in a folder, by the names of its files")
+    revision: str | None = Field(None, description="of a dataset on the Hub")
     format: Literal["auto", "messages", "sharegpt", "prompt_completion", "tokenized"] = "auto"
     max_samples: PositiveInt | None = None
 

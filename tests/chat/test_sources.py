@@ -38,7 +38,11 @@ def fingerprint(path: Path, **fields: Any) -> str:
 
 def write_as(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
+    if compression := {".gz": "gzip", ".zst": "zstd"}.get(path.suffix):
+        plain = write_as(path.with_suffix(""), rows)
+        path.write_bytes(pa.Codec(compression).compress(plain.read_bytes(), asbytes=True))
+        plain.unlink()
+    elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif path.suffix == ".arrow":
         table = pa.Table.from_pylist(rows)
@@ -53,7 +57,17 @@ def write_as(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-KINDS = ["a.jsonl", "a.ndjson", "array.json", "lines.json", "a.parquet", "file.arrow", "stream.arrow"]
+KINDS = [
+    "a.jsonl",
+    "a.ndjson",
+    "array.json",
+    "lines.json",
+    "a.parquet",
+    "file.arrow",
+    "stream.arrow",
+    "a.jsonl.gz",
+    "a.jsonl.zst",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,7 +132,13 @@ def test_only_owner_and_name_is_asked_of_the_hub(tmp_path: Path, monkeypatch: py
 
 
 def test_name_is_the_stem_the_folder_or_the_datasets_name(tmp_path: Path) -> None:
-    names = {"x/chats.jsonl": "chats", "owner/corpus-v1.5": "corpus-v1.5", str(tmp_path) + "/": tmp_path.name}
+    names = {
+        "x/chats.jsonl": "chats",
+        "x/chats.jsonl.gz": "chats",
+        "x/corpus/*/a-*.jsonl": "corpus",
+        "owner/corpus-v1.5": "corpus-v1.5",
+        str(tmp_path) + "/": tmp_path.name,
+    }
     for path, name in names.items():
         assert source_name(SourceConfig(path=path)) == name
     assert source_name(SourceConfig(path="x/chats.jsonl", name="mine")) == "mine"
@@ -199,6 +219,25 @@ def test_bytes_that_are_no_parquet_or_arrow_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(DataError, match=name):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.json.gz"])
+def test_damaged_archive_is_one_error_that_names_it(tmp_path: Path, name: str) -> None:
+    path = write_as(tmp_path / name, ROWS)
+    whole = path.read_bytes()
+    assert len(read(path)) == len(ROWS)
+    for damaged in (whole[:-9], whole[:20], whole[:60] + b"zzzz" + whole[64:], b"nothing of the kind"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"^" + re.escape(str(path))):
+            read(path)
+
+
+def test_first_bytes_decide_the_compression(tmp_path: Path) -> None:
+    packed = write_as(tmp_path / "packed" / "rows.jsonl.gz", ROWS)
+    (tmp_path / "rows.jsonl").write_bytes(packed.read_bytes() * 2)  # as `cat` joins archives
+    assert len(read(tmp_path / "rows.jsonl")) == 2 * len(ROWS)
+    (tmp_path / "rows.jsonl.gz").write_bytes(write_as(tmp_path / "b.jsonl", ROWS).read_bytes())
+    assert fingerprint(tmp_path / "rows.jsonl.gz") == fingerprint(packed)
 
 
 def test_byte_order_mark_crlf_and_blank_lines_change_nothing(tmp_path: Path) -> None:

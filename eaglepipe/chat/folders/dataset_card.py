@@ -1,0 +1,67 @@
+"""Files of the configs and splits that a folder's README.md declares, as dataset repositories on the Hub do."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import DatasetCardData, metadata_load
+
+from eaglepipe.errors import DataError, first_line
+from eaglepipe.recipe.config import SourceConfig
+
+
+def declared_files(folder: Path, source: SourceConfig) -> list[Path] | None:
+    """Return the files of the source's config and split, sorted; None if nothing is declared, or nothing of it is here.
+
+    Raises:
+        DataError: a declaration that cannot be read, or no such config or split in it.
+    """
+    card = folder / "README.md"
+    metadata = _metadata(card)
+    if not metadata.get("configs"):
+        return None
+    import datasets  # slow to import, and only needed here
+
+    try:
+        configs = datasets.utils.metadata.MetadataConfigs.from_dataset_card_data(DatasetCardData(**metadata))
+        name = source.config or configs.get_default_config_name()
+        if name not in configs:
+            problem = "several configs" if source.config is None else f"no config {name!r}"
+            raise DataError(f"{card}: {problem}; choose one by `config`: {', '.join(sorted(configs))}")
+        if "data_files" not in configs[name]:
+            return None
+        base = folder / configs[name].get("data_dir", "")
+        patterns = datasets.data_files.sanitize_patterns(configs[name]["data_files"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{card}: its `configs` cannot be read: {first_line(error)}") from None
+    files = {
+        split: _resolved(datasets.data_files.resolve_pattern, split_patterns, base)
+        for split, split_patterns in patterns.items()
+    }
+    if not any(files.values()):
+        return None
+    if source.split not in files:
+        raise DataError(f"{folder}: no files of split {source.split!r}; there are {', '.join(files)}")
+    if not files[source.split]:
+        wanted = ", ".join(patterns[source.split])
+        raise DataError(f"{folder}: no file of split {source.split!r}, which README.md declares as {wanted}")
+    return files[source.split]
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    if not card.is_file():
+        return {}
+    try:
+        return metadata_load(card) or {}
+    except (ValueError, yaml.YAMLError, OSError) as error:
+        raise DataError(f"{card}: its metadata cannot be read: {first_line(error)}") from None
+
+
+def _resolved(resolve: Any, patterns: list[str], base: Path) -> list[Path]:
+    files: set[Path] = set()
+    for pattern in patterns:
+        try:
+            files |= {Path(file) for file in resolve(pattern, base.resolve().as_posix())}
+        except FileNotFoundError:
+            continue
+    return sorted(files)
