@@ -59,11 +59,22 @@ class ShardEntry(FileEntry):
     supervised_tokens: Count
 
 
+REFUSED = "refused"
+CODEC_OVERFLOW = "codec_overflow"
+REFUSALS = frozenset({REFUSED, CODEC_OVERFLOW})
+"""Reasons of drops that sidecars list sample by sample."""
+
+
 class RefusedSample(Document):
     """A sample that the target could not be trusted on."""
 
     sample_id: str
     reason: str
+
+    @property
+    def cause(self) -> str:
+        """The reason under which `drops` counts it; a text that begins with `codec` blames the encoding."""
+        return CODEC_OVERFLOW if self.reason.startswith("codec ") else REFUSED
 
 
 class ShardIndex(Document):

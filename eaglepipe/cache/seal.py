@@ -1,6 +1,7 @@
 """The last step of a cache: everything published is listed, counted and hashed into the manifest."""
 
 import shutil
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocume
 
 def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: ShardSpec, spec: SpecDocument) -> Manifest:
     shards = tuple(sidecar.shard for sidecar in sidecars)
-    refused = sum(len(sidecar.refused) for sidecar in sidecars)
+    refused = Counter(sample.cause for sidecar in sidecars for sample in sidecar.refused)
     fixed = [path for path in sorted(folder.rglob("*")) if _is_fixed_file(folder, path)]
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -73,7 +74,7 @@ def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: Sha
         tokens=sum(shard.tokens for shard in shards),
         supervised_tokens=sum(shard.supervised_tokens for shard in shards),
         bytes=sum(shard.bytes for shard in shards),
-        drops={**plan.drops, **({"refused": refused} if refused else {})},
+        drops={**plan.drops, **refused},
         shards=shards,
         sidecars=tuple(_file_entry(folder, sidecar_path(folder, shard)) for shard in range(plan.shards)),
         files=tuple(_file_entry(folder, path) for path in fixed),

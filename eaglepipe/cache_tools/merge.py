@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from eaglepipe.cache.compare import check_same_target
 from eaglepipe.cache.consistency import VOCAB_FILE
-from eaglepipe.cache.manifest import Manifest
+from eaglepipe.cache.manifest import DROPS_FILE, REFUSALS, Manifest
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_plan
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.derive import (
@@ -65,7 +65,11 @@ def merge_caches(folder: Path, parts: Sequence[Path]) -> Manifest:
         spec=first.spec,
         max_length=max(cache.max_length for cache in caches),
         origins=tuple(origins),
-        files={**copied_files(first, without=[REPORT_FILE]), VOCAB_FILE: _joined_vocab(caches, duplicates)},
+        files={
+            **copied_files(first, without=[REPORT_FILE, DROPS_FILE]),
+            VOCAB_FILE: _joined_vocab(caches, duplicates),
+            **_joined_lists(caches),
+        },
         estimated_bytes=sum(cache.manifest.bytes for cache in caches),
     )
     return write_derived(derivation, _unchanged, verb="merge")
@@ -147,9 +151,16 @@ def _joined_vocab(caches: Sequence[Cache], duplicates: Sequence[CachedSample]) -
     return save(vocab_tensors(replace(caches[0].vocab, counts=counts.clamp(min=0))))
 
 
+def _joined_lists(caches: Sequence[Cache]) -> dict[str, bytes]:
+    """Return the rows that the parts left out, one after the other, if they list any."""
+    lists = [cache.folder / DROPS_FILE for cache in caches]
+    joined = b"".join(path.read_bytes() for path in lists if path.exists())
+    return {DROPS_FILE: joined} if joined else {}
+
+
 def _joined_drops(caches: Sequence[Cache], duplicates: int) -> Counter[str]:
     """Drops without refused samples, which the sidecars count."""
     drops: Counter[str] = Counter(duplicate=duplicates)
     for cache in caches:
-        drops.update({reason: count for reason, count in cache.manifest.drops.items() if reason != "refused"})
+        drops.update({reason: count for reason, count in cache.manifest.drops.items() if reason not in REFUSALS})
     return drops

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
-from eaglepipe.cache.manifest import Manifest
+from eaglepipe.cache.manifest import REFUSALS, Manifest
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_plan
 from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.storage import WORK_FOLDER
@@ -115,7 +115,7 @@ def _convert(reencoder: Reencoder, origin: ShardOrigin, sums_file: Path) -> Iter
         sample = origin.cache.read(number)
         converted, sums = reencoder.convert(sample)
         if converted is None:
-            yield sample.sample_id, "its numbers are not finite in the new encoding"
+            yield sample.sample_id, "codec of the new encoding overflows"
         else:
             total += sums
             yield converted
@@ -156,7 +156,7 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None,
         declared={**declared, "vocab": {**declared["vocab"], **size}, "cache": {**declared_sections, **declared_cache}},
         origin={"recoded": cache.identity, "to": {**encodings, **new_ids}},
         origins=origins,
-        drops={reason: count for reason, count in manifest.drops.items() if reason != "refused"},
+        drops={reason: count for reason, count in manifest.drops.items() if reason not in REFUSALS},
     )
     return Derivation(
         folder=folder,

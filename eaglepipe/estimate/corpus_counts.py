@@ -1,5 +1,6 @@
 """Counts over a corpus that prices depend on, in one pass and constant memory."""
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,20 +39,22 @@ def count_corpus(inputs: Stage1Inputs) -> CorpusCounts:
     """Tokenise the recipe's corpus and count.
 
     Raises:
-        DataError: no sample is left, or too many rows are faulty.
+        DataError: no sample is left, too many rows are faulty, or samples are beyond the target's positions.
     """
     drops, data = DropLog(), inputs.recipe.data
     counts = np.zeros(inputs.spec.vocab_size, np.int64)
-    samples = tokens = supervised = first_tokens = 0
+    samples = tokens = supervised = first_tokens = longer = longest = 0
     first: list[TokenSample] = []
-    rows = iter_conversations(data.sources)
+    rows, limit = iter_conversations(data.sources), inputs.max_positions or sys.maxsize
     for sample in iter_token_samples(rows, inputs.chat, data, drops, inputs.spec.vocab_size):
         mask = supervised_tokens(sample.turns)
         samples, tokens, supervised = samples + 1, tokens + len(mask), supervised + int(mask.sum())
+        longer, longest = longer + (len(mask) > limit), max(longest, len(mask))
         add_counts(counts, sample.input_ids[sample.turns > 0])
         if first_tokens < _FIRST_TOKENS and mask.any():
             first.append(sample)
             first_tokens += len(mask)
+    inputs.check_lengths(samples, longer, longest)
     drops.check(samples, data.max_drop_fraction)
     return CorpusCounts(
         samples=samples,

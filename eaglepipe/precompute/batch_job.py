@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.columns import Columns, HostColumns, split_rows, to_host
+from eaglepipe.cache.supervision.kind import SupervisionKind
 from eaglepipe.cache.supervision.sparse import SparseRule, to_draft_index
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.chat.tokens import TokenSample, supervised_tokens
@@ -27,7 +28,8 @@ class CapturedBatch:
     """Encoded columns of a batch's real tokens (N) and supervised tokens (S), in host memory, sample after sample."""
 
     tokens: list[TokenSample]
-    finite: NDArray[np.bool_]  # [N]
+    finite: NDArray[np.bool_]  # [N] as stored
+    faults: dict[str, NDArray[np.bool_]]  # [N] by what is not finite: the target, or a codec
     columns: dict[str, NDArray[Any] | None]  # [N, ...] by the names of `CachedSample`
     supervision: HostColumns  # of S rows
 
@@ -36,14 +38,13 @@ class CapturedBatch:
         return sum(not self.finite[rows].all() for rows in self._spans())
 
     def samples(self) -> Iterator[CachedSample | tuple[str, str]]:
-        """Yield each sample as the cache stores it, or (id, reason) if the target gave NaN or Inf."""
+        """Yield each sample as the cache stores it, or (id, reason) if its numbers are not finite."""
         supervision = split_rows(
             self.supervision, [int(supervised_tokens(sample.turns).sum()) for sample in self.tokens]
         )
         for sample, rows, supervised_columns in zip(self.tokens, self._spans(), supervision, strict=True):
             if not self.finite[rows].all():
-                first = int(np.argmin(self.finite[rows]))
-                yield sample.sample_id, f"the target's states or logits are not finite from token {first} on"
+                yield sample.sample_id, self._reason(rows)
                 continue
             columns: dict[str, Any] = {name: None if c is None else c[rows] for name, c in self.columns.items()}
             yield CachedSample(
@@ -54,6 +55,11 @@ class CapturedBatch:
                 supervision=supervised_columns,
                 **columns,
             )
+
+    def _reason(self, rows: slice) -> str:
+        """Return the first fault of a sample: the target's own before those that only encoding made."""
+        fault, broken = next((fault, mask[rows]) for fault, mask in self.faults.items() if mask[rows].any())
+        return f"{fault} from token {int(np.argmax(broken))} on"
 
     def _spans(self) -> Iterator[slice]:
         """The rows of each sample."""
@@ -104,10 +110,19 @@ def capture_batch(
 
     # What is encoded decides: a narrow type may overflow where the target did not.
     encoded_aux = spec.aux.encode(aux)
-    finite = _finite_rows(spec.aux.decode(encoded_aux)) & _finite_rows(last_hidden)
-    finite[supervised_rows] &= answers.finite & kind.finite_rows(columns)
+    by_target = _finite_rows(aux) & _finite_rows(last_hidden)
+    by_target[supervised_rows] &= answers.finite
+    by_aux_codec = _finite_rows(spec.aux.decode(encoded_aux))
+    by_codec = torch.ones_like(by_target)
+    by_codec[supervised_rows] = kind.finite_rows(columns)
     if every_row is not None:
-        finite &= _finite_rows(spec.rows.decode(EncodedRows(payload=every_row)))
+        by_codec &= _finite_rows(spec.rows.decode(EncodedRows(payload=every_row)))
+    dtype = str(aux.dtype).removeprefix("torch.")
+    faults = {
+        f"the target's states or logits ({dtype}) are not finite": ~by_target,
+        f"codec {spec.aux_codec} of cache.aux_codec overflows": ~by_aux_codec,
+        f"codec {spec.supervision_codec} of {_codec_setting(kind)} overflows": ~by_codec,
+    }
     token_columns = {
         "supervised": supervised,
         "position_mask": _scatter(supervised, answers.position_mask, False),
@@ -117,8 +132,18 @@ def capture_batch(
         "aux_scales": None if encoded_aux.scales is None else encoded_aux.scales.cpu().numpy(),
         "last_hidden_payload": None if every_row is None else every_row.cpu().numpy(),
     }
-    finite_tokens, supervision = finite.cpu().numpy(), to_host(columns)
-    return CapturedBatch(tokens=samples, finite=finite_tokens, columns=token_columns, supervision=supervision)
+    broken = {fault: mask.cpu().numpy() for fault, mask in faults.items()}
+    return CapturedBatch(
+        tokens=samples,
+        finite=~np.logical_or.reduce(list(broken.values())),
+        faults=broken,
+        columns=token_columns,
+        supervision=to_host(columns),
+    )
+
+
+def _codec_setting(kind: SupervisionKind) -> str:
+    return f"cache.{kind.codec_setting}" if kind.codec_setting else "the supervision"
 
 
 def _finite_rows(rows: torch.Tensor) -> torch.Tensor:

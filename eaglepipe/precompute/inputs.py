@@ -16,10 +16,12 @@ from eaglepipe.chat.sources import check_regenerated
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.devices import resolve_device
+from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import CacheConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import check_tokenizer_fits, read_model_config, resolve_folder, text_config_of
+from eaglepipe.target.positions import max_positions
 from eaglepipe.vocab import draft_vocab_size
 
 
@@ -41,6 +43,28 @@ class Stage1Inputs:
     def rope_split(self) -> int | None:
         """Length above which samples share no batch with shorter ones: the rope would change for both."""
         return rope_kinds(self.text_config).get("longrope")
+
+    def check_lengths(self, num_samples: int, num_longer: int, longest: int) -> None:
+        """Check that every sample fits the positions that the target was made for.
+
+        Args:
+            num_longer: samples with more tokens than `max_positions`.
+            longest: tokens of the longest sample.
+
+        Raises:
+            DataError: naming the setting that cuts or drops the longer ones.
+        """
+        if num_longer:
+            raise DataError(
+                f"{num_longer:,} of {num_samples:,} samples are longer than the {self.max_positions:,} positions that "
+                f"the target was made for (the longest has {longest:,} tokens); it never has such states in use. Set "
+                f"data.max_length={self.max_positions} to cut them there, with data.on_long=drop to leave them out"
+            )
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the target may read at once."""
+        return max_positions(self.text_config)
 
     @property
     def sparse_rule(self) -> SparseRule:

@@ -56,12 +56,13 @@ def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: DropLog, batch
         batch_tokens: token budget of a batch.
 
     Raises:
-        DataError: too many faulty rows, or a token id outside the target's vocabulary.
+        DataError: too many faulty rows, samples beyond the target's positions, or token ids outside its vocabulary.
         VocabError: a draft vocabulary too small for the special tokens.
     """
     spec = inputs.spec
     statistics = tokens.statistics(spec.vocab_size)
     _drop_repetitions(tokens, statistics, drops)
+    _check_lengths(inputs, statistics)
     drops.check(statistics.num_distinct, inputs.recipe.data.max_drop_fraction)
     cost = token_cost(
         spec,
@@ -84,6 +85,12 @@ def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: DropLog, batch
         batch_tokens=batch_tokens,
         shards=[[statistics.distinct[batch] for batch in shard] for shard in shards],
     )
+
+
+def _check_lengths(inputs: Stage1Inputs, statistics: StagedStatistics) -> None:
+    lengths = statistics.num_tokens[statistics.distinct]
+    num_longer = 0 if inputs.max_positions is None else int((lengths > inputs.max_positions).sum())
+    inputs.check_lengths(len(lengths), num_longer, int(lengths.max()))
 
 
 def _drop_repetitions(tokens: StagedTokens, statistics: StagedStatistics, drops: DropLog) -> None:

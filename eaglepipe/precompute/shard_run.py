@@ -24,6 +24,7 @@ from eaglepipe.files.publish import publish_bytes, publish_json
 from eaglepipe.precompute.batch_job import capture_batch
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import Batch
+from eaglepipe.precompute.lost import check_lost
 from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.progress import ProgressLine
 from eaglepipe.resources import schema_folder
@@ -62,7 +63,7 @@ class ShardRun:
 
     def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> None:
         self._inputs, self._plan, self._model, self._stop = inputs, plan, model, stop
-        self._tokens = 0
+        self._tokens = self._refused = 0
         self._drops = plan.layout.drops.counts.total()
         self._started = time.monotonic()
 
@@ -71,6 +72,7 @@ class ShardRun:
 
         Raises:
             StoppedError: a signal asked to stop; the shard in the making is dropped.
+            DataError: more samples are lost than data.max_drop_fraction allows; the published shards stay.
         """
         folder, layout = self._plan.folder, self._plan.layout
         shards = [shard for shard in missing_shards(folder, self._plan.document) if worker.takes(shard)]
@@ -82,7 +84,13 @@ class ShardRun:
                     if claimed and not sidecar_path(folder, shard).exists():
                         self._write(shard, progress)
                         written += 1
+                        self._check_lost()
         return written
+
+    def _check_lost(self) -> None:
+        allowed = self._inputs.recipe.data.max_drop_fraction * self._plan.document.samples
+        if self._refused > allowed:
+            check_lost(self._inputs, self._plan, report=None)
 
     def _write(self, shard: int, progress: ProgressLine) -> None:
         folder, layout = self._plan.folder, self._plan.layout
@@ -103,6 +111,7 @@ class ShardRun:
                     )
                     background.submit(captured.samples)
                     self._drops += captured.num_refused
+                    self._refused += captured.num_refused
                     self._show(len(captured.finite), progress)
             background.finish()
 

@@ -19,6 +19,7 @@ from eaglepipe.files.publish import leftovers, remove_abandoned
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
+from eaglepipe.precompute.lost import check_lost
 from eaglepipe.precompute.plan import PrecomputePlan, begin_plan, find_begun, preview_plan, resume_plan
 from eaglepipe.precompute.shard_run import ShardRun, Worker, parse_worker, publish_fixed_files
 from eaglepipe.progress import format_seconds
@@ -94,6 +95,7 @@ def run_precompute(
         total = plan.document.shards
         report(f"left to other workers: {len(missing)} of {total} shards; whoever is last writes the manifest")
         return _incomplete(plan.layout, started, plan, shards_written=written)
+    check_lost(inputs, plan, report)
     manifest = seal_cache(plan.folder, plan.document, inputs.spec, max_length=recipe.data.max_length)
     report(f"{plan.folder}: complete, {manifest.bytes_per_token:,.1f} bytes a token")
     return _complete(plan.folder, manifest, started, shards_written=written)
@@ -158,6 +160,7 @@ def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, r
     if not any(worker.takes(shard) for shard in missing_shards(plan.folder, plan.document)):
         return 0
     remove_abandoned(leftovers(plan.folder))
+    check_lost(inputs, plan, report=None)
     recipe, local_rank = inputs.recipe, os.environ.get("LOCAL_RANK")  # under torchrun, each process takes its own GPU
     device = resolve_device(recipe.precompute.device, None if local_rank is None else int(local_rank))
     with stop_on_signals() as stop:

@@ -86,6 +86,17 @@ class StagedTokens:
         self._mapped.touched(token_sample.input_ids.nbytes + token_sample.turns.nbytes)
         return token_sample
 
+    def lengths_of(self, sample_ids: set[str]) -> dict[str, int]:
+        """Return the number of tokens of each of these samples, in one pass over the corpus."""
+        found: dict[str, int] = {}
+        for group in range(self._reader.num_record_batches):
+            batch = self._reader.get_batch(group)
+            self._mapped.touched(batch.nbytes)
+            for row, sample_id in enumerate(batch.column("sample_id").to_pylist()):
+                if sample_id in sample_ids:
+                    found.setdefault(sample_id, len(batch.column("input_ids")[row]))
+        return found
+
     def statistics(self, vocab_size: int) -> StagedStatistics:
         """One pass over the corpus, group by group.
 

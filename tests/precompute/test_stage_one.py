@@ -254,7 +254,8 @@ def test_states_that_overflow_only_in_the_codec_are_refused(project: TinyProject
     weights["model.embed_tokens.weight"] *= 1e7
     save_file(weights, loud / "model.safetensors", metadata={"format": "pt"})
     narrow = {"target.path": loud, "cache.root": tmp_path / "a", "cache.aux_codec": "fp16"}
-    with pytest.raises(DataError, match="no finite result for any sample"):
+    blamed = r"are lost.*data\.max_drop_fraction(.|\n)*codec fp16 of cache\.aux_codec overflows"
+    with pytest.raises(DataError, match=blamed):
         run_precompute(project.recipe(**narrow), report=quiet)
     wide = {**narrow, "cache.root": tmp_path / "b", "cache.aux_codec": "bf16"}
     assert run_precompute(project.recipe(**wide), report=quiet).drops == {}
