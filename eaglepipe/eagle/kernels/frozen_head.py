@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
+from eaglepipe.eagle.kernels.one_backward import scaled, take_gradients
 from eaglepipe.eagle.losses import soft_cross_entropy
 from eaglepipe.target_head import HALF_TYPES, TargetHead
 
@@ -79,12 +81,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 if gradient is not None:
                     (of_product,) = torch.autograd.grad(loss, product)
                     gradient[span] = (of_product.to(head.weight.dtype) @ head.weight).to(gradient.dtype)
-        ctx.gradient = gradient
+        ctx.gradients = (gradient,)
         ctx.mark_non_differentiable(predicted, target_top1)
         return total, predicted, target_top1
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        assert ctx.gradient is not None, "the frozen head's gradient is gone after one backward"
-        scaled, ctx.gradient = ctx.gradient.mul_(grads[0]), None
-        return scaled, None, None, None, None
+        (gradient,) = take_gradients(ctx)
+        return scaled(gradient, grads[0]), None, None, None, None

@@ -9,8 +9,10 @@ from functools import cache
 from typing import Any, Protocol
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from eaglepipe.eagle.kernels import row_kernels
+from eaglepipe.eagle.kernels.one_backward import scaled, take_gradients
 from eaglepipe.eagle.kernels.probe import agrees
 from eaglepipe.eagle.kernels.row_ops import RowLosses, row_blocks, row_dots, softmax_in_place, take_rows
 
@@ -135,11 +137,10 @@ class _FusedHeadLoss(torch.autograd.Function):
         return (row_losses * row_weights).sum(), row_losses, predicted
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        assert ctx.gradients is not None, "the fused head's gradients are gone after one backward"
-        scaled = tuple(None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.gradients)
-        ctx.gradients = None
-        return *scaled, None, None, None, None, None, None
+        gradients = [scaled(gradient, grads[0]) for gradient in take_gradients(ctx)]
+        return *gradients, None, None, None, None, None, None
 
 
 def _matmul_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
 
@@ -35,6 +36,7 @@ class _RMSNorm(torch.autograd.Function):
         return (wide * scale).mul_(weight).to(torch.promote_types(states.dtype, weight.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, scale = ctx.saved_tensors
         normed = states * scale
@@ -55,6 +57,7 @@ class _SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         grad_up = F.silu(gate).mul_(grads[0])
@@ -68,6 +71,7 @@ class _Rotate(torch.autograd.Function):
         return _rotated(states, cos, sin, direction=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return _rotated(grads[0], cos, sin, direction=-1), None, None

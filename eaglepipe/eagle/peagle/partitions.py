@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
+from eaglepipe.eagle.kernels.one_backward import scaled, take_gradients
 from eaglepipe.eagle.peagle_data import PeaglePart
 
 
@@ -54,8 +56,6 @@ class _FinishedLoss(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        assert ctx.gradients is not None, "the partitions' gradients are gone after one backward"
-        scaled = [None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.gradients]
-        ctx.gradients = None
-        return None, None, *scaled
+        return None, None, *(scaled(gradient, grads[0]) for gradient in take_gradients(ctx))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from eaglepipe.eagle.unroll.attention_blocks import Attended, SpanBySpan
 from eaglepipe.eagle.unroll.attention_varlen import Varlen, varlen_works
@@ -60,6 +61,7 @@ class _SpanAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         queries, output, normaliser, weights, *states = ctx.saved_tensors
         keys, values = states[: ctx.num_columns + 1], states[ctx.num_columns + 1 :]
