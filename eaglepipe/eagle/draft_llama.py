@@ -76,6 +76,15 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrained
             self._init_peagle_parameters(config)
         self.post_init()
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether layers compute their activations again in the backward while training; may be set."""
+        return self.model.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        self.model.gradient_checkpointing = enabled
+
     def forward(  # noqa: PLR0917 - the established signature
         self,
         input_ids: torch.Tensor,

@@ -43,7 +43,7 @@ def build_draft(source: TrainingSource, train: TrainConfig, config: DraftConfig)
     family = train.family
     _check_cache(source, family)
     draft: PreTrainedModel = family.load(family.builder)(source, config, seed=train.seed)
-    getattr(draft, "model", draft).gradient_checkpointing = train.gradient_checkpointing
+    draft.gradient_checkpointing = train.gradient_checkpointing
     return draft
 
 
