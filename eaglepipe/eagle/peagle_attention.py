@@ -39,6 +39,7 @@ class Elements:
 
 def make_elements(anchors: torch.Tensor, depths: torch.Tensor, lengths: torch.Tensor, num_slots: int) -> Elements:
     """Make the elements of a sequence of `num_slots` slots: documents of `lengths` in turn, then padding."""
+    lengths = torch.as_tensor(lengths)
     ends = lengths.long().cumsum(0)
     slots = torch.arange(num_slots, device=lengths.device)
     documents = torch.searchsorted(ends, slots, right=True)
@@ -133,6 +134,12 @@ class PeagleMask:
         return DenseChunk(
             queries=queries, keys=key_places[read], visible=visible, blind=blind if bool(blind.any()) else None
         )
+
+
+def peagle_mask(anchor_pos: torch.Tensor, depth: torch.Tensor, lengths: torch.Tensor, total_seq_len: int) -> PeagleMask:
+    """Make the mask of sampled elements that all read each other by the rule; arguments of `create_peagle_mask_mod`."""
+    elements = make_elements(anchor_pos, depth, lengths, total_seq_len)
+    return PeagleMask(queries=elements, keys=elements)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_atten
 from torch.utils.checkpoint import checkpoint
 
 from eaglepipe.eagle.layers.rope import apply_rotary
-from eaglepipe.eagle.peagle_attention import DenseChunk, PeagleMask, dense_attention, make_elements
+from eaglepipe.eagle.peagle_attention import DenseChunk, PeagleMask, dense_attention, peagle_mask
 from eaglepipe.errors import DraftError
 
 logger = logging.getLogger(__name__)
@@ -163,6 +163,7 @@ class _PeagleDraftMixin:
     config: Any
     model: Any
     training: bool
+    gradient_checkpointing: bool
     mask_hidden: nn.Parameter
     project_hidden_states: Callable[[torch.Tensor], torch.Tensor]
 
@@ -187,14 +188,13 @@ class _PeagleDraftMixin:
 
     def build_peagle_block_mask(
         self, anchor_pos: torch.Tensor, depth: torch.Tensor, lengths: torch.Tensor, total_seq_len: int
-    ) -> PeagleMask:
-        """Construct the visibility mask of one sequence's elements, for flex_attention and the dense attention alike.
+    ) -> BlockMask:
+        """Construct the COD `flex_attention` block mask for one sequence; `forward_peagle` takes it on a CPU as well.
 
         Args: those of `create_peagle_mask_mod`. Keep each document's elements together, in ascending order of
-            documents, chains together: blocks and chunks are then sparse.
+            documents, chains together: blocks are then sparse.
         """
-        elements = make_elements(anchor_pos, depth, lengths, total_seq_len)
-        return PeagleMask(queries=elements, keys=elements)
+        return peagle_mask(anchor_pos, depth, lengths, total_seq_len).block_mask
 
     def _run_draft_layer(
         self, layer_fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
@@ -203,7 +203,7 @@ class _PeagleDraftMixin:
 
         Non-reentrant, since the mask is no tensor.
         """
-        if self.model.gradient_checkpointing and self.training:
+        if self.gradient_checkpointing and self.training:
             return checkpoint(layer_fn, *args, use_reentrant=False, **kwargs)
         return layer_fn(*args, **kwargs)
 
@@ -222,9 +222,9 @@ class _PeagleDraftMixin:
             sampled_input_ids: int64 [1, N], the tokens at depth 0 and `mask_token_id` below.
             sampled_projected_hidden: [1, N, H], projected aux states at depth 0 and `masked_projected_hidden` below.
             position_ids: int64 [1, N], anchor + depth.
-            block_mask: from `build_peagle_block_mask`.
-            rows: int64 [Q], elements whose states are computed: the others skip the last layer's queries and MLP;
-                needs a `PeagleMask`.
+            block_mask: from `build_peagle_block_mask`, or a `PeagleMask`.
+            rows: int64 [Q], elements whose states are returned; under a `PeagleMask` the others skip the last layer's
+                queries and MLP.
 
         Returns: [1, N, H] or [1, Q, H], what `compute_logits` takes; after the final norm if `config.norm_output`.
         """
@@ -232,10 +232,10 @@ class _PeagleDraftMixin:
         inputs: tuple[torch.Tensor, ...] = (self.model.embed_tokens(sampled_input_ids).to(states.dtype),)
         last = len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
-            if rows is not None and index == last:
-                assert isinstance(block_mask, PeagleMask), "rows need a mask from build_peagle_block_mask"
-                block_mask = block_mask.of_queries(rows)
+            if rows is not None and index == last and isinstance(block_mask, PeagleMask):
+                block_mask, rows = block_mask.of_queries(rows), None
             states = self._run_draft_layer(layer.forward_peagle, (*inputs, states, position_ids, block_mask))
             inputs = ()
+        states = states if rows is None else states[:, rows]
         output: torch.Tensor = self.model.norm(states) if self.config.norm_output else states
         return output

@@ -15,7 +15,7 @@ from eaglepipe.eagle.kernels.fused_head import fused_head_loss
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.peagle.loss import Targets, look_up_targets
 from eaglepipe.eagle.peagle.partitions import PartResult, gradients_in_forward
-from eaglepipe.eagle.peagle_attention import PeagleMask
+from eaglepipe.eagle.peagle_attention import PeagleMask, peagle_mask
 from eaglepipe.eagle.peagle_data import (
     CodSettings,
     DocumentElements,
@@ -219,9 +219,7 @@ class PeagleTrainerModule(nn.Module):
     def _mask(self, batch: PackedBatch, anchors: torch.Tensor, depths: torch.Tensor) -> PeagleMask:
         num_rows, num_slots = batch.shape
         lengths = torch.full((num_rows,), num_slots) if batch.seq_lens is None else batch.seq_lens.flatten()
-        mask = self.draft_model.build_peagle_block_mask(
-            anchors, depths, lengths.to(anchors.device), num_rows * num_slots
-        )
+        mask = peagle_mask(anchors, depths, lengths.to(anchors.device), num_rows * num_slots)
         return replace(mask, longest=batch.position_ids.max() + 1)
 
 
