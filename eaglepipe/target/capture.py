@@ -3,7 +3,8 @@
 Shapes: B rows, T padded length, A aux layers, Ht target hidden, V vocabulary, D draft vocabulary, N any rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -42,11 +43,12 @@ class HFEagle3TargetModel:
         """Raises TargetError if the ids do not fit, or the architecture's logits cannot be reproduced."""
         self.target = target
         self.aux_layer_ids = validate_aux_layer_ids(aux_layer_ids, target.num_layers)
+        expected = _probe_logits(target)
         self._decoder = find_decoder(target.model)
         self._layers = find_layers(self._decoder, target.num_layers)
         self._head = _find_head(target)
         self._rope_lengths = rope_kinds(target.text_config)
-        self._spec = self._probe_head_spec()
+        self._spec = self._probe_head_spec(expected)
 
     @property
     def hidden_size(self) -> int:
@@ -128,7 +130,10 @@ class HFEagle3TargetModel:
             "embed_tokens.weight": embeddings[: self.target.vocab_size],
             "norm.weight": final_norm_weight(self._decoder, self.hidden_size).to(self.target.dtype),
         }
-        for name, parameter in self._head.named_parameters():
+        for name in ("weight", "bias"):
+            parameter = getattr(self._head, name, None)
+            if parameter is None:
+                continue
             tensors[f"lm_head.{name}"] = parameter[vocab.selected_token_ids.to(parameter.device)]
             if full_head:
                 tensors[f"lm_head_full.{name}"] = parameter
@@ -149,20 +154,15 @@ class HFEagle3TargetModel:
             )
 
     @torch.no_grad()
-    def _probe_head_spec(self) -> HeadSpec:
+    def _probe_head_spec(self, expected: torch.Tensor) -> HeadSpec:
         """Return the first candidate with which capture and head give the logits of the whole model's own forward."""
         name = type(self.target.model).__name__
-        ids = torch.arange(_PROBE_LENGTH, device=self.target.device)[None] % self.target.vocab_size
-        try:
+        ids = _probe_ids(self.target)
+        with _explained(name):
             states = self.capture(ids, torch.ones_like(ids))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError) as failure:
-            raise TargetError(f"{name}: its own forward fails: {str(failure)[:300]}") from failure
         expected_shape = (1, _PROBE_LENGTH, len(self.aux_layer_ids), self.hidden_size)
         if states.aux.shape != expected_shape:
             raise TargetError(f"{name}: aux states have shape {tuple(states.aux.shape)}, expected {expected_shape}")
-        expected = self.target.model(input_ids=ids, use_cache=False).logits[0].float()
         raw = self._head(states.last_hidden[0])
         dtype = self.target.dtype
         tolerance = 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
@@ -181,6 +181,32 @@ class HFEagle3TargetModel:
 def load_target_model(config: TargetConfig, aux_layer_ids: Sequence[int], device: str) -> TargetModel:
     """Load a target for capture at the given boundaries; raises as `load_target` and `HFEagle3TargetModel`."""
     return HFEagle3TargetModel(load_target(config, device), aux_layer_ids)
+
+
+@torch.no_grad()
+def _probe_logits(target: LoadedTarget) -> torch.Tensor:
+    """Return the whole model's own logits of the probe, float32 [T, V].
+
+    This is the first forward of a target: compressed-tensors replaces the compressed weights by usable ones in a hook
+    that only the whole model calls.
+    """
+    with _explained(type(target.model).__name__):
+        logits: torch.Tensor = target.model(input_ids=_probe_ids(target), use_cache=False).logits
+    return logits[0].float()
+
+
+def _probe_ids(target: LoadedTarget) -> torch.Tensor:
+    return torch.arange(_PROBE_LENGTH, device=target.device)[None] % target.vocab_size
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as failure:
+        raise TargetError(f"{name}: its own forward fails: {str(failure)[:300]}") from failure
 
 
 def pad_sequences(sequences: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:

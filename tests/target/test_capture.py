@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -183,3 +184,32 @@ def test_long_rope_asks_for_batches_that_do_not_cross_its_switch(tmp_path):
     config = Phi3Config(**shape, original_max_position_embeddings=16, rope_parameters=rope)
     make_model(config).save_pretrained(tmp_path)
     assert rope_kinds(load_target(TargetConfig(path=str(tmp_path)), "cpu").text_config)["longrope"] == 16
+
+
+def test_weights_that_the_whole_models_first_forward_unpacks_are_captured_unpacked(tmp_path):
+    """As compressed-tensors has it: compressed layers and lm_head until a hook of the whole model runs."""
+    plain = tiny_target("llama", tmp_path / "a")
+    packed = tiny_target("llama", tmp_path / "b")
+    packers = [packed.model.lm_head, *(layer.mlp.up_proj for layer in packed.model.model.layers)]
+    for module in packers:
+        module.weight_packed = torch.nn.Parameter(module.weight.half(), requires_grad=False)
+        module.weight_scale = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+        del module.weight
+
+    def unpack(_model, _args):
+        hook.remove()
+        for module in packers:
+            module.weight = torch.nn.Parameter(module.weight_packed.float(), requires_grad=False)
+            del module.weight_packed
+
+    hook = packed.model.register_forward_pre_hook(unpack)
+    with torch.no_grad():
+        for module in (plain.model.lm_head, *(layer.mlp.up_proj for layer in plain.model.model.layers)):
+            module.weight.copy_(module.weight.half())
+    expected, captured = (HFEagle3TargetModel(target, [1, 2]) for target in (plain, packed))
+    ids = torch.arange(9)[None]
+    want, have = (model.capture(ids, torch.ones_like(ids)) for model in (expected, captured))
+    assert torch.equal(have.aux, want.aux) and torch.equal(have.last_hidden, want.last_hidden)
+    vocab = build_draft_vocab(np.ones(VOCAB, np.int64), 8, VOCAB)
+    want, have = (model.draft_start_tensors(vocab, full_head=True) for model in (expected, captured))
+    assert have.keys() == want.keys() and all(torch.equal(have[name], want[name]) for name in want)
