@@ -7,7 +7,9 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation
     """
     for source in sources:
         name, empty = source_name(source), True
-        for where, row in islice(_rows(source), source.max_samples):
+        for where, row in islice(_taken(_rows(source), source.weight), source.max_samples):
             empty = False
             try:
                 yield _conversation(row, where, name, source)
@@ -148,6 +150,12 @@ def _without_opening(content: Content) -> Content:
     if not content.messages or content.messages[0]["role"] != "assistant":
         return content
     return replace(content, context=content.context | {0})
+
+
+def _taken(rows: Iterator[PlacedRow], weight: float) -> Iterator[PlacedRow]:
+    """Yield ceil(weight * n) of n rows, evenly spread and the first among them."""
+    share = Fraction(repr(weight))  # the decimal that was written, so that 0.1 of 10 rows is one
+    return (row for index, row in enumerate(rows) if ceil(index * share) < ceil((index + 1) * share))
 
 
 def _rows(source: SourceConfig) -> Iterator[PlacedRow]:

@@ -50,7 +50,10 @@ class SourceConfig(Section):
     split: str = Field("train", description="of a dataset on the Hub or in a folder, by the names of its files")
     revision: str | None = Field(None, description="of a dataset on the Hub")
     format: Literal["auto", "messages", "sharegpt", "prompt_completion", "tokenized"] = "auto"
-    max_samples: PositiveInt | None = None
+    max_samples: PositiveInt | None = Field(None, description="limit of rows, of which the first are taken")
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of the rows that is taken, evenly spread; repeat samples by the weights of train.caches"
+    )
 
 
 class DataConfig(Section):

@@ -272,6 +272,24 @@ def test_row_limit_counts_each_source_alone(tmp_path: Path) -> None:
     assert [item.source for item in iter_conversations(sources)] == ["a", "a", "b", "b", "b"]
 
 
+@pytest.mark.parametrize(
+    ("weight", "taken"), [(1.0, [0, 1, 2, 3, 4, 5, 6]), (0.5, [0, 2, 4, 6]), (0.3, [0, 3, 6]), (0.001, [0])]
+)
+def test_weight_is_the_share_of_rows_evenly_spread(tmp_path: Path, weight: float, taken: list[int]) -> None:
+    path = write_as(tmp_path / "a.jsonl", ROWS)
+    assert [item.sample_id for item in read(path, weight=weight)] == [f"a:row-{n}" for n in taken]
+    assert [item.sample_id for item in read(path, weight=weight, max_samples=2)] == [f"a:row-{n}" for n in taken[:2]]
+    alone = write_as(tmp_path / "alone" / "a.jsonl", [ROWS[n] for n in taken])
+    assert fingerprint(path, weight=weight) == fingerprint(alone)
+
+
+@pytest.mark.parametrize(("num_rows", "weight"), [(10, 0.1), (30, 0.7), (1000, 0.3), (1000, 0.57), (999, 0.9)])
+def test_weight_takes_exactly_its_share(tmp_path: Path, num_rows: int, weight: float) -> None:
+    path = write_as(tmp_path / "a.jsonl", [{"messages": []}] * num_rows)
+    expected = -(-num_rows * round(weight * 100) // 100)
+    assert len(list(iter_conversations([SourceConfig(path=str(path), weight=weight)]))) == expected
+
+
 def test_a_limit_stops_before_a_later_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD + b"\nbroken\n")
