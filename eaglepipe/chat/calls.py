@@ -5,6 +5,7 @@ give it to a template, and a tool `{"type": "function", "function": {"name", "pa
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from eaglepipe.chat.faults import RowError
@@ -12,6 +13,7 @@ from eaglepipe.chat.stored import decoded, decoded_array, rows_of_columns, witho
 
 Call = dict[str, Any]
 
+_decoded = partial(decoded, fault="unreadable_tools")
 _ARGUMENTS = ("arguments", "parameters", "args")
 _TOOL_KEYS = {"input_schema": "parameters"}
 _MAY_BE_NULL = ("default", "const")  # of a JSON schema
@@ -24,8 +26,8 @@ def read_tool_calls(raw: Any, what: str, field: str = "tool_calls") -> list[Call
     Raises:
         RowError: a call that cannot be read; the message begins with `what`.
     """
-    value = decoded_array(decoded(raw, f"{what}: its {field}"))
-    if value is None:
+    value = decoded_array(_decoded(raw, f"{what}: its {field}"))
+    if value is None or value == {}:
         return []
     if isinstance(value, Mapping):
         rows = rows_of_columns(value, f"{what}: its {field}")
@@ -53,7 +55,7 @@ def read_tools(raw: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     Raises:
         RowError: not a list of tools; the message begins with `where`.
     """
-    value = decoded_array(decoded(raw, f"{where}: `tools`"))
+    value = decoded_array(_decoded(raw, f"{where}: `tools`"))
     if isinstance(value, Mapping):
         rows = rows_of_columns(value, f"{where}: `tools`")
         value = [value] if rows is None and value else rows
@@ -88,7 +90,7 @@ def _with_declared(call: Call, properties: Mapping[str, Any] | None) -> Call:
 
 
 def _call(raw: Any, what: str) -> Call:
-    value = decoded(raw, what)
+    value = _decoded(raw, what)
     if not isinstance(value, Mapping):
         raise RowError("unreadable_tools", f"{what} is a {type(value).__name__}, not an object")
     call = {str(key): entry for key, entry in value.items() if entry is not None}
@@ -102,7 +104,7 @@ def _call(raw: Any, what: str) -> Call:
 
 
 def _function(raw: Any, what: str) -> dict[str, Any]:
-    value = decoded(raw, what)
+    value = _decoded(raw, what)
     if not isinstance(value, Mapping):
         raise RowError("unreadable_tools", f"{what} has a {type(value).__name__} for function, not an object")
     function = {str(key): entry for key, entry in value.items() if entry is not None}
@@ -117,7 +119,7 @@ def _function(raw: Any, what: str) -> dict[str, Any]:
 
 def _arguments(raw: Any, what: str) -> dict[str, Any]:
     """Return arguments as an object; templates write them as JSON, which a text would turn into JSON within JSON."""
-    value = decoded(raw, f"{what} has arguments, which")
+    value = _decoded(raw, f"{what} has arguments, which")
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -126,7 +128,7 @@ def _arguments(raw: Any, what: str) -> dict[str, Any]:
 
 
 def _tool(raw: Any, what: str, where: str) -> dict[str, Any]:
-    value = decoded(raw, what)
+    value = _decoded(raw, what)
     if not isinstance(value, Mapping):
         raise RowError("unreadable_tools", f"{where}: `tools` is not a list of objects")
     tool: dict[str, Any] = without_nulls(value, keep=_MAY_BE_NULL)
@@ -141,9 +143,9 @@ def _tool(raw: Any, what: str, where: str) -> dict[str, Any]:
 
 
 def _schema(raw: Any, what: str) -> dict[str, Any]:
-    value = decoded(raw, f"{what} has a function that")
+    value = _decoded(raw, f"{what} has a function that")
     if not isinstance(value, Mapping):
         raise RowError("unreadable_tools", f"{what} has a {type(value).__name__} for function, not an object")
     if isinstance(value.get("parameters"), str):
-        return {**value, "parameters": decoded(value["parameters"], f"{what} has parameters that")}
+        return {**value, "parameters": _decoded(value["parameters"], f"{what} has parameters that")}
     return dict(value)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eaglepipe.chat.calls import declared_only, read_tools
 from eaglepipe.chat.faults import RowError
 from eaglepipe.chat.messages import Message, is_message, message_list, read_messages
-from eaglepipe.chat.pairs import find_pair, refuse_context
+from eaglepipe.chat.pairs import find_pair, refuse_other_parts
 from eaglepipe.errors import DataError
 
 Row = Mapping[str, Any]
@@ -119,7 +119,7 @@ def _conversation(row: Row, key: str, where: str) -> Content:
 
 def _from_prompt_completion(row: Row, where: str) -> Content:
     asked, answered = find_pair(row, where) or ("prompt", "completion")
-    refuse_context(row, asked, where)
+    refuse_other_parts(row, asked, where)
     prompt, _ = read_messages(_side(row, asked, "user", where), where)
     prompt = (*_system(row, prompt, where), *prompt)
     completion, left_out = read_messages(_side(row, answered, "assistant", where), where)

@@ -76,6 +76,8 @@ def _message(raw: Any, what: str) -> tuple[Message, bool]:
     speaker = _speaker(message, what)
     role = SPEAKERS.get(speaker, speaker)
     what = f"{what} ({role})"
+    if message.get("channel", "final") != "final":
+        raise RowError("malformed", f"{what} is of channel {message['channel']!r}; write a thought as `thinking`")
     content = _pop_content(message, what)
     if speaker in CALLING_ROLES:
         calls, content = read_function_call(content, what), ""

@@ -41,8 +41,10 @@ def find_pair(row: Mapping[str, Any], where: str) -> tuple[str, str] | None:
     return pairs[0] if pairs else None
 
 
-def refuse_context(row: Mapping[str, Any], asked: str, where: str) -> None:
-    """Raise RowError if a question has a second part, which every publisher joins to it in another way."""
+def refuse_other_parts(row: Mapping[str, Any], asked: str, where: str) -> None:
+    """Raise RowError if a question has a second part, which each publisher joins in another way, or a bad answer."""
+    if row.get("label") is False:
+        raise RowError("unclear_weight", f"{where}: label false, which marks an answer not to learn; leave the row out")
     parts = [key for key in _CONTEXT if row.get(key) not in (None, "", []) and key != asked]
     if asked != "prompt" and parts:
         raise RowError(

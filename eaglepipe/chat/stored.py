@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from eaglepipe.chat.faults import RowError
+from eaglepipe.chat.faults import Fault, RowError
 
 
-def decoded(value: Any, what: str) -> Any:
+def decoded(value: Any, what: str, fault: Fault = "malformed") -> Any:
     """Return the value of a JSON text, None for a blank one; anything but a string as it is.
 
     Raises:
@@ -22,7 +22,7 @@ def decoded(value: Any, what: str) -> Any:
     try:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
-        raise RowError("malformed", f"{what} is a string that is not JSON: {error}") from None
+        raise RowError(fault, f"{what} is a string that is not JSON: {error}") from None
 
 
 def rows_of_columns(columns: Mapping[str, Any], what: str) -> list[dict[str, Any]] | None:

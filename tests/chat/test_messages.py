@@ -131,6 +131,8 @@ def test_thought_parts_become_reasoning_content() -> None:
         ({"instruction": "a", "input": "b", "output": "c"}, "how `input` joins `instruction` is not known"),
         ({"question": "a", "context": "b", "answer": "c"}, "how `context` joins `question`"),
         ({"instruction": "a", "output": "c", "response": "d"}, "several pairs, instruction/output, instruction/resp"),
+        ({"prompt": "a", "completion": "b", "label": False}, "an answer not to learn"),
+        ({"messages": [{"role": "assistant", "channel": "analysis", "content": "a"}]}, "of channel 'analysis'"),
         ({"problem": "a", "solution": "b"}, r"keys \['problem', 'solution'\]"),
     ],
 )
