@@ -4,7 +4,7 @@ Prompts and answers are written by hand, and the target has learnt them by heart
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import run_training
 from eaglepipe.training.data.collate import pack_documents
 from tests.generation.scripted_target import make_tokenizer, turn_ids, write_targets
-from tests.generation.template_behaviours import BEHAVIOURS, Behaviour
+from tests.generation.template_behaviours import BEHAVIOURS, CALL, Behaviour, assistant, result, user
 from tests.stage_one import quiet
 
 Turn = tuple[list[int], list[int]]
@@ -31,7 +31,6 @@ Turn = tuple[list[int], list[int]]
 class Case:
     """A behaviour with its recipe, its regenerated rows, and the (prompt, answer) ids of each row's turns."""
 
-    name: str
     behaviour: Behaviour
     recipe: Recipe
     result: RegenerateResult
@@ -58,24 +57,22 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_targets(tmp_path_factory.mktemp("scripted"))
 
 
-@pytest.fixture(scope="module", params=list(BEHAVIOURS))
-def case(request: pytest.FixtureRequest, targets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Case:
-    name = request.param
-    behaviour, folder = BEHAVIOURS[name], tmp_path_factory.mktemp(name)
+def make_recipe(folder: Path, target: Path, behaviour: Behaviour) -> Recipe:
     row = {"id": "talk", "messages": behaviour.messages, "tools": behaviour.tools or None}
     (folder / "prompts.jsonl").write_text(json.dumps(row) + "\n")
-    recipe = parse_recipe(
+    answers = str(folder / "answers.jsonl")
+    return parse_recipe(
         {
             "name": "behaviour",
-            "target": {"path": str(targets[name]), "dtype": "float32"},
+            "target": {"path": str(target), "dtype": "float32"},
             "data": {
                 "max_length": 512,
                 "chat_template_kwargs": behaviour.variables,
-                "sources": [{"path": str(folder / "answers.jsonl")}],
+                "sources": [{"path": answers}],
             },
             "regenerate": {
                 "sources": [{"path": str(folder / "prompts.jsonl")}],
-                "output": str(folder / "answers.jsonl"),
+                "output": answers,
                 "max_new_tokens": 60,
             },
             "vocab": {"draft_size": 128},
@@ -94,11 +91,22 @@ def case(request: pytest.FixtureRequest, targets: dict[str, Path], tmp_path_fact
             },
         }
     )
+
+
+def regenerated(recipe: Recipe) -> tuple[RegenerateResult, list[dict[str, Any]]]:
     result = run_regenerate(recipe, report=quiet)
-    rows = [json.loads(line) for line in Path(result.output).read_text().splitlines()]
+    return result, [json.loads(line) for line in Path(result.output).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=list(BEHAVIOURS))
+def case(request: pytest.FixtureRequest, targets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Case:
+    name = request.param
+    behaviour = BEHAVIOURS[name]
+    recipe = make_recipe(tmp_path_factory.mktemp(name), targets[name], behaviour)
+    result, rows = regenerated(recipe)
     turns = turn_ids(make_tokenizer(), behaviour)
     grouped = [[turns[index] for index in indices] for indices in behaviour.rows]
-    return Case(name=name, behaviour=behaviour, recipe=recipe, result=result, rows=rows, turns=grouped)
+    return Case(behaviour=behaviour, recipe=recipe, result=result, rows=rows, turns=grouped)
 
 
 def test_rows_hold_the_tokens_of_each_prompt_and_answer(case: Case) -> None:
@@ -130,3 +138,37 @@ def test_the_cache_and_the_batch_of_training_supervise_what_was_generated(case: 
         assert sample.target_top1[sample.supervised].tolist() == learnt.tolist()  # the target is sure of each
     result = run_training(case.recipe, [cache.folder])
     assert (result.train_samples, result.supervised_tokens) == (len(case.rows), sum(cache.index.num_supervised))
+
+
+OTHER_CALL = {"type": "function", "id": "abc123def", "function": {"name": "get_rain", "arguments": {"city": "Bergen"}}}
+UNLIKE = "the target does not make the tool calls whose results the source has"
+NO_RESULT = "the target calls a tool, and the source has no result of it"
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        ([assistant("", tool_calls=[OTHER_CALL]), result("9 mm", "ipython"), assistant()], UNLIKE),
+        ([assistant("", tool_calls=[CALL, CALL]), result("9 mm", "ipython"), assistant()], UNLIKE),
+        ([assistant(), result("9 mm", "ipython"), assistant()], UNLIKE),
+        ([assistant(), user("Sure?"), assistant()], NO_RESULT),
+    ],
+)
+def test_results_of_other_calls_end_the_conversation(
+    tmp_path: Path, targets: dict[str, Path], after: list[dict[str, Any]], reason: str
+) -> None:
+    llama = BEHAVIOURS["llama-3.1"]
+    changed = replace(llama, messages=(*llama.messages[:2], *after))
+    outcome, rows = regenerated(make_recipe(tmp_path, targets["llama-3.1"], changed))
+    assert outcome.ended_early_by_reason == {reason: 1}
+    assert [(row["input_ids"], row["loss_mask"]) for row in rows] == [_row_of(turn_ids(make_tokenizer(), llama)[:1])]
+    (left_out,) = map(json.loads, Path(outcome.output + ".left-out.jsonl").read_text().splitlines())
+    assert (left_out["status"], left_out["reason"]) == ("ended_early", reason)
+
+
+def test_messages_that_are_not_trained_on_are_kept_as_they_are(tmp_path: Path, targets: dict[str, Path]) -> None:
+    gemma = BEHAVIOURS["gemma-3"]
+    example = assistant("An elm.", weight=0)
+    changed = replace(gemma, messages=(*gemma.messages[:2], example, *gemma.messages[3:]))
+    _, rows = regenerated(make_recipe(tmp_path, targets["gemma-3"], changed))
+    assert [(row["input_ids"], row["loss_mask"]) for row in rows] == [_row_of(turn_ids(make_tokenizer(), gemma)[1:])]
