@@ -22,6 +22,13 @@ Tools = Sequence[dict[str, Any]] | None
 GENERATION_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _FIXED_DAY = date(2025, 1, 1)
+THOUGHT_TAGS = re.compile(r"(\s*</?[\w:|-]*think[\w:|-]*>\s*)+")
+_USES_NOW = re.compile(r"\bstrftime_now\s*\(")
+_FIXED_NOW = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f".replace('%{code}', '{_FIXED_DAY.strftime(f'%{code}')}')" for code in "aAbBcdHIjmMpSUwWxXyY")
+    + " }}{%- endmacro -%}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,16 @@ class ChatTemplate:
     variables: Mapping[str, Any]
     mask: Literal["generation", "prefix"]
     last_only: bool = False  # only the last assistant turn is supervised, so only it needs a span
+    cut_at_prompt: bool = False  # its marked blocks begin inside the generation prompt
+    with_tools: "ChatTemplate | None" = None  # renders conversations with tools in this one's place
+
+    def for_tools(self, tools: Tools) -> "ChatTemplate":
+        """Return the template of a conversation with these tools, as transformers chooses between named ones."""
+        return self.with_tools if tools and self.with_tools is not None else self
+
+    def sources(self) -> str | list[str]:
+        """Return the Jinja source, or both of them if conversations with tools have one apart."""
+        return self.source if self.with_tools is None else [self.source, self.with_tools.source]
 
     def render(self, messages: Sequence[Message], tools: Tools = None, *, prompt: bool = False) -> str:
         """Return the text of a conversation; `prompt` appends the header that asks the assistant for its turn.
@@ -56,7 +73,7 @@ class ChatTemplate:
         Raises:
             TemplateError: the template refuses these messages.
         """
-        return self._render(messages, tools, prompt=prompt, marked=False)[0]
+        return self.for_tools(tools)._render(messages, tools, prompt=prompt, marked=False)[0]
 
     def spans(self, messages: Sequence[Message], tools: Tools = None, context: Collection[int] = ()) -> Rendered:
         """Return the text of a conversation and the spans of the assistant turns that may be supervised.
@@ -69,9 +86,10 @@ class ChatTemplate:
         turns = list(enumerate(assistant_positions(messages), start=1))
         candidates = turns[-1:] if self.last_only else turns
         supervised = [turn for turn, position in candidates if position not in context]
-        if self.mask == "generation":
-            return self._marked(messages, tools, supervised)
-        return self._by_prefix(messages, tools, supervised)
+        template = self.for_tools(tools)
+        if template.mask == "generation":
+            return template._marked(messages, tools, supervised)
+        return template._by_prefix(messages, tools, supervised)
 
     def around_turn(self, messages: Sequence[Message], tools: Tools, turn: int, text: str) -> tuple[int, int]:
         """Return the ends of a turn's prompt and of the turn itself, as positions in `text`, the full rendering.
@@ -81,23 +99,53 @@ class ChatTemplate:
         """
         position = assistant_positions(messages)[turn - 1]
         prompt = self.render(messages[:position], tools, prompt=True)
+        shown = self._shown_prompt(messages[:position], tools, prompt, text)
         upto = text if position == len(messages) - 1 else self.render(messages[: position + 1], tools)
-        for part, label in ((prompt, "its prompt"), (upto, "the conversation up to its end")):
+        for part, label in ((shown, "its prompt"), (upto, "the conversation up to its end")):
             if not text.startswith(part):
-                raise TemplateError(_not_a_prefix(label, part, text, turn, len(assistant_positions(messages))))
-        if len(upto) < len(prompt):
+                raise TemplateError(self._not_a_prefix(label, part, text, turn, len(assistant_positions(messages))))
+        if len(upto) < len(shown):
             raise TemplateError(f"assistant turn {turn} is shorter than the header that asks for it")
-        return len(prompt), len(upto)
+        return len(shown), len(upto)
+
+    def _shown_prompt(self, before: Sequence[Message], tools: Tools, prompt: str, text: str) -> str:
+        """Return the prompt, or its part that a rendering shows which leaves the thought out that the prompt opens."""
+        shown = text[: _common_length(prompt, text)]
+        if shown == prompt or not THOUGHT_TAGS.fullmatch(prompt[len(shown) :]):
+            return prompt
+        return shown if len(shown) > len(self.render(before, tools)) else prompt
 
     def _by_prefix(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> Rendered:
         text = self.render(messages, tools)
+        if list(turns) == [len(assistant_positions(messages))]:
+            text = self._with_thought(messages, tools, text)
         ends = ((turn, *self.around_turn(messages, tools, turn, text)) for turn in turns)
         return Rendered(text=text, spans=tuple(Span(turn=turn, start=start, end=end) for turn, start, end in ends))
+
+    def _with_thought(self, messages: Sequence[Message], tools: Tools, text: str) -> str:
+        """Return the rendering with the last turn as the target writes it: after its prompt, the thought included.
+
+        Only a template whose prompt opens a thought, and whose rendering leaves it out, is overruled.
+        """
+        position = assistant_positions(messages)[-1]
+        prompt = self.render(messages[:position], tools, prompt=True)
+        shown = self._shown_prompt(messages[:position], tools, prompt, text)
+        opened = prompt[len(shown) :].strip()
+        if not opened or opened.startswith("</"):
+            return text
+        thought, visible = _thought_of(messages[position], opened)
+        if thought is None or not visible or visible not in text[len(shown) :]:
+            return text
+        return prompt + thought + visible + text[len(shown) :].partition(visible)[2]
 
     def _marked(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> Rendered:
         text, marks = self._render(messages, tools, prompt=False, marked=True)
         owners = self._turn_of_each_mark(messages, tools, len(marks))
-        spans = (Span(turn=turn, start=start, end=end) for turn, (start, end) in zip(owners, marks, strict=True))
+        firsts = {turn: self.around_turn(messages, tools, turn, text)[0] for turn in turns if self.cut_at_prompt}
+        spans = (
+            Span(turn=turn, start=max(start, firsts.get(turn, 0)), end=max(end, firsts.get(turn, 0)))
+            for turn, (start, end) in zip(owners, marks, strict=True)
+        )
         return Rendered(text=text, spans=tuple(span for span in spans if span.turn in turns))
 
     def _turn_of_each_mark(self, messages: Sequence[Message], tools: Tools, num_marks: int) -> list[int]:
@@ -115,6 +163,17 @@ class ChatTemplate:
                 "is not clear: the template must write one block for each assistant message, whatever follows it"
             )
         return turns
+
+    def _not_a_prefix(self, label: str, part: str, text: str, turn: int, num_turns: int) -> str:
+        at = _common_length(part, text)
+        last = "" if self.last_only else "set data.supervise: last, "
+        return (
+            f"the chat template is not prefix-preserving: at assistant turn {turn} of {num_turns}, {label} is rendered "
+            f"differently alone and inside the whole conversation: {part[at : at + 40]!r} against "
+            f"{text[at : at + 40]!r} after {at} characters. Let `eaglepipe data regenerate` write the answers, which "
+            f"keeps them as token ids, {last}or give data.chat_template a template that renders earlier turns as they "
+            "were generated"
+        )
 
     def _render(
         self, messages: Sequence[Message], tools: Tools, *, prompt: bool, marked: bool
@@ -135,8 +194,12 @@ class ChatTemplate:
 
 
 def pinned_dates(template: str) -> str:
-    """Replace every `strftime_now("...")` by a fixed day's, so that the same rows give the same tokens on any day."""
-    return _TODAY.sub(lambda call: f"{call[1]}{_FIXED_DAY.strftime(call[2])}{call[1]}", template)
+    """Replace every `strftime_now(...)` by a fixed day's, so that the same rows give the same tokens on any day.
+
+    A call with a literal becomes its text; for any other use, a macro of that name takes the function's place.
+    """
+    pinned = _TODAY.sub(lambda call: f"{call[1]}{_FIXED_DAY.strftime(call[2])}{call[1]}", template)
+    return _FIXED_NOW + pinned if _USES_NOW.search(pinned) else pinned
 
 
 def assistant_positions(messages: Sequence[Message]) -> list[int]:
@@ -144,11 +207,20 @@ def assistant_positions(messages: Sequence[Message]) -> list[int]:
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _not_a_prefix(label: str, part: str, text: str, turn: int, num_turns: int) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(part, text, strict=False)) if a != b), min(len(part), len(text)))
-    return (
-        f"the chat template is not prefix-preserving: at assistant turn {turn} of {num_turns}, {label} is rendered "
-        f"differently alone and inside the whole conversation: {part[at : at + 40]!r} against {text[at : at + 40]!r} "
-        f"after {at} characters. Give data.chat_template a template that renders earlier turns as they were generated, "
-        "or set data.supervise: last"
-    )
+def _common_length(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _thought_of(message: Message, opened: str) -> tuple[str | None, str]:
+    """Return the thought of an answer, up to where its visible words begin, and those; None if it has no thought."""
+    content = str(message.get("content") or "")
+    closing = opened.replace("<", "</", 1)
+    if closing in content:
+        inside, _, visible = content.partition(closing)
+        words = visible.lstrip()
+        inside = inside.strip().removeprefix(opened).strip("\n")
+        return f"{inside}\n{closing}{visible[: len(visible) - len(words)]}", words.rstrip()
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        if isinstance(thought := message.get(name), str) and thought.strip():
+            return thought.strip("\n") + f"\n{closing}\n\n", content.strip()
+    return None, content

@@ -4,18 +4,21 @@ Three probes run on small conversations, before any forward of the target: the m
 assistant's words; renderings preserve their prefixes, as text and as tokens; the token that ends a turn is masked.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.chat.messages import Message
-from eaglepipe.chat.render import GENERATION_MARKER, ChatTemplate, Span, assistant_positions, pinned_dates
+from eaglepipe.chat.render import GENERATION_MARKER, THOUGHT_TAGS, ChatTemplate, Span, assistant_positions, pinned_dates
 from eaglepipe.chat.sources import Conversation
-from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_template
+from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_templates
 from eaglepipe.errors import TemplateError
 from eaglepipe.recipe.config import DataConfig
+
+Messages = tuple[Message, ...]
 
 _SYSTEM: Message = {"role": "system", "content": "Answer in short sentences."}
 _FIRST: tuple[Message, ...] = (
@@ -39,21 +42,46 @@ def load_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) ->
     """
     if all(source.format == "tokenized" for source in data.sources):
         return ChatTokenizer(tokenizer=tokenizer, template=ChatTemplate(source="", variables={}, mask="prefix"))
-    source = pinned_dates(read_template(tokenizer, data.chat_template))
-    template = ChatTemplate(
-        source=source,
-        variables={**tokenizer.special_tokens_map, **data.chat_template_kwargs},
-        mask=_mask_of(source, data),
-        last_only=data.supervise == "last",
+    default, with_tools = read_templates(tokenizer, data.chat_template)
+    variables = {**tokenizer.special_tokens_map, **data.chat_template_kwargs}
+    template = _template(default, variables, data)
+    chat = _probed(ChatTokenizer(tokenizer=tokenizer, template=template))
+    if with_tools is None:
+        return chat
+    tool_chat = _probed(ChatTokenizer(tokenizer=tokenizer, template=_template(with_tools, variables, data)))
+    return replace(
+        chat,
+        template=replace(chat.template, with_tools=tool_chat.template),
+        ends_of_turn=chat.ends_of_turn | tool_chat.ends_of_turn,
+        tool_problem=tool_chat.problem,
     )
-    chat = ChatTokenizer(tokenizer=tokenizer, template=template)
+
+
+def _template(source: str, variables: Mapping[str, Any], data: DataConfig) -> ChatTemplate:
+    pinned = pinned_dates(source)
+    return ChatTemplate(
+        source=pinned, variables=variables, mask=_mask_of(pinned, data), last_only=data.supervise == "last"
+    )
+
+
+def _probed(chat: ChatTokenizer) -> ChatTokenizer:
+    """Return the tokenizer with the ends of turns that the probes find, or with the problem that they meet."""
+    cut = replace(chat, template=replace(chat.template, cut_at_prompt=True))
+    problem: TemplateError | None = None
+    for candidate in (chat, cut) if chat.template.mask == "generation" else (chat,):
+        try:
+            ends = probe_template(candidate)
+        except TemplateError as error:
+            problem = problem or error
+        else:
+            return replace(candidate, end_of_turn=ends[0], ends_of_turn=frozenset(ends))
+    eos = chat.tokenizer.eos_token_id
+    last_only = replace(chat, template=replace(chat.template, last_only=True))
     try:
-        ends = probe_template(chat)
-    except TemplateError as problem:
-        eos = tokenizer.eos_token_id
-        known = frozenset() if eos is None else frozenset({eos})
-        return replace(chat, problem=problem, end_of_turn=eos, ends_of_turn=known)
-    return replace(chat, end_of_turn=ends[0], ends_of_turn=frozenset(ends))
+        ends = probe_template(last_only)
+    except TemplateError:
+        ends = () if eos is None else (eos,)
+    return replace(chat, problem=problem, end_of_turn=ends[0] if ends else None, ends_of_turn=frozenset(ends))
 
 
 def _mask_of(source: str, data: DataConfig) -> Literal["generation", "prefix"]:
@@ -85,8 +113,17 @@ def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
     Raises:
         TemplateError: names the probe that failed, the turn, and the change to make.
     """
-    ends = _probe(chat, _FIRST) + _probe(chat, _FIRST + _SECOND)
-    with_system = (_SYSTEM, *_FIRST, *_SECOND)
+    try:
+        return _probe_all(chat, _FIRST, _SECOND)
+    except TemplateError:
+        if not THOUGHT_TAGS.search(chat.template.render(_FIRST[:1], prompt=True)):
+            raise
+        return _probe_all(chat, *(tuple(_thoughtful(message) for message in part) for part in (_FIRST, _SECOND)))
+
+
+def _probe_all(chat: ChatTokenizer, first: Messages, second: Messages) -> tuple[int, ...]:
+    ends = _probe(chat, first) + _probe(chat, first + second)
+    with_system = (_SYSTEM, *first, *second)
     try:
         chat.template.render(with_system)
     except TemplateError:
@@ -94,6 +131,11 @@ def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
     else:
         ends += _probe(chat, with_system)
     return tuple(dict.fromkeys(ends))
+
+
+def _thoughtful(message: Message) -> Message:
+    thought = {"reasoning_content": "I remember it well."} if message["role"] == "assistant" else {}
+    return {**message, **thought}
 
 
 def _probe(chat: ChatTokenizer, messages: tuple[Message, ...]) -> list[int]:

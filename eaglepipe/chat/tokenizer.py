@@ -19,6 +19,7 @@ from eaglepipe.chat.render import ChatTemplate, Rendered, Span, assistant_positi
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.errors import DataError, TargetError, TemplateError, first_line
 from eaglepipe.files.hashing import hash_json
+from eaglepipe.files.json_object import read_json_object
 
 TokenIds = NDArray[np.int32]
 
@@ -34,6 +35,7 @@ class ChatTokenizer:
     end_of_turn: int | None = None  # the token that closes the last assistant turn
     ends_of_turn: frozenset[int] = frozenset()  # all that close one; templates may treat the last turn apart
     problem: TemplateError | None = None  # the reason that no rendering can be masked; tokenised rows need none
+    tool_problem: TemplateError | None = None  # the same of the template that renders conversations with tools
 
     @property
     def vocab_size(self) -> int:
@@ -53,7 +55,12 @@ class ChatTokenizer:
             self.tokenizer.save_pretrained(folder)
             if self.template.source:
                 (folder / "chat_template.jinja").write_text(self.template.source, encoding="utf-8")
-            return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+            if (with_tools := self.template.with_tools) is not None:
+                (folder / "additional_chat_templates" / "tool_use.jinja").write_text(
+                    with_tools.source, encoding="utf-8"
+                )
+            files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     def fingerprint(self) -> str:
         """Hash everything that decides which ids a text becomes; settings of single calls are no part of it."""
@@ -80,8 +87,10 @@ class ChatTokenizer:
         Raises:
             TemplateError: the template has failed a probe, so no rendering can be masked.
         """
-        if self.problem is not None and conversations:
-            raise self.problem
+        for conversation in conversations:
+            apart = bool(conversation.tools) and self.template.with_tools is not None
+            if (problem := self.tool_problem if apart else self.problem) is not None:
+                raise problem
         rendered = [self._rendered(conversation) for conversation in conversations]
         texts = [item.text for item in rendered if isinstance(item, Rendered)]
         tokens = iter(self._tokenize(texts) if texts else [])
@@ -184,9 +193,12 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     if not folder.exists():
         raise TargetError(f"{folder}: no such folder")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise TargetError(f"{folder}: no tokenizer can be loaded: {first_line(error)}") from None
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _processor_template(folder)
+    return tokenizer
 
 
 def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
@@ -199,22 +211,43 @@ def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids:
     return whole[len(prefix) :] if whole.startswith(prefix) else alone
 
 
-def read_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> str:
-    """Read the Jinja source of the file at `path`, or of the tokenizer's own chat template.
+def read_templates(tokenizer: PreTrainedTokenizerBase, choice: str | None) -> tuple[str, str | None]:
+    """Read the Jinja source of a tokenizer's chat template, and that of its template for tools if it has one apart.
+
+    Args:
+        choice: path of a Jinja file, or the name of one of the tokenizer's templates, that renders every conversation.
 
     Raises:
         DataError: the file cannot be read.
-        TemplateError: the tokenizer has no template and no file is given.
+        TemplateError: the tokenizer has no template and no file is given, or several and none of them is the default.
     """
-    if path is not None:
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if choice is not None and choice in named and not Path(choice).expanduser().exists():
+        return named[choice], None
+    if choice is not None:
         try:
-            return Path(path).expanduser().read_text(encoding="utf-8")
+            return Path(choice).expanduser().read_text(encoding="utf-8"), None
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"data.chat_template: {path} cannot be read: {error}") from None
+            names = f"; the tokenizer's own are named {', '.join(sorted(named))}" if named else ""
+            raise DataError(f"data.chat_template: {choice} cannot be read: {error}{names}") from None
+    if named and "default" not in named:
+        raise TemplateError(
+            f"the tokenizer has several chat templates ({', '.join(sorted(named))}) and none is the default; name one "
+            "in data.chat_template"
+        )
     try:
-        return tokenizer.get_chat_template()
+        return tokenizer.get_chat_template(), named.get("tool_use")
     except ValueError:
         raise TemplateError(
             "the tokenizer has no chat template; name a Jinja file in data.chat_template, or give sources of "
             "`format: tokenized`"
         ) from None
+
+
+def _processor_template(folder: Path) -> str | None:
+    """Return the template in chat_template.json, where processors of multimodal models keep it."""
+    file = folder / "chat_template.json"
+    if not file.is_file():
+        return None
+    template = read_json_object(file).get("chat_template")
+    return template if isinstance(template, str) else None

@@ -48,6 +48,7 @@ def write_lock(lock: Path, subject: Path) -> Iterator[None]:
         with suppress(OSError):
             holder.unlink()
             lock.unlink()
+            lock.parent.rmdir()  # unless something was written
         file_lock.release()
 
 

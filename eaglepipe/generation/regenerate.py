@@ -75,7 +75,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     identity = {
         "target": {"weights": weights_fingerprint(folder), "dtype": recipe.target.dtype},
         "tokenizer": chat.fingerprint(),
-        "template": {"source": chat.template.source, "variables": dict(chat.template.variables)},
+        "template": {"source": chat.template.sources(), "variables": dict(chat.template.variables)},
         "data": corpus.row_digest(),
         "format": FORMAT,
         "supervise": recipe.data.supervise,

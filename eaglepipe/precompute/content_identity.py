@@ -73,7 +73,7 @@ def _data_fields(inputs: Stage1Inputs, corpus: str) -> dict[str, Any]:
         "fingerprint": corpus,
         "sources": [source_name(source) for source in data.sources],
         "tokenizer": chat.fingerprint() if chat else None,
-        "chat_template": hash_json(chat.template.source) if chat else None,
+        "chat_template": hash_json(chat.template.sources()) if chat else None,
         "chat_template_kwargs": data.chat_template_kwargs,
         "mask": chat.template.mask if chat else None,
         "max_length": data.max_length,

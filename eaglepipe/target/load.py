@@ -35,6 +35,7 @@ from eaglepipe.target.adapter import check_no_adapter
 from eaglepipe.target.fingerprint import open_weights, target_weight_files
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_OTHER_FOLDERS = ["[!a]*/*"]  # all but additional_chat_templates/
 _WEIGHT_FILES = ["model*.safetensors"]
 
 
@@ -89,7 +90,7 @@ def _find_folder(config: TargetConfig, *, weights: bool) -> Path:
     patterns = _CONFIG_FILES + (_WEIGHT_FILES if weights else []) + (["*.py"] if config.trust_remote_code else [])
     try:
         folder = snapshot_download(
-            config.path, revision=config.revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+            config.path, revision=config.revision, allow_patterns=patterns, ignore_patterns=_OTHER_FOLDERS
         )
     except HFValidationError:
         raise TargetError(

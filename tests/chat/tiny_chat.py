@@ -51,7 +51,9 @@ def _trained(trim_offsets: bool) -> str:
     return tokenizer.to_str()
 
 
-def make_tokenizer(template: str | None = CHATML, *, trim_offsets: bool = True) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    template: str | dict[str, str] | None = CHATML, *, trim_offsets: bool = True
+) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained(trim_offsets)),
         eos_token="<|im_end|>",
