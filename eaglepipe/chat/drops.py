@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import BinaryIO
 
 from eaglepipe.chat.faults import FAULTS, Fault
@@ -21,6 +22,16 @@ class DropLog:
         self.counts: Counter[str] = Counter(counts or {})
         self.examples: dict[str, str] = {}
         self._stream = stream
+
+    @classmethod
+    def resumed(cls, counts: Mapping[str, int], listing: Path) -> "DropLog":
+        """Go on with the counts of a plan, and with the first rows of its list if that is there."""
+        log = cls(counts=counts)
+        if listing.exists():
+            with listing.open(encoding="utf-8") as lines:
+                for drop in map(json.loads, lines):
+                    log.examples.setdefault(drop["reason"], f"{drop['where']}: {drop['detail']}")
+        return log
 
     def add(self, reason: str, *, where: str, source: str, detail: str) -> None:
         """Count and list one row; `detail` may begin with `where`."""

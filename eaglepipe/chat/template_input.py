@@ -13,7 +13,15 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from eaglepipe.chat.messages import Message
 from eaglepipe.errors import TemplateError
 
-TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
+TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
 
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names that templates have for them
 _GENERATION_TAGS = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")

@@ -74,7 +74,8 @@ def resume_plan(inputs: Stage1Inputs, folder: Path) -> PrecomputePlan:
     """
     document = load_document(folder / PLAN_NAME, Plan)
     tokens = StagedTokens(folder / _STAGING)
-    layout = lay_out(inputs, tokens, drops=DropLog(counts=document.drops), batch_tokens=document.batch_tokens)
+    drops = DropLog.resumed(document.drops, folder / DROPS_FILE)
+    layout = lay_out(inputs, tokens, drops=drops, batch_tokens=document.batch_tokens)
     return _checked_plan(folder, document, layout)
 
 

@@ -179,6 +179,27 @@ def test_messages_after_the_last_assistant_turn_change_nothing(
     assert (len(samples), drops) == (3, {})
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "raise_exception('no')",
+        "message['n'] | dictsort",
+        "message['n'] + 'a'",
+        "message['n'].x.y",
+        "1 / (message['n'] - 7)",
+    ],
+)
+def test_whatever_a_template_trips_over_is_the_fault_of_its_row(write_jsonl: Write, fault: str) -> None:
+    template = CHATML.replace(
+        "{% for message in messages %}",
+        "{% for message in messages %}{% if message['n'] %}{{ " + fault + " }}{% endif %}",
+    )
+    assert template != CHATML
+    odd = {"messages": [{"role": "user", "content": "hello", "n": 7}, {"role": "assistant", "content": "fine"}]}
+    samples, drops = samples_of(write_jsonl({"messages": dialogue("a", "b")}, odd), template)
+    assert (len(samples), drops) == (1, {"template_refuses": 1})
+
+
 ODD_ROWS: list[tuple[bytes | dict[str, Any], str]] = [
     (b"{broken", "not_json"),
     (b'{"messages": [{"role": "user", "content": "\xff"}]}', "not_json"),
