@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ from eaglepipe.files.json_object import read_json_object
 
 TokenIds = NDArray[np.int32]
 
+_FILES_OF_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _CONTEXT_TOKENS = 16  # more than one character, or one space, may depend on
 
 
@@ -64,11 +66,21 @@ class ChatTokenizer:
 
     def fingerprint(self) -> str:
         """Hash everything that decides which ids a text becomes; settings of single calls are no part of it."""
-        named = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
-        if not self.tokenizer.is_fast:
-            return hash_json([type(self.tokenizer).__name__, self.tokenizer.get_vocab(), named])
-        rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        return hash_json([{key: rules[key] for key in rules if key not in ("padding", "truncation")}, named])
+        tokenizer = self.tokenizer
+        named = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        if not tokenizer.is_fast:
+            files = {
+                name: xxhash.xxh3_128_hexdigest(content)
+                for name, content in self.files().items()
+                if name not in _FILES_OF_SETTINGS
+            }
+            added = {token_id: repr(token) for token_id, token in sorted(tokenizer.added_tokens_decoder.items())}
+            return hash_json(
+                [type(tokenizer).__name__, tokenizer.get_vocab(), named, files, added, _init_settings(tokenizer)]
+            )
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        split = ["split_special_tokens"] if tokenizer.split_special_tokens else []
+        return hash_json([{key: rules[key] for key in rules if key not in ("padding", "truncation")}, named, *split])
 
     def encode(self, conversation: Conversation) -> tuple[TokenIds, TokenIds]:
         """Return `input_ids` [T] and `turns` [T], int32, untruncated.
@@ -176,6 +188,16 @@ class ChatTokenizer:
             last = np.flatnonzero(closing & (turns == turn))[-1]
             turns[last + 1 :][turns[last + 1 :] == turn] = 0
         return turns
+
+
+def _init_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the settings of a tokenizer that is Python code: any flag or number may decide ids."""
+    skipped = ("model_max_length", "clean_up_tokenization_spaces", "is_local", "local_files_only")
+    return {
+        name: repr(value)
+        for name, value in sorted(tokenizer.init_kwargs.items())
+        if isinstance(value, bool | int | float) and name not in skipped
+    }
 
 
 def _answered(messages: Sequence[Message]) -> Sequence[Message]:

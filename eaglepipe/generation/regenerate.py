@@ -27,7 +27,8 @@ from eaglepipe.recipe.config import RegenerateConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
-from eaglepipe.target.load import check_tokenizer_fits, load_target, resolve_folder
+from eaglepipe.target.identity import target_fields
+from eaglepipe.target.load import check_tokenizer_fits, load_target, read_model_config, resolve_folder
 
 FORMAT = 2  # of the output's rows: token ids beside the messages
 WINDOW_BATCHES = 8  # of rows that are sorted by length together, and that a kill may cost
@@ -73,7 +74,12 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     chat = load_chat_tokenizer(load_tokenizer(folder, recipe.target.trust_remote_code), prompts)
     corpus = fingerprint_sources(settings.sources)
     identity = {
-        "target": {"weights": weights_fingerprint(folder), "dtype": recipe.target.dtype},
+        "target": target_fields(
+            folder,
+            read_model_config(folder, recipe.target),
+            recipe.target,
+            weights=weights_fingerprint(folder),
+        ),
         "tokenizer": chat.fingerprint(),
         "template": {"source": chat.template.sources(), "variables": dict(chat.template.variables)},
         "data": corpus.row_digest(),

@@ -3,7 +3,6 @@
 The same recipe over the same content gives the same identity on any machine, whatever the paths.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ from eaglepipe.files.hashing import hash_json
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
+from eaglepipe.target.identity import target_fields
 from eaglepipe.target.load import resolve_folder
-
-# Config fields about who wrote the file or how it is run, not about the function that the model computes.
-_VOLATILE_CONFIG_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "auto_map")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +34,7 @@ def cache_identity(inputs: Stage1Inputs, *, weights: str, corpus: str) -> CacheI
     """Return the identity that the fingerprints of the target's weights and of the corpus give."""
     fields = {
         "schema_version": SCHEMA_VERSION,
-        "target": _target_fields(inputs, weights),
+        "target": target_fields(inputs.folder, inputs.model_config, inputs.recipe.target, weights=weights),
         "data": _data_fields(inputs, corpus),
         "vocab": {"draft_size": inputs.spec.draft_vocab_size},
         "cache": _cache_fields(inputs),
@@ -53,18 +50,6 @@ def read_identity(inputs: Stage1Inputs) -> CacheIdentity:
     """
     weights = weights_fingerprint(resolve_folder(inputs.recipe.target))
     return cache_identity(inputs, weights=weights, corpus=fingerprint_sources(inputs.recipe.data.sources).hexdigest())
-
-
-def _target_fields(inputs: Stage1Inputs, weights: str) -> dict[str, Any]:
-    config, target = inputs.text_config, inputs.recipe.target
-    stable = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE_CONFIG_FIELDS}
-    stored_dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return {
-        "config": hash_json(json.loads(json.dumps(stable, default=str))),
-        "weights": weights,
-        "revision": target.revision,
-        "dtype": stored_dtype if target.dtype == "auto" else target.dtype,
-    }
 
 
 def _data_fields(inputs: Stage1Inputs, corpus: str) -> dict[str, Any]:

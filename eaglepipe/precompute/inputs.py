@@ -30,6 +30,7 @@ class Stage1Inputs:
     """A recipe with its target's config and tokenizer, checked against each other."""
 
     recipe: Recipe
+    folder: Path  # of the target, maybe without its weights
     model_config: PretrainedConfig
     chat: ChatTokenizer | None  # None: the corpus is tokenised already and the target has no tokenizer
     spec: ShardSpec
@@ -109,7 +110,7 @@ def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
         vocab_size=int(config.vocab_size),
         draft_vocab_size=draft_vocab_size(recipe.vocab.draft_size, int(config.vocab_size)),
     )
-    return Stage1Inputs(recipe=recipe, model_config=model_config, chat=chat, spec=spec)
+    return Stage1Inputs(recipe=recipe, folder=folder, model_config=model_config, chat=chat, spec=spec)
 
 
 def read_chat_tokenizer(recipe: Recipe, folder: Path) -> ChatTokenizer | None:

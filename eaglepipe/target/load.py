@@ -127,10 +127,19 @@ def read_model_config(folder: Path, config: TargetConfig) -> PretrainedConfig:
     Raises:
         TargetError: missing, unreadable, or of an architecture that transformers does not know.
     """
+    file = folder / "config.json"
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.trust_remote_code)
+        model_config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise TargetError(f"{folder / 'config.json'}: not a config that can be used: {first_line(error)}") from error
+        raise TargetError(f"{file}: not a config that can be used: {first_line(error)}") from error
+    if (named := getattr(model_config, "transformers_weights", None)) is not None:
+        raise TargetError(
+            f"{file}: transformers_weights names {named!r} as the weights; give them their usual name "
+            "(model.safetensors, or shards with model.safetensors.index.json) and remove the field"
+        )
+    return model_config
 
 
 def text_config_of(model_config: PretrainedConfig, path: str) -> PretrainedConfig:

@@ -2,14 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizer, PreTrainedTokenizerFast
 
+from eaglepipe.chat.render import ChatTemplate
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import load_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.errors import TargetError, TemplateError
 from eaglepipe.recipe.config import DataConfig, SourceConfig
 from tests.chat.tiny_chat import CHATML, CHATML_MARKED, conversation, data_config, dialogue, make_chat, make_tokenizer
@@ -122,3 +123,34 @@ def test_saved_tokenizer_is_loaded_and_a_missing_one_named(tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(TargetError, match="empty"):
         load_tokenizer(tmp_path / "empty")
+
+
+class WithRules(Characters):
+    """A tokenizer in Python whose ids follow a flag and a file of rules."""
+
+    vocab_files_names: ClassVar[dict[str, str]] = {"rules_file": "rules.txt"}
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        path = Path(save_directory) / "rules.txt"
+        path.write_text(self.init_kwargs["rules"])
+        return (str(path),)
+
+
+def test_fingerprint_of_a_tokenizer_in_python_follows_its_rules() -> None:
+    def fingerprint(**settings: Any) -> str:
+        tokenizer = WithRules(**{"rules": "a b", **settings})
+        return ChatTokenizer(
+            tokenizer=tokenizer, template=ChatTemplate(source="", variables={}, mask="prefix")
+        ).fingerprint()
+
+    assert fingerprint() == fingerprint(padding_side="left", model_max_length=77)
+    variants = [{}, {"rules": "b a"}, {"do_lower_case": True}, {"do_lower_case": False}]
+    added = AddedToken("<x>", special=True), AddedToken("<x>", lstrip=True, special=True)
+    variants += [{"added_tokens_decoder": {129: token}} for token in added]
+    assert len({fingerprint(**settings) for settings in variants}) == len(variants)
+
+
+def test_fingerprint_counts_special_tokens_read_as_text() -> None:
+    chat, split = make_chat(), make_chat()
+    split.tokenizer.split_special_tokens = True
+    assert chat.fingerprint() != split.fingerprint()
