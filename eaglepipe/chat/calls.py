@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from eaglepipe.chat.faults import RowError
-from eaglepipe.chat.stored import decoded, decoded_array, rows_of_columns, without_nulls
+from eaglepipe.chat.stored import as_list, decoded, rows_of_columns, without_nulls
 
 Call = dict[str, Any]
 
@@ -26,7 +26,7 @@ def read_tool_calls(raw: Any, what: str, field: str = "tool_calls") -> list[Call
     Raises:
         RowError: a call that cannot be read; the message begins with `what`.
     """
-    value = decoded_array(_decoded(raw, f"{what}: its {field}"))
+    value = as_list(_decoded(raw, f"{what}: its {field}"))
     if value is None or value == {}:
         return []
     if isinstance(value, Mapping):
@@ -55,7 +55,7 @@ def read_tools(raw: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     Raises:
         RowError: not a list of tools; the message begins with `where`.
     """
-    value = decoded_array(_decoded(raw, f"{where}: `tools`"))
+    value = as_list(_decoded(raw, f"{where}: `tools`"))
     if isinstance(value, Mapping):
         rows = rows_of_columns(value, f"{where}: `tools`")
         value = [value] if rows is None and value else rows

@@ -78,15 +78,17 @@ def detect_format(row: Row, where: str) -> Format:
     for layout, marks in _MARKS:
         if marks <= keys:
             return layout
-    named = [key for key in OTHER_NAMES if key in keys]
-    if len(named) == 1:
+    lists = [key for key in OTHER_NAMES if key in keys]
+    if len(lists) == 1:
         return "messages"
-    if not named and find_pair(row, where) is not None:
+    if not lists and find_pair(row, where) is not None:
         return "prompt_completion"
+    null = sorted(str(key) for key in row if key not in keys)
+    named = f"keys {sorted(map(str, keys))}" + (f" and null {null}" if null else "")
     raise RowError(
         "unknown_layout",
-        f"{where}: no known layout; the row has keys {sorted(map(str, row))}, expected `messages`, `conversations`, "
-        "`prompt` and `completion`, or `input_ids` with `loss_mask` or `labels`",
+        f"{where}: no known layout; the row has {named}, expected `messages`, `conversations`, `prompt` and "
+        "`completion`, or `input_ids` with `loss_mask` or `labels`",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from eaglepipe.chat.calls import read_function_call, read_tool_calls
 from eaglepipe.chat.faults import RowError
 from eaglepipe.chat.parts import read_content
-from eaglepipe.chat.stored import decoded, decoded_array, rows_of_columns
+from eaglepipe.chat.stored import as_list, decoded, rows_of_columns
 
 Message = dict[str, Any]
 
@@ -53,7 +53,7 @@ def read_messages(raw: Any, where: str) -> tuple[tuple[Message, ...], frozenset[
 def message_list(raw: Any, where: str) -> list[Any]:
     """Return the messages of a conversation as they are stored."""
     what = f"{where}: a conversation is a list of messages, this is a {type(raw).__name__}, which"
-    value = decoded_array(decoded(raw, what))
+    value = as_list(decoded(raw, what))
     if isinstance(value, Mapping):
         rows = rows_of_columns(value, f"{where}: the messages")
         value = [value] if rows is None and is_message(value) else rows

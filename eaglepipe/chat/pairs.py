@@ -28,16 +28,12 @@ def find_pair(row: Mapping[str, Any], where: str) -> tuple[str, str] | None:
         return "prompt", "completion"
     if {"chosen", "rejected"} & keys:
         raise RowError(
-            "unknown_layout",
-            f"{where}: a row of preferences; write `prompt` and `completion`, or `messages`",
+            "unknown_layout", f"{where}: a row of preferences; write `prompt` and `completion`, or `messages`"
         )
     pairs = [pair for pair in _PAIRS if keys.issuperset(pair) and not (pair[0] == "input" and "instruction" in keys)]
     if len(pairs) > 1:
         named = ", ".join(f"{asked}/{answered}" for asked, answered in pairs)
-        raise RowError(
-            "unknown_layout",
-            f"{where}: several pairs, {named}; name one `prompt` and `completion`",
-        )
+        raise RowError("unknown_layout", f"{where}: several pairs, {named}; name one `prompt` and `completion`")
     return pairs[0] if pairs else None
 
 
@@ -47,7 +43,4 @@ def refuse_other_parts(row: Mapping[str, Any], asked: str, where: str) -> None:
         raise RowError("unclear_weight", f"{where}: label false, which marks an answer not to learn; leave the row out")
     parts = [key for key in _CONTEXT if row.get(key) not in (None, "", []) and key != asked]
     if asked != "prompt" and parts:
-        raise RowError(
-            "unknown_layout",
-            f"{where}: how `{parts[0]}` joins `{asked}` is not known; write one `prompt`",
-        )
+        raise RowError("unknown_layout", f"{where}: how `{parts[0]}` joins `{asked}` is not known; write one `prompt`")

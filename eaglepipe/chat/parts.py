@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eaglepipe.chat.faults import RowError
-from eaglepipe.chat.stored import decoded_array, rows_of_columns
+from eaglepipe.chat.stored import as_list, rows_of_columns
 
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning")
@@ -18,7 +18,7 @@ def read_content(raw: Any, what: str) -> tuple[str, str | None]:
     """
     if isinstance(raw, str):
         return raw, None
-    parts = decoded_array(raw)
+    parts = as_list(raw)
     if isinstance(parts, Mapping):
         rows = rows_of_columns(parts, f"{what}: the parts of its content")
         parts = [parts] if rows is None and "type" in parts else rows

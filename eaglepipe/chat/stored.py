@@ -31,7 +31,7 @@ def rows_of_columns(columns: Mapping[str, Any], what: str) -> list[dict[str, Any
     Raises:
         RowError: the lists differ in length.
     """
-    lists = {str(key): decoded_array(value) for key, value in columns.items() if value is not None}
+    lists = {str(key): as_list(value) for key, value in columns.items() if value is not None}
     if not lists or not all(isinstance(value, list) for value in lists.values()):
         return None
     lengths = {key: len(value) for key, value in lists.items()}
@@ -40,7 +40,7 @@ def rows_of_columns(columns: Mapping[str, Any], what: str) -> list[dict[str, Any
     return [dict(zip(lists, entries, strict=True)) for entries in zip(*lists.values(), strict=True)]
 
 
-def decoded_array(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     """Return a numpy array or a tuple as a list, anything else as it is."""
     if isinstance(value, np.ndarray):
         return value.tolist()

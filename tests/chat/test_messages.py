@@ -133,6 +133,7 @@ def test_thought_parts_become_reasoning_content() -> None:
         ({"instruction": "a", "output": "c", "response": "d"}, "several pairs, instruction/output, instruction/resp"),
         ({"prompt": "a", "completion": "b", "label": False}, "an answer not to learn"),
         ({"messages": [{"role": "assistant", "channel": "analysis", "content": "a"}]}, "of channel 'analysis'"),
+        ({"question": "a", "answer": None}, r"keys \['question'\] and null \['answer'\], expected"),
         ({"problem": "a", "solution": "b"}, r"keys \['problem', 'solution'\]"),
     ],
 )
