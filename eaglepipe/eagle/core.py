@@ -1,12 +1,11 @@
 """EAGLE-3 training: the draft unrolled K steps on its own states, against the target's distribution at every step."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.losses import CROSS_ENTROPY, StepLoss
 from eaglepipe.eagle.packed_batch import (
     PackedBatch,
@@ -24,6 +23,7 @@ from eaglepipe.eagle.unroll.checks import (
     check_vocabulary,
 )
 from eaglepipe.eagle.unroll.compact import unroll_compact
+from eaglepipe.eagle.unroll.drafts import check_methods, is_plain
 from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult, none_yet
 from eaglepipe.eagle.unroll.reference import unroll_reference
 from eaglepipe.eagle.unroll.slot_plan import plan_unroll
@@ -64,13 +64,15 @@ class Eagle3TrainerModule(nn.Module):
     """Draft-side EAGLE-3 trainer module with test-time-training unroll.
 
     Args:
-        draft_model: the draft.
+        draft_model: the draft: a `LlamaEagle3DraftModel`, or any module with `project_hidden_states` (aux states
+            [B, T, A·Ht] -> [B, T, H]), `forward` (ids and carried state of a step -> the state to carry) and
+            `compute_logits` ([B, T, H] -> [B, T, D]), which goes through the reference unroll. See `first_step`.
         selected_token_ids: int64 [D], ascending target ids of the draft vocabulary.
         selected_token_mask: bool [V], True for those ids.
         ttt_steps: K, an int of at least 1.
         step_decay: weight of step k is step_decay^k, in (0, 1].
         implementation: `compact` computes only the slots that a loss depends on, `reference` every slot at every step;
-            losses and gradients are the same.
+            losses and gradients are the same. A draft of another class is always unrolled as `reference`.
         head_chunk_rows: rows whose logits the compact implementation holds at once; None: as many as suit the device.
         loss: what a step minimises.
 
@@ -84,7 +86,7 @@ class Eagle3TrainerModule(nn.Module):
 
     def __init__(
         self,
-        draft_model: LlamaEagle3DraftModel,
+        draft_model: nn.Module,
         selected_token_ids: torch.Tensor,
         selected_token_mask: torch.Tensor,
         ttt_steps: int,
@@ -96,9 +98,10 @@ class Eagle3TrainerModule(nn.Module):
     ) -> None:
         super().__init__()
         check_settings(ttt_steps=ttt_steps, step_decay=step_decay, implementation=implementation, loss=loss)
-        check_vocabulary(draft_model.config, selected_token_ids, selected_token_mask)
+        check_methods(draft_model)
+        check_vocabulary(getattr(draft_model, "config", None), selected_token_ids, selected_token_mask)
         self.loss = loss
-        self.draft_model = draft_model
+        self.draft_model: Any = draft_model
         self.ttt_steps = ttt_steps
         self.implementation = implementation
         self.head_chunk_rows = head_chunk_rows
@@ -174,7 +177,13 @@ class Eagle3TrainerModule(nn.Module):
             DraftError: for shapes or masks that do not fit.
         """
         inputs = inputs.prepared()
-        check_inputs(self.draft_model.config, inputs, normalizers=normalizers, num_steps=self.ttt_steps)
+        check_inputs(
+            getattr(self.draft_model, "config", None),
+            inputs,
+            draft_size=len(self.selected_token_ids),
+            normalizers=normalizers,
+            num_steps=self.ttt_steps,
+        )
         check_loss_inputs(self.loss, inputs, mean_alphas=mean_alphas, normalizers=normalizers, num_steps=self.ttt_steps)
         batch = inputs.batch
         counts = count_slots(batch.covered_steps(self.ttt_steps))
@@ -194,8 +203,9 @@ class Eagle3TrainerModule(nn.Module):
         )
 
     def _unroll(self, inputs: TrainerInputs, settings: LossSettings) -> UnrollResult:
-        if self.implementation == "reference":
-            return unroll_reference(self.draft_model, inputs, settings)
+        if self.implementation == "reference" or not is_plain(self.draft_model):
+            draft_size = len(self.selected_token_ids)
+            return unroll_reference(self.draft_model, inputs, settings, draft_size=draft_size)
         plan = plan_unroll(
             inputs.batch.on_host(),
             self.ttt_steps,

@@ -88,11 +88,13 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrained
     def forward(  # noqa: PLR0917 - the established signature
         self,
         input_ids: torch.Tensor,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         cache_hidden: list[list[torch.Tensor]] | None = None,
         seq_lens: torch.Tensor | None = None,
+        *,
+        projected_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run one TTT step.
 
@@ -101,14 +103,23 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrained
             hidden_states: [B, T, H]: `project_hidden_states` at step 0, then the state that the step before returned.
             attention_mask: [B, T], 1 for real tokens, right padded; or bool [B, 1, T, T], True where readable.
             position_ids: int64 [B, T] of step 0; the step is added here.
-            cache_hidden: two lists for each layer, its keys and its values of the earlier steps, `[[], []]` at step 0
-                with one layer; this step's are appended. None: a single step 0.
+            cache_hidden: two lists for each layer, its keys and its values of the earlier steps; this step's are
+                appended, and the lists of further layers at step 0 to `[[], []]`. None: a single step 0.
             seq_lens: int64 [B, max_docs], lengths of packed documents.
+            projected_hidden_states: another name of `hidden_states`.
 
         Returns: the state to carry, [B, T, H], after the final norm if `config.norm_output`.
+
+        Raises:
+            DraftError: `hidden_states` by neither name, or by both.
         """
+        if (hidden_states is None) == (projected_hidden_states is None):
+            raise DraftError("give the carried state once, as hidden_states or as projected_hidden_states")
+        hidden_states = projected_hidden_states if hidden_states is None else hidden_states
+        assert hidden_states is not None
         batch, num_slots = input_ids.shape
-        cache = [[] for _ in range(2 * len(self.model.layers))] if cache_hidden is None else cache_hidden
+        cache = [] if cache_hidden is None else cache_hidden
+        cache.extend([] for _ in range(2 * len(self.model.layers) - len(cache)))
         if attention_mask is None or attention_mask.dim() != 4:
             attention_mask = causal_mask(attention_mask, seq_lens, batch, num_slots, input_ids.device)
         positions = slot_positions(input_ids, position_ids, seq_lens)

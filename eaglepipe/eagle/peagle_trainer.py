@@ -138,7 +138,14 @@ class PeagleTrainerModule(nn.Module):
             DraftError: for shapes or masks that do not fit.
         """
         inputs, config = inputs.prepared(), self.draft_model.config
-        check_inputs(config, inputs, normalizers=normalizers, num_steps=self.settings.depths, row_mask="loss_mask")
+        check_inputs(
+            config,
+            inputs,
+            draft_size=config.draft_vocab_size,
+            normalizers=normalizers,
+            num_steps=self.settings.depths,
+            row_mask="loss_mask",
+        )
         drawn = self._draw(inputs.batch.on_host(), cod_seeds)
         if normalizers is None:
             total = sum(int(elements.in_loss.sum()) for elements in drawn)

@@ -53,12 +53,13 @@ def check_peagle_settings(config: Any, settings: CodSettings, sequence_partition
 
 
 def check_vocabulary(config: Any, selected_token_ids: torch.Tensor, selected_token_mask: torch.Tensor) -> None:
-    """Check the draft vocabulary against the draft's config.
+    """Check the draft vocabulary against the draft's config, as far as that gives sizes.
 
     Raises:
         DraftError: when sizes differ.
     """
-    ids_size, mask_size = config.draft_vocab_size, config.vocab_size
+    ids_size = getattr(config, "draft_vocab_size", None) or selected_token_ids.numel()
+    mask_size = getattr(config, "vocab_size", None) or selected_token_mask.numel()
     for name, tensor, size, reason in (
         ("selected_token_ids", selected_token_ids, ids_size, f"the draft's lm_head has {ids_size} rows"),
         ("selected_token_mask", selected_token_mask, mask_size, f"the target's vocabulary has {mask_size} ids"),
@@ -88,23 +89,23 @@ def check_inputs(
     config: Any,
     inputs: TrainerInputs,
     *,
+    draft_size: int,
     normalizers: torch.Tensor | None,
     num_steps: int,
     row_mask: Literal["position_mask", "loss_mask"] = "position_mask",
 ) -> None:
-    """Check the inputs of a draft with `config`; `row_mask` names the mask whose slots compact targets belong to.
+    """Check the inputs of a draft; `row_mask` names the mask whose slots compact targets belong to.
+
+    Aux states are checked against the sizes in `config`; of a draft without them, only against the batch.
 
     Raises:
         DraftError: for shapes that do not fit, left padding, supervision on padding or outside the loss mask, documents
             that do not fill their row, a number of target rows that is not the number of their slots, or sparse rows
             that are empty or name tokens outside the draft vocabulary.
     """
-    batch, targets, draft_size = inputs.batch, inputs.target_probs, config.draft_vocab_size
-    num_aux, width = config.num_aux_hidden_states, config.target_hidden_size
+    batch, targets = inputs.batch, inputs.target_probs
     check_shape("normalizers", normalizers, (num_steps,))
-    check_shape(
-        "aux_hidden_states", inputs.aux_hidden_states, (*batch.shape, num_aux * width), (*batch.shape, num_aux, width)
-    )
+    _check_aux(config, batch, inputs.aux_hidden_states)
     if isinstance(targets, SparseTargets):
         _check_sparse_shapes(targets)
     else:
@@ -119,6 +120,13 @@ def check_inputs(
         num_slots = int(getattr(host, row_mask).sum())
         if num_rows != num_slots:
             raise DraftError(f"target_probs has {num_rows} rows; {row_mask} has {num_slots} slots set")
+
+
+def _check_aux(config: Any, batch: PackedBatch, aux: torch.Tensor) -> None:
+    num_aux, width = (getattr(config, name, None) for name in ("num_aux_hidden_states", "target_hidden_size"))
+    if num_aux is None or width is None:
+        num_aux, width = (aux.shape[2], aux.shape[3]) if aux.dim() == 4 else (1, aux.shape[-1])
+    check_shape("aux_hidden_states", aux, (*batch.shape, num_aux * width), (*batch.shape, num_aux, width))
 
 
 def check_loss_inputs(

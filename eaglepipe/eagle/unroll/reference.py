@@ -1,9 +1,11 @@
 """The TTT unroll, plainly: every slot goes through every step. The compact unroll is tested against it."""
 
+from typing import Any
+
 import torch
 
-from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.eagle.packed_batch import at_slots, shift_left_with_zero
+from eaglepipe.eagle.packed_batch import at_slots, check_shape, shift_left_with_zero
+from eaglepipe.eagle.unroll.drafts import first_step
 from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult
 from eaglepipe.eagle.unroll.sparse_rows import (
     DenseTargets,
@@ -14,17 +16,21 @@ from eaglepipe.eagle.unroll.sparse_rows import (
 )
 
 
-def unroll_reference(draft: LlamaEagle3DraftModel, inputs: TrainerInputs, settings: LossSettings) -> UnrollResult:
-    """Unroll K = len(settings.step_weights) steps over all slots."""
-    batch, targets = inputs.batch, _dense_targets(inputs, draft.config.draft_vocab_size)
+def unroll_reference(draft: Any, inputs: TrainerInputs, settings: LossSettings, *, draft_size: int) -> UnrollResult:
+    """Unroll K = len(settings.step_weights) steps over all slots of any draft that `check_methods` takes.
+
+    Raises:
+        DraftError: as `first_step`; logits that are not of the draft vocabulary's D = `draft_size` tokens.
+    """
+    batch, targets = inputs.batch, _dense_targets(inputs, draft_size)
     ids, mass = batch.input_ids, _mass_at_slots(inputs)
-    state, mask = draft.project_hidden_states(inputs.aux), batch.causal_mask()
-    cache: list[list[torch.Tensor]] = [[] for _ in range(2 * draft.config.num_hidden_layers)]
+    state, run = draft.project_hidden_states(inputs.aux), first_step(draft, batch)
     unbroken, reached = torch.ones_like(batch.position_mask), torch.ones_like(mass)
     loss_sums, alpha_sums, sampled, correct, hits = [], [], [], [], []
     for step, slots in enumerate(batch.covered_steps(len(settings.step_weights))):
-        state = draft(ids, state, mask, batch.position_ids, cache)
+        state = run(ids, state)
         logits = draft.compute_logits(state)
+        check_shape("the draft's logits", logits, (*batch.shape, draft_size))
         loss_sum, alphas = _loss_sums(logits, targets, mass, slots, settings, step=step)
         loss_sums.append(loss_sum)
         alpha_sums.append(alphas.sum())
