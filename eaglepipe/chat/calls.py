@@ -20,6 +20,10 @@ _MAY_BE_NULL = ("default", "const")  # of a JSON schema
 _BESIDE_ARGUMENTS = {"name", "id", "type", "index", "description"}
 
 
+class _FromText(dict[str, Any]):
+    """Arguments that were JSON text, whose nulls no table added."""
+
+
 def read_tool_calls(raw: Any, what: str, field: str = "tool_calls") -> list[Call]:
     """Return the calls of one message: a list of calls or a single one, each or the whole possibly as JSON text.
 
@@ -85,6 +89,8 @@ def _with_declared(call: Call, properties: Mapping[str, Any] | None) -> Call:
     if properties is None:
         return call
     arguments = call["function"]["arguments"]
+    if isinstance(arguments, _FromText):
+        return call
     kept = {key: value for key, value in arguments.items() if value is not None or key in properties}
     return {**call, "function": {**call["function"], "arguments": kept}}
 
@@ -124,7 +130,8 @@ def _arguments(raw: Any, what: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise RowError("unreadable_tools", f"{what} has a {type(value).__name__} for arguments, not an object")
-    return {str(key): entry for key, entry in value.items()}
+    arguments = {str(key): entry for key, entry in value.items()}
+    return _FromText(arguments) if isinstance(raw, str) else arguments
 
 
 def _tool(raw: Any, what: str, where: str) -> dict[str, Any]:

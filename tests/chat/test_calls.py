@@ -100,10 +100,12 @@ def test_call_that_cannot_be_read_is_refused(row: dict[str, Any], said: str) -> 
         parse_row(row, "auto", "rows.jsonl:3")
 
 
-def test_null_arguments_stay_unless_the_tool_declares_none_of_the_name() -> None:
+def test_null_arguments_of_an_object_stay_if_its_tool_declares_them() -> None:
     row = calling([{"function": {"name": "rain", "arguments": {"city": None, "a": None, "b": 1}}}])
     assert message(row)["tool_calls"][0]["function"]["arguments"] == {"city": None, "a": None, "b": 1}
     assert message({**row, "tools": [TOOL]})["tool_calls"][0]["function"]["arguments"] == {"city": None, "b": 1}
+    text = calling([{"function": {"name": "rain", "arguments": json.dumps({"city": None, "a": None, "b": 1})}}])
+    assert message({**text, "tools": [TOOL]}) == message(row)
     other = {"type": "function", "function": {"name": "sum", "parameters": SCHEMA}}
     assert message({**row, "tools": [other, {"type": "search"}]}) == message(row)
 
