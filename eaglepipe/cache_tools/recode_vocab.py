@@ -30,7 +30,8 @@ def new_vocab(cache: Cache, *, draft_size: int | None, vocab_from: Path | None) 
         vocab = _vocab_from(vocab_from, cache)
     elif draft_size is not None:
         chat = _chat_tokenizer(cache)  # whose special ids stage 1 forces into a draft vocabulary
-        forced = set() if chat is None else chat.special_ids()
+        special = set() if chat is None else chat.special_ids()
+        forced = {token_id for token_id in special if token_id < cache.spec.vocab_size}
         vocab = build_draft_vocab(cache.vocab.counts.numpy(), draft_size, cache.spec.vocab_size, forced)
     else:
         return None

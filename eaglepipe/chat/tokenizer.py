@@ -44,6 +44,12 @@ class ChatTokenizer:
         """Number of ids the tokenizer knows, added tokens included."""
         return len(self.tokenizer)
 
+    @property
+    def plain_vocab_size(self) -> int:
+        """One more than the largest id that is no added token's: a target may lack embeddings for added tokens."""
+        added = self.tokenizer.added_tokens_decoder
+        return 1 + max((i for i in self.tokenizer.get_vocab().values() if i not in added), default=-1)
+
     def special_ids(self) -> set[int]:
         """Return the ids of bos, eos, pad, unk and the ends of turns, as far as they exist."""
         tokenizer = self.tokenizer

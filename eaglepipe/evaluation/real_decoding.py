@@ -60,6 +60,12 @@ def open_target(run: FinishedRun, options: EvalOptions, device: torch.device, re
         if chat is None:
             raise EaglepipeError(f"{options.prompts}: the target has no tokenizer to read prompts with")
         prompts = file_prompts(options.prompts, chat, options.num_prompts)
+        for prompt in prompts:
+            if (largest := int(prompt.token_ids.max())) >= target.vocab_size:
+                raise EaglepipeError(
+                    f"{options.prompts}: prompt {prompt.sample_id!r} holds token id {largest}, for which the target "
+                    f"has no embedding: its vocabulary has {target.vocab_size}"
+                )
     return OpenTarget(stepping=stepping, stop_ids=stop_ids(target, chat), prompts=prompts, match=match)
 
 

@@ -148,7 +148,7 @@ def _answer_rest(
     rest = islice(iter_conversations(settings.sources), done, None)
     with stop_on_signals() as stop:
         target = load_target(recipe.target, recipe.precompute.device)
-        check_tokenizer_fits(chat.vocab_size, target.vocab_size)
+        check_tokenizer_fits(chat.plain_vocab_size, target.vocab_size)
         sampling = Sampling(**settings.model_dump(include={"max_new_tokens", "temperature", "top_p"}))
         rewriter = Rewriter(
             target=target, chat=chat, sampling=sampling, batch_size=settings.batch_size, seed=settings.seed

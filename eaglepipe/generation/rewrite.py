@@ -81,6 +81,9 @@ class Rewriter:
         if room is not None and len(draft.prompt) + self.sampling.max_new_tokens > room:
             detail = f"{len(draft.prompt)} tokens and max_new_tokens are more than the target's {room} positions"
             draft.close("error", "prompt too long", detail)
+        elif len(draft.prompt) and (largest := int(draft.prompt.max())) >= self.target.vocab_size:
+            detail = f"token id {largest} is outside the target's vocabulary of {self.target.vocab_size}"
+            draft.close("error", "a token without embedding in the prompt", detail)
         elif len(draft.prompt) == 0:
             draft.close("error", "the chat template renders an empty prompt")
         return draft.outcome is None

@@ -76,12 +76,14 @@ class Stage1Inputs:
     @property
     def end_of_turn(self) -> int | None:
         """The token that closes an assistant turn."""
-        return self.chat.end_of_turn if self.chat else None
+        end = self.chat.end_of_turn if self.chat else None
+        return end if end is not None and end < self.spec.vocab_size else None
 
     @property
     def special_ids(self) -> set[int]:
-        """Token ids that every draft vocabulary holds."""
-        return self.chat.special_ids() if self.chat else set()
+        """Token ids that every draft vocabulary holds; the target may lack embeddings for some special tokens."""
+        special = self.chat.special_ids() if self.chat else set()
+        return {token_id for token_id in special if token_id < self.spec.vocab_size}
 
 
 def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
@@ -102,7 +104,7 @@ def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
     )
     chat = read_chat_tokenizer(recipe, folder)
     if chat is not None:
-        check_tokenizer_fits(chat.vocab_size, int(config.vocab_size))
+        check_tokenizer_fits(chat.plain_vocab_size, int(config.vocab_size))
     spec = ShardSpec(
         **spec_settings(recipe.cache),
         aux_layer_ids=aux_layer_ids,

@@ -175,10 +175,12 @@ def load_target(config: TargetConfig, device: str = "auto") -> LoadedTarget:
 
 
 def check_tokenizer_fits(vocab_size_tokenizer: int, head_rows: int) -> None:
-    """Check that every id of the tokenizer has a row in the lm_head.
+    """Check that every id of the tokenizer, added tokens left out, has a row in the lm_head.
+
+    Added tokens without embeddings only matter to the rows that hold them.
 
     Raises:
-        TargetError: a tokenizer that is larger, which would index past the embeddings.
+        TargetError: a tokenizer that is larger, which is another model's.
     """
     if vocab_size_tokenizer > head_rows:
         raise TargetError(
@@ -205,7 +207,16 @@ def _load_weights(
         model = model.to(device)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ResourceError(f"target {config.path!r} does not fit {device}: {first_line(error)}") from error
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ImportError,
+        AssertionError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise TargetError(f"target {config.path!r} cannot be loaded: {first_line(error)}") from error
     _check_all_loaded(info, config.path)
     return model

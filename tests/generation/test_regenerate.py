@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -261,3 +262,16 @@ def test_a_malformed_line_is_an_error_row_and_the_others_are_answered(make_recip
 def test_a_recipe_without_the_section_says_so(make_recipe):
     with pytest.raises(ConfigError, match="no `regenerate` section"):
         run(make_recipe([conversation(0)]).model_copy(update={"regenerate": None}))
+
+
+def test_prompt_with_a_token_that_the_target_lacks_is_an_error_of_its_row(target, make_recipe, tmp_path):
+    folder = shutil.copytree(target, tmp_path / "target")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<unseen>"})
+    tokenizer.save_pretrained(folder)
+    rows = [conversation(number) for number in range(6)]
+    rows[2]["messages"][0]["content"] = "What is <unseen>?"
+    recipe = make_recipe(rows)
+    recipe = recipe.model_copy(update={"target": recipe.target.model_copy(update={"path": str(folder)})})
+    result = run_regenerate(recipe, report=lambda _: None)
+    assert result.errors_by_reason == {"a token without embedding in the prompt": 1} and result.success > 0
