@@ -56,20 +56,26 @@ def read_answer(
     Args:
         call_ids: names for the answer's tool calls, in order, if the target writes none.
     """
-    readings = list(_distinct(_readings(chat, tools, answer, call_ids)))
-    rendered = [_rendered(chat, [*messages, reading], tools) for reading in readings]
-    for accepts in (answer.is_exact, answer.is_served, answer.is_trimmed):
+    readings: list[Message] = []
+    rendered: list[str] = []
+    for reading in _distinct(_readings(chat, tools, answer, call_ids)):
+        readings.append(reading)
+        rendered.append(_rendered(chat, [*messages, reading], tools))
+        if answer.is_exact(rendered[-1]):
+            return AnswerMessage(message=reading, shown=True)
+    for accepts in (answer.is_served, answer.is_trimmed):
         for reading, text in zip(readings, rendered, strict=True):
-            if text is not None and accepts(text):
+            if accepts(text):
                 return AnswerMessage(message=reading, shown=True)
     return AnswerMessage(message=readings[0], shown=False)
 
 
-def _rendered(chat: ChatTokenizer, messages: Sequence[Message], tools: Tools) -> str | None:
+def _rendered(chat: ChatTokenizer, messages: Sequence[Message], tools: Tools) -> str:
+    """Return the text of messages, empty if the template refuses them."""
     try:
         return chat.template.render(messages, tools)
     except TemplateError:
-        return None
+        return ""
 
 
 def _distinct(readings: Iterator[Message]) -> Iterator[Message]:

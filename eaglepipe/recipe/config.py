@@ -137,7 +137,7 @@ class RegenerateConfig(Section):
     """Settings of `eaglepipe data regenerate`, in which the target answers the prompts of its sources itself."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    output: str = Field(description="JSONL file of conversations")
+    output: str = Field(description="JSONL file of token ids as read and written, and their messages")
     max_new_tokens: PositiveInt = 512
     temperature: NonNegative = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

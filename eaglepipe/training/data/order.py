@@ -1,5 +1,6 @@
 """The samples that train and their order: pure functions of ids, seed and epoch, not of workers or ranks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,17 @@ from numpy.typing import NDArray
 from eaglepipe.training.data.batch import Split
 
 _HASH_RANGE = float(2**64)
+_ROW_NUMBER = re.compile(r"#([2-9]|[1-9]\d+)\Z")
 
 
 def heldout_hash(sample_id: str) -> float:
-    """Return a fixed number in [0, 1) for a sample id; the same in every cache, run and version."""
-    return xxhash.xxh3_64_intdigest(sample_id.encode()) / _HASH_RANGE
+    """Return a fixed number in [0, 1) for a sample id; the same in every cache, run and version.
+
+    The rows of one conversation that `data regenerate` writes, `id`, `id#2` and so on, have the same number: they share
+    their first turns, and must not be parted into training and held-out samples.
+    """
+    conversation = _ROW_NUMBER.sub("", sample_id)
+    return xxhash.xxh3_64_intdigest(conversation.encode()) / _HASH_RANGE
 
 
 def split_samples(sample_ids: Sequence[str], heldout_fraction: float) -> Split:

@@ -22,6 +22,13 @@ def test_a_sample_stays_on_its_side_whatever_surrounds_it() -> None:
     assert {part[i] for i in split_samples(part, 0.1).heldout} == whole & set(part)
 
 
+def test_the_rows_of_one_conversation_stay_together() -> None:
+    rows = [name + suffix for name in IDS for suffix in ("", "#2", "#13")]
+    heldout = {rows[i] for i in split_samples(rows, 0.1).heldout}
+    assert heldout == {row for row in rows if heldout_hash(row.partition("#")[0]) < 0.1}
+    assert heldout_hash("source:a#1") != heldout_hash("source:a") != heldout_hash("source:a#x2")
+
+
 def test_a_tiny_fraction_still_holds_out_the_lowest_hash() -> None:
     split = split_samples(IDS[:5], 1e-9)
     assert list(split.heldout) == [np.argmin([heldout_hash(i) for i in IDS[:5]])]
