@@ -23,6 +23,7 @@ PlacedRow = tuple[str, dict[str, Any] | RowError]
 """The place of a row, and the row, or the reason that it is none."""
 
 _BOM = b"\xef\xbb\xbf"
+_LFS_POINTER = b"version https://git-lfs"
 _BATCH_ROWS = 256
 _WHITESPACE = re.compile(r"\s*")
 _COMPRESSIONS = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
@@ -49,6 +50,9 @@ def file_rows(path: Path) -> Iterator[PlacedRow]:
         DataError: the file cannot be read; the message begins with its path.
     """
     try:
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise DataError(f"{path}: the pointer of a file in Git LFS, not the file; run `git lfs pull`")
         yield from READERS[data_suffix(path) or ""](path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None

@@ -159,8 +159,12 @@ def _taken(rows: Iterator[PlacedRow], weight: float) -> Iterator[PlacedRow]:
 
 
 def _rows(source: SourceConfig) -> Iterator[PlacedRow]:
-    if is_local(source):
-        for file in local_files(source):
+    try:
+        files = local_files(source) if is_local(source) else None
+    except OSError as error:
+        raise DataError(f"{source.path}: cannot be read: {error.strerror}") from None
+    if files is not None:
+        for file in files:
             yield from file_rows(file)
     elif is_hub_id(source.path):
         yield from hub_rows(source)

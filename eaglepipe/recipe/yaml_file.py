@@ -11,6 +11,8 @@ from eaglepipe.recipe.scalars import PlainLoader
 
 _MERGE = "tag:yaml.org,2002:merge"  # of the key in `<<: *section`
 
+_UNREADABLE = (yaml.YAMLError, ValueError, KeyError, RecursionError)  # beside YAMLError, of tags such as `!!int abc`
+
 
 class _UniqueKeyLoader(PlainLoader):
     """PlainLoader that refuses duplicate keys, of which YAML would silently keep the last."""
@@ -40,7 +42,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ConfigError(f"no recipe at {path}; `eaglepipe recipe ls` lists those that ship") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (OSError, *_UNREADABLE) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")
@@ -58,7 +60,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader) if text else None
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
     *parents, leaf = path.split(".")
     node: Any = raw

@@ -133,6 +133,7 @@ configs:
   - {split: gone, path: gone.jsonl}
 - config_name: b
   data_files: z.jsonl
+- {config_name: d, data_dir: x}
 ---
 # A dataset
 """
@@ -144,9 +145,10 @@ def test_readme_that_declares_configs_decides(tmp_path: Path) -> None:
     assert chosen(tmp_path, files, config="a") == files[:2]
     assert chosen(tmp_path, files, config="a", split="held") == files[2:3]
     assert chosen(tmp_path, files, config="b") == files[3:]
+    assert chosen(tmp_path, files, config="d") == files[:2]
     for fields, problem in (
-        ({}, "several configs; choose one by `config`: a, b"),
-        ({"config": "c"}, "no config 'c'; choose one by `config`: a, b"),
+        ({}, "several configs; choose one by `config`: a, b, d"),
+        ({"config": "c"}, "no config 'c'; choose one by `config`: a, b, d"),
         ({"config": "a", "split": "test"}, "no files of split 'test'; there are train, held, gone"),
         ({"config": "a", "split": "gone"}, "no file of split 'gone', which README.md declares as gone.jsonl"),
     ):

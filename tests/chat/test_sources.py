@@ -240,6 +240,13 @@ def test_first_bytes_decide_the_compression(tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "rows.jsonl.gz") == fingerprint(packed)
 
 
+@pytest.mark.parametrize("name", ["train.parquet", "rows.jsonl", "rows.jsonl.gz"])
+def test_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 5\n")
+    with pytest.raises(DataError, match=rf"{name}: the pointer of a file in Git LFS, not the file"):
+        read(tmp_path)
+
+
 def test_byte_order_mark_crlf_and_blank_lines_change_nothing(tmp_path: Path) -> None:
     plain = write_as(tmp_path / "plain" / "rows.jsonl", ROWS)
     marked = tmp_path / "rows.jsonl"

@@ -6,6 +6,8 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCardData, metadata_load
 
+from eaglepipe.chat.folders.splits import choose_split
+from eaglepipe.chat.readers import data_suffix
 from eaglepipe.errors import DataError, first_line
 from eaglepipe.recipe.config import SourceConfig
 
@@ -28,10 +30,11 @@ def declared_files(folder: Path, source: SourceConfig) -> list[Path] | None:
         if name not in configs:
             problem = "several configs" if source.config is None else f"no config {name!r}"
             raise DataError(f"{card}: {problem}; choose one by `config`: {', '.join(sorted(configs))}")
-        if "data_files" not in configs[name]:
-            return None
-        base = folder / configs[name].get("data_dir", "")
-        patterns = datasets.data_files.sanitize_patterns(configs[name]["data_files"])
+        entry = configs[name]
+        base = folder / entry.get("data_dir", "")
+        if "data_files" not in entry:
+            return _named_files(base, source) if "data_dir" in entry else None
+        patterns = datasets.data_files.sanitize_patterns(entry["data_files"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{card}: its `configs` cannot be read: {first_line(error)}") from None
     files = {
@@ -46,6 +49,11 @@ def declared_files(folder: Path, source: SourceConfig) -> list[Path] | None:
         wanted = ", ".join(patterns[source.split])
         raise DataError(f"{folder}: no file of split {source.split!r}, which README.md declares as {wanted}")
     return files[source.split]
+
+
+def _named_files(base: Path, source: SourceConfig) -> list[Path]:
+    files = sorted(file for file in base.rglob("*") if data_suffix(file) is not None and file.is_file())
+    return choose_split(files, base, source.model_copy(update={"config": None}))
 
 
 def _metadata(card: Path) -> dict[str, Any]:
