@@ -58,6 +58,7 @@ def completed_eagle3_config(config: Any) -> Any:
         fc_norm=False,
         norm_output=False,
     )
+    completed = _with_values(completed, tie_word_embeddings=False)  # the draft's lm_head is its own
     if hasattr(config, _KEY_OF_DERIVED_CONFIGS):
         return completed
     is_parallel = bool(getattr(completed, "parallel_drafting", False))

@@ -24,10 +24,11 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config, Phi3Config, PretrainedConfig])
 def test_eagle3_draft_of_a_deep_target_has_one_layer(kind: type[PretrainedConfig], tmp_path: Path) -> None:
     config = kind(**SIZES, num_hidden_layers=32)
-    config.draft_vocab_size, config.target_hidden_size = 16, 32
+    config.draft_vocab_size, config.target_hidden_size, config.tie_word_embeddings = 16, 32, True
     before = copy.deepcopy(config.to_dict())
     draft = LlamaEagle3DraftModel(config)
     assert len(draft.model.layers) == draft.config.num_hidden_layers == 1
+    assert not draft.config.tie_word_embeddings, "the lm_head has rows of the draft vocabulary"
     assert draft(torch.arange(5)[None], draft.project_hidden_states(torch.randn(1, 5, 96))).shape == (1, 5, 32)
     assert config.to_dict() == before
     draft.save_pretrained(tmp_path)
@@ -77,6 +78,13 @@ def test_rope_scaling_set_on_a_llama_config_later_counts() -> None:
     config.rope_theta = 7e4
     rope = LlamaEagle3DraftModel(config).config.rope_parameters
     assert rope["rope_type"] == "linear" and rope["factor"] == 4.0
+
+
+def test_rope_without_a_factor_is_a_value_error() -> None:
+    config = PretrainedConfig(**SIZES)
+    config.rope_theta, config.rope_scaling = 1e4, {"type": "linear"}
+    with pytest.raises(ValueError, match="rope type 'linear' of the draft's config comes without 'factor'"):
+        Eagle3LlamaRotaryEmbedding(config)(torch.arange(3)[None])
 
 
 NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e6},

@@ -62,7 +62,10 @@ class Eagle3LlamaRotaryEmbedding(nn.Module):
     def _initialise(self, device: torch.device, length: torch.Tensor | int | None) -> tuple[torch.Tensor, float]:
         if self.rope_type == "default":
             return _default_frequencies(self.config, device), 1.0
-        inv_freq, scaling = ROPE_INIT_FUNCTIONS[self.rope_type](self.config, device, seq_len=length)
+        try:
+            inv_freq, scaling = ROPE_INIT_FUNCTIONS[self.rope_type](self.config, device, seq_len=length)
+        except KeyError as absent:
+            raise DraftError(f"rope type {self.rope_type!r} of the draft's config comes without {absent}") from None
         return inv_freq.to(device=device, dtype=torch.float32), float(scaling)
 
 
