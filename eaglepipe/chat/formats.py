@@ -12,10 +12,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from eaglepipe.chat.calls import declared_only, read_tools
 from eaglepipe.chat.faults import RowError
+from eaglepipe.chat.layouts.calls import declared_only, read_tools
+from eaglepipe.chat.layouts.pairs import find_pair, refuse_other_parts
 from eaglepipe.chat.messages import Message, is_message, message_list, read_messages
-from eaglepipe.chat.pairs import find_pair, refuse_other_parts
 from eaglepipe.errors import DataError
 
 Row = Mapping[str, Any]

@@ -6,10 +6,10 @@ Keys that are not known here pass to the template as they are, except those that
 from collections.abc import Mapping
 from typing import Any
 
-from eaglepipe.chat.calls import read_function_call, read_tool_calls
 from eaglepipe.chat.faults import RowError
-from eaglepipe.chat.parts import read_content
-from eaglepipe.chat.stored import as_list, decoded, rows_of_columns
+from eaglepipe.chat.layouts.calls import read_function_call, read_tool_calls
+from eaglepipe.chat.layouts.parts import read_content
+from eaglepipe.chat.layouts.stored import as_list, decoded, rows_of_columns
 
 Message = dict[str, Any]
 

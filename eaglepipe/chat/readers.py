@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eaglepipe.chat.faults import RowError
-from eaglepipe.chat.stored import without_nulls
+from eaglepipe.chat.layouts.stored import without_nulls
 from eaglepipe.errors import DataError, first_line
 from eaglepipe.recipe.config import SourceConfig
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from eaglepipe.chat.faults import RowError
-from eaglepipe.chat.stored import as_list, decoded, rows_of_columns, without_nulls
+from eaglepipe.chat.layouts.stored import as_list, decoded, rows_of_columns, without_nulls
 
 Call = dict[str, Any]
 

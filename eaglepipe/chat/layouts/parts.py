@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eaglepipe.chat.faults import RowError
-from eaglepipe.chat.stored import as_list, rows_of_columns
+from eaglepipe.chat.layouts.stored import as_list, rows_of_columns
 
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning")
