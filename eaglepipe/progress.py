@@ -2,7 +2,8 @@
 
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Never
 
@@ -75,3 +76,18 @@ def format_seconds(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+@contextmanager
+def without_library_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers, which would stand between the lines of our own."""
+    from transformers.utils import logging  # slow to import, and at hand wherever a model is loaded or saved
+
+    hide = logging.is_progress_bar_enabled()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.target.kv_cache import make_cache
+from eaglepipe.target.kv_cache import cache_argument, make_cache
 from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.sampling import distribution, draw
 
@@ -85,13 +85,12 @@ def generate(
 def _decoder_step(target: LoadedTarget) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, object], torch.Tensor]:
     """Return ids [B, new], mask [B, seen], positions [B, new], cache -> logits float32 [B, V] after the last token."""
     accepted = inspect.signature(target.model.forward).parameters
+    cache_name = cache_argument(target.model)
     last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def step(input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: object) -> torch.Tensor:
-        options = last_only | ({"position_ids": positions} if "position_ids" in accepted else {})
-        output = target.model(
-            input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
-        )
+        options = last_only | ({"position_ids": positions} if "position_ids" in accepted else {}) | {cache_name: cache}
+        output = target.model(input_ids=input_ids, attention_mask=mask, use_cache=True, **options)
         return output.logits[:, -1].float()
 
     return step

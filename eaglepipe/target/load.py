@@ -4,9 +4,6 @@ A local folder never touches the network; a Hub id is fetched whole first and is
 """
 
 import importlib.util
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +23,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
-from transformers.utils import logging as transformers_logging
 
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import ResourceError, TargetError, first_line
+from eaglepipe.progress import without_library_bars
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.adapter import check_no_adapter
 from eaglepipe.target.fingerprint import open_weights, target_weight_files
@@ -167,7 +164,7 @@ def load_target(config: TargetConfig, device: str = "auto") -> LoadedTarget:
     for file in target_weight_files(folder):
         open_weights(file)
     model_config = read_model_config(folder, config)
-    with _bars_only_on_a_terminal():
+    with without_library_bars():
         model = _load_weights(folder, model_config, config, torch_device)
     model.requires_grad_(False).eval()
     text_config = text_config_of(model_config, config.path)
@@ -234,18 +231,6 @@ def num_parameters(model_config: PretrainedConfig, trust_remote_code: bool = Fal
     with torch.device("meta"):
         model = auto_class(model_config).from_config(model_config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-@contextmanager
-def _bars_only_on_a_terminal() -> Iterator[None]:
-    hide = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if hide:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            transformers_logging.enable_progress_bar()
 
 
 def _check_all_loaded(info: dict[str, Any], path: str) -> None:

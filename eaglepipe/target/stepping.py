@@ -11,7 +11,7 @@ import torch
 
 from eaglepipe.errors import TargetError
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.kv_cache import RoomyLayer, make_rewindable_cache
+from eaglepipe.target.kv_cache import RoomyLayer, cache_argument, make_rewindable_cache
 from eaglepipe.target.model import CapturedStates
 from eaglepipe.target.tree_mask import additive_mask, layer_kinds
 
@@ -120,8 +120,8 @@ class SteppingTarget:
             input_ids,
             attention_mask=additive_mask(visible, positions, keys, self._kinds, self.target.dtype),
             position_ids=positions,
-            past_key_values=self._cache,
             use_cache=True,
+            **{cache_argument(self.target.model): self._cache},
         )
 
     def check_room(self, num_tokens: int) -> None:

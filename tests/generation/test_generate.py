@@ -24,6 +24,7 @@ def by_transformers(target, prompt, max_new_tokens):
     return output[0, len(prompt) :].tolist()
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("name", ["llama", "qwen3-moe", "gpt-oss", "gemma2", "phi3", "gpt2"])
 def test_greedy_batches_equal_transformers_one_prompt_at_a_time(name, tmp_path):
     target = tiny_target(name, tmp_path)

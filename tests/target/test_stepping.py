@@ -21,6 +21,7 @@ def plain_logits(target: SteppingTarget, sequence: list[int]) -> torch.Tensor:
     return target.model.head_logits(target.model.capture(ids, torch.ones_like(ids)).last_hidden[0, -1:])[0]
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_rows_that_kept_different_paths_go_on_as_plain_sequences(name: str, tmp_path: Path) -> None:
     target = stepping(name, tmp_path)
