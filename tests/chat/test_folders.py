@@ -53,6 +53,7 @@ def chosen(folder: Path, files: Sequence[str], pattern: str = "", **fields: Any)
             "train",
             PLAIN,
         ),
+        (["x-train.arrow", "cache-01.arrow", "dataset_info.json"], "train", ["x-train.arrow"]),
         (["a.jsonl", "a.jsonl.report.json", "a.jsonl.left-out.jsonl", "notes.md"], "train", ["a.jsonl"]),
     ],
 )

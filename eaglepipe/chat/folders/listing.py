@@ -120,8 +120,8 @@ def _glob(pattern: str) -> list[str]:
 def _is_data(file: Path) -> bool:
     if data_suffix(file) is None or file.name in _METADATA or not file.is_file():
         return False
-    if file.name.startswith("cache-") and (file.parent / "state.json").exists():
-        return False  # of a `map` over a saved dataset
+    if file.match("cache-*.arrow") and any((file.parent / name).exists() for name in _METADATA):
+        return False  # of a `map` over a dataset of `datasets`
     return not any(
         file.name.endswith(end) and file.with_name(file.name.removesuffix(end)).exists() for end in _BESIDE_REGENERATED
     )
