@@ -25,6 +25,12 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 """Reasons that are a fault of the row; all others (too long, duplicate, ...) follow from the recipe's settings."""
 
 
+FAULTS_OF_CONVERSATIONS = frozenset(
+    {"template_refuses", "no_assistant_turn", "too_short", "token_out_of_range", "repeated_id"}
+)
+"""Faults of rows that were read well; the rows with others are no part of a corpus's fingerprint."""
+
+
 class RowError(DataError):
     """One row that cannot be used; `reason` is one of few, for counting, and the message says all."""
 

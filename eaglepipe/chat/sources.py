@@ -15,6 +15,7 @@ from typing import Any
 
 import xxhash
 
+from eaglepipe.chat.drops import DropLog
 from eaglepipe.chat.faults import FaultyRow, RowError
 from eaglepipe.chat.folders.listing import is_local, is_pattern, local_files, pattern_folder
 from eaglepipe.chat.formats import Content, parse_row
@@ -83,13 +84,13 @@ class CorpusFingerprint:
         self._state = xxhash.xxh3_128()
         self._places = xxhash.xxh3_128()
         self.num_rows = 0
-        self.num_faulty = 0
+        self.faults = DropLog()
 
     def through(self, rows: Iterable[Conversation | FaultyRow]) -> Iterator[Conversation | FaultyRow]:
         """Pass rows on, each counted once it was read."""
         for row in rows:
             if isinstance(row, FaultyRow):
-                self.num_faulty += 1
+                self.faults.add(row.reason, where=row.where, source=row.source, detail=row.detail)
                 self._places.update(self.num_rows.to_bytes(8, "little"))
             else:
                 sample_id = row.sample_id.encode("utf-8")
@@ -103,7 +104,7 @@ class CorpusFingerprint:
 
     def row_digest(self) -> str:
         """Return a fingerprint that also says which rows were faulty, for readers that count rows."""
-        return self.hexdigest() + (f"+{self._places.hexdigest()}" if self.num_faulty else "")
+        return self.hexdigest() + (f"+{self._places.hexdigest()}" if self.faults.counts else "")
 
 
 def fingerprint_sources(sources: Sequence[SourceConfig]) -> CorpusFingerprint:

@@ -56,10 +56,12 @@ class Stage1Inputs:
             DataError: naming the setting that cuts or drops the longer ones.
         """
         if num_longer:
+            dropped = self.recipe.data.on_long == "drop"
+            advice = "leave them out" if dropped else "cut them there, with data.on_long=drop to leave them out"
             raise DataError(
                 f"{num_longer:,} of {num_samples:,} samples are longer than the {self.max_positions:,} positions that "
                 f"the target was made for (the longest has {longest:,} tokens); it never has such states in use. Set "
-                f"data.max_length={self.max_positions} to cut them there, with data.on_long=drop to leave them out"
+                f"data.max_length={self.max_positions} to {advice}"
             )
 
     @property

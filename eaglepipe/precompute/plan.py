@@ -17,6 +17,7 @@ from eaglepipe.cache.storage import (
     staging_path,
 )
 from eaglepipe.chat.drops import DropLog
+from eaglepipe.chat.faults import FAULTS, FAULTS_OF_CONVERSATIONS
 from eaglepipe.chat.sources import CorpusFingerprint, fingerprint_sources, iter_conversations
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
@@ -51,6 +52,9 @@ def find_begun(inputs: Stage1Inputs, weights: str) -> Path | None:
     """Return the folder of the cache of this very content, if it is complete, or planned and staged.
 
     The corpus is only read if a cache of the same target and settings is there.
+
+    Raises:
+        DataError: too many rows are faulty now, whichever were when the cache was begun.
     """
     fields = cache_identity(inputs, weights=weights, corpus="").fields
     candidates = {
@@ -62,8 +66,21 @@ def find_begun(inputs: Stage1Inputs, weights: str) -> Path | None:
     }
     if not candidates:
         return None
-    corpus = fingerprint_sources(inputs.recipe.data.sources).hexdigest()
-    return candidates.get(cache_identity(inputs, weights=weights, corpus=corpus).digest)
+    corpus = fingerprint_sources(inputs.recipe.data.sources)
+    folder = candidates.get(cache_identity(inputs, weights=weights, corpus=corpus.hexdigest()).digest)
+    if folder is not None:
+        _check_faults(inputs, folder, corpus.faults)
+    return folder
+
+
+def _check_faults(inputs: Stage1Inputs, folder: Path, read_now: DropLog) -> None:
+    """Check the share of faulty rows; rows that cannot be read may have come since the cache was begun."""
+    document = load_document(folder / PLAN_NAME, Plan)
+    drops = DropLog.resumed(document.drops, folder / DROPS_FILE)
+    for reason in set(FAULTS) - FAULTS_OF_CONVERSATIONS:
+        drops.counts[reason] = read_now.counts[reason]
+    drops.examples |= read_now.examples
+    drops.check(document.samples, inputs.recipe.data.max_drop_fraction)
 
 
 def resume_plan(inputs: Stage1Inputs, folder: Path) -> PrecomputePlan:

@@ -84,6 +84,9 @@ def test_more_faulty_rows_than_allowed_stop_after_all_were_read_and_leave_nothin
     result = run_precompute(allowed, report=quiet)
     assert (result.samples, result.drops) == (8, {"not_json": 1, "unknown_role": 1})
     assert find_cache(project.recipe(**overrides)) == Path(result.folder)  # the fraction is no part of the identity
+    write_rows(path, [odd[0], *rows, odd[1], odd[0]])  # the same good rows, so the same identity
+    with pytest.raises(DataError, match=r"3 of 11 rows .*(.|\n)*unknown_role +2 "):
+        run_precompute(allowed, report=quiet)
     with pytest.raises(CacheError):
         find_cache(project.recipe(**overrides, **{"data.max_length": 99}))
 
