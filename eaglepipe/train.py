@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.drafts.init_record import DraftInit, apply_init, open_init
+from eaglepipe.drafts.mask_token import with_mask_token
 from eaglepipe.files.lock import folder_lock
 from eaglepipe.files.publish import leftovers, publish_bytes, publish_json, remove_abandoned
 from eaglepipe.recipe.load import dump_recipe
@@ -85,6 +86,7 @@ def run_folder(recipe: Recipe) -> Path:
 def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainPreview:
     """Plan a run and build its draft, without taking a step or writing anything; raises what `run_training` does."""
     source = choose_aux_layers(open_caches(caches), recipe.draft.aux_boundaries)
+    recipe = with_mask_token(recipe, source, run_folder(recipe))
     with join_world(recipe.train.device) as world:
         plan = plan_run(source, recipe.train, world)
     draft, notes = _build_draft(recipe, source, _open_init(recipe))
@@ -115,6 +117,7 @@ def run_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainRe
 def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
     """Train as `run_training` does, on samples that are open already."""
     source = choose_aux_layers(source, recipe.draft.aux_boundaries)
+    recipe = with_mask_token(recipe, source, run_folder(recipe))
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         world = stack.enter_context(join_world(recipe.train.device))

@@ -85,7 +85,8 @@ class PeagleDraftConfig(Eagle3DraftConfig):
     """Shape of a P-EAGLE draft: EAGLE-3 with a mask token."""
 
     mask_token_id: TokenId | None = Field(
-        None, description="target id that stands for tokens not known yet; default: pad"
+        None,
+        description="target id that stands for unknown tokens; default: pad, or another that the corpus lacks",
     )
 
 

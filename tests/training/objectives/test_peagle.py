@@ -1,17 +1,20 @@
 """P-EAGLE trained from a cache: the same rows as EAGLE-3, draws that no cut changes, exact continuation."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from eaglepipe.drafts.mask_token import unused_token, with_mask_token
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.errors import DraftError
 from eaglepipe.recipe.family_settings import PeagleDraftConfig, PeagleTrainConfig
+from eaglepipe.recipe.load import dump_recipe, load_recipe
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import run_training, train_from
 from eaglepipe.training.data.batch import DataPosition, StepPlan
@@ -23,7 +26,7 @@ from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.metrics import read_metrics
 from tests.tiny_project import TinyProject
-from tests.training.tiny_source import VOCAB, tiny_recipe, tiny_source
+from tests.training.tiny_source import VOCAB, TinySource, tiny_recipe, tiny_source
 
 CPU = World(device=torch.device("cpu"))
 DEPTHS = 4
@@ -164,3 +167,45 @@ def test_an_uncovered_top1_is_learned_from_and_never_a_hit(tmp_path: Path) -> No
     assert rows["covered"].hits[0] > 0 and rows["uncovered"].hits.sum() == rows["uncovered"].correct.sum() == 0
     assert torch.equal(rows["covered"].loss_sums, rows["uncovered"].loss_sums)
     assert torch.equal(rows["covered"].valid, rows["uncovered"].valid)
+
+
+def source_with(tokens: dict[int, int], **config: Any) -> Any:
+    """A source in which some ids are written as others, and whose target's config has more fields."""
+    source = tiny_source()
+    samples = [
+        replace(sample, input_ids=np.array([tokens.get(int(i), int(i)) for i in sample.input_ids], np.int32))
+        for sample in source.samples
+    ]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Source(TinySource):
+        @property
+        def target_config(self) -> dict[str, Any]:
+            return {**super().target_config, **config}
+
+    return Source(**{**vars(source), "samples": tuple(samples)})
+
+
+def test_default_mask_token_is_one_that_the_corpus_does_not_hold() -> None:
+    spare = {7: 8, 30: 31, 35: 31, 38: 31}
+    assert unused_token(source_with(spare, pad_token_id=7)) == 7
+    assert unused_token(source_with(spare, pad_token_id=8)) == 38
+    assert unused_token(source_with(spare, pad_token_id=8, eos_token_id=[38, 35], bos_token_id=1)) == 30
+    assert unused_token(source_with(spare, pad_token_id=VOCAB)) == 38
+    assert unused_token(source_with({}, pad_token_id=8)) == 8
+    counted = source_with(spare, pad_token_id=7)
+    counted.vocab.counts[[7, 38]] = 3  # in samples that are not read
+    assert unused_token(counted) == 35
+
+
+def test_mask_token_of_a_run_stays_when_it_goes_on(tmp_path: Path) -> None:
+    spare = source_with({7: 8, 30: 31}, pad_token_id=8)
+    for steps in (2, 3):
+        train_from(recipe(tmp_path, mask_token_id=None, max_steps=steps, checkpoint_every_steps=1), spare)
+        assert LlamaEagle3DraftModel.from_pretrained(tmp_path / "draft").config.mask_token_id == 30
+    assert load_recipe(tmp_path / "recipe.yaml").draft.mask_token_id == 30
+    earlier = recipe(tmp_path / "earlier", mask_token_id=None, max_steps=2, checkpoint_every_steps=1)
+    folder = tmp_path / "earlier"
+    (folder / "checkpoints" / "step-0000001").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(dump_recipe(earlier))
+    assert with_mask_token(earlier, spare, folder) == earlier  # it began with the pad token, as the target's config has
