@@ -25,6 +25,7 @@ class EvalReport:
     heldout: tuple[HeldoutFigures, ...]
     bigram_acceptance_length: float  # counted like the held-out figures: a chain from every position
     own_text_share: float  # of the replayed text, the share that is the target's greedy choice
+    unseen_vocabulary_share: float | None  # of held-out targets; in the draft vocabulary and in no training answer
     measurements: tuple[Measurement, ...]
     target: TargetMatch
 
@@ -35,6 +36,7 @@ class EvalReport:
             "heldout": [asdict(figures) for figures in self.heldout],
             "bigram_acceptance_length": self.bigram_acceptance_length,
             "own_text_share": self.own_text_share,
+            "unseen_vocabulary_share": self.unseen_vocabulary_share,
             "target_matches": self.target.matches,
             "figures": [measurement.to_json() for measurement in self.measurements],
             "table": self.table(),
@@ -52,6 +54,7 @@ class EvalReport:
             f"  accuracy by depth       {_percentages(whole.accuracy_by_depth)}",
             f"  accepted if all before  {_percentages(whole.conditional_acceptance_by_depth)}",
             f"  acceptance length       {' '.join(f'{length:.2f}' for length in lengths)}, for K = 1, 2, ...",
+            *self._vocabulary_note(),
             "",
             "rounds as an engine makes them: tokens a round adds",
             text_table(dict.fromkeys(_COLUMNS, "left"), map(_cells, self.measurements), indent=2),
@@ -64,6 +67,14 @@ class EvalReport:
         if self.target.warning is not None:
             lines.append(f"  WARNING: {self.target.warning}")
         return "\n".join(lines)
+
+    def _vocabulary_note(self) -> list[str]:
+        if self.unseen_vocabulary_share is None:
+            return []
+        return [
+            "  draft vocabulary: chosen from all samples, held-out ones included; "
+            f"{self.unseen_vocabulary_share:.2%} of the held-out targets are in it and in no training answer"
+        ]
 
 
 def _heldout_cells(figures: HeldoutFigures) -> tuple[str, ...]:

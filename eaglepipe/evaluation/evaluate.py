@@ -15,6 +15,7 @@ from eaglepipe.evaluation.prompts import cached_turns
 from eaglepipe.evaluation.real_decoding import measure_real, open_target
 from eaglepipe.evaluation.replay import measure_replayed, own_text_share
 from eaglepipe.evaluation.target_match import TargetMatch
+from eaglepipe.evaluation.vocabulary_origin import VocabularyOrigin
 from eaglepipe.files.publish import publish_json
 from eaglepipe.training.run.distributed import join_world
 
@@ -34,8 +35,9 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
 
         report(f"{len(run.heldout)} held-out samples, from the cache alone")
         heldout = heldout_figures(run, world, seed=options.seed)
-        bigrams = bigram_table(map(run.source.read, run.split.train.tolist()))
-        heldout_samples = map(run.source.read, run.split.heldout.tolist())
+        origin = VocabularyOrigin(run.source.vocab)
+        bigrams = bigram_table(origin.training(map(run.source.read, run.split.train.tolist())))
+        heldout_samples = origin.heldout(map(run.source.read, run.split.heldout.tolist()))
         bigram_length = bigram_acceptance_length(bigrams, heldout_samples, heldout[0].num_depths)
 
         turns = cached_turns(run, options.num_prompts, max_new_tokens=options.max_new_tokens)
@@ -51,6 +53,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         heldout=heldout,
         bigram_acceptance_length=bigram_length,
         own_text_share=own_text_share(run.source, turns),
+        unseen_vocabulary_share=origin.unseen_share(),
         measurements=tuple(measurements),
         target=TargetMatch() if target is None else target.match,
     )

@@ -196,3 +196,17 @@ def test_a_tree_is_named_by_its_size_and_depth(text: str, shape: tuple[int, int,
 def test_another_spelling_of_a_tree_is_refused(text: str) -> None:
     with pytest.raises(EaglepipeError, match="24x5x8"):
         tree_shape(text)
+
+
+def test_report_counts_held_out_targets_that_only_held_out_samples_brought_into_the_vocabulary(
+    own_text: OwnText, report: EvalReport
+) -> None:
+    run = open_run(own_text.run, [own_text.cache])
+    selected = set(run.source.vocab.selected_token_ids.tolist())
+    train = [run.source.read(number) for number in run.split.train.tolist()]
+    seen = {int(token) for sample in train for token in sample.input_ids[sample.loss_mask]}
+    heldout = [run.source.read(number) for number in run.split.heldout.tolist()]
+    targets = [int(token) for sample in heldout for token in sample.target_top1[sample.supervised]]
+    share = sum(token in selected - seen for token in targets) / len(targets)
+    assert report.unseen_vocabulary_share == pytest.approx(share)
+    assert "chosen from all samples, held-out ones included" in report.table()

@@ -112,6 +112,9 @@ def _facts(recipe: Recipe, steps: Rows, evaluations: Rows) -> list[tuple[str, st
         ("objective", f"{recipe.train.objective}, K = {recipe.train.depths}"),
         ("steps", f"{steps[-1]['step']:,}, of {sum(row['tokens'] for row in steps) / len(steps):,.0f} tokens each"),
     ]
+    if recipe.vocab.draft_size is not None:
+        origin = "tokens, chosen from all samples of the cache, held-out ones included"
+        facts.append(("draft vocabulary", f"{recipe.vocab.draft_size:,} {origin}"))
     if best is not None:
         facts += [
             ("best step", f"{best['step']:,}"),
