@@ -214,17 +214,6 @@ def test_root_that_is_a_file_is_told(project: TinyProject, tmp_path: Path) -> No
         run_precompute(project.recipe(**{"cache.root": tmp_path / "file"}), report=quiet)
 
 
-def test_tokenizer_larger_than_the_head_is_refused(project: TinyProject, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    target = Path(shutil.copytree(project.target, tmp_path / "target"))
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    tokenizer.add_tokens(["<extra-1>", "<extra-2>"])
-    tokenizer.save_pretrained(target)
-    with pytest.raises(TargetError, match=r"tokenizer has 322 tokens.*320 rows"):
-        run_precompute(project.recipe(**{"cache.root": tmp_path, "target.path": target}), report=quiet)
-
-
 def test_repeated_rows_are_dropped_and_counted_and_one_id_for_two_rows_is_an_error(
     project: TinyProject, tmp_path: Path
 ) -> None:
