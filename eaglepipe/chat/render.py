@@ -23,10 +23,11 @@ GENERATION_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _FIXED_DAY = date(2025, 1, 1)
 THOUGHT_TAGS = re.compile(r"(\s*</?[\w:|-]*think[\w:|-]*>\s*)+")
-_USES_NOW = re.compile(r"\bstrftime_now\s*\(")
+_USES_NOW = re.compile(r"\bstrftime_now\b(?!\s+is\b)")
+_CODES = (*"aAbBcdDeFHIjmMpSTUwWxXyY", "-d", "-m")
 _FIXED_NOW = (
     "{%- macro strftime_now(format) -%}{{ format"
-    + "".join(f".replace('%{code}', '{_FIXED_DAY.strftime(f'%{code}')}')" for code in "aAbBcdHIjmMpSUwWxXyY")
+    + "".join(f".replace('%{code}', '{_FIXED_DAY.strftime(f'%{code}')}')" for code in _CODES)
     + " }}{%- endmacro -%}"
 )
 

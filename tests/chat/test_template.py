@@ -306,6 +306,8 @@ def test_fault_of_the_template_for_tools_matters_to_rows_with_tools_alone() -> N
         "{% set day = '%Y-%m-%d' %}{{ strftime_now(day) }}",
         "{% macro today(f) %}{{ strftime_now(f) }}{% endmacro %}{{ today('%Y-%m-%d') }}",
         "{% if strftime_now is defined %}{{ strftime_now('%Y' ~ '-%m-%d') }}{% endif %}",
+        "{% set now = strftime_now %}{{ now('%Y-%m-%d') }}",
+        "{% set day = '%F' %}{{ strftime_now(format=day) }}",
     ],
 )
 def test_date_of_the_day_is_a_fixed_one_however_it_is_asked_for(head: str) -> None:
