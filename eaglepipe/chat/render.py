@@ -167,7 +167,7 @@ class ChatTemplate:
 
     def _not_a_prefix(self, label: str, part: str, text: str, turn: int, num_turns: int) -> str:
         at = _common_length(part, text)
-        last = "" if self.last_only else "set data.supervise: last, "
+        last = "" if self.last_only or turn == num_turns else "set data.supervise: last, "
         return (
             f"the chat template is not prefix-preserving: at assistant turn {turn} of {num_turns}, {label} is rendered "
             f"differently alone and inside the whole conversation: {part[at : at + 40]!r} against "
@@ -190,7 +190,7 @@ class ChatTemplate:
             )
         except TEMPLATE_FAULTS as error:
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise TemplateError(f"the chat template cannot render these messages: {error}{line}") from None
+            raise TemplateError(f"the chat template cannot render these messages: {error}{line}") from error
         return texts[0], marks[0] if marked else []
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +21,7 @@ from eaglepipe.recipe.config import DataConfig
 
 Messages = tuple[Message, ...]
 
+_RENDERINGS = 4  # of the same conversation, which must be equal
 _SYSTEM: Message = {"role": "system", "content": "Answer in short sentences."}
 _FIRST: tuple[Message, ...] = (
     {"role": "user", "content": "Which tree stands by the river?"},
@@ -74,14 +76,20 @@ def _probed(chat: ChatTokenizer) -> ChatTokenizer:
         except TemplateError as error:
             problem = problem or error
         else:
-            return replace(candidate, end_of_turn=ends[0], ends_of_turn=frozenset(ends))
-    eos = chat.tokenizer.eos_token_id
+            return replace(candidate, **_ends(chat, ends))
     last_only = replace(chat, template=replace(chat.template, last_only=True))
     try:
         ends = probe_template(last_only)
     except TemplateError:
-        ends = () if eos is None else (eos,)
-    return replace(chat, problem=problem, end_of_turn=ends[0] if ends else None, ends_of_turn=frozenset(ends))
+        ends = ()
+    return replace(chat, problem=problem, **_ends(chat, ends))
+
+
+def _ends(chat: ChatTokenizer, ends: tuple[int, ...]) -> dict[str, Any]:
+    """Return the fields of the ends of turns; the tokenizer's own end stands for those that no probe shows."""
+    own = chat.tokenizer.eos_token_id
+    ends = ends or (() if own is None else (own,))
+    return {"end_of_turn": ends[0] if ends else None, "ends_of_turn": frozenset(ends)}
 
 
 def _mask_of(source: str, data: DataConfig) -> Literal["generation", "prefix"]:
@@ -116,21 +124,31 @@ def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
     try:
         return _probe_all(chat, _FIRST, _SECOND)
     except TemplateError:
-        if not THOUGHT_TAGS.search(chat.template.render(_FIRST[:1], prompt=True)):
+        if not _renders(chat, _FIRST) or not THOUGHT_TAGS.search(chat.template.render(_FIRST[:1], prompt=True)):
             raise
         return _probe_all(chat, *(tuple(_thoughtful(message) for message in part) for part in (_FIRST, _SECOND)))
 
 
 def _probe_all(chat: ChatTokenizer, first: Messages, second: Messages) -> tuple[int, ...]:
-    ends = _probe(chat, first) + _probe(chat, first + second)
-    with_system = (_SYSTEM, *first, *second)
+    """Probe the conversations that the template renders; one that it refuses is left to the checks of each row."""
+    conversations = [before + messages for before in ((), (_SYSTEM,)) for messages in (first, first + second)]
+    rendered = [messages for messages in conversations if _renders(chat, messages)]
+    return tuple(dict.fromkeys(end for messages in rendered for end in _probe(chat, messages)))
+
+
+def _renders(chat: ChatTokenizer, messages: Messages) -> bool:
     try:
-        chat.template.render(with_system)
-    except TemplateError:
-        pass
-    else:
-        ends += _probe(chat, with_system)
-    return tuple(dict.fromkeys(ends))
+        texts = {chat.template.render(messages) for _ in range(_RENDERINGS)}
+    except TemplateError as error:
+        if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
+            raise
+        return False
+    if len(texts) > 1:
+        raise TemplateError(
+            "the chat template renders one conversation in several ways (by `random`, for example), so the same rows "
+            "would give other tokens each time; give data.chat_template one that does not"
+        )
+    return True
 
 
 def _thoughtful(message: Message) -> Message:

@@ -107,10 +107,12 @@ def test_last_turn_alone_may_show_its_thought() -> None:
     assert "regenerate" in refused(template)
 
 
-def test_no_hint_names_a_setting_that_the_recipe_has() -> None:
-    odd = CHATML.replace("message['content'] +", "(message['content'] ~ messages|length) +")
-    assert "supervise: last" in refused(odd)
-    assert "supervise: last" not in refused(odd, supervise="last")
+def test_no_hint_names_a_setting_that_the_recipe_has_or_that_cannot_help() -> None:
+    counting = CHATML.replace("message['content'] +", "(message['content'] ~ messages|length) +")
+    first_turn = CHATML.replace("message['content'] +", "(message['content'] ~ (loop.last or messages|length < 3)) +")
+    assert "supervise: last" in refused(first_turn)
+    assert "supervise: last" not in refused(counting)
+    assert "supervise: last" not in refused(counting, supervise="last")
 
 
 @pytest.mark.parametrize(
@@ -318,3 +320,28 @@ def test_template_of_a_processor_is_read(tmp_path: Path) -> None:
     make_tokenizer(None).save_pretrained(tmp_path)
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
     assert load_chat_tokenizer(load_tokenizer(tmp_path), data_config()).template.source == CHATML
+
+
+DEMANDING = {
+    "system": "{% if messages[0].role != 'system' %}{{ raise_exception('a system message, please') }}{% endif %}",
+    "tools": "{% if not tools %}{{ raise_exception('tools, please') }}{% endif %}",
+    "short": "{% if messages | length > 3 %}{{ raise_exception('one question, please') }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("demand", DEMANDING)
+def test_template_that_demands_more_than_a_probe_holds_is_left_to_each_row(demand: str) -> None:
+    chat = make_chat(DEMANDING[demand] + CHATML)
+    row = replace(conversation(dialogue("a", "b", system="s" if demand == "system" else None)), tools=tuple(TOOLS))
+    ids, turns = chat.encode(row)
+    assert chat.tokenizer.decode(ids[turns == 1]) == "b<|im_end|>"
+    assert chat.end_of_turn == chat.tokenizer.eos_token_id
+    bad = {"system": dialogue("a", "b"), "tools": dialogue("a", "b"), "short": dialogue(*"abcdef")}[demand]
+    with pytest.raises(TemplateError, match="please"):
+        chat.encode(conversation(bad))
+
+
+def test_template_that_is_not_a_function_of_its_row_is_refused() -> None:
+    noisy = "{{ range(90000) | random }}"
+    for template in (noisy + CHATML, noisy + CHATML_MARKED):
+        assert "in several ways" in refused(template)
