@@ -1,7 +1,9 @@
 """Conversations as text, with the spans of characters of each assistant turn.
 
 Spans come from the template's `{% generation %}` markers, or from rendering the conversation up to each turn; the
-second way is only right when a longer rendering begins with a shorter one, and every use of it is checked.
+second way is only right when a longer rendering begins with a shorter one, and every use of it is checked. If the
+generation prompt opens a thought that a rendering leaves out, the span of a turn begins where they part; the last turn,
+if its message has a thought, is written as the target writes it, after its prompt.
 """
 
 import re
@@ -114,7 +116,8 @@ class ChatTemplate:
         shown = text[: _common_length(prompt, text)]
         if shown == prompt or not THOUGHT_TAGS.fullmatch(prompt[len(shown) :]):
             return prompt
-        return shown if len(shown) > len(self.render(before, tools)) else prompt
+        header = shown[len(self.render(before, tools)) :]
+        return prompt if not header or THOUGHT_TAGS.search(header) else shown
 
     def _by_prefix(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> Rendered:
         text = self.render(messages, tools)

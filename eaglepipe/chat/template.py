@@ -123,10 +123,13 @@ def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
     """
     try:
         return _probe_all(chat, _FIRST, _SECOND)
-    except TemplateError:
+    except TemplateError as error:
         if not _renders(chat, _FIRST) or not THOUGHT_TAGS.search(chat.template.render(_FIRST[:1], prompt=True)):
             raise
-        return _probe_all(chat, *(tuple(_thoughtful(message) for message in part) for part in (_FIRST, _SECOND)))
+        try:
+            return _probe_all(chat, *(tuple(map(_thoughtful, part)) for part in (_FIRST, _SECOND)))
+        except TemplateError:
+            raise error from None
 
 
 def _probe_all(chat: ChatTokenizer, first: Messages, second: Messages) -> tuple[int, ...]:
