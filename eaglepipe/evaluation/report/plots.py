@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from eaglepipe.evaluation.report.cache_statistics import CacheStatistics
@@ -17,6 +17,7 @@ from eaglepipe.evaluation.report.cache_statistics import CacheStatistics
 Rows = Sequence[dict[str, Any]]
 
 TRAIN, HELDOUT, REFERENCE, GRID = "#4477aa", "#cc5522", "#a0a0a0", "#dddddd"
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 _WINDOWS = 25  # pieces of a run over which the training curve is averaged
 
 
@@ -55,7 +56,8 @@ def depth_plot(first: dict[str, Any], best: dict[str, Any]) -> Figure:
             axes.annotate(f"{share:.0%}", (depth, share), (0, 2), textcoords="offset points", ha="center", fontsize=8)
         axes.set_xticks(depths)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_ylim(0, 1.08)
+        axes.set_ylim(0, 1.35)  # bars of 100% stay below the legend
+        axes.set_yticks(np.linspace(0, 1, 6))
     left.set_ylabel("share of held-out chains")
     right.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
@@ -69,9 +71,10 @@ def speed_plot(steps: Rows) -> Figure:
     _label(right, "Waiting for data, padding", "optimizer step", "share")
     numbers = [row["step"] for row in steps]
     left.plot(numbers, [row["tokens_per_s"] for row in steps], color=TRAIN)
+    left.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     left.set_ylim(0, 1.15 * max(row["tokens_per_s"] for row in steps))
     right.plot(numbers, [row["data_wait_share"] for row in steps], color=TRAIN, label="waiting, of the time")
-    right.plot(numbers, [row["padding"] for row in steps], color=REFERENCE, label="padding, of the slots")
+    right.plot(numbers, [row["padding"] for row in steps], color=HELDOUT, linestyle="--", label="padding, of the slots")
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     right.set_ylim(0, max(0.05, 1.3 * right.get_ylim()[1]))
     right.legend(frameon=False, fontsize=8, loc="upper right")
@@ -85,9 +88,9 @@ def cache_plot(statistics: CacheStatistics) -> Figure:
     _histogram(length, statistics.num_tokens, "Length of a sample", "tokens", "samples")
     _histogram(entropy, statistics.entropy, "How unsure the target is", "entropy, nats", "supervised tokens")
     coverage = f"target's mass it covers (and {statistics.covered:.1%} of its top-1)"
-    _histogram(mass, statistics.draft_mass, "The draft vocabulary", coverage, "supervised tokens")
+    _histogram(mass, statistics.draft_mass, "The draft vocabulary", coverage, "supervised tokens", number="{:.2%}")
     mass.set_yscale("log")
-    mass.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    mass.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     mass.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
 
@@ -98,12 +101,14 @@ def _curves(axes: Axes, steps: Rows, evaluations: Rows, name: str, best_step: in
     window = max(1, len(values) // _WINDOWS)
     if len(values) >= window:
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(logged_steps[window - 1 :], smooth, color=TRAIN, label=f"training, mean of {window} steps")
+        middles = np.convolve(logged_steps, np.ones(window) / window, mode="valid")
+        label = "training" if window == 1 else f"training, mean of {window} steps"
+        axes.plot(middles, smooth, color=TRAIN, label=label)
     heldout_steps, heldout = _column(evaluations, name)
     axes.plot(heldout_steps, heldout, color=HELDOUT, marker="o", markersize=5, label="held out")
     if (best := dict(zip(heldout_steps, heldout, strict=True)).get(best_step)) is not None:
         axes.annotate(f"best: {best:.2f}", (best_step, best), (-6, 8), textcoords="offset points", ha="right",
-                      color=HELDOUT, fontsize=9, fontweight="bold")  # fmt: skip
+                      color=HELDOUT, fontsize=9, fontweight="bold", bbox=LABEL_BOX)  # fmt: skip
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -113,14 +118,17 @@ def _column(rows: Iterable[dict[str, Any]], name: str) -> tuple[NDArray[np.float
     return table[:, 0], table[:, 1]
 
 
-def _histogram(axes: Axes, values: NDArray[Any], title: str, x: str, y: str) -> None:
+def _histogram(axes: Axes, values: NDArray[Any], title: str, x: str, y: str, *, number: str = "{:,.4g}") -> None:
     _label(axes, title, x, y)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.hist(values, bins=40, color=TRAIN)
     if len(values):
         median = float(np.median(values))
         axes.axvline(median, color=HELDOUT, linewidth=1)
-        axes.annotate(f" median {median:,.4g}", (median, 0.94), xycoords=("data", "axes fraction"), fontsize=8,
-                      color=HELDOUT, ha="right" if median > np.mean(axes.get_xlim()) else "left")  # fmt: skip
+        side = -1 if median > np.mean(axes.get_xlim()) else 1
+        axes.annotate(f"median {number.format(median)}", (median, 0.98), (4 * side, 0), fontsize=8, color=HELDOUT,
+                      xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
+                      ha="left" if side > 0 else "right", bbox=LABEL_BOX)  # fmt: skip
 
 
 def _single_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
