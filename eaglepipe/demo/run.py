@@ -121,6 +121,11 @@ def _make_target(corpus: CorpusFiles, folder: Path, size: DemoSize, report: Repo
             progress.update(1, f"loss {loss:.3f}")
 
         target = train_target(corpus.train, tokenizer, unfinished, training=size.training, on_step=show)
+    if target.stopped_by_time:
+        report(
+            f"stopped at its limit of {size.training.max_seconds:.0f} s, after {target.num_steps} of "
+            f"{size.training.max_steps} steps: figures below depend on the speed of this machine"
+        )
     report(
         f"{target.num_parameters / 1e6:.1f} M parameters, {target.num_steps} steps, {target.num_tokens:,} tokens "
         f"in {target.seconds:.0f} s, {target.loss:.2f} nats an answer token"

@@ -52,7 +52,7 @@ def summary_page(summary: Mapping[str, Any], file: Path, plots: Path | None) -> 
     }
     stages = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     left = {"time": f"{sum(seconds.values()):.0f} s: {stages}", "draft": str(s["draft"]), "summary": str(file)}
-    left |= {} if plots is None else {"plots": str(plots)}
+    left["plots"] = "none, as matplotlib is not installed" if plots is None else str(plots)
     blocks = ("", "== summary", field_table(made), "", *_heldout(s), "", *_decoded(s), "", field_table(left))
     return "\n".join(blocks)
 
