@@ -42,6 +42,12 @@ def test_a_second_report_is_the_same_bytes(run: Path, sealed_cache: Path) -> Non
     assert write_report(run, [sealed_cache]).read_bytes() == first
 
 
+def test_the_page_gives_the_origin_of_the_draft_vocabulary(run: Path, sealed_cache: Path) -> None:
+    vocab = Cache.open(sealed_cache).vocab
+    chosen = f"{vocab.size:,} of {vocab.target_size:,} tokens, chosen from all samples of the cache, held-out ones"
+    assert vocab.size < vocab.target_size and chosen in write_report(run, [sealed_cache]).read_text()
+
+
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(EaglepipeError, match=re.escape(str(tmp_path))):
         write_report(tmp_path)

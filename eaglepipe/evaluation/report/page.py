@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.report.cache_statistics import cache_statistics
@@ -17,6 +18,7 @@ from eaglepipe.files.publish import publish_bytes
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.run.metrics import read_metrics
+from eaglepipe.vocab import DraftVocab
 
 FOLDER, PAGE, TEMPLATE = "report", "report.html", "page.html.jinja"
 
@@ -60,7 +62,10 @@ def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template(TEMPLATE).render(
-        run=run.name, facts=_facts(recipe, steps, evaluations), eval_table=evaluated.get("table"), plots=plots
+        run=run.name,
+        facts=_facts(recipe, Cache.open(folders[0]).vocab, steps, evaluations),
+        eval_table=evaluated.get("table"),
+        plots=plots,
     )
     publish_bytes(run / FOLDER / PAGE, page.encode())
     return run / FOLDER / PAGE
@@ -104,7 +109,7 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _facts(recipe: Recipe, steps: Rows, evaluations: Rows) -> list[tuple[str, str]]:
+def _facts(recipe: Recipe, vocab: DraftVocab, steps: Rows, evaluations: Rows) -> list[tuple[str, str]]:
     best = {row["step"]: row for row in evaluations}.get(best_step(evaluations))
     facts = [
         ("recipe", recipe.name),
@@ -112,9 +117,9 @@ def _facts(recipe: Recipe, steps: Rows, evaluations: Rows) -> list[tuple[str, st
         ("objective", f"{recipe.train.objective}, K = {recipe.train.depths}"),
         ("steps", f"{steps[-1]['step']:,}, of {sum(row['tokens'] for row in steps) / len(steps):,.0f} tokens each"),
     ]
-    if recipe.vocab.draft_size is not None:
-        origin = "tokens, chosen from all samples of the cache, held-out ones included"
-        facts.append(("draft vocabulary", f"{recipe.vocab.draft_size:,} {origin}"))
+    if vocab.size < vocab.target_size:
+        origin = "chosen from all samples of the cache, held-out ones included"
+        facts.append(("draft vocabulary", f"{vocab.size:,} of {vocab.target_size:,} tokens, {origin}"))
     if best is not None:
         facts += [
             ("best step", f"{best['step']:,}"),
