@@ -16,7 +16,8 @@ import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from eaglepipe.chat.messages import Message
-from eaglepipe.chat.template_input import TEMPLATE_FAULTS, fitted
+from eaglepipe.chat.template_input import TEMPLATE_FAULTS, THOUGHT_NAMES, fitted
+from eaglepipe.chat.thoughts import ONLY_TAGS, TAG, opened_by, split_thoughts
 from eaglepipe.errors import TemplateError
 
 Tools = Sequence[dict[str, Any]] | None
@@ -24,7 +25,6 @@ Tools = Sequence[dict[str, Any]] | None
 GENERATION_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _FIXED_DAY = date(2025, 1, 1)
-THOUGHT_TAGS = re.compile(r"(\s*</?[\w:|-]*think[\w:|-]*>\s*)+")
 _USES_NOW = re.compile(r"\bstrftime_now\b(?!\s+is\b)")
 _CODES = (*"aAbBcdDeFHIjmMpSTUwWxXyY", "-d", "-m")
 _FIXED_NOW = (
@@ -114,10 +114,10 @@ class ChatTemplate:
     def _shown_prompt(self, before: Sequence[Message], tools: Tools, prompt: str, text: str) -> str:
         """Return the prompt, or its part that a rendering shows which leaves the thought out that the prompt opens."""
         shown = text[: _common_length(prompt, text)]
-        if shown == prompt or not THOUGHT_TAGS.fullmatch(prompt[len(shown) :]):
+        if shown == prompt or not ONLY_TAGS.fullmatch(prompt[len(shown) :]):
             return prompt
         header = shown[len(self.render(before, tools)) :]
-        return prompt if not header or THOUGHT_TAGS.search(header) else shown
+        return prompt if not header or TAG.search(header) else shown
 
     def _by_prefix(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> Rendered:
         text = self.render(messages, tools)
@@ -134,13 +134,11 @@ class ChatTemplate:
         position = assistant_positions(messages)[-1]
         prompt = self.render(messages[:position], tools, prompt=True)
         shown = self._shown_prompt(messages[:position], tools, prompt, text)
-        opened = prompt[len(shown) :].strip()
-        if not opened or opened.startswith("</"):
+        if shown == prompt or (written := _after_prompt(messages[position], prompt)) is None:
             return text
-        thought, visible = _thought_of(messages[position], opened)
-        if thought is None or not visible or visible not in text[len(shown) :]:
-            return text
-        return prompt + thought + visible + text[len(shown) :].partition(visible)[2]
+        thought, visible = written
+        _, found, end = text[len(shown) :].partition(visible)
+        return prompt + thought + visible + end if visible and found else text
 
     def _marked(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> Rendered:
         text, marks = self._render(messages, tools, prompt=False, marked=True)
@@ -215,16 +213,20 @@ def _common_length(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _thought_of(message: Message, opened: str) -> tuple[str | None, str]:
-    """Return the thought of an answer, up to where its visible words begin, and those; None if it has no thought."""
-    content = str(message.get("content") or "")
-    closing = opened.replace("<", "</", 1)
-    if closing in content:
-        inside, _, visible = content.partition(closing)
-        words = visible.lstrip()
-        inside = inside.strip().removeprefix(opened).strip("\n")
-        return f"{inside}\n{closing}{visible[: len(visible) - len(words)]}", words.rstrip()
-    for name in ("reasoning_content", "thinking", "reasoning"):
+def _after_prompt(message: Message, prompt: str) -> tuple[str, str] | None:
+    """Return what an answer writes after a prompt that opens its thought: up to its visible words, and those.
+
+    None if the prompt opens no thought, or the message has none.
+    """
+    tags, content = opened_by(prompt), str(message.get("content") or "")
+    if tags is None:
+        return None
+    if (written := split_thoughts(content, prompt)) is not None:
+        spaces = prompt[len(prompt.rstrip()) :]
+        words = written.visible.lstrip()
+        between = written.visible[: len(written.visible) - len(words)]
+        return written.thought.removeprefix(spaces) + written.tags[1] + between, words.rstrip()
+    for name in THOUGHT_NAMES:
         if isinstance(thought := message.get(name), str) and thought.strip():
-            return thought.strip("\n") + f"\n{closing}\n\n", content.strip()
-    return None, content
+            return thought.strip("\n") + f"\n{tags[1]}\n\n", content.strip()
+    return None

@@ -13,8 +13,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.chat.messages import Message
-from eaglepipe.chat.render import GENERATION_MARKER, THOUGHT_TAGS, ChatTemplate, Span, assistant_positions, pinned_dates
+from eaglepipe.chat.render import GENERATION_MARKER, ChatTemplate, Span, assistant_positions, pinned_dates
 from eaglepipe.chat.sources import Conversation
+from eaglepipe.chat.thoughts import TAG
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_templates
 from eaglepipe.errors import TemplateError
 from eaglepipe.recipe.config import DataConfig
@@ -124,7 +125,7 @@ def probe_template(chat: ChatTokenizer) -> tuple[int, ...]:
     try:
         return _probe_all(chat, _FIRST, _SECOND)
     except TemplateError as error:
-        if not _renders(chat, _FIRST) or not THOUGHT_TAGS.search(chat.template.render(_FIRST[:1], prompt=True)):
+        if not _renders(chat, _FIRST) or not TAG.search(chat.template.render(_FIRST[:1], prompt=True)):
             raise
         try:
             return _probe_all(chat, *(tuple(map(_thoughtful, part)) for part in (_FIRST, _SECOND)))

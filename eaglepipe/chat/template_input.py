@@ -23,7 +23,7 @@ TEMPLATE_FAULTS = (
     RecursionError,
 )
 
-_THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names that templates have for them
+THOUGHT_NAMES = ("reasoning_content", "thinking", "reasoning")  # under which templates read thoughts
 _GENERATION_TAGS = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 _SOME = "some text"  # content forms of a call: text, or one of three spellings of none
 _ABSENT = "absent"
@@ -70,7 +70,7 @@ def thought_names(source: str) -> tuple[str, ...]:
     read |= {node.expr.value for node in tree.find_all(nodes.Compare) if isinstance(node.expr, nodes.Const)}
     gets = (call for call in tree.find_all(nodes.Call) if getattr(call.node, "attr", None) == "get")
     read |= {key.value for call in gets for key in call.args[:1] if isinstance(key, nodes.Const)}
-    return tuple(name for name in _THOUGHTS if name in read)
+    return tuple(name for name in THOUGHT_NAMES if name in read)
 
 
 def _with_calls(message: Message, source: str) -> Message:
@@ -110,7 +110,7 @@ def _with_content(message: Message, source: str) -> Message:
 
 def _with_named_thought(message: Message, source: str) -> Message:
     """Give a thought under the template's name for it, if the template knows none that the message has."""
-    has = [name for name in _THOUGHTS if message.get(name) and isinstance(message[name], str)]
+    has = [name for name in THOUGHT_NAMES if message.get(name) and isinstance(message[name], str)]
     names = thought_names(source) if has else ()
     if not names or any(name in names for name in has):
         return message

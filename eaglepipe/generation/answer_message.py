@@ -11,10 +11,10 @@ from typing import Any
 
 from eaglepipe.chat.messages import Message
 from eaglepipe.chat.render import Tools
+from eaglepipe.chat.thoughts import is_shown, split_thoughts
 from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.errors import TemplateError
 from eaglepipe.generation.channels import read_channels
-from eaglepipe.generation.thoughts import is_shown, split_thoughts
 from eaglepipe.generation.written_calls import WrittenCall, find_calls, load_json
 
 

@@ -1,4 +1,4 @@
-"""Thoughts at the beginning of an answer, between the tags that targets write around them."""
+"""Thoughts at the beginning of an answer, between the tags that targets and templates write around them."""
 
 import re
 from collections.abc import Iterator
@@ -13,6 +13,8 @@ TAGS = (
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
+TAG = re.compile("|".join(re.escape(tag) for pair in TAGS for tag in pair))
+ONLY_TAGS = re.compile(rf"(\s*({TAG.pattern})\s*)+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,11 @@ class Thoughts:
             for thought in (self.thought.strip("\n"), self.thought, self.thought.strip())
         )
         yield from dict.fromkeys(pairs)
+
+
+def opened_by(prompt: str) -> tuple[str, str] | None:
+    """Return the tags of the thought that a prompt opens at its end, or None."""
+    return next((tags for tags in TAGS if prompt.rstrip().endswith(tags[0])), None)
 
 
 def split_thoughts(text: str, prompt: str) -> Thoughts | None:
