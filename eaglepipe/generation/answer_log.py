@@ -8,15 +8,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.json_object import diff_fields
+from eaglepipe.files.lock import write_lock
 from eaglepipe.files.publish import explained_os_errors
 
 Row = dict[str, Any]  # "status": written | skipped | error, and "rows" or "id", "where"; "reason" of what is left out
@@ -57,28 +56,20 @@ class AnswerLog(AbstractContextManager["AnswerLog"]):
             ConfigError: another run is writing it, or it was begun with other settings.
         """
         self.path = path
-        self._lock = FileLock(path.with_name(f"{path.name}.lock"), blocking=False)
-        with explained_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire()
-            except Timeout:
-                raise ConfigError(f"{path}: another run is writing this output; wait for it or end it") from None
-            self._stream: BinaryIO = path.open("a+b")
-        try:
+        with ExitStack() as held:
+            held.enter_context(write_lock(path.with_name(f"{path.name}.lock"), path))
+            with explained_os_errors(path):
+                self._stream: BinaryIO = path.open("a+b")
+            held.callback(self._close)
             self.tally = self._resume(settings, window_rows)
-        except BaseException:
-            self._close()
-            raise
+            self._held = held.pop_all()
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._held.close()
 
     def _close(self) -> None:
         with suppress(OSError):  # all whole windows are on disk already; flushing to a full disk would only fail again
             self._stream.close()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
 
     def append(self, rows: Sequence[Row]) -> None:
         """Make a window's rows durable."""

@@ -79,7 +79,7 @@ def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
 
 def test_a_second_writer_is_refused_while_the_first_one_writes(tmp_path):
     path = tmp_path / "log.part"
-    with AnswerLog(path, SETTINGS, 4), pytest.raises(ConfigError, match="another run is writing"):
+    with AnswerLog(path, SETTINGS, 4), pytest.raises(ConfigError, match=r"another process is writing it \(process \d+"):
         AnswerLog(path, SETTINGS, 4)
     with AnswerLog(path, SETTINGS, 4) as log:
         assert log.tally.rows == 0
