@@ -21,6 +21,7 @@ from eaglepipe.generation.generate import Answer, Sampling, generate
 from eaglepipe.generation.token_rows import AnswerRow, add_turn
 from eaglepipe.generation.tool_turns import call_ids, results_fault, with_call_ids
 from eaglepipe.target.load import LoadedTarget
+from eaglepipe.target.positions import max_positions
 from eaglepipe.target.stops import stop_ids
 
 Status = Literal["written", "skipped", "error"]
@@ -77,7 +78,7 @@ class Rewriter:
             draft.close("error", "the chat template refuses it", str(error))
             return False
         draft.prompt_text, draft.prompt = text, self.chat.token_ids(text)
-        room = getattr(self.target.text_config, "max_position_embeddings", None)
+        room = max_positions(self.target.text_config)
         if room is not None and len(draft.prompt) + self.sampling.max_new_tokens > room:
             detail = f"{len(draft.prompt)} tokens and max_new_tokens are more than the target's {room} positions"
             draft.close("error", "prompt too long", detail)

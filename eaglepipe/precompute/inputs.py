@@ -60,8 +60,8 @@ class Stage1Inputs:
             advice = "leave them out" if dropped else "cut them there, with data.on_long=drop to leave them out"
             raise DataError(
                 f"{num_longer:,} of {num_samples:,} samples are longer than the {self.max_positions:,} positions that "
-                f"the target was made for (the longest has {longest:,} tokens); it never has such states in use. Set "
-                f"data.max_length={self.max_positions} to {advice}"
+                f"the target was made for (the longest has {longest:,} tokens), and no engine serves it beyond them. "
+                f"Set data.max_length={self.max_positions} to {advice}"
             )
 
     @property

@@ -13,6 +13,7 @@ from eaglepipe.errors import TargetError
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.kv_cache import RoomyLayer, cache_argument, make_rewindable_cache
 from eaglepipe.target.model import CapturedStates
+from eaglepipe.target.positions import max_positions
 from eaglepipe.target.tree_mask import additive_mask, layer_kinds
 
 _PROBE_PREFIX = 3
@@ -57,7 +58,7 @@ class SteppingTarget:
     def max_tokens(self) -> int | None:
         """The longest sequence that is read exactly, by its positions and by windows that no mask can express."""
         window = None if self._windows_known else self._kinds.sliding_window
-        limits = [window, self._kinds.longest_exact, getattr(self.target.text_config, "max_position_embeddings", None)]
+        limits = [window, self._kinds.longest_exact, max_positions(self.target.text_config)]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def read_prompts(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> TargetOutput:
