@@ -70,12 +70,6 @@ def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
     Raises:
         TargetError: no such folder, not a model folder, one with an adapter, or not to be had from the Hub.
     """
-    folder = _find_folder(config, weights=weights)
-    check_no_adapter(folder, config.path)
-    return folder
-
-
-def _find_folder(config: TargetConfig, *, weights: bool) -> Path:
     local = Path(config.path).expanduser()
     if local.is_dir():
         check_no_adapter(local, config.path)
@@ -97,6 +91,7 @@ def _find_folder(config: TargetConfig, *, weights: bool) -> Path:
         raise TargetError(
             f"target {config.path!r}: no such folder, and not to be had from the Hub: {first_line(error)}"
         ) from error
+    check_no_adapter(Path(folder), config.path)
     if not (Path(folder) / "config.json").is_file():
         raise TargetError(f"target {config.path!r}: the Hub repository is not a model: it has no config.json")
     return Path(folder)
