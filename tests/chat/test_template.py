@@ -1,6 +1,5 @@
 """Templates that cannot give a trustworthy mask are refused before anything runs; the two ways to a mask agree."""
 
-import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,15 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
 from eaglepipe.errors import DataError, TemplateError
 from tests.chat.tiny_chat import (
     CHATML,
     CHATML_MARKED,
     CONTENT_AND_END,
+    TOOLS,
     conversation,
     data_config,
     dialogue,
@@ -61,50 +60,6 @@ def test_template_that_closes_the_last_turn_differently_is_refused(template: str
 def test_generation_prompt_that_the_rendering_lacks_is_refused() -> None:
     friendly = CHATML.replace("assistant\\n' }}{% endif %}", "assistant\\nWell: ' }}{% endif %}")
     assert "its prompt is rendered differently" in refused(friendly)
-
-
-OPEN_THOUGHT = CHATML.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>\\n' }}{% endif %}")
-STRIPPING = OPEN_THOUGHT.replace(
-    "message['content'] +",
-    "(message['content'].split('</think>')[-1] if '</think>' in message['content'] else message['content']) +",
-)
-
-
-@pytest.mark.parametrize("template", [OPEN_THOUGHT, STRIPPING], ids=["bare", "stripping"])
-def test_prompt_that_opens_a_thought_is_cut_from_turns_that_are_shown_without_one(template: str) -> None:
-    chat = make_chat(template)
-    assert masked_text(chat, dialogue("a", "b", "c", "d")) == ["b<|im_end|>", "d<|im_end|>"]
-
-
-@pytest.mark.parametrize("thoughts", ["<think>\nx\n</think>\n\nd", "x\n</think>\n\nd"], ids=["tagged", "open"])
-def test_last_answer_with_a_thought_is_what_the_target_writes_after_its_prompt(thoughts: str) -> None:
-    chat = make_chat(STRIPPING, supervise="last")
-    messages = dialogue("a", "b", "c", thoughts)
-    ids, _ = chat.encode(conversation(messages))
-    prompt = chat.template.render(messages[:3], prompt=True)
-    assert prompt.endswith("<think>\n")
-    assert chat.tokenizer.decode(ids) == prompt + "x\n</think>\n\nd<|im_end|>\n"
-    assert chat.tokenizer.decode(ids[chat.encode(conversation(messages))[1] > 0]) == "x\n</think>\n\nd<|im_end|>"
-
-
-def test_thought_in_a_field_of_its_own_follows_the_prompt_as_the_target_writes_it() -> None:
-    chat = make_chat(STRIPPING)
-    messages = dialogue("a", "d")
-    messages[1]["reasoning_content"] = "x"
-    assert masked_text(chat, messages) == ["x\n</think>\n\nd<|im_end|>"]
-
-
-def test_last_turn_alone_may_show_its_thought() -> None:
-    template = OPEN_THOUGHT.replace(
-        "message['content'] +",
-        "('<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' "
-        "if message.role == 'assistant' and loop.last else '') + message['content'] +",
-    )
-    chat = make_chat(template, supervise="last")
-    messages = dialogue("a", "b", "c", "d")
-    messages[3]["reasoning_content"] = "x"
-    assert masked_text(chat, messages)[-1] == "x\n</think>\n\nd<|im_end|>"
-    assert "regenerate" in refused(template)
 
 
 def test_no_hint_names_a_setting_that_the_recipe_has_or_that_cannot_help() -> None:
@@ -259,67 +214,6 @@ def test_markers_and_prefixes_give_the_same_mask(texts: list[str], system: str |
     assert np.array_equal(ids, other_ids)
     assert np.array_equal(turns, other_turns)
     assert turns.max() == len(texts) // 2
-
-
-TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object", "properties": {}}}}]
-WITH_TOOLS = "{% if tools %}{{ '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}{% endif %}" + CHATML
-
-
-def named(**templates: str) -> PreTrainedTokenizerFast:
-    return make_tokenizer(templates)
-
-
-def test_template_for_tools_renders_the_conversations_that_have_tools() -> None:
-    tokenizer = named(default=CHATML, tool_use=WITH_TOOLS)
-    chat = load_chat_tokenizer(tokenizer, data_config())
-    for tools in (None, TOOLS):
-        expected = tokenizer.apply_chat_template(dialogue("a", "b"), tools=tools, tokenize=False)
-        assert chat.template.render(dialogue("a", "b"), tools) == expected
-        assert chat.template.spans(dialogue("a", "b"), tools).text == expected
-    assert chat.template.sources() == [CHATML, WITH_TOOLS]
-    assert chat.files()["additional_chat_templates/tool_use.jinja"].decode() == WITH_TOOLS
-
-
-def test_named_template_of_the_recipe_renders_everything() -> None:
-    chat = load_chat_tokenizer(named(default=CHATML, rag="R" + CHATML), data_config(chat_template="rag"))
-    assert chat.template.sources() == "R" + CHATML
-
-
-def test_templates_without_a_default_and_unknown_names_list_those_that_are() -> None:
-    with pytest.raises(TemplateError, match="rag, tool_use"):
-        load_chat_tokenizer(named(tool_use=CHATML, rag=CHATML), data_config())
-    with pytest.raises(DataError, match="default, rag"):
-        load_chat_tokenizer(named(default=CHATML, rag=CHATML), data_config(chat_template="other"))
-
-
-def test_fault_of_the_template_for_tools_matters_to_rows_with_tools_alone() -> None:
-    broken = WITH_TOOLS.replace("+ '<|im_end|>' ", "")
-    chat = load_chat_tokenizer(named(default=CHATML, tool_use=broken), data_config())
-    row = conversation(dialogue("a", "b"))
-    assert (chat.encode(row)[1] > 0).any()
-    with pytest.raises(TemplateError, match="no special token"):
-        chat.encode(replace(row, tools=tuple(TOOLS)))
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        "{{ strftime_now('%Y-%m-%d') }}",
-        "{% set day = '%Y-%m-%d' %}{{ strftime_now(day) }}",
-        "{% macro today(f) %}{{ strftime_now(f) }}{% endmacro %}{{ today('%Y-%m-%d') }}",
-        "{% if strftime_now is defined %}{{ strftime_now('%Y' ~ '-%m-%d') }}{% endif %}",
-        "{% set now = strftime_now %}{{ now('%Y-%m-%d') }}",
-        "{% set day = '%F' %}{{ strftime_now(format=day) }}",
-    ],
-)
-def test_date_of_the_day_is_a_fixed_one_however_it_is_asked_for(head: str) -> None:
-    assert make_chat(head + CHATML).template.render(dialogue("a")).startswith("2025-01-01<|im_start|>")
-
-
-def test_template_of_a_processor_is_read(tmp_path: Path) -> None:
-    make_tokenizer(None).save_pretrained(tmp_path)
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
-    assert load_chat_tokenizer(load_tokenizer(tmp_path), data_config()).template.source == CHATML
 
 
 DEMANDING = {

@@ -27,6 +27,7 @@ CHATML_MARKED = (
     "{% else %}{{ message['content'] + '<|im_end|>' + '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object", "properties": {}}}}]
 CONTENT_AND_END = "{{ message['content'] + '<|im_end|>' }}"
 _TEXTS = [
     "Which tree stands by the river? An old willow stands there.",
