@@ -70,7 +70,9 @@ class DataConfig(Section):
     )
     mask: Literal["auto", "generation", "prefix"] = Field("auto", description="source of the assistant mask")
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns carry a loss")
-    chat_template: str | None = Field(None, description="path of a Jinja file; default: the tokenizer's own")
+    chat_template: str | None = Field(
+        None, description="path of a Jinja file, or the name of one of the tokenizer's templates; default: its own"
+    )
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_object)] = {}
 
 
