@@ -6,6 +6,7 @@ A message says what happened, where, and what to do. Programmer mistakes are ass
 EXIT_USER = 2
 EXIT_CORRUPT = 3
 EXIT_RESOURCES = 4
+EXIT_TRY_AGAIN = 6
 EXIT_STOPPED = 75
 
 
@@ -53,6 +54,12 @@ class ResourceError(EaglepipeError):
     """Not enough disk or memory."""
 
     exit_code = EXIT_RESOURCES
+
+
+class UnreachableError(EaglepipeError):
+    """A server that does not answer, or not completely, after several attempts; the same command may work later."""
+
+    exit_code = EXIT_TRY_AGAIN
 
 
 class StoppedError(EaglepipeError):
