@@ -10,13 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_eaglepipe, start_eaglepipe
 from tests.tiny_project import TinyProject
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "eaglepipe", *map(str, arguments)]
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -53,7 +48,7 @@ def test_help_imports_nothing_heavy() -> None:
     ],
 )
 def test_users_mistake_is_one_message_with_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = run(*arguments)
+    done = run_eaglepipe(*arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
@@ -61,11 +56,11 @@ def test_users_mistake_is_one_message_with_exit_code_2(arguments: list[str], mes
 
 def test_stages_and_reports_work_through_the_command_line(project: TinyProject, tmp_path: Path) -> None:
     recipe, root = project.recipe_file, f"cache.root={tmp_path / 'caches'}"
-    made = run("precompute", recipe, root, "--json")
+    made = run_eaglepipe("precompute", recipe, root, "--json")
     assert made.returncode == 0, made.stderr
     folder = json.loads(made.stdout)["folder"]
 
-    info = json.loads(run("cache", "info", folder, "--json").stdout)
+    info = json.loads(run_eaglepipe("cache", "info", folder, "--json").stdout)
     wanted = {
         "samples", "tokens", "supervised_tokens", "bytes", "bytes_per_token", "complete", "identity",
         "aux_layer_ids", "draft_vocab_size", "supervision", "aux_codec",
@@ -74,22 +69,24 @@ def test_stages_and_reports_work_through_the_command_line(project: TinyProject, 
     assert info["complete"] is True and info["aux_layer_ids"] == [2, 4, 5] and info["draft_vocab_size"] == 160
     assert info["bytes_per_token"] == pytest.approx(info["bytes"] / info["tokens"], rel=1e-3)
 
-    listed = run("cache", "ls", EAGLEPIPE_CACHE_ROOT=str(tmp_path / "caches"))
+    listed = run_eaglepipe("cache", "ls", EAGLEPIPE_CACHE_ROOT=str(tmp_path / "caches"))
     assert Path(folder).name in listed.stdout and "complete" in listed.stdout
-    assert run("cache", "path", recipe, root).stdout.strip() == folder
+    assert run_eaglepipe("cache", "path", recipe, root).stdout.strip() == folder
 
-    peek = json.loads(run("cache", "peek", folder, "--top", "2", "--json").stdout)
+    peek = json.loads(run_eaglepipe("cache", "peek", folder, "--top", "2", "--json").stdout)
     assert all(len(row["top"]) == 2 * row["supervised"] for row in peek["rows"])
-    recoded = run("cache", "recode", tmp_path / "fp16", folder, "--aux-codec", "fp16", "--json")
+    recoded = run_eaglepipe("cache", "recode", tmp_path / "fp16", folder, "--aux-codec", "fp16", "--json")
     assert recoded.returncode == 0, recoded.stderr
     assert json.loads(recoded.stdout)["errors"]["aux_hidden_states"]["max"] > 0
-    differing = run("cache", "diff", folder, tmp_path / "fp16", "--json")
+    differing = run_eaglepipe("cache", "diff", folder, tmp_path / "fp16", "--json")
     assert differing.returncode == 2 and json.loads(differing.stdout)["equal"] is False
 
-    plan = run("train", recipe, root, "--dry-run", "--json")
+    plan = run_eaglepipe("train", recipe, root, "--dry-run", "--json")
     assert plan.returncode == 0, plan.stderr
     assert json.loads(plan.stdout)["total_steps"] > 0
-    trained = run("train", recipe, root, f"train.output_dir={tmp_path / 'run'}", "train.max_steps=2", "--json")
+    trained = run_eaglepipe(
+        "train", recipe, root, f"train.output_dir={tmp_path / 'run'}", "train.max_steps=2", "--json"
+    )
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["steps"] == 2
     assert (tmp_path / "run" / "draft" / "model.safetensors").exists()
@@ -98,12 +95,13 @@ def test_stages_and_reports_work_through_the_command_line(project: TinyProject, 
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 4
     shard.write_bytes(data)
-    quick, full = run("cache", "verify", folder), run("cache", "verify", folder, "--full", "--json")
+    quick = run_eaglepipe("cache", "verify", folder)
+    full = run_eaglepipe("cache", "verify", folder, "--full", "--json")
     assert quick.returncode == 0 and "--full" in quick.stdout
     assert full.returncode == 3
     report = json.loads(full.stdout)
     assert not report["ok"] and any(shard.name in problem for problem in report["problems"])
-    refused = run("train", recipe, root, f"train.output_dir={tmp_path / 'run2'}")
+    refused = run_eaglepipe("train", recipe, root, f"train.output_dir={tmp_path / 'run2'}")
     assert refused.returncode == 3 and shard.name in refused.stderr and "Traceback" not in refused.stderr
 
 
@@ -114,36 +112,36 @@ def test_a_cache_is_found_by_content_where_target_and_corpus_have_moved(
     there = [moved / Path(source.path).relative_to(project.folder) for source in project.recipe().data.sources]
     sources = [f"data.sources.{number}.path={path}" for number, path in enumerate(there)]
     words = [project.recipe_file, f"cache.root={sealed_cache.parent}", f"target.path={moved / 'target'}", *sources]
-    assert run("cache", "path", *words).stdout.strip() == str(sealed_cache)
-    plan = run("train", *words, "--dry-run", "--json")
+    assert run_eaglepipe("cache", "path", *words).stdout.strip() == str(sealed_cache)
+    plan = run_eaglepipe("train", *words, "--dry-run", "--json")
     assert plan.returncode == 0 and json.loads(plan.stdout)["total_steps"] > 0, plan.stderr
     Path(moved / "target" / "config.json").unlink()
-    gone = run("train", *words, "--dry-run")
+    gone = run_eaglepipe("train", *words, "--dry-run")
     assert gone.returncode == 2 and "target.path: " in gone.stderr and "train.caches" in gone.stderr
 
 
 def test_preview_marks_the_supervised_part(project: TinyProject) -> None:
-    shown = run("data", "preview", project.recipe_file, "-n", "2")
+    shown = run_eaglepipe("data", "preview", project.recipe_file, "-n", "2")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("supervised") == 2 and "⟦" in shown.stdout
 
 
 def test_recipes_that_ship_are_listed_shown_and_copied(tmp_path: Path) -> None:
-    names = json.loads(run("recipe", "ls", "--json").stdout)
+    names = json.loads(run_eaglepipe("recipe", "ls", "--json").stdout)
     assert {"demo", "llama3.1-8b", "qwen3-8b"} <= names.keys() and all(names.values())
     copy = tmp_path / "mine.yaml"
-    assert run("recipe", "cp", "demo", copy).returncode == 0
-    assert run("recipe", "cp", "demo", copy).returncode == 2
-    shown = run("recipe", "show", copy, "train.seed=5")
+    assert run_eaglepipe("recipe", "cp", "demo", copy).returncode == 0
+    assert run_eaglepipe("recipe", "cp", "demo", copy).returncode == 2
+    shown = run_eaglepipe("recipe", "show", copy, "train.seed=5")
     assert "seed: 5" in shown.stdout
 
 
 def test_estimate_prices_encodings_and_marks_the_recipes_own(project: TinyProject) -> None:
-    done = run("estimate", project.recipe_file, "--json")
+    done = run_eaglepipe("estimate", project.recipe_file, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert sum(encoding["chosen"] for encoding in report["encodings"]) == 1
-    assert "B/token" in run("estimate", project.recipe_file).stdout
+    assert "B/token" in run_eaglepipe("estimate", project.recipe_file).stdout
 
 
 def test_closed_pipe_is_no_traceback(project: TinyProject) -> None:
@@ -160,7 +158,7 @@ def test_closed_pipe_is_no_traceback(project: TinyProject) -> None:
 
 
 def test_terminal_escapes_in_names_are_written_out() -> None:
-    done = run("cache", "info", "\x1b[31mred")
+    done = run_eaglepipe("cache", "info", "\x1b[31mred")
     assert "\x1b" not in done.stderr and "\\x1b[31mred" in done.stderr
 
 
@@ -168,20 +166,20 @@ def test_memory_that_is_not_there_is_one_line_with_exit_code_4(
     project: TinyProject, sealed_cache: Path, tmp_path: Path
 ) -> None:
     overrides = [f"cache.root={sealed_cache.parent}", f"train.output_dir={tmp_path}"]
-    done = run("train", project.recipe_file, *overrides, f"draft.intermediate_size={2**45}")
+    done = run_eaglepipe("train", project.recipe_file, *overrides, f"draft.intermediate_size={2**45}")
     assert done.returncode == 4, done.stderr
     assert "out of memory" in done.stderr and "micro_batch_tokens" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_doctor_answers() -> None:
-    report = json.loads(run("doctor", "--json").stdout)
+    report = json.loads(run_eaglepipe("doctor", "--json").stdout)
     assert report["eaglepipe"] and report["torch"] and "cuda" in report
 
 
 @pytest.mark.parametrize("arguments", [["recipe", "ls", "--json"], ["doctor"]])
 def test_of_several_processes_the_first_alone_prints_the_result(arguments: list[str]) -> None:
-    first, second = (run(*arguments, WORLD_SIZE="2", RANK=rank).stdout for rank in ("0", "1"))
-    assert _without_free_disk(first) == _without_free_disk(run(*arguments).stdout) != "" and second == ""
+    first, second = (run_eaglepipe(*arguments, WORLD_SIZE="2", RANK=rank).stdout for rank in ("0", "1"))
+    assert _without_free_disk(first) == _without_free_disk(run_eaglepipe(*arguments).stdout) != "" and second == ""
 
 
 def _without_free_disk(printed: str) -> str:
@@ -194,12 +192,11 @@ def test_signal_while_the_corpus_is_read_is_one_line_with_exit_code_75(
     project: TinyProject, tmp_path: Path, number: signal.Signals
 ) -> None:
     os.mkfifo(tmp_path / "endless.jsonl")
-    command = [sys.executable, "-m", "eaglepipe", "precompute", str(project.recipe_file)]
-    command += [f"data.sources=[{{path: {tmp_path / 'endless.jsonl'}}}]", f"cache.root={tmp_path / 'caches'}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    overrides = [f"data.sources=[{{path: {tmp_path / 'endless.jsonl'}}}]", f"cache.root={tmp_path / 'caches'}"]
+    process = start_eaglepipe("precompute", project.recipe_file, *overrides)
     writer = os.open(tmp_path / "endless.jsonl", os.O_WRONLY)  # returns once the corpus is being read
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    done = process.wait()
     os.close(writer)
-    assert process.returncode == 75, errors
-    assert errors.startswith(f"stopped: stopped by {number.name}") and "Traceback" not in errors
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.startswith(f"stopped: stopped by {number.name}") and "Traceback" not in done.stderr

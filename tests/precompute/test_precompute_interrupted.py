@@ -1,49 +1,61 @@
 """Stage 1 killed, stopped, out of disk, doubled or torn: run again, it leaves the bytes of a run that nothing met."""
 
 import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from eaglepipe.cache.manifest import PLAN_NAME
+from eaglepipe.cache.manifest import PLAN_NAME, Sidecar
+from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError
 from eaglepipe.files.publish import leftovers
+from eaglepipe.precompute import shard_run, stage
 from eaglepipe.precompute.stage import run_precompute
 from tests.cache.damage import rewrite
+from tests.processes import Done, run_eaglepipe, start_eaglepipe
 from tests.stage_one import quiet, shard_bytes
 from tests.tiny_project import TinyProject
 
 
-def run_in_process(recipe_file: Path, root: Path, prelude: str) -> subprocess.CompletedProcess[str]:
-    """Stage 1 through the command line, in a process in which `prelude` has run first."""
-    program = f"import sys; sys.argv = ['eaglepipe', 'precompute', {str(recipe_file)!r}, 'cache.root={root}']\n"
-    program += prelude + "\nfrom eaglepipe.cli import main\nmain()"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+def precompute(project: TinyProject, root: Path, *, before: Callable[[], object]) -> Done:
+    return run_eaglepipe("precompute", project.recipe_file, f"cache.root={root}", before=before)
 
 
-SIGNAL_AFTER_ONE_SHARD = """
-import os, signal
-from eaglepipe.cache.writer import ShardWriter
-finish, done = ShardWriter.finish, []
-def counted(self):
-    done.append(1)
-    if len(done) == 2:
-        os.kill(os.getpid(), signal.{name})
-    return finish(self)
-ShardWriter.finish = counted
-"""
+def signal_at_second_shard(number: signal.Signals) -> None:
+    """Send this process a signal when it is about to publish its second shard."""
+    finish, done = ShardWriter.finish, []
+
+    def counted(self: ShardWriter) -> Sidecar:
+        done.append(self)
+        if len(done) == 2:
+            os.kill(os.getpid(), number)
+        return finish(self)
+
+    ShardWriter.finish = counted  # type: ignore[method-assign]
+
+
+def limit_file_size_after_fixed_files() -> None:
+    """Let this process write no file beyond 200 kB, as if the disk were full, once the shards begin."""
+    publish = shard_run.publish_fixed_files
+
+    def then_limited(*arguments: object) -> None:
+        publish(*arguments)  # type: ignore[arg-type]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    stage.publish_fixed_files = then_limited  # type: ignore[assignment]
 
 
 def test_killed_run_keeps_its_published_shards_and_resumes_to_the_same_bytes(
     project: TinyProject, tmp_path: Path, sealed_cache: Path
 ) -> None:
-    killed = run_in_process(project.recipe_file, tmp_path, SIGNAL_AFTER_ONE_SHARD.format(name="SIGKILL"))
+    killed = precompute(project, tmp_path, before=partial(signal_at_second_shard, signal.SIGKILL))
     assert killed.returncode == -signal.SIGKILL
     folder = next(tmp_path.iterdir())
     assert len(list((folder / "shards").glob("*.json"))) == 1
@@ -55,7 +67,7 @@ def test_killed_run_keeps_its_published_shards_and_resumes_to_the_same_bytes(
 
 
 def test_terminated_run_exits_75_and_resumes(project: TinyProject, tmp_path: Path, sealed_cache: Path) -> None:
-    stopped = run_in_process(project.recipe_file, tmp_path, SIGNAL_AFTER_ONE_SHARD.format(name="SIGTERM"))
+    stopped = precompute(project, tmp_path, before=partial(signal_at_second_shard, signal.SIGTERM))
     assert stopped.returncode == 75, stopped.stderr
     assert "stopped by SIGTERM" in stopped.stderr and "Traceback" not in stopped.stderr
     folder = next(tmp_path.iterdir())
@@ -65,12 +77,7 @@ def test_terminated_run_exits_75_and_resumes(project: TinyProject, tmp_path: Pat
 
 
 def test_full_disk_is_one_line_with_exit_code_4_and_leaves_no_half_file(project: TinyProject, tmp_path: Path) -> None:
-    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += "import eaglepipe.precompute.shard_run as run; publish = run.publish_fixed_files\n"
-    limit += "def then_limited(*a):\n    publish(*a); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-    limit += "run.publish_fixed_files = then_limited\n"
-    limit += "import eaglepipe.precompute.stage as p; p.publish_fixed_files = then_limited"
-    full = run_in_process(project.recipe_file, tmp_path, limit)
+    full = precompute(project, tmp_path, before=limit_file_size_after_fixed_files)
     assert full.returncode == 4, full.stderr
     assert "disk full while writing" in full.stderr and "Traceback" not in full.stderr
     folder = next(tmp_path.iterdir())
@@ -80,10 +87,8 @@ def test_full_disk_is_one_line_with_exit_code_4_and_leaves_no_half_file(project:
 def test_two_runs_at_once_on_one_folder_lose_and_double_nothing(
     project: TinyProject, tmp_path: Path, sealed_cache: Path
 ) -> None:
-    command = [sys.executable, "-m", "eaglepipe", "precompute", str(project.recipe_file), f"cache.root={tmp_path}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    both = [start_eaglepipe("precompute", project.recipe_file, f"cache.root={tmp_path}") for _ in range(2)]
+    assert [process.wait().returncode for process in both] == [0, 0]
     folder = next(tmp_path.iterdir())
     assert shard_bytes(folder) == shard_bytes(sealed_cache)
     assert verify_cache(folder, full=True).ok

@@ -1,6 +1,5 @@
 """What only real processes show: two ranks, a real kill, and what an import pulls in."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -13,24 +12,12 @@ from safetensors.torch import load_file
 
 from eaglepipe.train import train_from
 from eaglepipe.training.run.metrics import read_metrics
+from tests.processes import start
 from tests.training.tiny_source import tiny_recipe, tiny_source
 
-HERE = Path(__file__).parent
-RUN = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from tests.training.tiny_source import tiny_recipe, tiny_source
-from eaglepipe.train import train_from
-train_from(tiny_recipe(Path(sys.argv[2])), tiny_source())
-"""
 
-
-def start(folder: Path, **environment: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", RUN, str(HERE), str(folder)]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE)
+def run(folder: Path) -> None:
+    train_from(tiny_recipe(folder), tiny_source())
 
 
 def losses(folder: Path) -> list[float]:
@@ -40,7 +27,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    train_from(tiny_recipe(folder), tiny_source())
+    run(folder)
     return folder
 
 
@@ -49,10 +36,9 @@ def test_two_ranks_follow_the_trajectory_of_one(tmp_path: Path, alone: Path) -> 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [start(tmp_path, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors.decode()
+    for rank in [start(run, tmp_path, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]:
+        done = rank.wait()
+        assert done.returncode == 0, done.stderr
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
     single = load_file(alone / "draft" / "model.safetensors")
     for name, tensor in load_file(tmp_path / "draft" / "model.safetensors").items():
@@ -60,13 +46,13 @@ def test_two_ranks_follow_the_trajectory_of_one(tmp_path: Path, alone: Path) -> 
 
 
 def test_a_real_kill_loses_nothing_but_time(tmp_path: Path, alone: Path) -> None:
-    process = start(tmp_path)
+    process = start(run, tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    train_from(tiny_recipe(tmp_path), tiny_source())
+    assert process.wait().returncode == -signal.SIGKILL
+    run(tmp_path)
     assert losses(tmp_path) == losses(alone)
     finals = [load_file(folder / "draft" / "model.safetensors") for folder in (tmp_path, alone)]
     assert all((finals[0][name] == tensor).all() for name, tensor in finals[1].items())
