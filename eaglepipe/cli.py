@@ -30,6 +30,7 @@ from eaglepipe.commands.common import (
 from eaglepipe.commands.export import export
 from eaglepipe.errors import EXIT_RESOURCES, EXIT_STOPPED, EXIT_USER, EaglepipeError, StoppedError, printable
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
+from eaglepipe.files.system_errors import uncaught_error
 
 app = typer.Typer(
     name="eaglepipe",
@@ -55,18 +56,20 @@ def main(command: typer.Typer = app) -> None:
         command()
     except EaglepipeError as error:
         _fail(str(error), error.exit_code)
-    except (MemoryError, RuntimeError) as error:
-        # torch's errors are known by their words, as torch may not have been imported
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
-            raise
-        _fail(
-            f"out of memory: {str(error).partition(chr(10))[0] or 'no detail'}. Lower what is computed at once "
-            "(precompute.batch_tokens, train.micro_batch_tokens, --batch-size) or the draft, and run it again",
-            EXIT_RESOURCES,
-        )
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_USER)
+    except BaseException as error:  # panics of Rust are no Exception
+        # torch's errors are known by their words, as torch may not have been imported
+        if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+            _fail(
+                f"out of memory: {str(error).partition(chr(10))[0] or 'no detail'}. Lower what is computed at once "
+                "(precompute.batch_tokens, train.micro_batch_tokens, --batch-size) or the draft, and run it again",
+                EXIT_RESOURCES,
+            )
+        if (explained := uncaught_error(error)) is None:
+            raise
+        _fail(str(explained), explained.exit_code)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -76,8 +79,13 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 def _fail(message: str, code: int) -> None:
     name = "stopped" if code == EXIT_STOPPED else "error"
-    print(f"{name}: {printable(message)}", file=sys.stderr, flush=True)
+    print(f"{name}: {_shortened(printable(message))}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _shortened(message: str) -> str:
+    """Return the message with the middle of very long words, such as paths, left out."""
+    return re.sub(r"\S{400,}", lambda word: f"{word[0][:200]}…{word[0][-100:]}", message)
 
 
 def _version(asked: bool) -> None:

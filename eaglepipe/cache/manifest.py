@@ -4,7 +4,6 @@ Each carries a checksum of itself, so that a flipped byte in any of them is seen
 trusted before it is compared with the files on disk.
 """
 
-import shlex
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +14,7 @@ from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import canonical_json, hash_json
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.target_head import HeadSpec
 
 MANIFEST_NAME = "manifest.json"
@@ -193,11 +193,6 @@ class Plan(Document):
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 
-def repair_advice(folder: Path) -> str:
-    """Return the advice that ends every message about damage to a complete cache."""
-    return f"run `eaglepipe cache repair {shlex.quote(str(folder))}`"
-
-
 def document_bytes(document: Document) -> bytes:
     """Return a document as published: its fields and the checksum over them."""
     fields = document.model_dump(mode="json")
@@ -217,8 +212,7 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
     reason = f"schema version {version!r}; this eaglepipe reads version {SCHEMA_VERSION}" if is_foreign else ""
     if declared != hash_json(raw):
         also = f" ({reason})" if reason else ""
-        folder = path.parent.parent if path.parent.name == SHARDS_FOLDER else path.parent
-        raise CorruptError(f"{path}: its checksum does not match its content{also}; {repair_advice(folder)}")
+        raise CorruptError(f"{path}: its checksum does not match its content; restore or recompute it{also}")
     if is_foreign:
         raise CacheError(f"{path}: {reason}")
     if strange := [str(name) for name in raw.get("features") or () if name not in KNOWN_FEATURES]:
@@ -234,10 +228,12 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CacheError(f"{path} does not exist")
-    if path.stat().st_size > MAX_DOCUMENT_BYTES:
-        raise CorruptError(f"{path}: {path.stat().st_size:,} bytes is no {path.name}")
+    with explained_read_errors(path):
+        if not path.exists():
+            raise CacheError(f"{path} does not exist")
+        num_bytes = path.stat().st_size
+    if num_bytes > MAX_DOCUMENT_BYTES:
+        raise CorruptError(f"{path}: {num_bytes:,} bytes is no {path.name}")
     return read_json_object(path, strict=True)
 
 

@@ -31,7 +31,6 @@ from eaglepipe.cache.manifest import (
     ShardIndex,
     Sidecar,
     load_document,
-    repair_advice,
 )
 from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
@@ -40,6 +39,7 @@ from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.files.tensors import load_tensors
 from eaglepipe.vocab import DraftVocab
 
@@ -78,9 +78,7 @@ class Cache:
         sidecars = [load_document(folder / entry.path, Sidecar) for entry in manifest.sidecars]
         for entry, sidecar in zip(manifest.shards, sidecars, strict=True):
             if sidecar.shard != entry or sidecar.identity != manifest.identity:
-                raise CorruptError(
-                    f"{folder / entry.path}: its sidecar and the manifest disagree about it; {repair_advice(folder)}"
-                )
+                raise CorruptError(f"{folder / entry.path}: its sidecar and the manifest disagree about it")
         check_claims(folder, manifest)
         return cls(folder, manifest, sidecars)
 
@@ -123,6 +121,7 @@ class Cache:
 
         Raises:
             CorruptError: naming the shard and the sample, at the first touch of a sample that was altered.
+        EaglepipeError, ResourceError: the system does not let the shard be read.
         """
         if not 0 <= sample < self.num_samples:
             raise IndexError(f"sample {sample} of {self.num_samples}")
@@ -131,10 +130,11 @@ class Cache:
         path = self.folder / self.manifest.shards[shard].path
         location = f"{path}, sample {position} ({self.index.sample_ids[sample]!r})"
         try:
-            decoded = self._decode(shard, position, sample, location)
+            with explained_read_errors(path):
+                decoded = self._decode(shard, position, sample, location)
         except (pa.ArrowException, OSError, ValueError, AssertionError, KeyError) as error:
             raise CorruptError(
-                f"{location}: unreadable ({type(error).__name__}: {error}); {repair_advice(self.folder)}"
+                f"{location}: unreadable ({type(error).__name__}: {error}); recompute this shard"
             ) from error
         self._verified[sample] = True
         return decoded
@@ -146,13 +146,12 @@ class Cache:
             CorruptError: naming the first shard that does not fit.
         """
         for shard, entry in enumerate(self.manifest.shards):
+            path = self.folder / entry.path
             try:
-                self._open_shard(shard)
+                with explained_read_errors(path):
+                    self._open_shard(shard)
             except (pa.ArrowException, OSError, ValueError) as error:
-                path = self.folder / entry.path
-                raise CorruptError(
-                    f"{path}: unreadable ({type(error).__name__}: {error}); {repair_advice(self.folder)}"
-                ) from error
+                raise CorruptError(f"{path}: unreadable ({type(error).__name__}: {error}); recompute it") from error
 
     def _decode(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
         mapped = self._reader(shard)
@@ -170,7 +169,7 @@ class Cache:
         if batch.num_rows != index.num_tokens[sample] or metadata["sample_id"] != index.sample_ids[sample]:
             raise CorruptError(f"{location}: not the sample that the sidecar declares")
         if sample_digest(batch, metadata["sample_id"], metadata["source"]) != metadata["xxh3_128"]:
-            raise CorruptError(f"{location}: its bytes do not match their checksum; {repair_advice(self.folder)}")
+            raise CorruptError(f"{location}: its bytes do not match their checksum; recompute this shard")
         decoded = batch_to_sample(batch, metadata)
         check_ids(decoded, self.spec, location)
         return decoded
@@ -193,10 +192,7 @@ class Cache:
         expected = arrow_schema(self.spec, identity=self.identity, shard=int(Path(entry.path).stem))
         check_schema(reader.schema, expected, self.folder / entry.path)
         if reader.num_record_batches != entry.samples:
-            raise CorruptError(
-                f"{self.folder / entry.path}: {reader.num_record_batches} samples, not {entry.samples}; "
-                f"{repair_advice(self.folder)}"
-            )
+            raise CorruptError(f"{self.folder / entry.path}: {reader.num_record_batches} samples, not {entry.samples}")
         return mapped
 
 
@@ -240,20 +236,20 @@ def missing_shards(folder: Path, plan: Plan) -> list[int]:
 
 def check_size(folder: Path, entry: FileEntry) -> None:
     path = folder / entry.path
-    if not path.is_file():
-        raise CorruptError(f"{path}: listed in the manifest, but missing; {repair_advice(folder)}")
-    if folder.resolve() not in path.resolve().parents:
-        raise CorruptError(f"{path}: leads out of the cache's folder")
-    if path.stat().st_size != entry.bytes:
-        raise CorruptError(
-            f"{path}: {path.stat().st_size:,} bytes, published with {entry.bytes:,}; {repair_advice(folder)}"
-        )
+    with explained_read_errors(path):
+        if not path.is_file():
+            raise CorruptError(f"{path}: listed in the manifest, but missing")
+        if folder.resolve() not in path.resolve().parents:
+            raise CorruptError(f"{path}: leads out of the cache's folder")
+        num_bytes = path.stat().st_size
+    if num_bytes != entry.bytes:
+        raise CorruptError(f"{path}: {num_bytes:,} bytes, published with {entry.bytes:,}")
 
 
 def check_hash(folder: Path, entry: FileEntry) -> None:
     path = folder / entry.path
     if hash_file(path) != entry.xxh3_128:
-        raise CorruptError(f"{path}: its bytes do not match the manifest's checksum; {repair_advice(folder)}")
+        raise CorruptError(f"{path}: its bytes do not match the manifest's checksum")
 
 
 def check_schema(actual: pa.Schema, expected: pa.Schema, path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from eaglepipe.chat.faults import RowError
 from eaglepipe.chat.layouts.stored import without_nulls
 from eaglepipe.errors import DataError, first_line
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.config import SourceConfig
 
 PlacedRow = tuple[str, dict[str, Any] | RowError]
@@ -48,12 +49,14 @@ def file_rows(path: Path) -> Iterator[PlacedRow]:
 
     Raises:
         DataError: the file cannot be read; the message begins with its path.
+        EaglepipeError, ResourceError: the system does not let it be read.
     """
     try:
-        with path.open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise DataError(f"{path}: the pointer of a file in Git LFS, not the file; run `git lfs pull`")
-        yield from READERS[data_suffix(path) or ""](path)
+        with explained_read_errors(path, absent=DataError):
+            with path.open("rb") as file:
+                if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    raise DataError(f"{path}: the pointer of a file in Git LFS, not the file; run `git lfs pull`")
+            yield from READERS[data_suffix(path) or ""](path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
 

@@ -21,6 +21,7 @@ from eaglepipe.chat.folders.listing import is_local, is_pattern, local_files, pa
 from eaglepipe.chat.formats import Content, parse_row
 from eaglepipe.chat.readers import READERS, PlacedRow, data_suffix, file_rows, hub_rows, stem
 from eaglepipe.errors import DataError
+from eaglepipe.files.system_errors import read_error
 from eaglepipe.recipe.config import SourceConfig
 from eaglepipe.recipe.tree import Recipe
 
@@ -163,7 +164,7 @@ def _rows(source: SourceConfig) -> Iterator[PlacedRow]:
     try:
         files = local_files(source) if is_local(source) else None
     except OSError as error:
-        raise DataError(f"{source.path}: cannot be read: {error.strerror}") from None
+        raise read_error(source.path, error, absent=DataError) from None
     if files is not None:
         for file in files:
             yield from file_rows(file)

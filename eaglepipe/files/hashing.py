@@ -7,6 +7,8 @@ from typing import Any
 
 import xxhash
 
+from eaglepipe.files.system_errors import explained_read_errors
+
 
 def canonical_json(value: Any) -> bytes:
     """Return the one spelling of equal values: sorted keys, no spaces, NaN refused."""
@@ -19,6 +21,6 @@ def hash_json(value: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Hash a file's bytes."""
-    with path.open("rb") as stream:
+    """Hash a file's bytes; raises what `explained_read_errors` does."""
+    with explained_read_errors(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.errors import CorruptError
+from eaglepipe.files.system_errors import explained_read_errors
 
 
 def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
@@ -16,11 +17,14 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
 
     Raises:
         CorruptError: absent, not JSON, or another kind of value.
+        EaglepipeError, ResourceError: the system does not let it be read.
     """
     hooks: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_constant": _no_nan} if strict else {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), **hooks)
-    except (OSError, ValueError, RecursionError) as error:
+        with explained_read_errors(path):
+            text = path.read_text(encoding="utf-8")
+        value = json.loads(text, **hooks)
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not a readable JSON document: {error}") from None
     if not isinstance(value, dict):
         raise CorruptError(f"{path}: a JSON object is expected, this is a {type(value).__name__}")

@@ -18,16 +18,22 @@ from typing import Any, BinaryIO
 import xxhash
 
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
+from eaglepipe.files.system_errors import exhausted, explained_read_errors
 
 _TEMPORARY_SUFFIX = ".tmp"
 _CHUNK_BYTES = 4 * 2**20
 _DISK_MARGIN = 1.02
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
 def explained_os_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into an error that names the file, and the space left if the disk is full."""
+    """Turn an OSError of writing into an error that names the file, and the limit that was met.
+
+    Raises:
+        ResourceError: full disk, file size limit, too many open files, no memory.
+        EaglepipeError: anything else, such as no permission.
+    """
     try:
         yield
     except OSError as error:
@@ -36,6 +42,8 @@ def explained_os_errors(path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"disk full while writing {path} ({free:,} bytes free); nothing half-written stays"
             ) from error
+        if (limit := exhausted(error.errno)) is not None:
+            raise ResourceError(f"{path}: cannot be written: {limit}; nothing half-written stays") from error
         raise EaglepipeError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
@@ -163,12 +171,18 @@ def publish_copy(source: Path, path: Path, *, digest: str) -> None:
         CorruptError: its bytes do not have that xxh3_128; nothing is published then.
     """
     copied = xxhash.xxh3_128()
-    with source.open("rb") as stream, published_file(path) as pending:
-        while chunk := stream.read(_CHUNK_BYTES):
+    with published_file(path) as pending:
+        for chunk in _chunks(source):
             pending.stream.write(chunk)
             copied.update(chunk)
         if copied.hexdigest() != digest:
             raise CorruptError(f"{source}: its bytes do not match the manifest's checksum")
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with explained_read_errors(path), path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def publish_json(path: Path, value: Any) -> None:

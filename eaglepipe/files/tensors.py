@@ -1,6 +1,5 @@
 """Tensors to and from safetensors files: published atomically, refused if absent or malformed."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import published_file
+from eaglepipe.files.system_errors import check_readable, error_number
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -28,8 +28,8 @@ def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         try:
             save_file(stored, pending.temporary, metadata={"format": "pt"})
         except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))  # only the message tells a full disk from a bad tensor
-            raise error if number is None else OSError(int(number[1]), str(error)) from error
+            number = error_number(error)  # only the message tells a full disk from a bad tensor
+            raise error if number is None else OSError(number, str(error)) from error
         pending.temporary.chmod(mode)
 
 
@@ -38,7 +38,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         CorruptError: absent or malformed.
+        EaglepipeError, ResourceError: the system does not let it be read.
     """
+    check_readable(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

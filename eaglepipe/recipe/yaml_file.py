@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from eaglepipe.errors import ConfigError
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.scalars import PlainLoader
 
 _MERGE = "tag:yaml.org,2002:merge"  # of the key in `<<: *section`
@@ -39,10 +40,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is absent, not YAML, or not a mapping.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"no recipe at {path}; `eaglepipe recipe ls` lists those that ship") from None
-    except (OSError, *_UNREADABLE) as error:
+        with explained_read_errors(path, absent=ConfigError):
+            if not path.exists():
+                raise ConfigError(f"no recipe at {path}; `eaglepipe recipe ls` lists those that ship")
+            text = path.read_text(encoding="utf-8")
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)
+    except _UNREADABLE as error:
         raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, this is a {type(raw).__name__}")

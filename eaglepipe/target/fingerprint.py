@@ -13,6 +13,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from eaglepipe.errors import CorruptError, TargetError
+from eaglepipe.files.system_errors import check_readable
 from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, weight_files
 
 
@@ -43,6 +44,7 @@ def open_weights(path: Path) -> Any:
     Raises:
         TargetError: not a safetensors file, or a truncated one.
     """
+    check_readable(path, absent=TargetError)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -76,10 +76,12 @@ def test_terminated_run_exits_75_and_resumes(project: TinyProject, tmp_path: Pat
     assert shard_bytes(folder) == shard_bytes(sealed_cache)
 
 
-def test_full_disk_is_one_line_with_exit_code_4_and_leaves_no_half_file(project: TinyProject, tmp_path: Path) -> None:
+def test_file_size_limit_is_one_line_with_exit_code_4_and_leaves_no_half_file(
+    project: TinyProject, tmp_path: Path
+) -> None:
     full = precompute(project, tmp_path, before=limit_file_size_after_fixed_files)
     assert full.returncode == 4, full.stderr
-    assert "disk full while writing" in full.stderr and "Traceback" not in full.stderr
+    assert "file size limit (200,000 bytes)" in full.stderr and "Traceback" not in full.stderr
     folder = next(tmp_path.iterdir())
     assert not list((folder / "shards").iterdir())
 

@@ -9,6 +9,7 @@ from huggingface_hub import DatasetCardData, metadata_load
 from eaglepipe.chat.folders.splits import choose_split
 from eaglepipe.chat.readers import data_suffix
 from eaglepipe.errors import DataError, first_line
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.config import SourceConfig
 
 
@@ -60,8 +61,9 @@ def _metadata(card: Path) -> dict[str, Any]:
     if not card.is_file():
         return {}
     try:
-        return metadata_load(card) or {}
-    except (ValueError, yaml.YAMLError, OSError) as error:
+        with explained_read_errors(card, absent=DataError):
+            return metadata_load(card) or {}
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{card}: its metadata cannot be read: {first_line(error)}") from None
 
 

@@ -9,6 +9,7 @@ from eaglepipe.chat.folders.dataset_card import declared_files
 from eaglepipe.chat.folders.splits import choose_among_matches, choose_split, split_of
 from eaglepipe.chat.readers import KINDS, data_suffix
 from eaglepipe.errors import DataError
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.config import SourceConfig
 
 _METADATA = {
@@ -99,17 +100,20 @@ def _saved_files(folder: Path, source: SourceConfig) -> list[Path] | None:
     if chosen is not None:
         raise DataError(f"{folder}: a saved dataset without configs: remove its config {chosen!r}")
     try:
-        if is_alone:
-            return [
-                folder / file["filename"] for file in json.loads((folder / "state.json").read_text())["_data_files"]
-            ]
-        names = json.loads(splits.read_text())["splits"]
-        if split not in names:
-            raise DataError(f"{folder}: no files of split {split!r}; there are {', '.join(sorted(names))}")
-        state = json.loads((folder / split / "state.json").read_text())
-        return [folder / split / file["filename"] for file in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with explained_read_errors(folder, absent=DataError):
+            if is_alone:
+                return _data_files(folder)
+            names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+            if split not in names:
+                raise DataError(f"{folder}: no files of split {split!r}; there are {', '.join(sorted(names))}")
+            return _data_files(folder / split)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{folder}: a saved dataset that cannot be read: {error!r}") from None
+
+
+def _data_files(saved: Path) -> list[Path]:
+    state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
+    return [saved / file["filename"] for file in state["_data_files"]]
 
 
 def _glob(pattern: str) -> list[str]:
