@@ -4,6 +4,7 @@ Each carries a checksum of itself, so that a flipped byte in any of them is seen
 trusted before it is compared with the files on disk.
 """
 
+import shlex
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -193,6 +194,11 @@ class Plan(Document):
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 
+def repair_advice(folder: Path) -> str:
+    """Return the advice that ends every message about damage to a complete cache."""
+    return f"run `eaglepipe cache repair {shlex.quote(str(folder))}`"
+
+
 def document_bytes(document: Document) -> bytes:
     """Return a document as published: its fields and the checksum over them."""
     fields = document.model_dump(mode="json")
@@ -212,7 +218,8 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
     reason = f"schema version {version!r}; this eaglepipe reads version {SCHEMA_VERSION}" if is_foreign else ""
     if declared != hash_json(raw):
         also = f" ({reason})" if reason else ""
-        raise CorruptError(f"{path}: its checksum does not match its content; restore or recompute it{also}")
+        folder = path.parent.parent if path.parent.name == SHARDS_FOLDER else path.parent
+        raise CorruptError(f"{path}: its checksum does not match its content{also}; {repair_advice(folder)}")
     if is_foreign:
         raise CacheError(f"{path}: {reason}")
     if strange := [str(name) for name in raw.get("features") or () if name not in KNOWN_FEATURES]:

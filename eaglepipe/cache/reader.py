@@ -31,6 +31,7 @@ from eaglepipe.cache.manifest import (
     ShardIndex,
     Sidecar,
     load_document,
+    repair_advice,
 )
 from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
@@ -78,7 +79,9 @@ class Cache:
         sidecars = [load_document(folder / entry.path, Sidecar) for entry in manifest.sidecars]
         for entry, sidecar in zip(manifest.shards, sidecars, strict=True):
             if sidecar.shard != entry or sidecar.identity != manifest.identity:
-                raise CorruptError(f"{folder / entry.path}: its sidecar and the manifest disagree about it")
+                raise CorruptError(
+                    f"{folder / entry.path}: its sidecar and the manifest disagree about it; {repair_advice(folder)}"
+                )
         check_claims(folder, manifest)
         return cls(folder, manifest, sidecars)
 
@@ -134,7 +137,7 @@ class Cache:
                 decoded = self._decode(shard, position, sample, location)
         except (pa.ArrowException, OSError, ValueError, AssertionError, KeyError) as error:
             raise CorruptError(
-                f"{location}: unreadable ({type(error).__name__}: {error}); recompute this shard"
+                f"{location}: unreadable ({type(error).__name__}: {error}); {repair_advice(self.folder)}"
             ) from error
         self._verified[sample] = True
         return decoded
@@ -151,7 +154,9 @@ class Cache:
                 with explained_read_errors(path):
                     self._open_shard(shard)
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise CorruptError(f"{path}: unreadable ({type(error).__name__}: {error}); recompute it") from error
+                raise CorruptError(
+                    f"{path}: unreadable ({type(error).__name__}: {error}); {repair_advice(self.folder)}"
+                ) from error
 
     def _decode(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
         mapped = self._reader(shard)
@@ -169,7 +174,7 @@ class Cache:
         if batch.num_rows != index.num_tokens[sample] or metadata["sample_id"] != index.sample_ids[sample]:
             raise CorruptError(f"{location}: not the sample that the sidecar declares")
         if sample_digest(batch, metadata["sample_id"], metadata["source"]) != metadata["xxh3_128"]:
-            raise CorruptError(f"{location}: its bytes do not match their checksum; recompute this shard")
+            raise CorruptError(f"{location}: its bytes do not match their checksum; {repair_advice(self.folder)}")
         decoded = batch_to_sample(batch, metadata)
         check_ids(decoded, self.spec, location)
         return decoded
@@ -192,7 +197,10 @@ class Cache:
         expected = arrow_schema(self.spec, identity=self.identity, shard=int(Path(entry.path).stem))
         check_schema(reader.schema, expected, self.folder / entry.path)
         if reader.num_record_batches != entry.samples:
-            raise CorruptError(f"{self.folder / entry.path}: {reader.num_record_batches} samples, not {entry.samples}")
+            raise CorruptError(
+                f"{self.folder / entry.path}: {reader.num_record_batches} samples, not {entry.samples}; "
+                f"{repair_advice(self.folder)}"
+            )
         return mapped
 
 
@@ -238,18 +246,18 @@ def check_size(folder: Path, entry: FileEntry) -> None:
     path = folder / entry.path
     with explained_read_errors(path):
         if not path.is_file():
-            raise CorruptError(f"{path}: listed in the manifest, but missing")
+            raise CorruptError(f"{path}: listed in the manifest, but missing; {repair_advice(folder)}")
         if folder.resolve() not in path.resolve().parents:
             raise CorruptError(f"{path}: leads out of the cache's folder")
         num_bytes = path.stat().st_size
     if num_bytes != entry.bytes:
-        raise CorruptError(f"{path}: {num_bytes:,} bytes, published with {entry.bytes:,}")
+        raise CorruptError(f"{path}: {num_bytes:,} bytes, published with {entry.bytes:,}; {repair_advice(folder)}")
 
 
 def check_hash(folder: Path, entry: FileEntry) -> None:
     path = folder / entry.path
     if hash_file(path) != entry.xxh3_128:
-        raise CorruptError(f"{path}: its bytes do not match the manifest's checksum")
+        raise CorruptError(f"{path}: its bytes do not match the manifest's checksum; {repair_advice(folder)}")
 
 
 def check_schema(actual: pa.Schema, expected: pa.Schema, path: Path) -> None:
