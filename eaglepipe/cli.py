@@ -1,5 +1,6 @@
 """The command line: parses and calls, nothing else. Heavy imports happen inside the commands."""
 
+import io
 import re
 import signal
 import sys
@@ -50,6 +51,8 @@ app.command("eval")(evaluate.evaluate)
 
 def main(command: typer.Typer = app) -> None:
     """Run the command line; expected errors end with their exit code and one message, without a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8, and are written out then
+        sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

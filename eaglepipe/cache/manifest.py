@@ -8,10 +8,10 @@ import shlex
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
-from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.errors import CacheError, CorruptError, first_line
 from eaglepipe.files.hashing import canonical_json, hash_json
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes
@@ -24,11 +24,15 @@ DROPS_FILE = "drops.jsonl"
 SHARDS_FOLDER = "shards"
 CHECKSUM_KEY = "xxh3_128"
 MAX_DOCUMENT_BYTES = 256 * 2**20
+MAX_SHARDS = 10**6
+MAX_NESTING = 64
 ALL_LAST_HIDDEN = "all_last_hidden"
 """The feature of a cache whose `last_hidden_states` have an entry at every token, supervised or not."""
 KNOWN_FEATURES = frozenset({ALL_LAST_HIDDEN})
 
-Count = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[
+    int, Field(ge=0, le=2**63 - 1, strict=True), WithJsonSchema({"minimum": 0, "type": "integer"})
+]  # the schema files do not state what no cache comes near
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
@@ -190,6 +194,23 @@ class Plan(Document):
     drops: dict[str, Count]
     staging: FileEntry
 
+    @model_validator(mode="after")
+    def _can_be_listed(self) -> "Plan":
+        if self.shards > MAX_SHARDS:
+            raise ValueError(f"{self.shards:,} shards; a cache has at most {MAX_SHARDS:,}")
+        if _is_nested_deeper(MAX_NESTING, self.identity_fields, self.declared):
+            raise ValueError(f"settings are nested more than {MAX_NESTING} deep")
+        return self
+
+
+def _is_nested_deeper(levels: int, *values: Any) -> bool:
+    """Return whether one of the values has containers inside containers further down than that."""
+    level: list[Any] = list(values)
+    for _ in range(levels):
+        containers = [value for value in level if isinstance(value, dict | list)]
+        level = [item for value in containers for item in (value.values() if isinstance(value, dict) else value)]
+    return any(isinstance(value, dict | list) for value in level)
+
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 
@@ -214,19 +235,24 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
     """
     raw = _read_object(path)
     version, declared = raw.get("schema_version"), raw.pop(CHECKSUM_KEY, None)
+    try:
+        digest = hash_json(raw)
+    except (ValueError, RecursionError) as error:  # infinity as 1e999, half a surrogate pair, nested too deeply
+        raise CorruptError(f"{path}: holds a value that no document of a cache has: {first_line(error)}") from None
     is_foreign = version != SCHEMA_VERSION or isinstance(version, bool)
     reason = f"schema version {version!r}; this eaglepipe reads version {SCHEMA_VERSION}" if is_foreign else ""
-    if declared != hash_json(raw):
+    if declared != digest:
         also = f" ({reason})" if reason else ""
         folder = path.parent.parent if path.parent.name == SHARDS_FOLDER else path.parent
         raise CorruptError(f"{path}: its checksum does not match its content{also}; {repair_advice(folder)}")
     if is_foreign:
         raise CacheError(f"{path}: {reason}")
-    if strange := [str(name) for name in raw.get("features") or () if name not in KNOWN_FEATURES]:
+    features = raw.get("features") if isinstance(raw.get("features"), list) else ()
+    if strange := [str(name) for name in features or () if str(name) not in KNOWN_FEATURES]:
         raise CacheError(f"{path}: needs features that this eaglepipe does not know: {', '.join(strange)}")
     try:
         return kind.model_validate_json(canonical_json(raw))
-    except ValidationError as error:
+    except ValidationError as error:  # also nested more deeply than its own parser goes
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CorruptError(
@@ -238,6 +264,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     with explained_read_errors(path):
         if not path.exists():
             raise CacheError(f"{path} does not exist")
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise CorruptError(f"{path}: not a file")
         num_bytes = path.stat().st_size
     if num_bytes > MAX_DOCUMENT_BYTES:
         raise CorruptError(f"{path}: {num_bytes:,} bytes is no {path.name}")

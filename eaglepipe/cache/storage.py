@@ -8,9 +8,10 @@ from typing import Any
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.reader import DERIVED_KEY, load_manifest
-from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
+from eaglepipe.errors import CacheError, EaglepipeError, ResourceError
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import leftover_siblings, leftovers, remove_abandoned
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.tree import Recipe
 
 IDENTITY_PREFIX = 12
@@ -58,27 +59,59 @@ def declared_sections(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"}, exclude=exclude)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnreadableCache:
+    """A folder or link under a root that may be a cache, and the reason why it cannot be read."""
+
+    folder: Path
+    reason: str
+
+
 def list_caches(root: Path) -> Iterator[FoundCache]:
-    """Yield every readable cache below a root, by name; `unreadable_caches` yields the others."""
-    return (cache for cache in _scan(root) if isinstance(cache, FoundCache))
+    """Yield every readable cache below a root, by name."""
+    return (cache for cache in scan_caches(root) if isinstance(cache, FoundCache))
 
 
-def unreadable_caches(root: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the folders below a root whose plan or manifest cannot be trusted, and why."""
-    return (cache for cache in _scan(root) if not isinstance(cache, FoundCache))
+def scan_caches(root: Path) -> Iterator[FoundCache | UnreadableCache]:
+    """Yield every cache below a root, by name, also those that cannot be read: of others, they stop nobody.
 
-
-def _scan(root: Path) -> Iterator[FoundCache | tuple[Path, str]]:
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if not (folder / PLAN_NAME).is_file() and not (folder / MANIFEST_NAME).is_file():
-            continue
+    Raises:
+        EaglepipeError: the root itself cannot be read.
+        ResourceError: files or memory have run out, which is no fault of a cache.
+    """
+    with explained_read_errors(root):
+        folders = sorted(root.iterdir()) if root.is_dir() else []
+    for folder in folders:
         try:
-            plan = load_document(folder / PLAN_NAME, Plan)
-            manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
-        except (CacheError, CorruptError) as error:
-            yield folder, str(error)
+            with explained_read_errors(folder):
+                found = _read_cache(folder)
+        except ResourceError:
+            raise
+        except EaglepipeError as error:
+            yield UnreadableCache(folder=folder, reason=str(error))
         else:
-            yield FoundCache(folder=folder, plan=plan, manifest=manifest)
+            if found is not None:
+                yield found
+
+
+def _read_cache(folder: Path) -> FoundCache | None:
+    """Read plan and manifest of what may be a cache; None for any other file or folder."""
+    if folder.is_symlink() and not folder.exists():
+        raise CacheError(f"{folder}: a link that leads nowhere ({folder.readlink()})")
+    if not _is_there(folder / PLAN_NAME) and not _is_there(folder / MANIFEST_NAME):
+        return None
+    plan = load_document(folder / PLAN_NAME, Plan)
+    manifest = load_manifest(folder) if _is_there(folder / MANIFEST_NAME) else None
+    return FoundCache(folder=folder, plan=plan, manifest=manifest)
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a name is taken, if only by a link that leads nowhere; raises OSError if that is not known."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def find_cache(recipe: Recipe) -> Path:
@@ -103,9 +136,9 @@ def find_cache(recipe: Recipe) -> Path:
 
 def _describe_others(recipe: Recipe, root: Path, present: list[FoundCache]) -> str:
     """The nearest one: an unreadable cache of this name, one that differs in a few settings, or any others."""
-    for folder, reason in unreadable_caches(root):
-        if folder.name.startswith(f"{recipe.name}-"):
-            return f"one cannot be read: {reason}"
+    for cache in scan_caches(root):
+        if isinstance(cache, UnreadableCache) and cache.folder.name.startswith(f"{recipe.name}-"):
+            return f"one cannot be read: {cache.reason}"
     declared = declared_sections(recipe)
     others = [
         (list(diff_fields(found.plan.declared, declared)), found.folder.name)

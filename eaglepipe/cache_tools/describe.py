@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, Manifest, Plan
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Manifest, Plan
 from eaglepipe.cache.reader import load_manifest, load_plan, missing_shards
-from eaglepipe.cache.storage import list_caches, unreadable_caches
+from eaglepipe.cache.storage import FoundCache, UnreadableCache, scan_caches
+from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.tables import Justify, text_table
 
 
@@ -18,6 +20,14 @@ def describe_cache(folder: Path) -> dict[str, Any]:
     """
     plan = load_plan(folder)
     manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    try:
+        with explained_read_errors(folder):
+            return _describe(folder, plan, manifest)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CorruptError(f"{folder / PLAN_NAME}: does not name the settings of a cache ({error!r})") from None
+
+
+def _describe(folder: Path, plan: Plan, manifest: Manifest | None) -> dict[str, Any]:
     counts = plan if manifest is None else manifest
     declared, cut = plan.declared, plan.identity_fields["cache"]
     return {
@@ -70,13 +80,19 @@ def _planned_spec(plan: Plan) -> dict[str, Any]:
 
 
 def describe_root(root: Path) -> list[dict[str, Any]]:
-    """Return `describe_cache` of every cache below a root; of an unreadable one, its `error`."""
-    readable = [describe_cache(found.folder) for found in list_caches(root)]
-    broken = [
-        {"folder": str(folder), "name": folder.name, "complete": False, "error": error}
-        for folder, error in unreadable_caches(root)
-    ]
-    return sorted(readable + broken, key=lambda info: Path(info["folder"]).name)
+    """Return `describe_cache` of every cache below a root, by name; of an unreadable one, its `error`."""
+    return [_describe_found(cache) for cache in scan_caches(root)]
+
+
+def _describe_found(cache: FoundCache | UnreadableCache) -> dict[str, Any]:
+    if isinstance(cache, FoundCache):
+        try:
+            return describe_cache(cache.folder)
+        except ResourceError:
+            raise
+        except EaglepipeError as error:
+            cache = UnreadableCache(folder=cache.folder, reason=str(error))
+    return {"folder": str(cache.folder), "name": cache.folder.name, "complete": False, "error": cache.reason}
 
 
 def root_table(described: list[dict[str, Any]], root: Path) -> str:
@@ -90,7 +106,7 @@ def root_table(described: list[dict[str, Any]], root: Path) -> str:
 def _root_row(info: dict[str, Any]) -> tuple[str, ...]:
     name = Path(info["folder"]).name
     if "error" in info:
-        return (name, "unreadable", "", "", "", "", info["error"])
+        return (name, "unreadable", "", "", "", "", info["error"].partition("\n")[0])
     finished = info["shards"] - len(info.get("missing_shards", ()))
     return (
         name,

@@ -1,5 +1,6 @@
 """`eaglepipe cache`: look at caches, check them, change and join them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +54,7 @@ def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
 def path(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Print the folder of the complete cache that a recipe names, or of each in its train.caches."""
     for share in cache_shares(load(recipe, overrides)):
-        typer.echo(share.folder)
+        typer.echo(os.fsencode(share.folder))  # the name's own bytes, for a shell
 
 
 @app.command("verify")

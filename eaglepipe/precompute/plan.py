@@ -20,7 +20,7 @@ from eaglepipe.chat.drops import DropLog
 from eaglepipe.chat.faults import FAULTS, FAULTS_OF_CONVERSATIONS
 from eaglepipe.chat.sources import CorpusFingerprint, fingerprint_sources, iter_conversations
 from eaglepipe.chat.tokens import iter_token_samples
-from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
+from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import diff_fields, differing_leaves
 from eaglepipe.files.publish import (
@@ -30,6 +30,7 @@ from eaglepipe.files.publish import (
     put_if_absent,
     remove_abandoned,
 )
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import CorpusLayout, lay_out
@@ -164,10 +165,17 @@ def _check_writable(root: Path) -> None:
 
 
 def _is_staged(folder: Path, document: Plan) -> bool:
+    """Return whether the tokenised corpus of a begun cache is there; one that cannot be read is not."""
     staging = folder / _STAGING
-    if not staging.exists() or staging.stat().st_size != document.staging.bytes:
+    try:
+        with explained_read_errors(staging):
+            if not staging.is_file() or staging.stat().st_size != document.staging.bytes:
+                return False
+            return hash_file(staging) == document.staging.xxh3_128
+    except ResourceError:
+        raise
+    except EaglepipeError:
         return False
-    return hash_file(staging) == document.staging.xxh3_128
 
 
 def _existing_plan(folder: Path, identity: CacheIdentity) -> Plan | None:

@@ -1,10 +1,7 @@
 """A file that the system does not give is explained by its cause, and is never called damaged."""
 
 import errno
-import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +15,8 @@ from eaglepipe.files.system_errors import uncaught_error
 from eaglepipe.files.tensors import load_tensors
 from eaglepipe.recipe.yaml_file import read_yaml
 from tests.processes import run_eaglepipe, start
+from tests.system_faults import FAILING_FILE, no_more_files, obey_permissions
 
-EIO_FILE = "/proc/self/mem"  # its first page is not mapped, so that reading it is an input/output error
-NOBODY = 65534
 READERS: dict[str, Callable[[Path], object]] = {
     "hash": hash_file,
     "json": read_json_object,
@@ -28,16 +24,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "recipe": read_yaml,
     "rows": lambda path: list(file_rows(path)),
 }
-
-
-@contextmanager
-def no_more_files() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def files_in(folder: Path) -> Path:
@@ -73,26 +59,24 @@ def test_absent_files_are_what_their_reader_calls_them(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_is_damage_that_names_the_file(tmp_path: Path) -> None:
     link = tmp_path / "broken.jsonl"
-    link.symlink_to(EIO_FILE)
+    link.symlink_to(FAILING_FILE)
     for name in ("hash", "json", "recipe", "rows"):
         with pytest.raises(CorruptError, match=r"broken\.jsonl: its disk cannot read it \(input/output error\)"):
             READERS[name](link)
 
 
-def _read_as_nobody(paths: list[Path]) -> None:
-    os.setgroups([])
-    os.setuid(NOBODY)
-    for name, path in zip(READERS, paths, strict=True):
+def _is_refused_everywhere(path: Path) -> None:
+    obey_permissions()
+    for read in READERS.values():
         with pytest.raises(EaglepipeError, match=r"permission denied") as raised:
-            READERS[name](path)
+            read(path)
         assert raised.value.exit_code == 2
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_file_of_another_user_is_a_mistake_of_permission(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_the_users_mistake(tmp_path: Path) -> None:
     path = files_in(tmp_path)
     path.chmod(0)
-    assert start(_read_as_nobody, [path] * len(READERS)).wait().returncode == 0
+    assert start(_is_refused_everywhere, path).wait().returncode == 0
 
 
 def test_a_shard_is_not_called_damaged_because_files_run_out(cache_copy: Path) -> None:
