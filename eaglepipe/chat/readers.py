@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,8 +17,9 @@ import pyarrow.parquet as pq
 
 from eaglepipe.chat.faults import RowError
 from eaglepipe.chat.layouts.stored import without_nulls
-from eaglepipe.errors import DataError, first_line
+from eaglepipe.errors import DataError
 from eaglepipe.files.system_errors import explained_read_errors
+from eaglepipe.hub.fetch import Repository, from_hub
 from eaglepipe.recipe.config import SourceConfig
 
 PlacedRow = tuple[str, dict[str, Any] | RowError]
@@ -65,17 +67,17 @@ def hub_rows(source: SourceConfig) -> Iterator[PlacedRow]:
     """Yield ("owner/name[split] row n", row) of a dataset on the Hub, which is downloaded once and then mapped.
 
     Raises:
-        DataError: no such dataset, config, split or revision, or the Hub cannot be reached.
+        DataError: no such dataset, config, split or revision, or one that the Hub refuses.
+        UnreachableError: the Hub does not answer, and there is no earlier download.
     """
     import datasets  # slow to import, and only needed here
 
-    try:
-        dataset = datasets.load_dataset(source.path, source.config, split=source.split, revision=source.revision)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{source.path}: no such file or folder here, and the Hub gives no dataset of this name, config, split "
-            f"and revision: {first_line(error)}"
-        ) from None
+    name = f"dataset {source.path!r} (no such file or folder here)"
+    dataset = from_hub(
+        Repository(name=name, revision=source.revision, error=DataError),
+        partial(datasets.load_dataset, source.path, source.config, split=source.split, revision=source.revision),
+        also=(datasets.exceptions.DatasetsError, RuntimeError),
+    )
     tables = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
     yield from batch_rows(tables, f"{source.path}[{source.split}]")
 

@@ -1,24 +1,22 @@
-"""Uploads an exported folder to the Hub: the only thing here that uses the network, and only when asked to."""
+"""Uploads an exported folder to the Hub, when asked to."""
 
 from pathlib import Path
 
-from eaglepipe.errors import EaglepipeError
+from eaglepipe.hub.fetch import Repository, from_hub
 
 
 def push_folder(folder: Path, repo: str) -> str:
     """Create the model repository, private unless it exists, and upload the folder; returns its address.
 
     Raises:
-        EaglepipeError: the Hub is not reached or refuses.
+        EaglepipeError: the Hub refuses.
+        UnreachableError: it does not answer.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    try:
+    def upload() -> str:
         api = HfApi()
         api.create_repo(repo, repo_type="model", private=True, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add the exported draft")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise EaglepipeError(f"{folder} is written, but not pushed to {repo!r}: {reason}") from None
-    return str(commit)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add the exported draft"))
+
+    return from_hub(Repository(name=f"{folder} is written, but not pushed to {repo!r}"), upload)

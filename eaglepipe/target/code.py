@@ -1,15 +1,16 @@
 """Custom code that a target brings along; it only runs with `target.trust_remote_code`."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import xxhash
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from eaglepipe.errors import EaglepipeError, TargetError, first_line
+from eaglepipe.errors import EaglepipeError, TargetError
 from eaglepipe.files.json_object import read_json_object
+from eaglepipe.hub.fetch import Repository, from_hub
 
 _FILES_WITH_REFERENCES = ("config.json", "tokenizer_config.json")
 
@@ -58,10 +59,6 @@ def _below_auto_map(value: Any, *, inside: bool) -> Iterator[str]:
 def _fetched(repository: str) -> Path:
     if Path(repository).is_dir():
         return Path(repository)
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.py"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise TargetError(
-            f"the target's code is in the repository {repository!r} (auto_map in its config), which is not to be "
-            f"had: {first_line(error)}"
-        ) from error
+    download = partial(snapshot_download, repository, allow_patterns=["*.py"])
+    name = f"repository {repository!r}, which has the target's code (auto_map in its config)"
+    return Path(from_hub(Repository(name=name, error=TargetError), download))

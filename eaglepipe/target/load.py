@@ -5,12 +5,13 @@ A local folder never touches the network; a Hub id is fetched whole first and is
 
 import importlib.util
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import ResourceError, TargetError, first_line
+from eaglepipe.hub.fetch import Repository, from_hub
 from eaglepipe.progress import without_library_bars
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.adapter import check_no_adapter
@@ -68,7 +70,8 @@ def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
     """Return the local folder of a target; a Hub id is downloaded, with its weights only if they are asked for.
 
     Raises:
-        TargetError: no such folder, not a model folder, one with an adapter, or not to be had from the Hub.
+        TargetError: no such folder, not a model folder, one with an adapter, or refused by the Hub.
+        UnreachableError: the Hub does not answer, and there is no earlier download.
     """
     local = Path(config.path).expanduser()
     if local.is_dir():
@@ -79,22 +82,44 @@ def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
     if local.exists():
         raise TargetError(f"{local}: a target is a model folder, this is a file")
     patterns = _CONFIG_FILES + (_WEIGHT_FILES if weights else []) + (["*.py"] if config.trust_remote_code else [])
+    repository = Repository(
+        name=f"target {config.path!r} (no such folder here)", revision=config.revision, error=TargetError
+    )
+    folder = from_hub(
+        repository, partial(_download, config, patterns), local=partial(_earlier_download, config, patterns, weights)
+    )
+    check_no_adapter(folder, config.path)
+    if not (folder / "config.json").is_file():
+        raise TargetError(f"target {config.path!r}: the Hub repository is not a model: it has no config.json")
+    return folder
+
+
+def _download(config: TargetConfig, patterns: list[str], *, local_files_only: bool = False) -> Path:
     try:
         folder = snapshot_download(
-            config.path, revision=config.revision, allow_patterns=patterns, ignore_patterns=_OTHER_FOLDERS
+            config.path,
+            revision=config.revision,
+            allow_patterns=patterns,
+            ignore_patterns=_OTHER_FOLDERS,
+            local_files_only=local_files_only,
         )
     except HFValidationError:
+        local = Path(config.path).expanduser()
         raise TargetError(
             f"no model folder at {local}; target.path is a folder or a Hub id such as org/model"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise TargetError(
-            f"target {config.path!r}: no such folder, and not to be had from the Hub: {first_line(error)}"
-        ) from error
-    check_no_adapter(Path(folder), config.path)
-    if not (Path(folder) / "config.json").is_file():
-        raise TargetError(f"target {config.path!r}: the Hub repository is not a model: it has no config.json")
     return Path(folder)
+
+
+def _earlier_download(config: TargetConfig, patterns: list[str], weights: bool) -> Path | None:
+    """Return the folder of a download that was finished before, as far as it can be told."""
+    try:
+        folder = _download(config, patterns, local_files_only=True)
+        if weights:
+            target_weight_files(folder)
+    except (LocalEntryNotFoundError, TargetError, OSError, ValueError):
+        return None
+    return folder if (folder / "config.json").is_file() else None
 
 
 def find_local_weights(config: TargetConfig) -> Path | None:

@@ -1,0 +1,1 @@
+"""Access to the Hugging Face Hub: attempts repeated with back-off inside a minute, and failures told apart."""

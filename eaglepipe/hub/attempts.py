@@ -1,0 +1,132 @@
+"""Attempts to fetch the files of one repository: how often, how long, and the line that each failure prints.
+
+A file is given up if it makes no progress for `patience_s`, however it fails: by errors, cut answers or a trickle.
+"""
+
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from eaglepipe.errors import EaglepipeError, UnreachableError, printable
+
+PATIENCE_VARIABLE = "EAGLEPIPE_HUB_PATIENCE_S"
+_DEFAULT_PATIENCE_S = 45.0
+_WAITS = (1 / 45, 2 / 45, 4 / 45, 8 / 45, 8 / 45)  # of the patience: 1, 2, 4, 8 and 8 s
+_PROGRESS_BYTES = 2**18  # in `patience_s`, or the rest of the file
+
+
+def patience_seconds() -> float:
+    """Return the time that a file may take without progress, as the environment has it.
+
+    Raises:
+        EaglepipeError: the variable is no positive number.
+    """
+    text = os.environ.get(PATIENCE_VARIABLE, str(_DEFAULT_PATIENCE_S))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise EaglepipeError(f"{PATIENCE_VARIABLE}={text!r} is not a number of seconds above 0")
+    return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """An answer that further attempts do not change."""
+
+    status: int
+    code: str  # as the Hub has it: RepoNotFound, GatedRepo and others, or nothing
+    file: str
+    message: str
+
+
+@dataclass(kw_only=True)
+class _File:
+    failures: int = 0
+    since: float | None = None  # of the last progress, or of the first attempt that failed
+    offset: int = 0  # that far it had come then
+
+
+class Attempts:
+    """What has failed so far in one call of the Hub's library, over all of its threads."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.patience_s = name, patience_seconds()
+        self.given_up: UnreachableError | None = None
+        self.refusals: list[Refusal] = []
+        self._files: dict[str, _File] = {}
+        self._lock, self._over = threading.Lock(), threading.Event()
+
+    def raise_if_given_up(self) -> None:
+        """End a thread of the library after another one has given up."""
+        if self.given_up is not None:
+            raise self.given_up
+
+    def time_left(self, file: str) -> float:
+        """Return the seconds that a file still has."""
+        since = self._of(file).since
+        return self.patience_s if since is None else max(self.patience_s - (time.monotonic() - since), 0.0)
+
+    def failed(self, file: str, reason: str, *, begun: float, wait_s: float | None = None) -> None:
+        """Count a failure, and wait before the next attempt: as long as the server asks for, if it does.
+
+        Raises:
+            UnreachableError: the file has had all its time or attempts.
+        """
+        state = self._of(file)
+        with self._lock:
+            self.raise_if_given_up()
+            state.failures += 1
+            state.since = begun if state.since is None else state.since
+            if state.failures > len(_WAITS):
+                self._give_up(file, reason)
+            wait = _WAITS[state.failures - 1] * self.patience_s if wait_s is None else wait_s
+            if time.monotonic() + wait - state.since > self.patience_s:
+                self._give_up(file, reason if wait_s is None else f"{reason}, and asks to wait for {wait_s:,.0f} s")
+            say(f"{self.name}: {file}: {reason}; trying again in {wait:.0f} s")
+        self._over.wait(wait)
+        self.raise_if_given_up()
+
+    def received(self, file: str, offset: int, *, begun: float) -> None:
+        """Note that a download of `file` has come to `offset`.
+
+        Raises:
+            UnreachableError: it has come too little further for too long.
+        """
+        state = self._of(file)
+        with self._lock:
+            self.raise_if_given_up()
+            now = time.monotonic()
+            state.since = begun if state.since is None else state.since
+            if offset >= state.offset + _PROGRESS_BYTES:
+                state.failures, state.since, state.offset = 0, now, offset
+            elif now - state.since > self.patience_s:
+                self._give_up(file, f"only {max(offset - state.offset, 0):,} bytes in {now - state.since:.0f} s")
+
+    def succeeded(self, file: str) -> None:
+        """Forget the failures of a file."""
+        with self._lock:
+            self._files.pop(file, None)
+
+    def _of(self, file: str) -> _File:
+        with self._lock:
+            return self._files.setdefault(file, _File())
+
+    def _give_up(self, file: str, reason: str) -> NoReturn:
+        self.given_up = UnreachableError(
+            f"{self.name}: the Hub cannot be reached, or not completely: {file}: {reason}. "
+            "It may work later: run the same command again"
+        )
+        self._over.set()
+        raise self.given_up
+
+
+def say(message: str) -> None:
+    """Print a line about the Hub, above any progress bar."""
+    tqdm.write(printable(message), file=sys.stderr)
