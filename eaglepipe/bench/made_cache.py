@@ -108,7 +108,8 @@ def write_made_cache(
         vocab_size=shape.vocab_size,
         draft_vocab_size=shape.draft_vocab_size,
     )
-    identity = hash_json([asdict(shape), list(lengths), assistant_share])
+    fields = {"made": [asdict(shape), list(lengths), assistant_share]}
+    identity = hash_json(fields)
     _publish_fixed_files(folder, shape, max(lengths))
     samples = (_sample(number, length, assistant_share, spec) for number, length in enumerate(lengths))
     num_shards, shard = 0, ShardWriter(folder, 0, spec=spec, identity=identity)
@@ -119,7 +120,7 @@ def write_made_cache(
             shard = ShardWriter(folder, num_shards, spec=spec, identity=identity)
         shard.write(sample)
     shard.finish()
-    plan = _plan(identity, lengths, assistant_share, num_shards + 1)
+    plan = _plan(identity, fields, lengths, assistant_share, num_shards + 1)
     publish_bytes(folder / PLAN_NAME, document_bytes(plan))
     seal_cache(folder, plan, spec, max_length=max(lengths))
     return Cache.open(folder)
@@ -165,13 +166,15 @@ def _publish_fixed_files(folder: Path, shape: TargetShape, max_length: int) -> N
     publish_json(folder / HEAD_FILE, asdict(HeadSpec()))
 
 
-def _plan(identity: str, lengths: Sequence[int], assistant_share: float, num_shards: int) -> Plan:
+def _plan(
+    identity: str, fields: dict[str, Any], lengths: Sequence[int], assistant_share: float, num_shards: int
+) -> Plan:
     """There was no recipe and no corpus, so nothing is declared and nothing was staged."""
     return Plan(
         schema_version=SCHEMA_VERSION,
         name="made",
         identity=identity,
-        identity_fields={},
+        identity_fields=fields,
         declared={},
         batch_tokens=0,
         samples=len(lengths),

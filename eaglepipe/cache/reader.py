@@ -22,6 +22,7 @@ from eaglepipe.cache.consistency import (
     load_target_config,
     load_vocab,
 )
+from eaglepipe.cache.identity import DERIVED_KEY, check_manifest, check_plan
 from eaglepipe.cache.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -46,8 +47,6 @@ from eaglepipe.vocab import DraftVocab
 
 REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
-DERIVED_KEY = "derived"
-"""Entry of a plan's identity fields if the cache was made from others: their identities and the change."""
 _PRECOMPUTE = "`eaglepipe precompute` with its recipe"
 
 
@@ -208,12 +207,16 @@ def load_manifest(folder: Path) -> Manifest:
     """Read the manifest of a complete cache.
 
     Raises:
-        CacheError: no cache, or an incomplete one: the missing shards are named.
-        CorruptError: the manifest or plan is damaged.
+        CacheError: no cache; an incomplete one, the missing shards named; or files of two caches.
+        CorruptError: the manifest or plan is damaged, or was changed.
     """
     if (folder / MANIFEST_NAME).exists():
-        manifest = load_document(folder / MANIFEST_NAME, Manifest)
-        manifest.shard_spec()
+        manifest = read_manifest(folder)
+        if not (folder / PLAN_NAME).exists():
+            raise CorruptError(f"{folder / PLAN_NAME}: part of every cache, but missing; restore it from a copy")
+        plan = load_plan(folder)
+        check_plan(folder, plan)
+        check_manifest(folder, plan, manifest)
         return manifest
     plan = load_plan(folder)
     missing = missing_shards(folder, plan)
@@ -223,6 +226,18 @@ def load_manifest(folder: Path) -> Manifest:
         f"{folder}: incomplete, {plan.shards - len(missing)} of {plan.shards} shards done; missing: "
         f"{f'shards {numbers}' if missing else 'only its manifest'}. Run {command} to finish it"
     )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a manifest alone, whatever the plan beside it.
+
+    Raises:
+        CacheError: there is none, or it is of another schema version.
+        CorruptError: it is damaged.
+    """
+    manifest = load_document(folder / MANIFEST_NAME, Manifest)
+    manifest.shard_spec()
+    return manifest
 
 
 def load_plan(folder: Path) -> Plan:

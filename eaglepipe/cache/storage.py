@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.cache.identity import DERIVED_KEY, check_folder_name, check_plan
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
-from eaglepipe.cache.reader import DERIVED_KEY, load_manifest
+from eaglepipe.cache.reader import load_manifest
 from eaglepipe.errors import CacheError, EaglepipeError, ResourceError
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import leftover_siblings, leftovers, remove_abandoned
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.tree import Recipe
 
-IDENTITY_PREFIX = 12
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
 _SHOWN = 4
@@ -43,11 +43,6 @@ def default_root() -> Path:
 def staging_path(recipe: Recipe) -> Path:
     """The file that a corpus is tokenised into while its cache has no identity, and so no folder, yet."""
     return cache_root(recipe) / f"{recipe.name}{_STAGING_SUFFIX}"
-
-
-def cache_folder_name(name: str, identity: str) -> str:
-    """Return the name of a cache's folder under its root."""
-    return f"{name}-{identity[:IDENTITY_PREFIX]}"
 
 
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
@@ -101,6 +96,8 @@ def _read_cache(folder: Path) -> FoundCache | None:
     if not _is_there(folder / PLAN_NAME) and not _is_there(folder / MANIFEST_NAME):
         return None
     plan = load_document(folder / PLAN_NAME, Plan)
+    check_plan(folder, plan)
+    check_folder_name(folder, plan)
     manifest = load_manifest(folder) if _is_there(folder / MANIFEST_NAME) else None
     return FoundCache(folder=folder, plan=plan, manifest=manifest)
 
@@ -175,8 +172,11 @@ def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:
     if not (folder / PLAN_NAME).exists():
         raise EaglepipeError(f"{folder}: not a cache, nothing is removed")
     name = load_document(folder / PLAN_NAME, Plan).name
+    is_staging_done = (folder / WORK_FOLDER).exists() and (folder / MANIFEST_NAME).exists()
+    if is_staging_done:
+        load_manifest(folder)  # the manifest of another cache does not show that this one needs no staging any more
     temporaries = leftovers(folder) + leftover_siblings(folder.with_name(f"{name}{_STAGING_SUFFIX}"))
     removed = remove_abandoned(temporaries, dry_run=dry_run)
-    if (folder / MANIFEST_NAME).exists() and (folder / WORK_FOLDER).exists():
+    if is_staging_done:
         removed += remove_abandoned([folder / WORK_FOLDER], dry_run=dry_run)
     return removed

@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from eaglepipe.cache.identity import DERIVED_KEY
 from eaglepipe.cache.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -21,7 +22,7 @@ from eaglepipe.cache.manifest import (
     document_bytes,
     load_document,
 )
-from eaglepipe.cache.reader import DERIVED_KEY, REPORT_FILE, Cache, load_manifest, load_plan, missing_shards
+from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan, missing_shards
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER

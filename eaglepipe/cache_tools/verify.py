@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import PLAN_NAME, SHARDS_FOLDER, FileEntry
-from eaglepipe.cache.reader import Cache, check_size, load_manifest, load_plan
+from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry
+from eaglepipe.cache.reader import Cache, check_size, load_manifest, read_manifest
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.publish import leftovers
@@ -48,8 +48,8 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
         CacheError: there is no complete cache to check.
         CorruptError: the manifest itself is damaged, so that nothing else can be judged.
     """
-    manifest = load_manifest(folder)
-    problems: list[str] = []
+    manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else load_manifest(folder)
+    problems = _problem(partial(load_manifest, folder))
     damaged: list[FileEntry] = []
     bytes_hashed = 0
     for entry in manifest.all_files():
@@ -59,7 +59,6 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
             bytes_hashed += entry.bytes
             if hash_file(folder / entry.path) != entry.xxh3_128:
                 damaged.append(entry)
-    problems += _problem(partial(_check_plan, folder, manifest.identity))
     for entry in damaged:
         problems.append(f"{folder / entry.path}: its bytes do not match the manifest's checksum")
         if entry in manifest.shards:
@@ -86,12 +85,6 @@ def _problem(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def _check_plan(folder: Path, identity: str) -> None:
-    plan = load_plan(folder)
-    if plan.identity != identity:
-        raise CorruptError(f"{folder / PLAN_NAME}: plan of another cache ({plan.identity})")
-
-
 def _damaged_samples(folder: Path, shard: int) -> list[str]:
     try:
         cache = Cache.open(folder)
@@ -104,7 +97,7 @@ def _damaged_samples(folder: Path, shard: int) -> list[str]:
 
 def _unlisted_files(folder: Path, listed: set[str]) -> list[str]:
     unknown = [
-        path for path in sorted((folder / SHARDS_FOLDER).iterdir()) if f"{SHARDS_FOLDER}/{path.name}" not in listed
+        path for path in sorted((folder / SHARDS_FOLDER).glob("*")) if f"{SHARDS_FOLDER}/{path.name}" not in listed
     ]
     unfinished = set(leftovers(folder))
     return [f"{path}: not part of the cache" for path in unknown if path not in unfinished] + [

@@ -5,7 +5,7 @@ A draft may be evaluated on a sibling of its target, such as a fine-tuned one: t
 
 from dataclasses import dataclass
 
-from eaglepipe.cache.storage import IDENTITY_PREFIX
+from eaglepipe.cache.identity import IDENTITY_PREFIX
 from eaglepipe.evaluation.finished_run import FinishedRun
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.fingerprint import weights_fingerprint

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.cache.identity import cache_folder_name
 from eaglepipe.cache.schema import SCHEMA_VERSION
-from eaglepipe.cache.storage import cache_folder_name, cache_root
+from eaglepipe.cache.storage import cache_root
 from eaglepipe.chat.sources import fingerprint_sources, source_name
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.precompute.inputs import Stage1Inputs

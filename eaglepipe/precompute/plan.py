@@ -6,11 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from eaglepipe.cache.manifest import DROPS_FILE, PLAN_NAME, FileEntry, Plan, document_bytes, load_document
+from eaglepipe.cache.identity import cache_folder_name, check_plan
+from eaglepipe.cache.manifest import (
+    DROPS_FILE,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    FileEntry,
+    Plan,
+    document_bytes,
+    load_document,
+)
+from eaglepipe.cache.reader import read_manifest
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import (
     WORK_FOLDER,
-    cache_folder_name,
     cache_root,
     declared_sections,
     list_caches,
@@ -58,9 +67,10 @@ def find_begun(inputs: Stage1Inputs, weights: str) -> Path | None:
         DataError: too many rows are faulty now, whichever were when the cache was begun.
     """
     fields = cache_identity(inputs, weights=weights, corpus="").fields
+    found = list_caches(cache_root(inputs.recipe))
     candidates = {
         cache.plan.identity: cache.folder
-        for cache in list_caches(cache_root(inputs.recipe))
+        for cache in sorted(found, key=lambda cache: cache.manifest is not None)  # of two, the complete one
         if cache.plan.name == inputs.recipe.name
         and {name for name, _, _ in differing_leaves(cache.plan.identity_fields, fields)} == {"data.fingerprint"}
         and (cache.manifest is not None or _is_staged(cache.folder, cache.plan))
@@ -179,12 +189,32 @@ def _is_staged(folder: Path, document: Plan) -> bool:
 
 
 def _existing_plan(folder: Path, identity: CacheIdentity) -> Plan | None:
-    if not (folder / PLAN_NAME).exists():
-        return None
-    document = load_document(folder / PLAN_NAME, Plan)
-    if document.identity != identity.digest:
-        raise CacheError(_difference(f"{folder} was begun with another recipe", document, identity))
+    """Return the plan in the folder of an identity, if there is one.
+
+    Raises:
+        CacheError: the folder holds files of another cache; names both identities.
+        CorruptError: the plan is damaged, or was changed.
+    """
+    document = load_document(folder / PLAN_NAME, Plan) if (folder / PLAN_NAME).exists() else None
+    if document is not None:
+        if document.identity != identity.digest:
+            event = _taken(folder, PLAN_NAME, document.identity, identity)
+            raise CacheError(_difference(event, document, identity))
+        check_plan(folder, document)
+    try:
+        manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    except CorruptError:
+        return document  # a new one is written
+    if manifest is not None and manifest.identity != identity.digest:
+        raise CacheError(_taken(folder, MANIFEST_NAME, manifest.identity, identity))
     return document
+
+
+def _taken(folder: Path, name: str, other: str, identity: CacheIdentity) -> str:
+    return (
+        f"{folder}: its {name} is of cache {other}, and this recipe with its corpus gives cache {identity.digest}; "
+        "move the folder away and run the command again"
+    )
 
 
 def _nearest_cache(inputs: Stage1Inputs, identity: CacheIdentity) -> str | None:

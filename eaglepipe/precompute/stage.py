@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
-from eaglepipe.cache.reader import load_manifest, missing_shards
+from eaglepipe.cache.reader import Cache, missing_shards
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.storage import cache_root, find_cache, list_caches
 from eaglepipe.devices import resolve_device
@@ -70,8 +70,9 @@ def run_precompute(
     """
     started = time.monotonic()
     if (folder := _complete_without_target(recipe)) is not None:
+        manifest = Cache.open(folder).manifest
         report(f"{folder}: complete; its target is not at hand, and not needed")
-        return _complete(folder, load_manifest(folder), started)
+        return _complete(folder, manifest, started)
     inputs = read_stage1_inputs(recipe)
     weights_folder = find_local_weights(recipe.target) if dry_run else resolve_folder(recipe.target)
     if weights_folder is None:
@@ -81,8 +82,9 @@ def run_precompute(
     weights = weights_fingerprint(weights_folder)
     begun = find_begun(inputs, weights)
     if begun is not None and (begun / MANIFEST_NAME).exists():
+        manifest = Cache.open(begun).manifest
         report(f"{begun}: already complete")
-        return _complete(begun, load_manifest(begun), started)
+        return _complete(begun, manifest, started)
     plan = begin_plan(inputs, weights, report) if begun is None else resume_plan(inputs, begun)
     _report_layout(inputs, plan.layout, str(plan.folder), report)
     if dry_run:
@@ -107,13 +109,14 @@ def find_by_content(recipe: Recipe) -> Path | None:
     A cache made on another machine, or before a folder moved, was declared in other words. Its identity is computed as
     stage 1 does, from the target and the corpus at hand, and only if there is a complete cache of this name.
     """
-    if not any(cache.manifest and cache.plan.name == recipe.name for cache in list_caches(cache_root(recipe))):
+    named = [cache for cache in list_caches(cache_root(recipe)) if cache.plan.name == recipe.name]
+    complete = {cache.plan.identity: cache.folder for cache in named if cache.manifest is not None}
+    if not complete:
         return None
     try:
-        folder = read_identity(read_stage1_inputs(recipe)).folder(recipe)
+        return complete.get(read_identity(read_stage1_inputs(recipe)).digest)
     except EaglepipeError:
         return None
-    return folder if (folder / MANIFEST_NAME).exists() else None
 
 
 def _complete_without_target(recipe: Recipe) -> Path | None:

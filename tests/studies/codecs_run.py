@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from eaglepipe import __version__
+from eaglepipe.cache.identity import IDENTITY_PREFIX
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.storage import IDENTITY_PREFIX
 from eaglepipe.errors import CacheError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import publish_json
