@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
+from eaglepipe.cache.fixed_files import publish_files
 from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
@@ -23,7 +24,7 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.chat.tokens import supervised_tokens
 from eaglepipe.files.hashing import hash_json
-from eaglepipe.files.publish import publish_bytes, publish_json
+from eaglepipe.files.publish import json_bytes, publish_bytes
 from eaglepipe.target_head import HeadSpec
 
 TOKENS_PER_TURN_PAIR = 320
@@ -110,7 +111,7 @@ def write_made_cache(
     )
     fields = {"made": [asdict(shape), list(lengths), assistant_share]}
     identity = hash_json(fields)
-    _publish_fixed_files(folder, shape, max(lengths))
+    fixed = publish_files(folder, _fixed_files(shape, max(lengths)))
     samples = (_sample(number, length, assistant_share, spec) for number, length in enumerate(lengths))
     num_shards, shard = 0, ShardWriter(folder, 0, spec=spec, identity=identity)
     for sample in samples:
@@ -122,7 +123,7 @@ def write_made_cache(
     shard.finish()
     plan = _plan(identity, fields, lengths, assistant_share, num_shards + 1)
     publish_bytes(folder / PLAN_NAME, document_bytes(plan))
-    seal_cache(folder, plan, spec, max_length=max(lengths))
+    seal_cache(folder, plan, spec, max_length=max(lengths), fixed=fixed)
     return Cache.open(folder)
 
 
@@ -148,7 +149,7 @@ def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec) -
     )
 
 
-def _publish_fixed_files(folder: Path, shape: TargetShape, max_length: int) -> None:
+def _fixed_files(shape: TargetShape, max_length: int) -> dict[str, bytes]:
     generator = torch.Generator().manual_seed(0)
     width, draft_size = shape.hidden_size, shape.draft_vocab_size
     ids = torch.arange(draft_size)
@@ -160,10 +161,12 @@ def _publish_fixed_files(folder: Path, shape: TargetShape, max_length: int) -> N
         "norm.weight": torch.ones(width),
     }
     vocab = {"selected_token_ids": ids, "selected_token_mask": mask, "counts": counts}
-    publish_bytes(folder / VOCAB_FILE, save(vocab))
-    publish_bytes(folder / START_FILE, save({name: tensor.bfloat16() for name, tensor in start.items()}))
-    publish_json(folder / TARGET_CONFIG_FILE, shape.config(max_length))
-    publish_json(folder / HEAD_FILE, asdict(HeadSpec()))
+    return {
+        VOCAB_FILE: save(vocab),
+        START_FILE: save({name: tensor.bfloat16() for name, tensor in start.items()}),
+        TARGET_CONFIG_FILE: json_bytes(shape.config(max_length)),
+        HEAD_FILE: json_bytes(asdict(HeadSpec())),
+    }
 
 
 def _plan(

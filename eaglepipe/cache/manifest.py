@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
@@ -218,6 +219,11 @@ AnyDocument = TypeVar("AnyDocument", bound=Document)
 def repair_advice(folder: Path) -> str:
     """Return the advice that ends every message about damage to a complete cache."""
     return f"run `eaglepipe cache repair {shlex.quote(str(folder))}`"
+
+
+def file_entry(path: str, data: bytes) -> FileEntry:
+    """Return the entry of a file with these bytes."""
+    return FileEntry(path=path, bytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))
 
 
 def document_bytes(document: Document) -> bytes:

@@ -22,7 +22,7 @@ from eaglepipe.cache.consistency import (
     load_target_config,
     load_vocab,
 )
-from eaglepipe.cache.identity import DERIVED_KEY, check_manifest, check_plan
+from eaglepipe.cache.identity import check_manifest, check_plan
 from eaglepipe.cache.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -35,10 +35,10 @@ from eaglepipe.cache.manifest import (
     repair_advice,
 )
 from eaglepipe.cache.mapped import MappedArrow
+from eaglepipe.cache.published import finishing_command, missing_shards
 from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
 from eaglepipe.cache.schema import arrow_schema
 from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
-from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.system_errors import explained_read_errors
@@ -47,7 +47,6 @@ from eaglepipe.vocab import DraftVocab
 
 REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
-_PRECOMPUTE = "`eaglepipe precompute` with its recipe"
 
 
 class Cache:
@@ -221,10 +220,9 @@ def load_manifest(folder: Path) -> Manifest:
     plan = load_plan(folder)
     missing = missing_shards(folder, plan)
     numbers = ", ".join(map(str, missing[:8])) + " …" * (len(missing) > 8)
-    command = "the command that made it again" if DERIVED_KEY in plan.identity_fields else _PRECOMPUTE
     raise CacheError(
         f"{folder}: incomplete, {plan.shards - len(missing)} of {plan.shards} shards done; missing: "
-        f"{f'shards {numbers}' if missing else 'only its manifest'}. Run {command} to finish it"
+        f"{f'shards {numbers}' if missing else 'only its manifest'}. Run {finishing_command(plan)} to finish it"
     )
 
 
@@ -250,11 +248,6 @@ def load_plan(folder: Path) -> Plan:
     if not (folder / PLAN_NAME).exists() and not (folder / MANIFEST_NAME).exists():
         raise CacheError(f"{folder}: not a cache (neither {MANIFEST_NAME} nor {PLAN_NAME})")
     return load_document(folder / PLAN_NAME, Plan)
-
-
-def missing_shards(folder: Path, plan: Plan) -> list[int]:
-    """Return the numbers of the shards that are not published yet."""
-    return [shard for shard in range(plan.shards) if not sidecar_path(folder, shard).exists()]
 
 
 def check_size(folder: Path, entry: FileEntry) -> None:

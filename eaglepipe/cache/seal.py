@@ -1,52 +1,148 @@
-"""The last step of a cache: everything published is listed, counted and hashed into the manifest."""
+"""The last step of a cache: everything published is compared with its digest, counted and listed in the manifest."""
 
+import os
 import shutil
 from collections import Counter
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
 
 from eaglepipe import __version__
+from eaglepipe.cache.fixed_files import ORIGINS, file_problem, record_path, recorded_files
 from eaglepipe.cache.manifest import (
     ALL_LAST_HIDDEN,
     MANIFEST_NAME,
+    PLAN_NAME,
     SHARDS_FOLDER,
     FileEntry,
     Manifest,
     Plan,
+    ShardEntry,
     Sidecar,
     SpecDocument,
     document_bytes,
-    load_document,
+    file_entry,
 )
+from eaglepipe.cache.published import read_published
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.cache.writer import sidecar_path
-from eaglepipe.errors import CacheError, CorruptError, DataError
-from eaglepipe.files.hashing import hash_file
+from eaglepipe.cache.writer import shard_path
+from eaglepipe.errors import CorruptError, DataError
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
+from eaglepipe.progress import ProgressLine
 from eaglepipe.target_head import HeadSpec
 
 HEAD_FILE = "head.json"
+_READERS = 4
+_SHOWN = 4
 
 
-def seal_cache(folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int) -> Manifest:
-    """Write the manifest of a cache whose shards are all published, and drop its staging folder.
+class UnsoundError(CorruptError):
+    """Files of an incomplete cache that are not as they were published; `problems` has the reason of each path."""
+
+    def __init__(self, folder: Path, problems: Mapping[str, str]) -> None:
+        shown = "; ".join(f"{path}: {reason}" for path, reason in list(problems.items())[:_SHOWN])
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        super().__init__(f"{folder}: {len(problems)} of its files are not as they were published ({shown}{more})")
+        self.problems = dict(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """A published shard, without the index of its samples."""
+
+    entry: ShardEntry
+    sidecar: FileEntry
+    refused: Counter[str]  # samples by cause
+
+    @classmethod
+    def of(cls, sidecar: Sidecar) -> "_Shard":
+        path = PurePosixPath(sidecar.shard.path).with_suffix(".json")
+        return cls(
+            entry=sidecar.shard,
+            sidecar=file_entry(str(path), document_bytes(sidecar)),
+            refused=Counter(sample.cause for sample in sidecar.refused),
+        )
+
+
+def seal_cache(
+    folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int, fixed: Iterable[FileEntry] | None = None
+) -> Manifest:
+    """Hash every file of a cache, write the manifest if all are as they were published, and drop its work folder.
+
+    Args:
+        fixed: the files besides plan and shards; default: those that are recorded in the cache.
 
     Raises:
-        CacheError: a sidecar is missing or of another plan.
+        UnsoundError: naming files that are missing, or differ from what was published; there is no manifest then.
         DataError: the target gave a finite result for no sample at all.
     """
-    sidecars = [load_document(sidecar_path(folder, shard), Sidecar) for shard in range(plan.shards)]
-    for sidecar in sidecars:
-        if sidecar.identity != plan.identity:
-            raise CacheError(f"{folder / sidecar.shard.path}: published by another plan; remove it and its sidecar")
-    manifest = _manifest(folder, plan, sidecars, spec, _spec_document(folder, spec, max_length))
+    fixed = _recorded(folder, plan) if fixed is None else tuple(fixed)
+    shards = _checked_shards(folder, plan)
+    entries = (*fixed, file_entry(PLAN_NAME, document_bytes(plan)))
+    if problems := {entry.path: problem for entry in entries if (problem := file_problem(folder, entry))}:
+        raise UnsoundError(folder, problems)
+    manifest = _manifest(plan, shards, entries, spec, _spec_document(folder, spec, max_length))
     if manifest.samples == 0:
         raise DataError(f"{folder}: the target gave no finite result for any sample; is its dtype wide enough?")
     publish_bytes(folder / MANIFEST_NAME, document_bytes(manifest))
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     return manifest
+
+
+def forget_unsound(folder: Path, plan: Plan, error: UnsoundError) -> None:
+    """Drop what says that these files are published, so that whoever goes on with the cache publishes them again."""
+    for path in error.problems:
+        if path == PLAN_NAME:
+            publish_bytes(folder / PLAN_NAME, document_bytes(plan))
+        elif path.startswith(f"{SHARDS_FOLDER}/"):
+            (folder / path).with_suffix(".json").unlink(missing_ok=True)
+        else:
+            for origin in ORIGINS:
+                entries = recorded_files(folder, origin, plan.identity)
+                if entries is None or path in {entry.path for entry in entries}:
+                    record_path(folder, origin).unlink(missing_ok=True)
+
+
+def _recorded(folder: Path, plan: Plan) -> tuple[FileEntry, ...]:
+    records = {origin: recorded_files(folder, origin, plan.identity) for origin in ORIGINS}
+    lost = {
+        record_path(folder, origin).relative_to(folder).as_posix(): "absent or damaged"
+        for origin, entries in records.items()
+        if entries is None
+    }
+    if lost:
+        raise UnsoundError(folder, lost)
+    return tuple(entry for entries in records.values() for entry in entries or ())
+
+
+def _checked_shards(folder: Path, plan: Plan) -> list[_Shard]:
+    """Hash all shards, a few at a time, and compare them with their sidecars."""
+    shards: list[_Shard] = []
+    problems: dict[str, str] = {}
+    for number in range(plan.shards):
+        read = read_published(folder, plan, number)
+        if isinstance(read, str):
+            problems[shard_path(folder, number).relative_to(folder).as_posix()] = read
+        else:
+            shards.append(_Shard.of(read))
+    total = sum(shard.entry.bytes for shard in shards)
+    with (
+        ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), "seal") as readers,
+        ProgressLine("check", total=total, unit="B") as progress,
+    ):
+        found = readers.map(lambda shard: file_problem(folder, shard.entry), shards)
+        for shard, problem in zip(shards, found, strict=True):
+            if problem is not None:
+                problems[shard.entry.path] = problem
+            elif (problem_of_sidecar := file_problem(folder, shard.sidecar)) is not None:
+                problems[shard.sidecar.path] = problem_of_sidecar
+            progress.update(shard.entry.bytes)
+    if problems:
+        raise UnsoundError(folder, problems)
+    return shards
 
 
 def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocument:
@@ -58,10 +154,11 @@ def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocume
     return SpecDocument(max_length=max_length, **fields, **asdict(head))
 
 
-def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: ShardSpec, spec: SpecDocument) -> Manifest:
-    shards = tuple(sidecar.shard for sidecar in sidecars)
-    refused = Counter(sample.cause for sidecar in sidecars for sample in sidecar.refused)
-    fixed = [path for path in sorted(folder.rglob("*")) if _is_fixed_file(folder, path)]
+def _manifest(
+    plan: Plan, shards: list[_Shard], files: tuple[FileEntry, ...], shard_spec: ShardSpec, spec: SpecDocument
+) -> Manifest:
+    entries = tuple(shard.entry for shard in shards)
+    refused = sum((shard.refused for shard in shards), Counter[str]())
     return Manifest(
         schema_version=SCHEMA_VERSION,
         features=(ALL_LAST_HIDDEN,) if shard_spec.last_hidden == "all" else (),
@@ -70,23 +167,12 @@ def _manifest(folder: Path, plan: Plan, sidecars: list[Sidecar], shard_spec: Sha
         created_by=f"eaglepipe {__version__}",
         complete=True,
         spec=spec,
-        samples=sum(shard.samples for shard in shards),
-        tokens=sum(shard.tokens for shard in shards),
-        supervised_tokens=sum(shard.supervised_tokens for shard in shards),
-        bytes=sum(shard.bytes for shard in shards),
+        samples=sum(entry.samples for entry in entries),
+        tokens=sum(entry.tokens for entry in entries),
+        supervised_tokens=sum(entry.supervised_tokens for entry in entries),
+        bytes=sum(entry.bytes for entry in entries),
         drops={**plan.drops, **refused},
-        shards=shards,
-        sidecars=tuple(_file_entry(folder, sidecar_path(folder, shard)) for shard in range(plan.shards)),
-        files=tuple(_file_entry(folder, path) for path in fixed),
+        shards=entries,
+        sidecars=tuple(shard.sidecar for shard in shards),
+        files=tuple(sorted(files, key=lambda entry: PurePosixPath(entry.path))),
     )
-
-
-def _is_fixed_file(folder: Path, path: Path) -> bool:
-    parts = path.relative_to(folder).parts
-    not_fixed = (SHARDS_FOLDER, WORK_FOLDER, MANIFEST_NAME)
-    return path.is_file() and parts[0] not in not_fixed and not path.name.startswith(".")
-
-
-def _file_entry(folder: Path, path: Path) -> FileEntry:
-    relative = path.relative_to(folder).as_posix()
-    return FileEntry(path=relative, bytes=path.stat().st_size, xxh3_128=hash_file(path))

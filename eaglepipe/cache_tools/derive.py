@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from eaglepipe.cache.fixed_files import publish_files
 from eaglepipe.cache.identity import DERIVED_KEY
 from eaglepipe.cache.manifest import (
     MANIFEST_NAME,
@@ -22,13 +23,14 @@ from eaglepipe.cache.manifest import (
     document_bytes,
     load_document,
 )
-from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan, missing_shards
+from eaglepipe.cache.published import missing_shards
+from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
-from eaglepipe.cache.seal import seal_cache
+from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.cache.writer import RefusedItem, ShardWriter
-from eaglepipe.errors import CacheError
+from eaglepipe.cache.writer import RefusedItem, ShardWriter, sidecar_path
+from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.lock import FOLDER_LOCK, write_lock
@@ -38,7 +40,6 @@ from eaglepipe.files.publish import (
     leftovers,
     publish_bytes,
     publish_copy,
-    put_if_absent,
     remove_abandoned,
 )
 from eaglepipe.progress import ProgressLine
@@ -144,7 +145,12 @@ def existing_manifest(folder: Path, plan: Plan) -> Manifest | None:
     """
     if not (folder / PLAN_NAME).exists():
         return None
-    existing = load_plan(folder)
+    try:
+        existing = load_plan(folder)
+    except CorruptError:
+        if (folder / MANIFEST_NAME).exists():
+            raise
+        return None  # the plan of an incomplete cache is made again
     if existing.identity != plan.identity:
         lines = "\n  ".join(diff_fields(existing.identity_fields, plan.identity_fields))
         raise CacheError(f"{folder} holds another cache; name a new folder. Differences:\n  {lines}")
@@ -152,9 +158,18 @@ def existing_manifest(folder: Path, plan: Plan) -> Manifest | None:
 
 
 def write_derived(
-    derivation: Derivation, convert: Convert, *, verb: str, report: Callable[[], bytes] | None = None
+    derivation: Derivation,
+    convert: Convert,
+    *,
+    verb: str,
+    report: Callable[[], bytes] | None = None,
+    is_reported: Callable[[int], bool] = lambda _: True,
 ) -> Manifest:
-    """Publish the missing shards of a derived cache, and seal it; `report` returns the bytes of `recode.json`.
+    """Publish the missing shards of a derived cache, and seal it.
+
+    Args:
+        report: returns the bytes of `recode.json`.
+        is_reported: whether a published shard's part of the report is there; the shard is redone otherwise.
 
     Raises:
         CorruptError: a sample or a file of a source is damaged; nothing made from it stays.
@@ -164,35 +179,63 @@ def write_derived(
     if (done := existing_manifest(derivation.folder, derivation.plan)) is not None:
         return done
     with write_lock(derivation.folder / WORK_FOLDER / FOLDER_LOCK, derivation.folder):
-        return _write_locked(derivation, convert, verb=verb, report=report)
+        return _write_locked(derivation, convert, verb=verb, report=report, is_reported=is_reported)
 
 
 def _write_locked(
-    derivation: Derivation, convert: Convert, *, verb: str, report: Callable[[], bytes] | None
+    derivation: Derivation,
+    convert: Convert,
+    *,
+    verb: str,
+    report: Callable[[], bytes] | None,
+    is_reported: Callable[[int], bool],
 ) -> Manifest:
     folder, plan = derivation.folder, derivation.plan
     if (done := existing_manifest(folder, plan)) is not None:
         return done
     remove_abandoned(leftovers(folder))
+    publish_bytes(folder / PLAN_NAME, document_bytes(plan))
+    publish_bytes(folder / _ORIGIN_FILE, json_bytes(plan.identity_fields[DERIVED_KEY]))
+    redone = False
+    while True:
+        fixed = _publish_files(derivation)
+        for shard in range(plan.shards):
+            if not is_reported(shard):
+                sidecar_path(folder, shard).unlink(missing_ok=True)
+        _write_missing(derivation, convert, verb)
+        if report is not None:
+            fixed += publish_files(folder, {REPORT_FILE: report()})
+        try:
+            return seal_cache(folder, plan, derivation.spec, max_length=derivation.max_length, fixed=fixed)
+        except UnsoundError as error:
+            if redone:
+                raise CorruptError(f"{error}, even after they were made again; check this disk and memory") from None
+            redone = True
+            forget_unsound(folder, plan, error)
+
+
+def _publish_files(derivation: Derivation) -> tuple[FileEntry, ...]:
+    """Publish the files besides plan and shards; returns their entries."""
+    entries = publish_files(
+        derivation.folder, {name: data for name, data in derivation.files.items() if isinstance(data, bytes)}
+    )
+    for name, content in derivation.files.items():
+        if not isinstance(content, bytes):
+            source, entry = content
+            publish_copy(source / entry.path, derivation.folder / name, digest=entry.xxh3_128)
+            entries += (entry.model_copy(update={"path": name}),)
+    return entries
+
+
+def _write_missing(derivation: Derivation, convert: Convert, verb: str) -> None:
+    folder, plan = derivation.folder, derivation.plan
     missing = missing_shards(folder, plan)
     missing_bytes = derivation.estimated_bytes * len(missing) / max(1, plan.shards)
     check_free_bytes(folder, missing_bytes, advice="name a folder on a larger disk")
-    if not put_if_absent(folder / PLAN_NAME, document_bytes(plan)):
-        existing_manifest(folder, plan)
-    publish_bytes(folder / _ORIGIN_FILE, json_bytes(plan.identity_fields[DERIVED_KEY]))
-    for name, content in derivation.files.items():
-        if isinstance(content, bytes):
-            publish_bytes(folder / name, content)
-        else:
-            source, entry = content
-            publish_copy(source / entry.path, folder / name, digest=entry.xxh3_128)
     with ProgressLine(verb, total=plan.shards, unit="shard", initial=plan.shards - len(missing)) as progress:
         for shard in missing:
             _write_shard(derivation, shard, convert)
             progress.update(1)
-    if report is not None:
-        publish_bytes(folder / REPORT_FILE, report())
-    return seal_cache(folder, plan, derivation.spec, max_length=derivation.max_length)
 
 
 def _write_shard(derivation: Derivation, shard: int, convert: Convert) -> None:

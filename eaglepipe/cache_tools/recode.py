@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
-from eaglepipe.cache.manifest import REFUSALS, Manifest
+from eaglepipe.cache.manifest import CHECKSUM_KEY, REFUSALS, Manifest
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_plan
 from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.storage import WORK_FOLDER
@@ -32,7 +32,7 @@ from eaglepipe.cache_tools.derive import (
 from eaglepipe.cache_tools.deviation import RecodeSums
 from eaglepipe.cache_tools.recode_vocab import end_of_turn, new_vocab, vocab_files
 from eaglepipe.cache_tools.reencode import Reencoder
-from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.errors import CacheError, ConfigError, CorruptError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes, publish_json
@@ -105,6 +105,7 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
         lambda origin, shard: _convert(reencoder, origin, _sums_file(folder, shard)),
         verb="recode",
         report=lambda: _report(folder, derivation.plan.shards, spec.kind.column),
+        is_reported=lambda shard: _read_sums(_sums_file(folder, shard)) is not None,
     )
     return _result(folder, manifest)
 
@@ -119,16 +120,26 @@ def _convert(reencoder: Reencoder, origin: ShardOrigin, sums_file: Path) -> Iter
         else:
             total += sums
             yield converted
-    publish_json(sums_file, asdict(total))
+    measured = asdict(total)
+    publish_json(sums_file, {**measured, CHECKSUM_KEY: hash_json(measured)})
 
 
 def _sums_file(folder: Path, shard: int) -> Path:
     return folder / WORK_FOLDER / "deviations" / f"{shard:05d}.json"
 
 
+def _read_sums(file: Path) -> RecodeSums | None:
+    """Return the errors of a shard; None if they are not published, or damaged."""
+    try:
+        sums = read_json_object(file)
+    except CorruptError:
+        return None
+    return RecodeSums.from_json(sums) if sums.pop(CHECKSUM_KEY, None) == hash_json(sums) else None
+
+
 def _report(folder: Path, num_shards: int, column: str) -> bytes:
-    files = [_sums_file(folder, shard) for shard in range(num_shards)]
-    total = sum((RecodeSums.from_json(read_json_object(file)) for file in files), RecodeSums())
+    sums = [_read_sums(_sums_file(folder, shard)) for shard in range(num_shards)]
+    total = sum((one for one in sums if one is not None), RecodeSums())
     return json_bytes(total.report(column))
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,10 +28,9 @@ class DropLog:
     def resumed(cls, counts: Mapping[str, int], listing: Path) -> "DropLog":
         """Go on with the counts of a plan, and with the first rows of its list if that is there."""
         log = cls(counts=counts)
-        if listing.exists():
-            with listing.open(encoding="utf-8") as lines:
-                for drop in map(json.loads, lines):
-                    log.examples.setdefault(drop["reason"], f"{drop['where']}: {drop['detail']}")
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError), listing.open(encoding="utf-8") as lines:
+            for drop in map(json.loads, lines):  # up to a damaged line: examples only explain
+                log.examples.setdefault(drop["reason"], f"{drop['where']}: {drop['detail']}")
         return log
 
     def add(self, reason: str, *, where: str, source: str, detail: str) -> None:

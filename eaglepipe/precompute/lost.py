@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eaglepipe.cache.manifest import CODEC_OVERFLOW, REFUSED, RefusedSample, Sidecar, load_document
-from eaglepipe.cache.reader import missing_shards
-from eaglepipe.cache.writer import sidecar_path
+from eaglepipe.cache.manifest import CODEC_OVERFLOW, REFUSED, RefusedSample
+from eaglepipe.cache.published import published_sidecars
 from eaglepipe.errors import DataError
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.plan import PrecomputePlan
@@ -80,11 +79,7 @@ def check_lost(inputs: Stage1Inputs, plan: PrecomputePlan, report: Callable[[str
 
 
 def _refused(plan: PrecomputePlan) -> list[RefusedSample]:
-    missing = set(missing_shards(plan.folder, plan.document))
-    published = (shard for shard in range(plan.document.shards) if shard not in missing)
-    return [
-        sample for shard in published for sample in load_document(sidecar_path(plan.folder, shard), Sidecar).refused
-    ]
+    return [sample for sidecar in published_sidecars(plan.folder, plan.document) for sample in sidecar.refused]
 
 
 def _hints(lost: Lost) -> list[str]:

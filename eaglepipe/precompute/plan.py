@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from eaglepipe.cache.fixed_files import file_problem, record_files, recorded_files
 from eaglepipe.cache.identity import cache_folder_name, check_plan
 from eaglepipe.cache.manifest import (
     DROPS_FILE,
@@ -35,11 +36,11 @@ from eaglepipe.files.json_object import diff_fields, differing_leaves
 from eaglepipe.files.publish import (
     PendingFile,
     check_free_bytes,
+    explained_os_errors,
     leftover_siblings,
     put_if_absent,
     remove_abandoned,
 )
-from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import CorpusLayout, lay_out
@@ -115,18 +116,17 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         CacheError: the folder's plan is of another identity; names the fields that differ.
         ResourceError: the disk is too small for the cache.
     """
-    with _staged_corpus(inputs) as (file, drops, listed, corpus):
+    with _staged_corpus(inputs, staging_path(inputs.recipe)) as (file, drops, listed, corpus):
         identity = cache_identity(inputs, weights=weights, corpus=corpus)
         folder = identity.folder(inputs.recipe)
-        document = _existing_plan(folder, identity)
+        document = _existing_plan(folder, identity, report)
         if document is None and (note := _nearest_cache(inputs, identity)):
             report(note)
         batch_tokens = inputs.recipe.precompute.batch_tokens if document is None else document.batch_tokens
         layout = lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
         if document is None:
             check_free_bytes(folder, layout.estimated_bytes, advice=_ROOM_ADVICE)
-            if drops.counts.total() and not (folder / DROPS_FILE).exists():
-                listed.publish(path=folder / DROPS_FILE)
+        _publish_drops(folder, identity.digest, drops, listed)
         file.publish(path=folder / _STAGING)
     if document is None:
         document = _publish_plan(inputs, folder, identity, layout)
@@ -138,17 +138,17 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
 def preview_plan(inputs: Stage1Inputs) -> CorpusLayout:
     """Tokenise and lay out the corpus without leaving a file; for a cache whose identity is not known yet."""
     batch_tokens = inputs.recipe.precompute.batch_tokens
-    with _staged_corpus(inputs) as (file, drops, *_):
+    with _staged_corpus(inputs, staging_path(inputs.recipe)) as (file, drops, *_):
         return lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
 
 
 @contextmanager
-def _staged_corpus(inputs: Stage1Inputs) -> Iterator[tuple[PendingFile, DropLog, PendingFile, str]]:
-    """Tokenise the corpus, each row parsed once, into a file that is not published.
+def _staged_corpus(inputs: Stage1Inputs, path: Path) -> Iterator[tuple[PendingFile, DropLog, PendingFile, str]]:
+    """Tokenise the corpus, each row parsed once, into a file beside `path` that is not published.
 
     With it come the drops, the file that lists them, which is not published either, and the corpus's fingerprint.
     """
-    data, path = inputs.recipe.data, staging_path(inputs.recipe)
+    data = inputs.recipe.data
     _check_writable(path.parent)
     remove_abandoned(leftover_siblings(path))
     fingerprint = CorpusFingerprint()
@@ -165,6 +165,20 @@ def _staged_corpus(inputs: Stage1Inputs) -> Iterator[tuple[PendingFile, DropLog,
         listed.abort()
 
 
+def _publish_drops(folder: Path, identity: str, drops: DropLog, listed: PendingFile) -> None:
+    """Publish the list of drops if there are any, and record that it is published, or that there is none."""
+    if has_corpus_files(folder, identity):  # by another worker, whose paths may be others
+        return
+    entries: tuple[FileEntry, ...] = ()
+    if drops.counts.total():
+        listed.stream.flush()
+        with explained_os_errors(listed.path):
+            num_bytes, digest = listed.temporary.stat().st_size, hash_file(listed.temporary)
+        listed.publish(path=folder / DROPS_FILE)
+        entries = (FileEntry(path=DROPS_FILE, bytes=num_bytes, xxh3_128=digest),)
+    record_files(folder, "corpus", identity, entries)
+
+
 def _check_writable(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -176,26 +190,28 @@ def _check_writable(root: Path) -> None:
 
 def _is_staged(folder: Path, document: Plan) -> bool:
     """Return whether the tokenised corpus of a begun cache is there; one that cannot be read is not."""
-    staging = folder / _STAGING
     try:
-        with explained_read_errors(staging):
-            if not staging.is_file() or staging.stat().st_size != document.staging.bytes:
-                return False
-            return hash_file(staging) == document.staging.xxh3_128
+        return has_corpus_files(folder, document.identity) and file_problem(folder, document.staging) is None
     except ResourceError:
         raise
     except EaglepipeError:
         return False
 
 
-def _existing_plan(folder: Path, identity: CacheIdentity) -> Plan | None:
-    """Return the plan in the folder of an identity, if there is one.
+def has_corpus_files(folder: Path, identity: str) -> bool:
+    """Return whether the files that come with the tokenised corpus are published, every byte."""
+    entries = recorded_files(folder, "corpus", identity)
+    return entries is not None and all(file_problem(folder, entry) is None for entry in entries)
+
+
+def _existing_plan(folder: Path, identity: CacheIdentity, report: Callable[[str], None]) -> Plan | None:
+    """Return the plan in the folder of an identity, if there is one; a damaged one is removed until it is sealed.
 
     Raises:
         CacheError: the folder holds files of another cache; names both identities.
-        CorruptError: the plan is damaged, or was changed.
+        CorruptError: the plan of a complete cache is damaged, or was changed.
     """
-    document = load_document(folder / PLAN_NAME, Plan) if (folder / PLAN_NAME).exists() else None
+    document = _readable_plan(folder, report)
     if document is not None:
         if document.identity != identity.digest:
             event = _taken(folder, PLAN_NAME, document.identity, identity)
@@ -208,6 +224,20 @@ def _existing_plan(folder: Path, identity: CacheIdentity) -> Plan | None:
     if manifest is not None and manifest.identity != identity.digest:
         raise CacheError(_taken(folder, MANIFEST_NAME, manifest.identity, identity))
     return document
+
+
+def _readable_plan(folder: Path, report: Callable[[str], None]) -> Plan | None:
+    path = folder / PLAN_NAME
+    if not path.exists():
+        return None
+    try:
+        return load_document(path, Plan)
+    except CorruptError:
+        if (folder / MANIFEST_NAME).exists():
+            raise
+        report(f"{path}: damaged, made again")
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _taken(folder: Path, name: str, other: str, identity: CacheIdentity) -> str:

@@ -14,13 +14,14 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
-from eaglepipe.cache.reader import missing_shards
+from eaglepipe.cache.fixed_files import publish_files, record_files
+from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.seal import HEAD_FILE
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.cache.writer import BackgroundShard, ShardWriter, sidecar_path
+from eaglepipe.cache.writer import BackgroundShard, ShardWriter
 from eaglepipe.errors import ConfigError
-from eaglepipe.files.publish import publish_bytes, publish_json
+from eaglepipe.files.publish import json_bytes
 from eaglepipe.precompute.batch_job import capture_batch
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import Batch
@@ -30,7 +31,7 @@ from eaglepipe.progress import ProgressLine
 from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.model import TargetModel
-from eaglepipe.vocab import vocab_tensors
+from eaglepipe.vocab import DraftVocab, vocab_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class ShardRun:
         with ProgressLine("precompute", total=total, unit="tok", plain_interval_seconds=5.0) as progress:
             for shard in shards:
                 with _claim(folder, shard) as claimed:
-                    if claimed and not sidecar_path(folder, shard).exists():
+                    if claimed and isinstance(read_published(folder, self._plan.document, shard), str):
                         self._write(shard, progress)
                         written += 1
                         self._check_lost()
@@ -143,15 +144,21 @@ def _claim(folder: Path, shard: int) -> Iterator[bool]:
 
 
 def publish_fixed_files(inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel) -> None:
-    """Publish all files but the shards; workers publish the same bytes, so it does not matter who comes last."""
-    folder, vocab = plan.folder, plan.layout.vocab
+    """Publish the files that are made from the target; those of other workers have the same bytes."""
+    entries = publish_files(plan.folder, fixed_files(inputs, plan.layout.vocab, model))
+    record_files(plan.folder, "target", plan.document.identity, entries)
+
+
+def fixed_files(inputs: Stage1Inputs, vocab: DraftVocab, model: TargetModel) -> dict[str, bytes]:
+    """Return the files that are made from the target, by their paths inside the cache."""
     start = model.draft_start_tensors(vocab, full_head=inputs.recipe.cache.full_head)
-    for name, tensors in ((VOCAB_FILE, vocab_tensors(vocab)), (START_FILE, start)):
-        publish_bytes(folder / name, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
-    publish_json(folder / TARGET_CONFIG_FILE, model.config_json())
-    publish_json(folder / HEAD_FILE, asdict(model.head_spec()))
-    for name, data in inputs.chat.files().items() if inputs.chat else ():
-        publish_bytes(folder / "tokenizer" / name, data)
-    source = schema_folder(SCHEMA_VERSION)
-    for path in (*source.glob("*.json"), source.parent / "README.md"):
-        publish_bytes(folder / "schema" / path.name, path.read_bytes())
+    files = {
+        name: save({key: tensor.contiguous() for key, tensor in tensors.items()})
+        for name, tensors in ((VOCAB_FILE, vocab_tensors(vocab)), (START_FILE, start))
+    }
+    files[TARGET_CONFIG_FILE] = json_bytes(model.config_json())
+    files[HEAD_FILE] = json_bytes(asdict(model.head_spec()))
+    files |= {f"tokenizer/{name}": data for name, data in (inputs.chat.files() if inputs.chat else {}).items()}
+    schema = schema_folder(SCHEMA_VERSION)
+    described = (*schema.glob("*.json"), schema.parent / "README.md")
+    return files | {f"schema/{path.name}": path.read_bytes() for path in sorted(described)}

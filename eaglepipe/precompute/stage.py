@@ -9,18 +9,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from eaglepipe.cache.fixed_files import recorded_files
 from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
-from eaglepipe.cache.reader import Cache, missing_shards
-from eaglepipe.cache.seal import seal_cache
+from eaglepipe.cache.published import NOT_COMPUTED, missing_shards, unpublished_shards
+from eaglepipe.cache.reader import Cache, load_manifest
+from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import cache_root, find_cache, list_caches
 from eaglepipe.devices import resolve_device
-from eaglepipe.errors import CacheError, DraftError, EaglepipeError
+from eaglepipe.errors import CacheError, CorruptError, DraftError, EaglepipeError
 from eaglepipe.files.publish import leftovers, remove_abandoned
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
 from eaglepipe.precompute.lost import check_lost
-from eaglepipe.precompute.plan import PrecomputePlan, begin_plan, find_begun, preview_plan, resume_plan
+from eaglepipe.precompute.plan import (
+    PrecomputePlan,
+    begin_plan,
+    find_begun,
+    has_corpus_files,
+    preview_plan,
+    resume_plan,
+)
 from eaglepipe.precompute.shard_run import ShardRun, Worker, parse_worker, publish_fixed_files
 from eaglepipe.progress import format_seconds
 from eaglepipe.recipe.tree import Recipe
@@ -29,6 +38,7 @@ from eaglepipe.target.capture import load_target_model
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import find_local_weights, resolve_folder
 
+_SHOWN = 8
 Report = Callable[[str], None]
 
 
@@ -89,18 +99,68 @@ def run_precompute(
     _report_layout(inputs, plan.layout, str(plan.folder), report)
     if dry_run:
         return _incomplete(plan.layout, started, plan)
-    written = 0 if seal_only else _write_missing(inputs, plan, worker or parse_worker(), report)
-    missing = missing_shards(plan.folder, plan.document)
-    if missing and seal_only:
-        raise CacheError(f"{plan.folder}: cannot be sealed, {len(missing)} of its shards are missing: {missing[:8]}")
-    if missing:
-        total = plan.document.shards
-        report(f"left to other workers: {len(missing)} of {total} shards; whoever is last writes the manifest")
+    sealed, written = (
+        (_sealed_only(inputs, plan, report), 0)
+        if seal_only
+        else _finished(inputs, plan, weights, worker or parse_worker(), report)
+    )
+    if sealed is None:
         return _incomplete(plan.layout, started, plan, shards_written=written)
+    report(f"{plan.folder}: complete, {sealed.bytes_per_token:,.1f} bytes a token")
+    return _complete(plan.folder, sealed, started, shards_written=written)
+
+
+def _finished(
+    inputs: Stage1Inputs, plan: PrecomputePlan, weights: str, worker: Worker, report: Report
+) -> tuple[Manifest | None, int]:
+    """Compute the missing shards and seal the cache, unless shards are left to other workers.
+
+    Files that are found damaged at sealing are made again, once.
+
+    Returns:
+        The manifest, None if shards are left; and the number of shards written.
+    """
+    written, redone = 0, False
+    while True:
+        written += _write_missing(inputs, plan, worker, report)
+        if missing := missing_shards(plan.folder, plan.document):
+            total = plan.document.shards
+            report(f"left to other workers: {len(missing)} of {total} shards; whoever is last writes the manifest")
+            return None, written
+        try:
+            return _sealed(inputs, plan, report), written
+        except UnsoundError as error:
+            if redone:
+                raise CorruptError(f"{error}, even after they were made again; check this disk and memory") from None
+            report(f"{error}; they are made again")
+            redone = True
+            forget_unsound(plan.folder, plan.document, error)
+            if not has_corpus_files(plan.folder, plan.document.identity):
+                plan = begin_plan(inputs, weights, report)
+
+
+def _sealed_only(inputs: Stage1Inputs, plan: PrecomputePlan, report: Report) -> Manifest:
+    advice = "run the same command without --seal"
+    if missing := missing_shards(plan.folder, plan.document):
+        raise CacheError(
+            f"{plan.folder}: cannot be sealed, {len(missing)} of its shards are missing: {missing[:8]}; {advice}"
+        )
+    try:
+        return _sealed(inputs, plan, report)
+    except UnsoundError as error:
+        raise CorruptError(f"{error}; {advice} to make them again") from None
+
+
+def _sealed(inputs: Stage1Inputs, plan: PrecomputePlan, report: Report) -> Manifest:
+    """Seal a cache, or find that another worker just did."""
+    folder = plan.folder
     check_lost(inputs, plan, report)
-    manifest = seal_cache(plan.folder, plan.document, inputs.spec, max_length=recipe.data.max_length)
-    report(f"{plan.folder}: complete, {manifest.bytes_per_token:,.1f} bytes a token")
-    return _complete(plan.folder, manifest, started, shards_written=written)
+    try:
+        return seal_cache(folder, plan.document, inputs.spec, max_length=inputs.recipe.data.max_length)
+    except UnsoundError:
+        if not (folder / MANIFEST_NAME).exists():
+            raise
+        return load_manifest(folder)
 
 
 def find_by_content(recipe: Recipe) -> Path | None:
@@ -160,7 +220,11 @@ def _dropped(layout: CorpusLayout, folder: str) -> str:
 
 
 def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, report: Report) -> int:
-    if not any(worker.takes(shard) for shard in missing_shards(plan.folder, plan.document)):
+    missing = unpublished_shards(plan.folder, plan.document)
+    if redone := [f"{number:05d} ({reason})" for number, reason in missing.items() if reason != NOT_COMPUTED]:
+        report(f"shards to be computed again: {', '.join(redone[:_SHOWN])}{' …' if len(redone) > _SHOWN else ''}")
+    has_fixed_files = recorded_files(plan.folder, "target", plan.document.identity) is not None
+    if not any(map(worker.takes, missing)) and (missing or has_fixed_files):
         return 0
     remove_abandoned(leftovers(plan.folder))
     check_lost(inputs, plan, report=None)

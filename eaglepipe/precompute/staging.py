@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.chat.tokens import TokenSample, supervised_tokens
-from eaglepipe.errors import DataError
+from eaglepipe.errors import CorruptError, DataError
 from eaglepipe.files.publish import PendingFile, explained_os_errors
 from eaglepipe.vocab import add_counts
 
@@ -76,13 +76,29 @@ class StagedTokens:
         self._reader = self._mapped.reader
         sizes = [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)]
         self._first = np.cumsum([0, *sizes])
+        self._path = path
+        self._digests: NDArray[np.uint64] | None = None  # [N] once all were read
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     def read(self, sample: int) -> TokenSample:
+        """Return a sample.
+
+        Raises:
+            CorruptError: it is not the one that `statistics` counted.
+        """
         group = int(np.searchsorted(self._first, sample, side="right")) - 1
-        token_sample = _from_batch(self._reader.get_batch(group), sample - int(self._first[group]))
+        try:
+            token_sample = _from_batch(self._reader.get_batch(group), sample - int(self._first[group]))
+            is_sound = self._digests is None or _digest(token_sample) == self._digests[sample]
+        except (pa.ArrowException, OSError, ValueError):
+            is_sound = False
+        if not is_sound:
+            raise CorruptError(
+                f"{self._path}: sample {sample} is not as it was staged; run the same command again, and it tokenises "
+                "the corpus again"
+            )
         self._mapped.touched(token_sample.input_ids.nbytes + token_sample.turns.nbytes)
         return token_sample
 
@@ -104,7 +120,7 @@ class StagedTokens:
             DataError: a token id is outside the target's vocabulary.
         """
         num_tokens, num_supervised = array("i"), array("i")
-        id_hashes, content_hashes = array("Q"), array("Q")
+        id_hashes, content_hashes, digests = array("Q"), array("Q"), array("Q")
         counts = np.zeros(vocab_size, np.int64)
         for group in self._groups():
             for sample in group:
@@ -112,9 +128,11 @@ class StagedTokens:
                 num_supervised.append(int(supervised_tokens(sample.turns).sum()))
                 id_hashes.append(xxhash.xxh3_64_intdigest(sample.sample_id.encode()))
                 content_hashes.append(xxhash.xxh3_64_intdigest(sample.input_ids.tobytes() + sample.turns.tobytes()))
+                digests.append(_digest(sample))
             _check_range(group, vocab_size)
             add_counts(counts, np.concatenate([sample.input_ids[sample.turns > 0] for sample in group]))
         distinct, duplicates, conflicts = _by_id(np.array(id_hashes, np.uint64), np.array(content_hashes, np.uint64))
+        self._digests = np.array(digests, np.uint64)
         return StagedStatistics(
             num_tokens=np.array(num_tokens, np.int32),
             num_supervised=np.array(num_supervised, np.int32),
@@ -129,6 +147,11 @@ class StagedTokens:
             batch = self._reader.get_batch(group)
             self._mapped.touched(batch.nbytes)
             yield [_from_batch(batch, row) for row in range(batch.num_rows)]
+
+
+def _digest(sample: TokenSample) -> int:
+    names = f"{sample.sample_id}\0{sample.source}\0".encode()
+    return xxhash.xxh3_64_intdigest(names + sample.input_ids.tobytes() + sample.turns.tobytes())
 
 
 def _by_id(ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:

@@ -1,0 +1,73 @@
+"""The files of a cache besides its shards, published with records of their digests until the cache is sealed.
+
+A digest comes from the bytes that were written, never from reading a file back, so that sealing sees every change.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from eaglepipe.cache.manifest import Document, FileEntry, document_bytes, file_entry, load_document
+from eaglepipe.cache.schema import SCHEMA_VERSION
+from eaglepipe.cache.storage import WORK_FOLDER
+from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.hashing import hash_file
+from eaglepipe.files.publish import publish_bytes
+from eaglepipe.files.system_errors import explained_read_errors
+
+Origin = Literal["corpus", "target"]
+"""What files are made from: those of one origin are recorded, and redone, together."""
+ORIGINS: tuple[Origin, ...] = ("corpus", "target")
+
+
+class FixedFiles(Document):
+    """`work/ORIGIN.json`: the files of one origin, written after them."""
+
+    schema_version: int
+    identity: str
+    files: tuple[FileEntry, ...]
+
+
+def publish_files(folder: Path, files: Mapping[str, bytes]) -> tuple[FileEntry, ...]:
+    """Publish files by their paths inside a cache; returns their entries."""
+    for name, data in files.items():
+        publish_bytes(folder / name, data)
+    return tuple(file_entry(name, data) for name, data in files.items())
+
+
+def record_files(folder: Path, origin: Origin, identity: str, entries: tuple[FileEntry, ...]) -> None:
+    """Record all files of an origin as published."""
+    record = FixedFiles(schema_version=SCHEMA_VERSION, identity=identity, files=entries)
+    publish_bytes(record_path(folder, origin), document_bytes(record))
+
+
+def recorded_files(folder: Path, origin: Origin, identity: str) -> tuple[FileEntry, ...] | None:
+    """Return the files of an origin; None if they are not published, or their record is damaged."""
+    path = record_path(folder, origin)
+    if not path.exists():
+        return None
+    try:
+        record = load_document(path, FixedFiles)
+    except (CacheError, CorruptError):
+        return None
+    return record.files if record.identity == identity else None
+
+
+def record_path(folder: Path, origin: Origin) -> Path:
+    return folder / WORK_FOLDER / f"{origin}.json"
+
+
+def file_problem(folder: Path, entry: FileEntry) -> str | None:
+    """Compare a file with its entry, every byte; returns what differs."""
+    path = folder / entry.path
+    with explained_read_errors(path):
+        if not path.is_file():
+            return "lost"
+        num_bytes = path.stat().st_size
+    if num_bytes != entry.bytes:
+        return f"{num_bytes:,} bytes, published with {entry.bytes:,}"
+    try:
+        digest = hash_file(path)
+    except CorruptError as error:
+        return str(error)
+    return None if digest == entry.xxh3_128 else "its bytes do not match their checksum"
