@@ -29,7 +29,15 @@ from eaglepipe.commands.common import (
     reporter,
 )
 from eaglepipe.commands.export import export
-from eaglepipe.errors import EXIT_RESOURCES, EXIT_STOPPED, EXIT_USER, EaglepipeError, StoppedError, printable
+from eaglepipe.errors import (
+    EXIT_RESOURCES,
+    EXIT_STOPPED,
+    EXIT_USER,
+    EaglepipeError,
+    StoppedError,
+    printable,
+    shortened,
+)
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 from eaglepipe.files.system_errors import uncaught_error
 
@@ -82,13 +90,8 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 def _fail(message: str, code: int) -> None:
     name = "stopped" if code == EXIT_STOPPED else "error"
-    print(f"{name}: {_shortened(printable(message))}", file=sys.stderr, flush=True)
+    print(f"{name}: {shortened(printable(message))}", file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def _shortened(message: str) -> str:
-    """Return the message with the middle of very long words, such as paths, left out."""
-    return re.sub(r"\S{400,}", lambda word: f"{word[0][:200]}…{word[0][-100:]}", message)
 
 
 def _version(asked: bool) -> None:

@@ -3,6 +3,8 @@
 A message says what happened, where, and what to do. Programmer mistakes are asserts, not these.
 """
 
+import re
+
 EXIT_USER = 2
 EXIT_CORRUPT = 3
 EXIT_RESOURCES = 4
@@ -71,6 +73,12 @@ class StoppedError(EaglepipeError):
 def printable(text: str) -> str:
     """The text with control characters, terminal escapes among them, written out; line feeds stay."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str) -> str:
+    """The text with the middle of very long words, such as paths, and of very long lines left out."""
+    text = re.sub(r"\S{400,}", lambda word: f"{word[0][:200]}…{word[0][-100:]}", text)
+    return re.sub(r".{2000,}", lambda line: f"{line[0][:1000]} … {line[0][-200:]}", text)
 
 
 def first_line(error: BaseException) -> str:

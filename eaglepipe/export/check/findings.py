@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from eaglepipe.errors import printable, shortened
 from eaglepipe.export.layouts import Engine, Severity
 
 Kind = Literal["missing", "unexpected", "misshapen", "values", "field", "file"]
@@ -21,18 +22,18 @@ class Finding:
     is_suspicion: bool = False  # depends on a fact that only the draft's makers know
 
     def line(self) -> str:
-        return f"{self.severity:7}  {self.kind:10}  {self.name}: {self.message}"
+        return printable(f"{self.severity:7}  {self.kind:10}  {self.name}: {self.message}")
 
 
 Findings = Iterator[Finding]
 
 
 def error(name: str, message: str, kind: Kind = "field") -> Finding:
-    return Finding(severity="error", kind=kind, name=name, message=message)
+    return Finding(severity="error", kind=kind, name=shortened(name), message=shortened(message))
 
 
 def warning(name: str, message: str, kind: Kind = "field") -> Finding:
-    return Finding(severity="warning", kind=kind, name=name, message=message)
+    return Finding(severity="warning", kind=kind, name=shortened(name), message=shortened(message))
 
 
 @dataclass(frozen=True, kw_only=True)
