@@ -12,7 +12,7 @@ INSTALL   := -m pip install --quiet --constraint constraints.txt
 MANIFEST   = $(addsuffix /manifest.json,$(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo precompute train batch estimate bench study test check format lock clean need-recipe
+.PHONY: help demo precompute train batch estimate bench study test fuzz check format lock clean need-recipe
 .SECONDEXPANSION:
 
 help: ## This list
@@ -48,6 +48,9 @@ study: $(VENV)/.installed ## A comparison on a finished demo, as in ARGS="codecs
 
 test: $(VENV)/.installed-dev ## The whole test suite
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+fuzz: $(VENV)/.installed-dev ## Mutated inputs for every command, as in CASES=2000 SEED=0: a table, and how to see each failure again
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

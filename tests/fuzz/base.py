@@ -1,0 +1,153 @@
+"""What cases start from: a project, caches of each kind, runs, exports and answers, made once by the commands."""
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.forked import run_command, run_forked
+
+ENGINES = ("vllm", "sglang", "speculators", "hf")
+KINDS = {"hidden": {}, "dense": {"supervision": "dense"}, "sparse": {"profile": "tiny"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """Folders to copy from, never to write into."""
+
+    folder: Path
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "target"
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / "answers"
+
+    def cache(self, kind: str = "hidden") -> Path:
+        """The complete cache with this kind of supervision."""
+        return next(folder for folder in self._caches(kind) if (folder / "manifest.json").exists())
+
+    def begun_cache(self) -> Path:
+        """A cache that lacks shards and its manifest."""
+        return next(self._caches("begun"))
+
+    def _caches(self, kind: str) -> Any:
+        return (path for path in sorted((self.folder / "caches" / kind).iterdir()) if path.is_dir())
+
+    def export(self, engine: str) -> Path:
+        return self.folder / "exports" / engine
+
+    def recipe(self, **sections: Any) -> dict[str, Any]:
+        """The project's recipe, sections updated."""
+        return _merged(_recipe(self.folder), sections)
+
+    def write_recipe(self, path: Path, **sections: Any) -> Path:
+        """Write that recipe as JSON, which is YAML."""
+        path.write_text(json.dumps(self.recipe(**sections)))
+        return path
+
+    def copy(self, source: Path, target: Path) -> Path:
+        """Copy a folder, so that the case may damage it."""
+        return Path(shutil.copytree(source, target, symlinks=True))
+
+
+def make_base(folder: Path) -> Base:
+    """Make the project and run the commands; every one must succeed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = Base(folder=folder)
+    _succeed(run_forked(lambda: _make_project(folder), folder))
+    for kind, cache in {**KINDS, "begun": {}}.items():
+        recipe = base.write_recipe(folder / f"{kind}.yaml", cache={"root": str(folder / "caches" / kind), **cache})
+        workers = ["--workers", "0/2"] if kind == "begun" else []
+        _succeed(run_command(["precompute", str(recipe), *workers], folder))
+    recipe = folder / "hidden.yaml"
+    _succeed(run_command(["train", str(recipe)], folder))
+    for engine in ENGINES:
+        words = ["export", str(base.run), "--to", engine, "--out", str(base.export(engine))]
+        _succeed(run_command([*words, "--target-name", "org/tiny"], folder))
+    _succeed(run_command(["data", "regenerate", str(recipe)], folder))
+    shutil.rmtree(folder / ".child")
+    return base
+
+
+def _succeed(ended: Any) -> None:
+    assert ended.code == 0, f"{ended.stdout}\n{ended.stderr}"
+
+
+def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(tree)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "target": {"path": str(folder / "target")},
+        "data": {"max_length": 96, "max_drop_fraction": 1.0, "sources": [{"path": str(folder / "rows.jsonl")}]},
+        "vocab": {"draft_size": 96},
+        "cache": {"root": str(folder / "caches" / "hidden"), "profile": "exact", "shard_bytes": "60KiB"},
+        "precompute": {"batch_tokens": 512, "device": "cpu"},
+        "draft": {"intermediate_size": 16},
+        "train": {
+            "output_dir": str(folder / "run"),
+            "device": "cpu",
+            "ttt_steps": 2,
+            "max_steps": 2,
+            "batch_tokens": 256,
+            "micro_batch_tokens": 256,
+            "heldout_fraction": 0.2,
+            "eval_every_steps": 1,
+            "checkpoint_every_steps": 1,
+            "log_every_steps": 1,
+        },
+        "regenerate": {
+            "sources": [{"path": str(folder / "prompts.jsonl")}],
+            "output": str(folder / "answers" / "answers.jsonl"),
+            "max_new_tokens": 60,
+            "temperature": 2.0,
+            "batch_size": 1,
+        },
+    }
+
+
+def _make_project(folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from eaglepipe.demo.corpus import read_rows, write_corpus
+    from eaglepipe.demo.tokenizer import train_tokenizer
+
+    corpus = write_corpus(folder / "corpus", seed=0, train_rows=16, prompt_rows=8)
+    for name, files in (("rows", corpus.train), ("prompts", corpus.prompts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read_rows(files)))
+    tokenizer = train_tokenizer(corpus.train, 280)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=288,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "target")
+    tokenizer.save_pretrained(folder / "target")
