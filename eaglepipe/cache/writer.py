@@ -2,7 +2,7 @@
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,15 @@ from pathlib import Path
 import pyarrow as pa
 import xxhash
 
-from eaglepipe.cache.manifest import SHARDS_FOLDER, RefusedSample, ShardEntry, ShardIndex, Sidecar, document_bytes
+from eaglepipe.cache.manifest import (
+    SHARDS_FOLDER,
+    FileEntry,
+    RefusedSample,
+    ShardEntry,
+    ShardIndex,
+    Sidecar,
+    document_bytes,
+)
 from eaglepipe.cache.record_batch import sample_to_batch
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema
 from eaglepipe.cache.types import CachedSample
@@ -18,6 +26,8 @@ from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_by
 
 RefusedItem = tuple[str, str]
 """Id of a sample that is left out, and the reason."""
+WrittenSample = tuple[str, int, int, str]
+"""Id, tokens, supervised tokens and source."""
 Job = Callable[[], Iterable[CachedSample | RefusedItem]]
 """Makes some of a shard's samples."""
 
@@ -62,7 +72,7 @@ class ShardWriter:
         self._pending = PendingFile(shard_path(folder, shard))
         self._sink = _HashingSink(self._pending)
         self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self._schema)
-        self._written: list[tuple[str, int, int, str]] = []  # id, tokens, supervised tokens, source of each sample
+        self._written: list[WrittenSample] = []
         self._refused: list[RefusedSample] = []
 
     @property
@@ -90,36 +100,37 @@ class ShardWriter:
         """Publish the shard, then its sidecar."""
         self._writer.close()
         self._pending.publish(check=partial(_check_batches, expected=len(self._written)))
-        sidecar = self._sidecar()
+        path = f"{SHARDS_FOLDER}/{shard_path(self._folder, self._shard).name}"
+        file = FileEntry(path=path, bytes=self._sink.num_bytes, xxh3_128=self._sink.digest.hexdigest())
+        sidecar = make_sidecar(file, self._identity, self._written, self._refused)
         publish_bytes(sidecar_path(self._folder, self._shard), document_bytes(sidecar))
         return sidecar
 
     def abort(self) -> None:
         self._pending.abort()
 
-    def _sidecar(self) -> Sidecar:
-        ids, num_tokens, num_supervised, source_names = zip(*self._written, strict=True) if self._written else [()] * 4
-        sources = tuple(dict.fromkeys(source_names))
-        return Sidecar(
-            schema_version=SCHEMA_VERSION,
-            identity=self._identity,
-            shard=ShardEntry(
-                path=f"{SHARDS_FOLDER}/{shard_path(self._folder, self._shard).name}",
-                bytes=self._sink.num_bytes,
-                xxh3_128=self._sink.digest.hexdigest(),
-                samples=len(ids),
-                tokens=sum(num_tokens),
-                supervised_tokens=sum(num_supervised),
-            ),
-            refused=tuple(self._refused),
-            index=ShardIndex(
-                sample_ids=ids,
-                num_tokens=num_tokens,
-                num_supervised=num_supervised,
-                sources=sources,
-                source_of=tuple(map(sources.index, source_names)),
-            ),
-        )
+
+def make_sidecar(
+    file: FileEntry, identity: str, written: Sequence[WrittenSample], refused: Sequence[RefusedSample]
+) -> Sidecar:
+    """Return the sidecar of a shard with these samples, in its order."""
+    ids, num_tokens, num_supervised, source_names = zip(*written, strict=True) if written else [()] * 4
+    sources = tuple(dict.fromkeys(source_names))
+    return Sidecar(
+        schema_version=SCHEMA_VERSION,
+        identity=identity,
+        shard=ShardEntry(
+            **file.model_dump(), samples=len(ids), tokens=sum(num_tokens), supervised_tokens=sum(num_supervised)
+        ),
+        refused=tuple(refused),
+        index=ShardIndex(
+            sample_ids=ids,
+            num_tokens=num_tokens,
+            num_supervised=num_supervised,
+            sources=sources,
+            source_of=tuple(map(sources.index, source_names)),
+        ),
+    )
 
 
 class BackgroundShard:

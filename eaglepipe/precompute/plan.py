@@ -47,7 +47,7 @@ from eaglepipe.precompute.layout import CorpusLayout, lay_out
 from eaglepipe.precompute.staging import StagedTokens, write_staging
 
 _ROOM_ADVICE = "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"
-_STAGING = f"{WORK_FOLDER}/tokens.arrow"
+STAGING = f"{WORK_FOLDER}/tokens.arrow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def resume_plan(inputs: Stage1Inputs, folder: Path) -> PrecomputePlan:
         CorruptError: the corpus does not give the shards of the plan.
     """
     document = load_document(folder / PLAN_NAME, Plan)
-    tokens = StagedTokens(folder / _STAGING)
+    tokens = StagedTokens(folder / STAGING)
     drops = DropLog.resumed(document.drops, folder / DROPS_FILE)
     layout = lay_out(inputs, tokens, drops=drops, batch_tokens=document.batch_tokens)
     return _checked_plan(folder, document, layout)
@@ -116,7 +116,7 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         CacheError: the folder's plan is of another identity; names the fields that differ.
         ResourceError: the disk is too small for the cache.
     """
-    with _staged_corpus(inputs, staging_path(inputs.recipe)) as (file, drops, listed, corpus):
+    with staged_corpus(inputs, staging_path(inputs.recipe)) as (file, drops, listed, corpus):
         identity = cache_identity(inputs, weights=weights, corpus=corpus)
         folder = identity.folder(inputs.recipe)
         document = _existing_plan(folder, identity, report)
@@ -127,7 +127,7 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         if document is None:
             check_free_bytes(folder, layout.estimated_bytes, advice=_ROOM_ADVICE)
         _publish_drops(folder, identity.digest, drops, listed)
-        file.publish(path=folder / _STAGING)
+        file.publish(path=folder / STAGING)
     if document is None:
         document = _publish_plan(inputs, folder, identity, layout)
         if document.batch_tokens != batch_tokens:  # another worker was first, with other settings
@@ -138,12 +138,12 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
 def preview_plan(inputs: Stage1Inputs) -> CorpusLayout:
     """Tokenise and lay out the corpus without leaving a file; for a cache whose identity is not known yet."""
     batch_tokens = inputs.recipe.precompute.batch_tokens
-    with _staged_corpus(inputs, staging_path(inputs.recipe)) as (file, drops, *_):
+    with staged_corpus(inputs, staging_path(inputs.recipe)) as (file, drops, *_):
         return lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
 
 
 @contextmanager
-def _staged_corpus(inputs: Stage1Inputs, path: Path) -> Iterator[tuple[PendingFile, DropLog, PendingFile, str]]:
+def staged_corpus(inputs: Stage1Inputs, path: Path) -> Iterator[tuple[PendingFile, DropLog, PendingFile, str]]:
     """Tokenise the corpus, each row parsed once, into a file beside `path` that is not published.
 
     With it come the drops, the file that lists them, which is not published either, and the corpus's fingerprint.
@@ -265,8 +265,16 @@ def _difference(event: str, document: Plan, identity: CacheIdentity) -> str:
 
 def _publish_plan(inputs: Stage1Inputs, folder: Path, identity: CacheIdentity, layout: CorpusLayout) -> Plan:
     """Publish the plan of a staged corpus; returns the one of another worker if that was first."""
-    staging, statistics = folder / _STAGING, layout.statistics
-    document = Plan(
+    document = plan_document(inputs, identity, layout, staged=folder / STAGING)
+    if put_if_absent(folder / PLAN_NAME, document_bytes(document)):
+        return document
+    return load_document(folder / PLAN_NAME, Plan)
+
+
+def plan_document(inputs: Stage1Inputs, identity: CacheIdentity, layout: CorpusLayout, *, staged: Path) -> Plan:
+    """Return the plan of a corpus that is laid out; `staged` is the file of its tokens."""
+    statistics = layout.statistics
+    return Plan(
         schema_version=SCHEMA_VERSION,
         name=inputs.recipe.name,
         identity=identity.digest,
@@ -278,11 +286,8 @@ def _publish_plan(inputs: Stage1Inputs, folder: Path, identity: CacheIdentity, l
         supervised_tokens=statistics.total_supervised,
         shards=len(layout.shards),
         drops=dict(sorted((+layout.drops.counts).items())),
-        staging=FileEntry(path=_STAGING, bytes=staging.stat().st_size, xxh3_128=hash_file(staging)),
+        staging=FileEntry(path=STAGING, bytes=staged.stat().st_size, xxh3_128=hash_file(staged)),
     )
-    if put_if_absent(folder / PLAN_NAME, document_bytes(document)):
-        return document
-    return load_document(folder / PLAN_NAME, Plan)
 
 
 def _checked_plan(folder: Path, document: Plan, layout: CorpusLayout) -> PrecomputePlan:
