@@ -18,6 +18,7 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.preloaded"])
+_OUTPUTS = ("stdout", "stderr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Child:
         self._folder = tempfile.TemporaryDirectory(prefix="child-")  # goes with this object
         self._output = Path(self._folder.name)
         surroundings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        for name in _OUTPUTS:
+            (self._output / name).touch()
         call = (function, arguments, surroundings, self._output)
         self._process: ForkServerProcess = _CONTEXT.Process(target=_call, args=call, daemon=True)
         self._process.start()
@@ -62,7 +65,7 @@ class Child:
         if code is None:
             self._process.kill()
             self._process.join()
-        stdout, stderr = ((self._output / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+        stdout, stderr = ((self._output / name).read_text(errors="replace") for name in _OUTPUTS)
         assert code is not None, f"still running after {timeout} s\n{stdout}\n{stderr}"
         return Done(returncode=code, stdout=stdout, stderr=stderr)
 
@@ -89,8 +92,8 @@ def run_eaglepipe(*arguments: object, before: Callable[[], object] | None = None
 def _call(
     function: Callable[..., object], arguments: tuple[Any, ...], environment: dict[str, str], output: Path
 ) -> None:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        descriptor = os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number, name in enumerate(_OUTPUTS, start=1):
+        descriptor = os.open(output / name, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.clear()

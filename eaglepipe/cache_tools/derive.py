@@ -27,7 +27,7 @@ from eaglepipe.cache.published import missing_shards
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
-from eaglepipe.cache.storage import WORK_FOLDER
+from eaglepipe.cache.storage import WORK_FOLDER, clean_cache
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import RefusedItem, ShardWriter, sidecar_path
 from eaglepipe.errors import CacheError, CorruptError
@@ -138,7 +138,7 @@ def check_free_for(folder: Path, sources: Sequence[Path]) -> None:
 
 
 def existing_manifest(folder: Path, plan: Plan) -> Manifest | None:
-    """Return the manifest of the same cache if it is complete already.
+    """Return the manifest of the same cache if it is complete already; leftovers of its writer are removed.
 
     Raises:
         CacheError: the folder holds another cache; lists the fields that differ.
@@ -154,7 +154,10 @@ def existing_manifest(folder: Path, plan: Plan) -> Manifest | None:
     if existing.identity != plan.identity:
         lines = "\n  ".join(diff_fields(existing.identity_fields, plan.identity_fields))
         raise CacheError(f"{folder} holds another cache; name a new folder. Differences:\n  {lines}")
-    return load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    clean_cache(folder)
+    return load_manifest(folder)
 
 
 def write_derived(

@@ -18,7 +18,7 @@ from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.errors import ConfigError, DataError
 from eaglepipe.files.json_object import diff_fields, read_json_object
-from eaglepipe.files.publish import publish_json, published_file
+from eaglepipe.files.publish import leftover_siblings, publish_json, published_file, remove_abandoned
 from eaglepipe.generation.answer_log import AnswerLog, json_line
 from eaglepipe.generation.generate import Sampling
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
@@ -88,6 +88,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
         "sampling": settings.model_dump(mode="json", exclude={"sources", "output"}),
     }
     log_file = _beside(output, ".part")
+    remove_abandoned(leftover_siblings(output))
     if output.exists():
         result = _finished_earlier(output, identity)
         log_file.unlink(missing_ok=True)

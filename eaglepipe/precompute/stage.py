@@ -14,7 +14,7 @@ from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
 from eaglepipe.cache.published import NOT_COMPUTED, missing_shards, unpublished_shards
 from eaglepipe.cache.reader import Cache, load_manifest
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
-from eaglepipe.cache.storage import cache_root, find_cache, list_caches
+from eaglepipe.cache.storage import cache_root, clean_cache, find_cache, list_caches
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, CorruptError, DraftError, EaglepipeError
 from eaglepipe.files.publish import leftovers, remove_abandoned
@@ -94,6 +94,7 @@ def run_precompute(
     if begun is not None and (begun / MANIFEST_NAME).exists():
         manifest = Cache.open(begun).manifest
         report(f"{begun}: already complete")
+        clean_cache(begun)
         return _complete(begun, manifest, started)
     plan = begin_plan(inputs, weights, report) if begun is None else resume_plan(inputs, begun)
     _report_layout(inputs, plan.layout, str(plan.folder), report)

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaglepipe.errors import ConfigError, DataError, EaglepipeError
 from eaglepipe.generation.regenerate import WINDOW_BATCHES, run_regenerate
 from eaglepipe.recipe.load import parse_recipe
 from eaglepipe.recipe.tree import Recipe
+from tests.generation.talkative_target import save_talkative_target
 
 BATCH = 2
 WINDOW = BATCH * WINDOW_BATCHES
@@ -25,28 +25,8 @@ NUM_ROWS = 8 * WINDOW + 3  # two windows at most for each of three stops, and so
 
 @pytest.fixture(scope="module")
 def target(project, tmp_path_factory) -> Path:
-    """Its head's bias keeps it to letters; every fourth of them ends an answer, by its generation config."""
     folder = tmp_path_factory.mktemp("talker")
-    tokenizer = AutoTokenizer.from_pretrained(project.target)
-    torch.manual_seed(1)
-    config = PhiConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        initializer_range=0.5,
-    )
-    model = PhiForCausalLM(config)
-    letters = [token for token in range(len(tokenizer)) if tokenizer.decode([token]).isalpha()]
-    with torch.no_grad():
-        model.lm_head.bias.fill_(-1e4)[letters] = 0.0
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *letters[::4]]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_talkative_target(project.target, folder)
     return folder
 
 
