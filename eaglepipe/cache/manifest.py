@@ -4,6 +4,7 @@ Each carries a checksum of itself, so that a flipped byte in any of them is seen
 trusted before it is compared with the files on disk.
 """
 
+import json
 import shlex
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.errors import CacheError, CorruptError, first_line
-from eaglepipe.files.hashing import canonical_json, hash_json
+from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import json_bytes
 from eaglepipe.files.system_errors import explained_read_errors
@@ -257,7 +258,7 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
     if strange := [str(name) for name in features or () if str(name) not in KNOWN_FEATURES]:
         raise CacheError(f"{path}: needs features that this eaglepipe does not know: {', '.join(strange)}")
     try:
-        return kind.model_validate_json(canonical_json(raw))
+        return kind.model_validate_json(json.dumps(raw))
     except ValidationError as error:  # also nested more deeply than its own parser goes
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
