@@ -23,6 +23,7 @@ from eaglepipe.cache.manifest import (
     SpecDocument,
     document_bytes,
     file_entry,
+    load_document,
 )
 from eaglepipe.cache.published import read_published
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
@@ -81,10 +82,11 @@ def seal_cache(
     """
     fixed = _recorded(folder, plan) if fixed is None else tuple(fixed)
     shards = _checked_shards(folder, plan)
-    entries = (*fixed, file_entry(PLAN_NAME, document_bytes(plan)))
-    if problems := {entry.path: problem for entry in entries if (problem := file_problem(folder, entry))}:
+    if problems := {entry.path: problem for entry in fixed if (problem := file_problem(folder, entry))}:
         raise UnsoundError(folder, problems)
-    manifest = _manifest(plan, shards, entries, spec, _spec_document(folder, spec, max_length))
+    manifest = _manifest(
+        plan, shards, (*fixed, _plan_entry(folder, plan)), spec, _spec_document(folder, spec, max_length)
+    )
     if manifest.samples == 0:
         raise DataError(f"{folder}: the target gave no finite result for any sample; is its dtype wide enough?")
     publish_bytes(folder / MANIFEST_NAME, document_bytes(manifest))
@@ -143,6 +145,18 @@ def _checked_shards(folder: Path, plan: Plan) -> list[_Shard]:
     if problems:
         raise UnsoundError(folder, problems)
     return shards
+
+
+def _plan_entry(folder: Path, plan: Plan) -> FileEntry:
+    """Return the entry of the plan, whose bytes no record holds: its checksum of itself decides."""
+    try:
+        entry = file_entry(PLAN_NAME, (folder / PLAN_NAME).read_bytes())
+        is_published = load_document(folder / PLAN_NAME, Plan) == plan
+    except (FileNotFoundError, CorruptError):
+        is_published = False
+    if not is_published:
+        raise UnsoundError(folder, {PLAN_NAME: "lost, damaged or another one"})
+    return entry
 
 
 def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocument:

@@ -18,9 +18,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from eaglepipe.chat.messages import Message
 from eaglepipe.chat.render import ChatTemplate, Rendered, Span, assistant_positions
 from eaglepipe.chat.sources import Conversation
-from eaglepipe.errors import DataError, TargetError, TemplateError, first_line
+from eaglepipe.errors import DataError, TargetError, TemplateError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import read_json_object
+from eaglepipe.files.library_errors import explained_library_errors, without_panic_report
 
 TokenIds = NDArray[np.int32]
 
@@ -139,15 +140,16 @@ class ChatTokenizer:
 
     def _tokenize(self, texts: list[str]) -> list[tuple[TokenIds, NDArray[np.int64] | None]]:
         fast = bool(self.tokenizer.is_fast)
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            return_offsets_mapping=fast,
-            verbose=False,
-        )
-        ids = [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
+        with explained_library_errors(TargetError, "the target's tokenizer cannot tokenise the conversations"):
+            encoded = self.tokenizer(
+                texts,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                return_offsets_mapping=fast,
+                verbose=False,
+            )
+            ids = [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
         if not fast:
             return [(row, None) for row in ids]
         offsets = [np.array(row, dtype=np.int64).reshape(-1, 2) for row in encoded["offset_mapping"]]
@@ -220,13 +222,29 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """
     if not folder.exists():
         raise TargetError(f"{folder}: no such folder")
-    try:
+    with explained_library_errors(TargetError, f"{folder}: no tokenizer can be loaded"), without_panic_report():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise TargetError(f"{folder}: no tokenizer can be loaded: {first_line(error)}") from None
+        _check_usable(tokenizer)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _processor_template(folder)
     return tokenizer
+
+
+def _check_usable(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Use what a tokenizer's files may give wrong types, which some libraries notice in the first use alone."""
+    limit = tokenizer.model_max_length
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        raise ValueError(f"model_max_length is {str(limit)[:80]!r}, not a number")
+    if not (tokenizer.chat_template is None or isinstance(tokenizer.chat_template, str | dict)):
+        raise ValueError(f"chat_template is a {type(tokenizer.chat_template).__name__}, not a text")
+    if isinstance(tokenizer.chat_template, dict) and not all(
+        isinstance(value, str) for value in tokenizer.chat_template.values()
+    ):
+        raise ValueError("chat_template holds values that are no texts")
+    if tokenizer.vocab_size == 0:  # added tokens left out
+        raise ValueError("its vocabulary is empty")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+        getattr(tokenizer, name)
 
 
 def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:

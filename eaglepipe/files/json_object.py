@@ -33,7 +33,8 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a config.json with those of the language model inside, if it has several parts, on top."""
-    return {**config, **config.get("text_config", {})}
+    inside = config.get("text_config")
+    return {**config, **(inside if isinstance(inside, Mapping) else {})}
 
 
 def diff_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -20,7 +20,13 @@ from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import CacheConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.layers import default_aux_layer_ids, rope_kinds, validate_aux_layer_ids
-from eaglepipe.target.load import check_tokenizer_fits, read_model_config, resolve_folder, text_config_of
+from eaglepipe.target.load import (
+    check_tokenizer_fits,
+    num_parameters,
+    read_model_config,
+    resolve_folder,
+    text_config_of,
+)
 from eaglepipe.target.positions import max_positions
 from eaglepipe.vocab import draft_vocab_size
 
@@ -32,6 +38,7 @@ class Stage1Inputs:
     recipe: Recipe
     folder: Path  # of the target, maybe without its weights
     model_config: PretrainedConfig
+    num_parameters: int
     chat: ChatTokenizer | None  # None: the corpus is tokenised already and the target has no tokenizer
     spec: ShardSpec
 
@@ -104,6 +111,7 @@ def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
     aux_layer_ids = (
         default_aux_layer_ids(num_layers) if declared is None else validate_aux_layer_ids(declared, num_layers)
     )
+    parameters = num_parameters(model_config, recipe.target.trust_remote_code)
     chat = read_chat_tokenizer(recipe, folder)
     if chat is not None:
         check_tokenizer_fits(chat.plain_vocab_size, int(config.vocab_size))
@@ -114,7 +122,9 @@ def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
         vocab_size=int(config.vocab_size),
         draft_vocab_size=draft_vocab_size(recipe.vocab.draft_size, int(config.vocab_size)),
     )
-    return Stage1Inputs(recipe=recipe, folder=folder, model_config=model_config, chat=chat, spec=spec)
+    return Stage1Inputs(
+        recipe=recipe, folder=folder, model_config=model_config, num_parameters=parameters, chat=chat, spec=spec
+    )
 
 
 def read_chat_tokenizer(recipe: Recipe, folder: Path) -> ChatTokenizer | None:

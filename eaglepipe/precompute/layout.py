@@ -15,7 +15,6 @@ from eaglepipe.chat.drops import DropLog
 from eaglepipe.devices import matmul_rate, resolve_device
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.staging import StagedStatistics, StagedTokens
-from eaglepipe.target.load import num_parameters
 from eaglepipe.vocab import DraftVocab, build_draft_vocab
 
 _SIMILAR = 0.95  # of the longest row's length: a batch filled with such rows wastes about 2.5%
@@ -161,7 +160,7 @@ def forward_seconds(inputs: Stage1Inputs, num_tokens: int) -> float:
     """Estimate the seconds of forward on one device: 2 FLOP a parameter and token, idle MoE experts left out."""
     target, config = inputs.recipe.target, inputs.text_config
     device = resolve_device(inputs.recipe.precompute.device)
-    parameters = num_parameters(inputs.model_config, target.trust_remote_code) * _active_share(config)
+    parameters = inputs.num_parameters * _active_share(config)
     name = target.dtype if target.dtype != "auto" else str(config.dtype or "float32")
     dtype = getattr(torch, name.removeprefix("torch."))
     return 2 * parameters * num_tokens / (_FORWARD_EFFICIENCY * matmul_rate(device, dtype))
@@ -169,6 +168,8 @@ def forward_seconds(inputs: Stage1Inputs, num_tokens: int) -> float:
 
 def _active_share(config: object) -> float:
     names = ("num_local_experts", "num_experts", "n_routed_experts")
-    experts = next((count for name in names if (count := getattr(config, name, None))), None)
-    active = getattr(config, "num_experts_per_tok", None)
+    experts, active = (
+        next((count for name in fields if isinstance(count := getattr(config, name, None), int) and count > 0), None)
+        for fields in (names, ("num_experts_per_tok",))
+    )
     return min(1.0, active / experts) if experts and active else 1.0

@@ -13,6 +13,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from eaglepipe.errors import CorruptError, TargetError
+from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.files.system_errors import check_readable
 from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, weight_files
 
@@ -66,7 +67,8 @@ def weights_fingerprint(folder: Path) -> str:
                 raise TargetError(f"{path}: tensor {repeated[0]} is in another file of this folder, too")
             files |= dict.fromkeys(file.keys(), file)
         for name in sorted(files):
-            stored = files[name].get_slice(name)
-            digest.update(json.dumps([name, stored.get_dtype(), stored.get_shape()]).encode())
-            digest.update(files[name].get_tensor(name).reshape(-1).view(torch.uint8).numpy())
+            with explained_library_errors(TargetError, f"{folder}: tensor {name!r} cannot be read"):
+                stored = files[name].get_slice(name)
+                digest.update(json.dumps([name, stored.get_dtype(), stored.get_shape()]).encode())
+                digest.update(files[name].get_tensor(name).reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

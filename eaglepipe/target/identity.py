@@ -44,7 +44,8 @@ def target_fields(
 
 
 def _hash(value: Any) -> str:
-    return hash_json(json.loads(json.dumps(value, default=str)))
+    """Hash a part of a config; what JSON has no value for counts by its name, Infinity and NaN among them."""
+    return hash_json(json.loads(json.dumps(value, default=str), parse_constant=str))
 
 
 def _computing_dtype(folder: Path, model_config: PretrainedConfig) -> str:

@@ -78,14 +78,22 @@ def head_spec_candidates(config: Any) -> list[HeadSpec]:
 
 
 def rope_kinds(config: PretrainedConfig) -> dict[str, int]:
-    """Return the rope types whose frequencies change with the batch's length, each with the length at which they do."""
-    parameters = getattr(config, "rope_parameters", None) or {}
+    """Return the rope types whose frequencies change with the batch's length, each with the length at which they do.
+
+    Raises:
+        TargetError: one has no such length.
+    """
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return {}
     groups = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     lengths: dict[str, int] = {}
     for group in groups:
         kind = group.get("rope_type")
         if kind in ("longrope", "dynamic"):
-            original = group.get("original_max_position_embeddings") or config.max_position_embeddings
+            original = group.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+            if not isinstance(original, int | float) or not 0 < original < 2**63:
+                raise TargetError(f"rope_parameters of the target's config: {kind} of original length {original!r:.80}")
             lengths[kind] = min(int(original), lengths.get(kind, int(original)))
     return lengths
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,11 +25,14 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from eaglepipe.devices import resolve_device
-from eaglepipe.errors import ResourceError, TargetError, first_line
+from eaglepipe.errors import CorruptError, ResourceError, TargetError, first_line
+from eaglepipe.files.json_object import read_json_object
+from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.hub.fetch import Repository, from_hub
 from eaglepipe.progress import without_library_bars
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.adapter import check_no_adapter
+from eaglepipe.target.config_values import check_sizes, check_types
 from eaglepipe.target.fingerprint import open_weights, target_weight_files
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -146,16 +148,19 @@ def read_model_config(folder: Path, config: TargetConfig) -> PretrainedConfig:
     """
     file = folder / "config.json"
     try:
+        check_sizes(read_json_object(file), file)
+    except CorruptError as error:
+        raise TargetError(str(error)) from None
+    with explained_library_errors(TargetError, f"{file}: not a config that can be used"):
         model_config = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise TargetError(f"{file}: not a config that can be used: {first_line(error)}") from error
     if (named := getattr(model_config, "transformers_weights", None)) is not None:
         raise TargetError(
             f"{file}: transformers_weights names {named!r} as the weights; give them their usual name "
             "(model.safetensors, or shards with model.safetensors.index.json) and remove the field"
         )
+    check_types(model_config, file)
     return model_config
 
 
@@ -165,10 +170,14 @@ def text_config_of(model_config: PretrainedConfig, path: str) -> PretrainedConfi
     Raises:
         TargetError: it is no causal language model.
     """
-    text_config = model_config.get_text_config(decoder=True)
+    with explained_library_errors(TargetError, f"target {path!r}: its config holds no causal language model"):
+        text_config = model_config.get_text_config(decoder=True)
     for field in ("vocab_size", "num_hidden_layers", "hidden_size"):
-        if not isinstance(getattr(text_config, field, None), int):
+        value = getattr(text_config, field, None)
+        if not isinstance(value, int):
             raise TargetError(f"target {path!r}: its config has no {field}, so it is no causal language model")
+        if value < 1:
+            raise TargetError(f"target {path!r}: its config has {field} {value}, so it is no causal language model")
     return text_config
 
 
@@ -211,30 +220,26 @@ def _load_weights(
 ) -> PreTrainedModel:
     direct = device.type != "cpu" and importlib.util.find_spec("accelerate") is not None
     try:
-        model, info = auto_class(model_config).from_pretrained(
-            folder,
-            config=model_config,
-            dtype=config.dtype,
-            device_map={"": device} if direct else None,
-            local_files_only=True,
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        model = model.to(device)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+        with explained_library_errors(TargetError, f"target {config.path!r} cannot be loaded"):
+            model, info = auto_class(model_config).from_pretrained(
+                folder,
+                config=model_config,
+                dtype=config.dtype,
+                device_map={"": device} if direct else None,
+                local_files_only=True,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            model = model.to(device)
+    except MemoryError as error:
         raise ResourceError(f"target {config.path!r} does not fit {device}: {first_line(error)}") from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        ImportError,
-        AssertionError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        raise TargetError(f"target {config.path!r} cannot be loaded: {first_line(error)}") from error
+    except TargetError as error:
+        if isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise ResourceError(
+                f"target {config.path!r} does not fit {device}: {first_line(error.__cause__)}"
+            ) from error
+        raise
     _check_all_loaded(info, config.path)
     return model
 
@@ -247,10 +252,17 @@ def auto_class(model_config: PretrainedConfig) -> type[AutoModelForCausalLM | Au
 
 
 def num_parameters(model_config: PretrainedConfig, trust_remote_code: bool = False) -> int:
-    """Count the parameters of a model of this config, none of which is read or allocated."""
-    with torch.device("meta"):
+    """Count the parameters of a model of this config, none of which is read or allocated.
+
+    Raises:
+        TargetError: no model can be built by this config.
+    """
+    with (
+        explained_library_errors(TargetError, "the target's config.json describes no model that can be built"),
+        torch.device("meta"),
+    ):
         model = auto_class(model_config).from_config(model_config, trust_remote_code=trust_remote_code)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _check_all_loaded(info: dict[str, Any], path: str) -> None:
