@@ -1,14 +1,16 @@
-"""SIGTERM and SIGINT ask a run to stop after the step it is in; a second one ends it at once."""
+"""SIGTERM, SIGINT and SIGUSR1 ask a run to stop after the step it is in; a second one ends it at once."""
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from eaglepipe.errors import StoppedError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SAME_REQUEST_SECONDS = 1.0  # a scheduler's signal comes twice: to each process, and from the one that started it
 
 
 class StopFlag:
@@ -32,15 +34,18 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
     Outside the main thread, where Python allows none, the flag stays down.
     """
-    flag = StopFlag()
+    flag, asked_at = StopFlag(), 0.0
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
 
     def ask_to_stop(number: int, _: FrameType | None) -> None:
-        flag.signal_name = signal.Signals(number).name
-        for stop_signal in STOP_SIGNALS:
-            signal.signal(stop_signal, previous[stop_signal])
+        nonlocal asked_at
+        if not flag:
+            flag.signal_name, asked_at = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - asked_at > _SAME_REQUEST_SECONDS:
+            signal.signal(number, previous[signal.Signals(number)])
+            signal.raise_signal(number)
 
     previous = {number: signal.signal(number, ask_to_stop) for number in STOP_SIGNALS}
     try:
