@@ -5,6 +5,7 @@ A message says what happened, where, and what to do. Programmer mistakes are ass
 
 import re
 
+EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_CORRUPT = 3
 EXIT_RESOURCES = 4
@@ -56,6 +57,10 @@ class ResourceError(EaglepipeError):
     """Not enough disk or memory."""
 
     exit_code = EXIT_RESOURCES
+
+
+class LostRankError(ResourceError):
+    """Another process of the same run has ended, mostly because memory ran out there."""
 
 
 class UnreachableError(EaglepipeError):

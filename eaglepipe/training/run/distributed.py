@@ -14,7 +14,10 @@ from torch import distributed as dist
 from torch import nn
 
 from eaglepipe.devices import resolve_device
+from eaglepipe.errors import ConfigError, LostRankError, first_line
+from eaglepipe.training.run.peers import Peers, meet_peers
 
+_CONTINUES = "everything up to the last checkpoint is saved, run it again to continue"
 BUCKET_ELEMENTS = 16 * 2**20
 
 
@@ -25,6 +28,7 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+    peers: Peers | None = None
 
     @property
     def is_main(self) -> bool:
@@ -35,8 +39,22 @@ class World:
         if self.size == 1:
             return values.cpu()
         total = values.to(self.device, copy=True)
-        dist.all_reduce(total)
+        self.add_up(total)
         return total.cpu()
+
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Replace the tensor by its sum over ranks.
+
+        Raises:
+            LostRankError: another rank has ended; the message is empty on all ranks but one.
+        """
+        try:
+            dist.all_reduce(tensor)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            lost = first_line(error) if self.peers is None else self.peers.describe_end()
+            raise LostRankError(lost and f"{lost}, so the run stops; {_CONTINUES}") from None
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; every rank gets the same result."""
@@ -53,19 +71,35 @@ def join_world(device: str) -> Iterator[World]:
 
     Raises:
         ConfigError: CUDA is asked for and absent.
+        LostRankError: the ranks do not find each other.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    own = resolve_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
+    size, local_rank = _from_environment("WORLD_SIZE", 1), _from_environment("LOCAL_RANK", 0)
+    own = resolve_device(device, local_rank=local_rank if size > 1 else None)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     if size == 1:
         yield World(device=own)
         return
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
-        yield World(device=own, rank=dist.get_rank(), size=size)
-    finally:
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        peers = meet_peers()
+    except (RuntimeError, ValueError) as error:
+        raise LostRankError(f"the {size} ranks of this run do not meet: {first_line(error)}") from None
+    try:
+        yield World(device=own, rank=dist.get_rank(), size=size, peers=peers)
+    except LostRankError:
+        raise  # to leave the group would mean to wait for a rank that has ended
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text!r} in the environment is not a number of processes or ranks")
+    return int(text)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
@@ -75,7 +109,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
         return
     for bucket in _buckets(gradients):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
-        dist.all_reduce(flat)
+        world.add_up(flat)
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
