@@ -1,13 +1,13 @@
 # The batch interface. `make help` lists the targets; settings are NAME=value on the command line.
 #   RECIPE   a file, or the name of a recipe that ships        SET    overrides, as in SET="train.seed=1 train.epochs=2"
 #   OBJECTIVE  eagle3, eagle1, eagle2 or peagle, for `make demo`
-#   RECIPES  several of them, for `make batch`                 GPUS   processes to start with torchrun (default: one, plain)
+#   RECIPES  several of them, for `make batch`                 GPUS   processes to start, one a GPU (default: one, plain)
 
 PYTHON    ?= python3
 VENV      ?= .venv
 BIN       := $(VENV)/bin
 EAGLEPIPE := $(BIN)/eaglepipe
-LAUNCH     = $(if $(GPUS),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m eaglepipe,$(EAGLEPIPE))
+RANKS      = $(if $(GPUS),--gpus $(GPUS) )
 INSTALL   := -m pip install --quiet --constraint constraints.txt
 MANIFEST   = $(addsuffix /manifest.json,$(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing))
 
@@ -23,13 +23,13 @@ demo: $(VENV)/.installed ## Everything on a machine without GPU or network: corp
 	$(EAGLEPIPE) demo $(if $(OBJECTIVE),--objective $(OBJECTIVE)) $(ARGS)
 
 precompute: $(VENV)/.installed need-recipe ## Stage 1 for RECIPE: run the target once, leave a cache (resumes)
-	$(LAUNCH) precompute $(RECIPE) $(SET)
+	$(EAGLEPIPE) precompute $(RANKS)$(RECIPE) $(SET)
 
 train: $(VENV)/.installed need-recipe $$(MANIFEST) ## Stage 2 for RECIPE: train a draft (precomputes first where there is no cache; resumes)
-	$(LAUNCH) train $(RECIPE) $(SET)
+	$(EAGLEPIPE) train $(RANKS)$(RECIPE) $(SET)
 
 missing/manifest.json:
-	$(LAUNCH) precompute $(RECIPE) $(SET)
+	$(EAGLEPIPE) precompute $(RANKS)$(RECIPE) $(SET)
 
 batch: $(VENV)/.installed ## `make train` for each of RECIPES, one after the other; a failure does not stop the others
 	@test -n "$(RECIPES)" || { echo 'say which: make batch RECIPES="a b c"' >&2; exit 2; }

@@ -29,17 +29,20 @@ from eaglepipe.commands.common import (
     reporter,
 )
 from eaglepipe.commands.export import export
+from eaglepipe.commands.launch import RankReport, end_with_launcher, is_launched, run_ranks
 from eaglepipe.errors import (
-    EXIT_RESOURCES,
     EXIT_STOPPED,
     EXIT_USER,
+    ConfigError,
     EaglepipeError,
+    ResourceError,
     StoppedError,
     printable,
     shortened,
 )
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 from eaglepipe.files.system_errors import uncaught_error
+from eaglepipe.signals import STOP_SIGNALS
 
 app = typer.Typer(
     name="eaglepipe",
@@ -49,6 +52,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+GpusOption = Annotated[int | None, typer.Option(min=1, help="run as so many processes, one a GPU of this machine")]
+
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
@@ -61,26 +66,27 @@ def main(command: typer.Typer = app) -> None:
     """Run the command line; expected errors end with their exit code and one message, without a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8, and are written out then
         sys.stdout.reconfigure(errors="backslashreplace")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, _stop)
+    end_with_launcher()
     try:
         command()
     except EaglepipeError as error:
-        _fail(str(error), error.exit_code)
+        _fail(error)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_USER)
     except BaseException as error:  # panics of Rust are no Exception
         # torch's errors are known by their words, as torch may not have been imported
         if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
-            _fail(
+            message = (
                 f"out of memory: {str(error).partition(chr(10))[0] or 'no detail'}. Lower what is computed at once "
-                "(precompute.batch_tokens, train.micro_batch_tokens, --batch-size) or the draft, and run it again",
-                EXIT_RESOURCES,
+                "(precompute.batch_tokens, train.micro_batch_tokens, --batch-size) or the draft, and run it again"
             )
+            _fail(ResourceError(message))
         if (explained := uncaught_error(error)) is None:
             raise
-        _fail(str(explained), explained.exit_code)
+        _fail(explained)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -88,10 +94,24 @@ def _stop(number: int, _: FrameType | None) -> None:
     raise StoppedError(f"stopped by {signal.Signals(number).name}; what was published stays, run it again to continue")
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(error: EaglepipeError) -> None:
+    if not RankReport.write(error):
+        _print_error(str(error), error.exit_code)
+    sys.exit(error.exit_code)
+
+
+def _print_error(message: str, code: int) -> None:
     name = "stopped" if code == EXIT_STOPPED else "error"
-    print(f"{name}: {shortened(printable(message))}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    if message:  # none if another rank has it
+        print(f"{name}: {shortened(printable(message))}", file=sys.stderr, flush=True)
+
+
+def _end_as_ranks(gpus: int | None) -> None:
+    """Run this very command once more, as ranks, and end as they do; nothing if it is one of them, or the only one."""
+    if gpus is not None and not is_launched():
+        ending = run_ranks([sys.executable, "-m", "eaglepipe", *sys.argv[1:]], gpus)
+        _print_error(ending.message, ending.code)
+        sys.exit(ending.code)
 
 
 def _version(asked: bool) -> None:
@@ -115,14 +135,19 @@ def precompute(
     dry_run: Annotated[bool, typer.Option(help="plan, keep the tokenised corpus, estimate, run no forward")] = False,
     workers: Annotated[str | None, typer.Option(help="i/n: this process takes shards i, i+n, ...")] = None,
     seal: Annotated[bool, typer.Option(help="compute nothing, write the manifest of a finished cache")] = False,
+    gpus: GpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Stage 1: run the target once, leave a cache. Run it again to resume."""
     from eaglepipe.precompute.shard_run import parse_worker
     from eaglepipe.precompute.stage import run_precompute
 
+    if gpus is not None and workers is not None:
+        raise ConfigError("--gpus and --workers both divide the shards; --gpus is for one machine, --workers for many")
     loaded = load(recipe, overrides)
     worker = parse_worker(workers)
+    if not (dry_run or seal):
+        _end_as_ranks(gpus)
     result = run_precompute(loaded, dry_run=dry_run, worker=worker, seal_only=seal, report=reporter(as_json))
     print_json(asdict(result), as_json)
 
@@ -134,12 +159,15 @@ def train(
     dry_run: Annotated[
         bool, typer.Option(help="find the cache, build the draft, print the plan, take no step")
     ] = False,
+    gpus: GpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Stage 2: train a draft from the cache; the target is not loaded. Run it again to resume."""
     from eaglepipe.train import preview_training, run_training
 
     loaded = load(recipe, overrides)
+    if not dry_run:
+        _end_as_ranks(gpus)
     caches = cache_shares(loaded)
     result = preview_training(loaded, caches) if dry_run else run_training(loaded, caches)
     print_fields(asdict(result), as_json)
