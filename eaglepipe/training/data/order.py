@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from eaglepipe.cache.types import SampleIndex
 from eaglepipe.training.data.batch import Split
 
 _HASH_RANGE = float(2**64)
@@ -48,6 +49,15 @@ def choose_heldout(sample_ids: Sequence[str], split: Split, max_samples: int | N
         return split.heldout
     hashes = np.array([heldout_hash(sample_ids[i]) for i in split.heldout])
     return np.sort(split.heldout[np.argsort(hashes, kind="stable")[:max_samples]])
+
+
+def layout_digest(index: SampleIndex) -> str:
+    """Hash the ids and lengths of all samples in the order of their numbers."""
+    ids = [sample_id.encode(errors="surrogatepass") for sample_id in index.sample_ids]
+    digest = xxhash.xxh3_128(b"".join(ids))
+    for numbers in (list(map(len, ids)), index.num_tokens):
+        digest.update(np.array(numbers, "<i8").tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

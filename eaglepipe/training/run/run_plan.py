@@ -12,7 +12,7 @@ from eaglepipe.files.json_object import diff_fields
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.data.batch import PackingLimits, SampleSource, Split, TrainingSource
-from eaglepipe.training.data.order import SampleOrder, choose_heldout, split_samples
+from eaglepipe.training.data.order import SampleOrder, choose_heldout, layout_digest, split_samples
 from eaglepipe.training.run.distributed import World
 
 FREE_ON_RESUME = frozenset(
@@ -38,6 +38,9 @@ FREE_ON_RESUME = frozenset(
 )
 """Settings of `train` that may change between two starts of one run: they pack, watch or end it, but do not decide what
 an optimizer step learns. `caches` is among them because identity and weights are compared, not the paths."""
+
+
+LAYOUT = "layout"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,25 +126,33 @@ def _notes(split: Split, config: TrainConfig) -> list[str]:
 def resume_contract(recipe: Recipe, source: SampleSource, *, init_digest: str | None = None) -> dict[str, Any]:
     """Return what must be the same for a run to continue: the cache, the draft's shape and what a step learns.
 
-    The draft that a run started from is compared by the digest of its weights, not by its path.
+    The draft that a run started from is compared by the digest of its weights, not by its path. `layout` tells apart
+    caches of one identity that hold their samples in another order, and so would give every step other samples.
     """
     train = recipe.train.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
     draft = recipe.draft.model_dump(mode="json", exclude={"init"})
     init = {} if init_digest is None else {"init": init_digest}
-    return {"cache": source.identity, "draft": draft, "train": train, **init}
+    return {"cache": source.identity, LAYOUT: layout_digest(source.index), "draft": draft, "train": train, **init}
 
 
 def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) -> None:
     """Refuse to continue another run.
 
     Raises:
-        CacheError: the cache is another one.
+        CacheError: the cache is another one, or its samples are in another order.
         ConfigError: settings differ, each named with both values.
     """
     if saved["cache"] != current["cache"]:
         raise CacheError(
             f"{folder} was trained from cache {saved['cache']}, this is {current['cache']}; "
             "give train.output_dir another value to start a new run"
+        )
+    layouts = saved.get(LAYOUT, current[LAYOUT]), current[LAYOUT]  # runs of earlier releases did not record theirs
+    if layouts[0] != layouts[1]:
+        raise CacheError(
+            f"{folder} was trained from cache {saved['cache']} with its samples in another order than this one's, "
+            "which was computed anew: its steps would take other samples; continue with the cache that it was trained "
+            "from, or give train.output_dir another value to start a new run"
         )
     differences = list(diff_fields(_completed(saved, current), current))
     if differences:
@@ -162,4 +173,4 @@ def _completed(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]
     sections = {
         name: {key: saved[name].get(key, defaults[name].get(key)) for key in current[name]} for name in defaults
     }
-    return {**saved, **sections}
+    return {**saved, LAYOUT: current[LAYOUT], **sections}
