@@ -22,7 +22,7 @@ from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.manifest import SHARDS_FOLDER
 from eaglepipe.chat.tokens import supervised_tokens
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
-from eaglepipe.precompute.layout import Batch
+from eaglepipe.precompute.layout import Group
 from eaglepipe.precompute.plan import PrecomputePlan, begin_plan
 from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files
 from eaglepipe.recipe.load import load_recipe
@@ -90,8 +90,9 @@ class _Stage:
     plan: PrecomputePlan
     model: HFEagle3TargetModel
 
-    def batches(self) -> Iterator[Batch]:
-        return (batch for shard in self.plan.layout.shards for batch in shard)
+    def batches(self) -> Iterator[Group]:
+        layout, batch_tokens = self.plan.layout, self.inputs.recipe.precompute.batch_tokens
+        return (batch for shard in range(len(layout.shards)) for batch in layout.forwards(shard, batch_tokens))
 
 
 def measure_precompute(

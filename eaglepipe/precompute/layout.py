@@ -1,9 +1,10 @@
-"""The layout of a staged corpus: draft vocabulary, bytes a token, and the batches of each shard.
+"""The layout of a staged corpus: draft vocabulary, bytes a token, and the groups of samples of each shard.
 
-Batches are sorted by length under a token budget. All of it is a pure function of the recipe and the staged tokens, so
-that every worker comes to the same shards.
+Groups are sorted by length, each of `GROUP_TOKENS` at most. All of it is a pure function of the fields of the identity
+and of the staged tokens: no worker, device or token budget changes which samples a shard holds, or their order.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,42 +18,51 @@ from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.staging import StagedStatistics, StagedTokens
 from eaglepipe.vocab import DraftVocab, build_draft_vocab
 
-_SIMILAR = 0.95  # of the longest row's length: a batch filled with such rows wastes about 2.5%
+GROUP_TOKENS = 16_384
+"""Tokens of a group, with padding. Caches of one identity are laid out by it: another value is another order."""
+_SIMILAR = 0.95  # of the longest row's length: a group filled with such rows wastes about 2.5%
 _FORWARD_EFFICIENCY = 0.5  # of the matrix-product rate, as a whole forward of a transformer usually reaches
-_WORTHWHILE = 0.25  # of the token budget: smaller forwards cost more than the padding they save
+_WORTHWHILE = 0.25  # of a group's tokens: smaller forwards cost more than the padding they save
 
-Batch = NDArray[np.int64]
-"""Sample numbers of one forward."""
+Group = NDArray[np.int64]
+"""Numbers of samples that lie together in a shard, longest first; one forward computes all or a part of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusLayout:
-    """A corpus in shards: shard i is computed batch by batch from `shards[i]`, whose samples are in `tokens`."""
+    """A corpus in shards: shard i holds the samples of `shards[i]`, group by group; they are in `tokens`."""
 
     tokens: StagedTokens
     statistics: StagedStatistics
     drops: DropLog
     vocab: DraftVocab
     cost: TokenCost
-    batch_tokens: int
-    shards: list[list[Batch]]
+    group_tokens: int
+    shards: list[list[Group]]
 
     @property
     def estimated_bytes(self) -> int:
         """Bytes of all shards."""
         return int(self.cost.total * self.statistics.total_tokens)
 
+    def forwards(self, shard: int, batch_tokens: int) -> Iterator[Group]:
+        """Yield the samples of a shard in order, in batches of `batch_tokens` with padding, or of a longer sample."""
+        for group in self.shards[shard]:
+            yield from split_group(group, self.statistics.num_tokens, batch_tokens)
+
     def shard_tokens(self, shard: int) -> int:
         """Count the tokens of a shard."""
-        return sum(int(self.statistics.num_tokens[batch].sum()) for batch in self.shards[shard])
+        return sum(int(self.statistics.num_tokens[group].sum()) for group in self.shards[shard])
 
 
-def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: DropLog, batch_tokens: int) -> CorpusLayout:
-    """Choose the draft vocabulary and deal the corpus into batches and shards.
+def lay_out(
+    inputs: Stage1Inputs, tokens: StagedTokens, *, drops: DropLog, group_tokens: int = GROUP_TOKENS
+) -> CorpusLayout:
+    """Choose the draft vocabulary and deal the corpus into groups and shards.
 
     Args:
         drops: rows that tokenising left out; repetitions are added.
-        batch_tokens: token budget of a batch.
+        group_tokens: tokens of a group; another value only for a plan that was begun with it.
 
     Raises:
         DataError: too many faulty rows, samples beyond the target's positions, or token ids outside its vocabulary.
@@ -71,7 +81,7 @@ def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: DropLog, batch
     )
     shards = plan_shards(
         statistics.num_tokens[statistics.distinct],
-        batch_tokens,
+        group_tokens,
         shard_tokens=inputs.recipe.cache.shard_bytes / cost.total,
         split_at=inputs.rope_split,
     )
@@ -81,8 +91,8 @@ def lay_out(inputs: Stage1Inputs, tokens: StagedTokens, *, drops: DropLog, batch
         drops=drops,
         vocab=build_draft_vocab(statistics.token_counts, spec.draft_vocab_size, spec.vocab_size, inputs.special_ids),
         cost=cost,
-        batch_tokens=batch_tokens,
-        shards=[[statistics.distinct[batch] for batch in shard] for shard in shards],
+        group_tokens=group_tokens,
+        shards=[[statistics.distinct[group] for group in shard] for shard in shards],
     )
 
 
@@ -105,55 +115,64 @@ def _drop_repetitions(tokens: StagedTokens, statistics: StagedStatistics, drops:
             drops.add(reason, where=where, source=sample.source, detail=event)
 
 
-def plan_batches(lengths: NDArray[np.integer], batch_tokens: int, split_at: int | None = None) -> list[Batch]:
-    """Sample indices of each batch; every sample is in exactly one.
+def plan_groups(lengths: NDArray[np.integer], group_tokens: int, split_at: int | None = None) -> list[Group]:
+    """Sample indices of each group; every sample is in exactly one.
 
     Args:
         lengths: tokens of each sample [N].
-        batch_tokens: rows times longest row never exceed it, except for a sample alone in its batch.
-        split_at: samples longer than this never share a batch with others not longer (see `Stage1Inputs.rope_split`).
+        group_tokens: rows times longest row never exceed it, except for a sample alone in its group.
+        split_at: samples longer than this never share a group with others not longer (see `Stage1Inputs.rope_split`).
     """
     longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
     num_long = 0 if split_at is None else int((lengths > split_at).sum())
     parts = longest_first[:num_long], longest_first[num_long:]
-    return [batch for part in parts for batch in _fill(part, lengths, batch_tokens)]
+    return [group for part in parts for group in _fill(part, lengths, group_tokens)]
 
 
 def plan_shards(
-    lengths: NDArray[np.integer], batch_tokens: int, *, shard_tokens: float, split_at: int | None = None
-) -> list[list[Batch]]:
-    """The batches of `plan_batches`, dealt into shards of up to `shard_tokens` real tokens, at least one batch each.
+    lengths: NDArray[np.integer], group_tokens: int, *, shard_tokens: float, split_at: int | None = None
+) -> list[list[Group]]:
+    """The groups of `plan_groups`, dealt into shards of up to `shard_tokens` real tokens, at least one group each.
 
-    They are dealt in a fixed shuffled order, so that any shard is a fair sample of the corpus; the longest batch stays
+    They are dealt in a fixed shuffled order, so that any shard is a fair sample of the corpus; the longest group stays
     first, where a budget that the device cannot hold fails at once.
     """
-    batches = plan_batches(lengths, batch_tokens, split_at)
-    shuffled = np.random.default_rng(0).permutation(len(batches) - 1) + 1
-    shards: list[list[Batch]] = []
+    groups = plan_groups(lengths, group_tokens, split_at)
+    shuffled = np.random.default_rng(0).permutation(len(groups) - 1) + 1
+    shards: list[list[Group]] = []
     room = 0.0
     for number in [0, *shuffled.tolist()]:
-        num_tokens = int(lengths[batches[number]].sum())
+        num_tokens = int(lengths[groups[number]].sum())
         if not shards or num_tokens > room:
             shards.append([])
             room = shard_tokens
-        shards[-1].append(batches[number])
+        shards[-1].append(groups[number])
         room -= num_tokens
     return shards
 
 
-def _fill(ordered: NDArray[np.int64], lengths: NDArray[np.integer], batch_tokens: int) -> list[Batch]:
-    """Full batches; a batch worth its forward may end early, where rows get much shorter than its longest."""
+def split_group(group: Group, lengths: NDArray[np.integer], batch_tokens: int) -> Iterator[Group]:
+    """Yield a group in parts of as many samples as fit the token budget of a forward, at least one, in order."""
+    start = 0
+    while start < len(group):
+        rows = max(1, batch_tokens // max(1, int(lengths[group[start]])))  # the longest of the rest
+        yield group[start : start + rows]
+        start += rows
+
+
+def _fill(ordered: NDArray[np.int64], lengths: NDArray[np.integer], group_tokens: int) -> list[Group]:
+    """Full groups; one worth a forward may end early, where rows get much shorter than its longest."""
     descending = lengths[ordered].astype(np.int64)
-    batches = []
+    groups = []
     start = 0
     while start < len(ordered):
         longest = max(1, int(descending[start]))
         similar = int(np.searchsorted(-descending, -longest * _SIMILAR, side="right")) - start
-        worthwhile = int(batch_tokens * _WORTHWHILE) // longest
-        rows = max(1, min(batch_tokens // longest, max(similar, worthwhile)))
-        batches.append(ordered[start : start + rows])
+        worthwhile = int(group_tokens * _WORTHWHILE) // longest
+        rows = max(1, min(group_tokens // longest, max(similar, worthwhile)))
+        groups.append(ordered[start : start + rows])
         start += rows
-    return batches
+    return groups
 
 
 def forward_seconds(inputs: Stage1Inputs, num_tokens: int) -> float:

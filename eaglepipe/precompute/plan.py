@@ -43,7 +43,7 @@ from eaglepipe.files.publish import (
 )
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
-from eaglepipe.precompute.layout import CorpusLayout, lay_out
+from eaglepipe.precompute.layout import GROUP_TOKENS, CorpusLayout, lay_out
 from eaglepipe.precompute.staging import StagedTokens, write_staging
 
 _ROOM_ADVICE = "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"
@@ -104,7 +104,7 @@ def resume_plan(inputs: Stage1Inputs, folder: Path) -> PrecomputePlan:
     document = load_document(folder / PLAN_NAME, Plan)
     tokens = StagedTokens(folder / STAGING)
     drops = DropLog.resumed(document.drops, folder / DROPS_FILE)
-    layout = lay_out(inputs, tokens, drops=drops, batch_tokens=document.batch_tokens)
+    layout = lay_out(inputs, tokens, drops=drops, group_tokens=document.batch_tokens)
     return _checked_plan(folder, document, layout)
 
 
@@ -122,24 +122,23 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         document = _existing_plan(folder, identity, report)
         if document is None and (note := _nearest_cache(inputs, identity)):
             report(note)
-        batch_tokens = inputs.recipe.precompute.batch_tokens if document is None else document.batch_tokens
-        layout = lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
+        group_tokens = GROUP_TOKENS if document is None else document.batch_tokens
+        layout = lay_out(inputs, StagedTokens(file.temporary), drops=drops, group_tokens=group_tokens)
         if document is None:
             check_free_bytes(folder, layout.estimated_bytes, advice=_ROOM_ADVICE)
         _publish_drops(folder, identity.digest, drops, listed)
         file.publish(path=folder / STAGING)
     if document is None:
         document = _publish_plan(inputs, folder, identity, layout)
-        if document.batch_tokens != batch_tokens:  # another worker was first, with other settings
+        if document.batch_tokens != group_tokens:  # another worker was first, of a release that grouped otherwise
             return resume_plan(inputs, folder)
     return _checked_plan(folder, document, layout)
 
 
 def preview_plan(inputs: Stage1Inputs) -> CorpusLayout:
     """Tokenise and lay out the corpus without leaving a file; for a cache whose identity is not known yet."""
-    batch_tokens = inputs.recipe.precompute.batch_tokens
     with staged_corpus(inputs, staging_path(inputs.recipe)) as (file, drops, *_):
-        return lay_out(inputs, StagedTokens(file.temporary), drops=drops, batch_tokens=batch_tokens)
+        return lay_out(inputs, StagedTokens(file.temporary), drops=drops)
 
 
 @contextmanager
@@ -280,7 +279,7 @@ def plan_document(inputs: Stage1Inputs, identity: CacheIdentity, layout: CorpusL
         identity=identity.digest,
         identity_fields=identity.fields,
         declared=declared_sections(inputs.recipe),
-        batch_tokens=layout.batch_tokens,
+        batch_tokens=layout.group_tokens,
         samples=statistics.num_distinct,
         tokens=statistics.total_tokens,
         supervised_tokens=statistics.total_supervised,

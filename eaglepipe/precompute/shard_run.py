@@ -24,7 +24,6 @@ from eaglepipe.errors import ConfigError
 from eaglepipe.files.publish import json_bytes
 from eaglepipe.precompute.batch_job import capture_batch
 from eaglepipe.precompute.inputs import Stage1Inputs
-from eaglepipe.precompute.layout import Batch
 from eaglepipe.precompute.lost import check_lost
 from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.progress import ProgressLine
@@ -98,31 +97,22 @@ class ShardRun:
         settings = self._inputs.recipe.precompute
         writer = ShardWriter(folder, shard, spec=self._inputs.spec, identity=self._plan.document.identity)
         with BackgroundShard(writer, queue_jobs=settings.queue_batches) as background:
-            for batch in layout.shards[shard]:
-                for part in self._parts(batch):
-                    self._stop.raise_if_set(f"the shards published so far stay in {folder}")
-                    samples = [layout.tokens.read(int(sample)) for sample in part]
-                    captured = capture_batch(
-                        self._model,
-                        samples,
-                        layout.vocab,
-                        spec=self._inputs.spec,
-                        rule=self._inputs.sparse_rule,
-                        head_chunk_rows=settings.head_chunk_rows,
-                    )
-                    background.submit(captured.samples)
-                    self._drops += captured.num_refused
-                    self._refused += captured.num_refused
-                    self._show(len(captured.finite), progress)
+            for batch in layout.forwards(shard, settings.batch_tokens):
+                self._stop.raise_if_set(f"the shards published so far stay in {folder}")
+                samples = [layout.tokens.read(int(sample)) for sample in batch]
+                captured = capture_batch(
+                    self._model,
+                    samples,
+                    layout.vocab,
+                    spec=self._inputs.spec,
+                    rule=self._inputs.sparse_rule,
+                    head_chunk_rows=settings.head_chunk_rows,
+                )
+                background.submit(captured.samples)
+                self._drops += captured.num_refused
+                self._refused += captured.num_refused
+                self._show(len(captured.finite), progress)
             background.finish()
-
-    def _parts(self, batch: Batch) -> Iterator[Batch]:
-        """Yield the plan's batch whole, or in parts if this run's token budget is smaller than the plan's."""
-        budget, layout = self._inputs.recipe.precompute.batch_tokens, self._plan.layout
-        longest = int(layout.statistics.num_tokens[batch].max())
-        rows = len(batch) if budget >= layout.batch_tokens else max(1, budget // longest)
-        for start in range(0, len(batch), rows):
-            yield batch[start : start + rows]
 
     def _show(self, num_tokens: int, progress: ProgressLine) -> None:
         self._tokens += num_tokens

@@ -130,7 +130,9 @@ class PrecomputeConfig(Section):
     """How stage 1 runs; none of it changes a cache."""
 
     device: Device = "auto"
-    batch_tokens: PositiveInt = Field(16384, description="tokens of one target forward, with padding")
+    batch_tokens: PositiveInt = Field(
+        16384, description="tokens of one target forward at most, with padding; more than the default change nothing"
+    )
     head_chunk_rows: PositiveInt = Field(1024, description="supervised rows in one lm_head product")
     queue_batches: PositiveInt = Field(4, description="captured batches that may wait for the disk")
 

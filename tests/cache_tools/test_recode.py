@@ -112,10 +112,10 @@ def test_identity_follows_source_and_change_alone_and_no_recipe_finds_it(
 
 
 def test_a_stopped_recode_goes_on_and_reports_the_same(
-    full_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sealed_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes, finish, written = Changes(aux_codec="fp16", supervision="dense"), ShardWriter.finish, []
-    whole = recode_cache(tmp_path / "whole", full_cache, changes)
+    whole = recode_cache(tmp_path / "whole", sealed_cache, changes)
 
     def stop_after_one(self: ShardWriter) -> object:
         if written:
@@ -125,15 +125,15 @@ def test_a_stopped_recode_goes_on_and_reports_the_same(
 
     monkeypatch.setattr(ShardWriter, "finish", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        recode_cache(tmp_path / "out", full_cache, changes)
+        recode_cache(tmp_path / "out", sealed_cache, changes)
     monkeypatch.setattr(ShardWriter, "finish", finish)
     with pytest.raises(CacheError, match="holds another cache"):
-        recode_cache(tmp_path / "out", full_cache, Changes(supervision="dense"))
-    resumed = recode_cache(tmp_path / "out", full_cache, changes)
+        recode_cache(tmp_path / "out", sealed_cache, Changes(supervision="dense"))
+    resumed = recode_cache(tmp_path / "out", sealed_cache, changes)
     assert resumed.errors == whole.errors and resumed.cache["identity"] == whole.cache["identity"]
     for path in sorted((tmp_path / "whole" / "shards").iterdir()):
         assert (tmp_path / "out" / "shards" / path.name).read_bytes() == path.read_bytes()
-    assert recode_cache(tmp_path / "out", full_cache, changes) == resumed
+    assert recode_cache(tmp_path / "out", sealed_cache, changes) == resumed
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_what_the_source_does_not_hold_is_refused(sealed_cache: Path, dense_cach
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_source_leaves_no_cache(full_cache: Path, tmp_path: Path) -> None:
-    for name in (load_manifest(full_cache).shards[1].path, "target.safetensors"):
-        source = Path(shutil.copytree(full_cache, tmp_path / Path(name).stem))
+def test_a_damaged_source_leaves_no_cache(sealed_cache: Path, tmp_path: Path) -> None:
+    for name in (load_manifest(sealed_cache).shards[1].path, "target.safetensors"):
+        source = Path(shutil.copytree(sealed_cache, tmp_path / Path(name).stem))
         flip(source / name, (source / name).stat().st_size // 2)
         out = tmp_path / f"out {Path(name).stem}"
         with pytest.raises(CorruptError, match=Path(name).name):
