@@ -2,15 +2,19 @@
 
 import copy
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.files.hashing import hash_file
 from tests.fuzz.forked import run_command, run_forked
 
 ENGINES = ("vllm", "sglang", "speculators", "hf")
 KINDS = {"hidden": {}, "dense": {"supervision": "dense"}, "sparse": {"profile": "tiny"}}
+
+_TIMES = re.compile(r'("[a-z_]*(?:seconds|tokens_per_s|wait_share)": )[0-9.e-]+')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +82,31 @@ def make_base(folder: Path) -> Base:
         words = ["export", str(base.run), "--to", engine, "--out", str(base.export(engine))]
         _succeed(run_command([*words, "--target-name", "org/tiny"], folder))
     _succeed(run_command(["data", "regenerate", str(recipe)], folder))
+    _without_times(folder)
     shutil.rmtree(folder / ".child")
     return base
+
+
+def _without_times(folder: Path) -> None:
+    """Write over the times that runs record, so that inputs depend on nothing but the seed."""
+    for path in sorted(folder.rglob("*")):
+        if path.name in ("train.json", "metrics.jsonl", "state.json", "answers.jsonl.report.json"):
+            path.write_text(
+                re.sub(r'("[a-z_]*(?:seconds|tokens_per_s|wait_share)": )[0-9.e-]+', r"\g<1>0.25", path.read_text())
+            )
+    for marker in sorted(folder.rglob("COMPLETE")):
+        declare_checkpoint(marker.parent)
+
+
+def declare_checkpoint(checkpoint: Path) -> None:
+    """Make the marker of a checkpoint declare its files as they are now."""
+    marker = checkpoint / "COMPLETE"
+    entries = json.loads(marker.read_text())
+    for name, entry in entries.items():
+        path = checkpoint / name
+        if isinstance(entry, dict) and path.is_file():
+            entry.update(bytes=path.stat().st_size, xxh3_128=hash_file(path))
+    marker.write_text(json.dumps(entries))
 
 
 def _succeed(ended: Any) -> None:

@@ -4,8 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from eaglepipe.files.hashing import hash_file
-from tests.fuzz.base import ENGINES, Base
+from tests.fuzz.base import ENGINES, Base, declare_checkpoint
 from tests.fuzz.safetensors_files import mutate_tensors
 from tests.fuzz.subjects.draft_folders import mutate_draft
 from tests.fuzz.values import json_text, mutate, mutate_bytes, mutate_json_file
@@ -62,7 +61,5 @@ def _mutate_checkpoint(checkpoint: Path, rng: random.Random) -> None:
         mutate_tensors(path, rng)
     else:
         mutate_json_file(path, rng)
-    if path.name != "COMPLETE" and rng.random() < 0.8 and path.exists():
-        marker = json.loads((checkpoint / "COMPLETE").read_text())
-        marker[path.name] = {"bytes": path.stat().st_size, "xxh3_128": hash_file(path)}
-        (checkpoint / "COMPLETE").write_text(json.dumps(marker))
+    if path.name != "COMPLETE" and rng.random() < 0.8:
+        declare_checkpoint(checkpoint)
