@@ -1,6 +1,7 @@
 """A recipe either describes a run or says everything that is wrong with it at once."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from eaglepipe.recipe.load import dump_recipe, load_recipe
 from eaglepipe.recipe.tree import Recipe
 
 MINIMAL = "name: x\ntarget: {path: t}\ndata: {sources: [{path: d.jsonl}]}\n"
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefgh"))
 
 
 def write(folder: Path, text: str) -> Path:
@@ -108,6 +111,11 @@ def test_bad_overrides_are_explained(tmp_path: Path, override: str, message: str
         ("a: !!python/object/apply:os.system [ls]", "readable YAML"),
         ("name: {{name}}\n", "is no key"),
         ("? [a, b]\n: 1\n", "is no key"),
+        ("&a [*a]\n", "nested too deeply"),
+        (BOMB, "more than 50,000 values"),
+        (BOMB.replace("[", "{<<: [").replace("]", "]}").replace("x, x", "{x: 1}, {y: 1}"), "more than 50,000 values"),
+        ("a: [" + "[" * 3000, "nested too deeply"),
+        ("#" * 2**20 + "\n", "bytes is no recipe"),
     ],
 )
 def test_file_that_is_no_recipe_is_told(tmp_path: Path, text: str, message: str) -> None:
