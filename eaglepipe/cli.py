@@ -163,12 +163,14 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Stage 2: train a draft from the cache; the target is not loaded. Run it again to resume."""
+    from eaglepipe.commands.used_caches import report_caches
     from eaglepipe.train import preview_training, run_training
 
     loaded = load(recipe, overrides)
     if not dry_run:
         _end_as_ranks(gpus)
     caches = cache_shares(loaded)
+    report_caches(loaded, caches)
     result = preview_training(loaded, caches) if dry_run else run_training(loaded, caches)
     print_fields(asdict(result), as_json)
 

@@ -74,7 +74,7 @@ def reporter(as_json: bool) -> Any:
 
 
 def print_json(value: Any, as_json: bool) -> None:
-    if as_json and _is_first_process():
+    if as_json and is_first_process():
         typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
@@ -93,14 +93,14 @@ def print_report(report: Report, as_json: bool) -> None:
 def print_fields(fields: dict[str, Any], as_json: bool) -> None:
     """Print fields as JSON or as a table of names and values."""
     print_json(fields, as_json)
-    if not as_json and _is_first_process():
+    if not as_json and is_first_process():
         from eaglepipe.tables import field_table
 
         typer.echo(field_table({name: _readable(value) for name, value in fields.items()}))
 
 
-def _is_first_process() -> bool:
-    """Under torchrun the processes share one standard output, and the first one prints the result."""
+def is_first_process() -> bool:
+    """Return whether this is rank 0: under torchrun all share one output, and the first one prints the result."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 

@@ -1,0 +1,75 @@
+"""The caches that `train` reads, in a line each: a recipe's words may find one whose corpus has changed since.
+
+Only notes depend on times of files; which cache is found, and whether it is valid, does not.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import typer
+
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME
+from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.storage import CacheShare, cache_root, declared_sections, list_caches
+from eaglepipe.chat.folders.listing import is_local, local_files
+from eaglepipe.commands.common import is_first_process
+from eaglepipe.errors import DataError, printable
+from eaglepipe.recipe.tree import Recipe
+
+_PRECOMPUTE = "`eaglepipe precompute` with this recipe"
+
+
+def report_caches(recipe: Recipe, shares: Sequence[CacheShare]) -> None:
+    """Print `cache_lines` on standard error, once of all ranks."""
+    if is_first_process():
+        for line in cache_lines(recipe, shares):
+            typer.echo(printable(line), err=True)
+
+
+def cache_lines(recipe: Recipe, shares: Sequence[CacheShare]) -> Iterator[str]:
+    """Yield a line for each cache, and a note if one that the recipe found may not be that of its corpus as it is."""
+    for share in shares:
+        manifest = load_manifest(share.folder)
+        made = _time(_changed(share.folder / MANIFEST_NAME))
+        yield f"cache     {share.folder}: {manifest.samples:,} samples, {manifest.identity}, complete since {made}"
+    if not recipe.train.caches:
+        yield from _notes(recipe, shares[0].folder)
+
+
+def _notes(recipe: Recipe, folder: Path) -> Iterator[str]:
+    declared = declared_sections(recipe)
+    for found in list_caches(cache_root(recipe)):
+        if found.manifest is None and (found.plan.name, found.plan.declared) == (recipe.name, declared):
+            yield f"note      {found.folder} has the same settings and is not complete; {_PRECOMPUTE} finishes it"
+    planned = _changed(folder / PLAN_NAME)
+    changed = [file for file in _local_sources(recipe) if _changed(file) > planned]
+    if changed:
+        more = f" and {len(changed) - 1:,} more files" if len(changed) > 1 else ""
+        yield (
+            f"note      {changed[0]}{more}, of {_time(_changed(changed[0]))}, newer than this cache: if rows have "
+            f"changed, {_PRECOMPUTE} makes their cache"
+        )
+
+
+def _local_sources(recipe: Recipe) -> Iterator[Path]:
+    """Yield the files of the corpus that are at hand; stage 2 needs none of them."""
+    for source in recipe.data.sources:
+        try:
+            yield from local_files(source) if is_local(source) else ()
+        except (DataError, OSError):
+            continue
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _time(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return "a time out of range"
