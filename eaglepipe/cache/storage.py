@@ -17,7 +17,7 @@ from eaglepipe.recipe.tree import Recipe
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
-_SHOWN = 4
+_SHOWN, _SHOWN_CHARACTERS = 4, 400
 _STAGING_SUFFIX = ".tokens.arrow"
 
 
@@ -147,7 +147,14 @@ def _describe_others(recipe: Recipe, root: Path, present: list[FoundCache]) -> s
         return f"it holds {names}" if names else "it is empty"
     differences, nearest = min(others, key=lambda other: len(other[0]))
     more = [f"and {len(differences) - _SHOWN} more"] * (len(differences) > _SHOWN)
-    return f"{nearest} differs from the recipe in {'; '.join([*differences[:_SHOWN], *more])}"
+    shown = [_cut(difference) for difference in differences[:_SHOWN]]
+    return f"{nearest} differs from the recipe in {'; '.join([*shown, *more])}"
+
+
+def _cut(text: str) -> str:
+    """Return a text with the middle left out if it is long, such as a list of sources and what it became."""
+    half = _SHOWN_CHARACTERS // 2
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 @dataclass(frozen=True, kw_only=True)
