@@ -3,7 +3,9 @@
 A digest comes from the bytes that were written, never from reading a file back, so that sealing sees every change.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +16,11 @@ from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.publish import publish_bytes
 from eaglepipe.files.system_errors import explained_read_errors
+from eaglepipe.progress import ProgressLine
 
 Origin = Literal["corpus", "target"]
 """What files are made from: those of one origin are recorded, and redone, together."""
+_READERS = 4
 ORIGINS: tuple[Origin, ...] = ("corpus", "target")
 
 
@@ -55,6 +59,18 @@ def recorded_files(folder: Path, origin: Origin, identity: str) -> tuple[FileEnt
 
 def record_path(folder: Path, origin: Origin) -> Path:
     return folder / WORK_FOLDER / f"{origin}.json"
+
+
+def file_problems(folder: Path, entries: Sequence[FileEntry]) -> Iterator[str | None]:
+    """Compare large files with their entries, a few at a time, with a progress line; yields what differs, or None."""
+    with (
+        ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), "check") as readers,
+        ProgressLine("check", total=sum(entry.bytes for entry in entries), unit="B") as progress,
+    ):
+        found = readers.map(lambda entry: file_problem(folder, entry), entries)
+        for entry, problem in zip(entries, found, strict=True):
+            progress.update(entry.bytes)
+            yield problem
 
 
 def file_problem(folder: Path, entry: FileEntry) -> str | None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, repair_advice
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_json
 
@@ -27,7 +27,7 @@ def check_plan(folder: Path, plan: Plan) -> None:
     if (actual := hash_json(plan.identity_fields)) != plan.identity:
         raise CorruptError(
             f"{folder / PLAN_NAME}: its identity is {plan.identity}, and its identity_fields are those of {actual}: "
-            "it was changed after it was published; restore it, or move the folder away"
+            f"it was changed after it was published; {repair_advice(folder)}"
         )
 
 

@@ -212,7 +212,7 @@ def load_manifest(folder: Path) -> Manifest:
     if (folder / MANIFEST_NAME).exists():
         manifest = read_manifest(folder)
         if not (folder / PLAN_NAME).exists():
-            raise CorruptError(f"{folder / PLAN_NAME}: part of every cache, but missing; restore it from a copy")
+            raise CorruptError(f"{folder / PLAN_NAME}: part of every cache, but missing; {repair_advice(folder)}")
         plan = load_plan(folder)
         check_plan(folder, plan)
         check_manifest(folder, plan, manifest)

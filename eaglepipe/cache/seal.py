@@ -1,15 +1,13 @@
 """The last step of a cache: everything published is compared with its digest, counted and listed in the manifest."""
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from eaglepipe import __version__
-from eaglepipe.cache.fixed_files import ORIGINS, file_problem, record_path, recorded_files
+from eaglepipe.cache.fixed_files import ORIGINS, file_problem, file_problems, record_path, recorded_files
 from eaglepipe.cache.manifest import (
     ALL_LAST_HIDDEN,
     MANIFEST_NAME,
@@ -32,11 +30,9 @@ from eaglepipe.cache.writer import shard_path
 from eaglepipe.errors import CorruptError, DataError
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
-from eaglepipe.progress import ProgressLine
 from eaglepipe.target_head import HeadSpec
 
 HEAD_FILE = "head.json"
-_READERS = 4
 _SHOWN = 4
 
 
@@ -51,7 +47,7 @@ class UnsoundError(CorruptError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shard:
+class PublishedShard:
     """A published shard, without the index of its samples."""
 
     entry: ShardEntry
@@ -59,7 +55,7 @@ class _Shard:
     refused: Counter[str]  # samples by cause
 
     @classmethod
-    def of(cls, sidecar: Sidecar) -> "_Shard":
+    def of(cls, sidecar: Sidecar) -> "PublishedShard":
         path = PurePosixPath(sidecar.shard.path).with_suffix(".json")
         return cls(
             entry=sidecar.shard,
@@ -81,11 +77,11 @@ def seal_cache(
         DataError: the target gave a finite result for no sample at all.
     """
     fixed = _recorded(folder, plan) if fixed is None else tuple(fixed)
-    shards = _checked_shards(folder, plan)
+    shards = checked_shards(folder, plan)
     if problems := {entry.path: problem for entry in fixed if (problem := file_problem(folder, entry))}:
         raise UnsoundError(folder, problems)
-    manifest = _manifest(
-        plan, shards, (*fixed, _plan_entry(folder, plan)), spec, _spec_document(folder, spec, max_length)
+    manifest = make_manifest(
+        plan, shards, (*fixed, plan_entry(folder, plan)), spec, _spec_document(folder, spec, max_length)
     )
     if manifest.samples == 0:
         raise DataError(f"{folder}: the target gave no finite result for any sample; is its dtype wide enough?")
@@ -120,34 +116,27 @@ def _recorded(folder: Path, plan: Plan) -> tuple[FileEntry, ...]:
     return tuple(entry for entries in records.values() for entry in entries or ())
 
 
-def _checked_shards(folder: Path, plan: Plan) -> list[_Shard]:
+def checked_shards(folder: Path, plan: Plan) -> list[PublishedShard]:
     """Hash all shards, a few at a time, and compare them with their sidecars."""
-    shards: list[_Shard] = []
+    shards: list[PublishedShard] = []
     problems: dict[str, str] = {}
     for number in range(plan.shards):
         read = read_published(folder, plan, number)
         if isinstance(read, str):
             problems[shard_path(folder, number).relative_to(folder).as_posix()] = read
         else:
-            shards.append(_Shard.of(read))
-    total = sum(shard.entry.bytes for shard in shards)
-    with (
-        ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), "seal") as readers,
-        ProgressLine("check", total=total, unit="B") as progress,
-    ):
-        found = readers.map(lambda shard: file_problem(folder, shard.entry), shards)
-        for shard, problem in zip(shards, found, strict=True):
-            if problem is not None:
-                problems[shard.entry.path] = problem
-            elif (problem_of_sidecar := file_problem(folder, shard.sidecar)) is not None:
-                problems[shard.sidecar.path] = problem_of_sidecar
-            progress.update(shard.entry.bytes)
+            shards.append(PublishedShard.of(read))
+    for shard, problem in zip(shards, file_problems(folder, [shard.entry for shard in shards]), strict=True):
+        if problem is not None:
+            problems[shard.entry.path] = problem
+        elif (problem_of_sidecar := file_problem(folder, shard.sidecar)) is not None:
+            problems[shard.sidecar.path] = problem_of_sidecar
     if problems:
         raise UnsoundError(folder, problems)
     return shards
 
 
-def _plan_entry(folder: Path, plan: Plan) -> FileEntry:
+def plan_entry(folder: Path, plan: Plan) -> FileEntry:
     """Return the entry of the plan, whose bytes no record holds: its checksum of itself decides."""
     try:
         entry = file_entry(PLAN_NAME, (folder / PLAN_NAME).read_bytes())
@@ -168,8 +157,8 @@ def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocume
     return SpecDocument(max_length=max_length, **fields, **asdict(head))
 
 
-def _manifest(
-    plan: Plan, shards: list[_Shard], files: tuple[FileEntry, ...], shard_spec: ShardSpec, spec: SpecDocument
+def make_manifest(
+    plan: Plan, shards: list[PublishedShard], files: tuple[FileEntry, ...], shard_spec: ShardSpec, spec: SpecDocument
 ) -> Manifest:
     entries = tuple(shard.entry for shard in shards)
     refused = sum((shard.refused for shard in shards), Counter[str]())

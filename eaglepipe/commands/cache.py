@@ -16,6 +16,7 @@ from eaglepipe.commands.common import (
     print_either,
     print_fields,
     print_report,
+    reporter,
 )
 from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER
 
@@ -137,6 +138,22 @@ def recode(
         max_entries=max_entries,
     )
     print_report(recode_cache(out, source, changes), as_json)
+
+
+@app.command("repair")
+def repair(
+    folder: CacheArgument,
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="the recipe that made it, if its plan is damaged; default: as its plan declares")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the files again that `verify --full` names, from the target and the corpus; all others stay."""
+    from eaglepipe.cache_tools.repair import repair_cache
+
+    loaded = None if recipe is None else load(recipe, overrides)
+    print_report(repair_cache(folder, recipe=loaded, overrides=overrides or (), report=reporter(as_json)), as_json)
 
 
 @app.command("clean")

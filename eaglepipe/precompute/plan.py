@@ -105,7 +105,7 @@ def resume_plan(inputs: Stage1Inputs, folder: Path) -> PrecomputePlan:
     tokens = StagedTokens(folder / STAGING)
     drops = DropLog.resumed(document.drops, folder / DROPS_FILE)
     layout = lay_out(inputs, tokens, drops=drops, group_tokens=document.batch_tokens)
-    return _checked_plan(folder, document, layout)
+    return checked_plan(folder, document, layout)
 
 
 def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]) -> PrecomputePlan:
@@ -132,7 +132,7 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         document = _publish_plan(inputs, folder, identity, layout)
         if document.batch_tokens != group_tokens:  # another worker was first, of a release that grouped otherwise
             return resume_plan(inputs, folder)
-    return _checked_plan(folder, document, layout)
+    return checked_plan(folder, document, layout)
 
 
 def preview_plan(inputs: Stage1Inputs) -> CorpusLayout:
@@ -168,14 +168,17 @@ def _publish_drops(folder: Path, identity: str, drops: DropLog, listed: PendingF
     """Publish the list of drops if there are any, and record that it is published, or that there is none."""
     if has_corpus_files(folder, identity):  # by another worker, whose paths may be others
         return
-    entries: tuple[FileEntry, ...] = ()
-    if drops.counts.total():
-        listed.stream.flush()
-        with explained_os_errors(listed.path):
-            num_bytes, digest = listed.temporary.stat().st_size, hash_file(listed.temporary)
-        listed.publish(path=folder / DROPS_FILE)
-        entries = (FileEntry(path=DROPS_FILE, bytes=num_bytes, xxh3_128=digest),)
+    entries = (publish_list(folder, listed),) if drops.counts.total() else ()
     record_files(folder, "corpus", identity, entries)
+
+
+def publish_list(folder: Path, listed: PendingFile) -> FileEntry:
+    """Publish the list of drops."""
+    with explained_os_errors(listed.path):
+        listed.stream.flush()
+        num_bytes, digest = listed.temporary.stat().st_size, hash_file(listed.temporary)
+    listed.publish(path=folder / DROPS_FILE)
+    return FileEntry(path=DROPS_FILE, bytes=num_bytes, xxh3_128=digest)
 
 
 def _check_writable(root: Path) -> None:
@@ -289,7 +292,7 @@ def plan_document(inputs: Stage1Inputs, identity: CacheIdentity, layout: CorpusL
     )
 
 
-def _checked_plan(folder: Path, document: Plan, layout: CorpusLayout) -> PrecomputePlan:
+def checked_plan(folder: Path, document: Plan, layout: CorpusLayout) -> PrecomputePlan:
     if len(layout.shards) != document.shards or layout.statistics.num_distinct != document.samples:
         raise CorruptError(f"{folder / PLAN_NAME}: its corpus is laid out into other shards than it lists")
     return PrecomputePlan(folder=folder, document=document, layout=layout)

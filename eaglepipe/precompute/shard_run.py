@@ -5,9 +5,10 @@ Any number of processes may do this on one folder: a shard is claimed through a 
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,10 +20,12 @@ from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.seal import HEAD_FILE
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.cache.writer import BackgroundShard, ShardWriter
+from eaglepipe.cache.types import CachedSample
+from eaglepipe.cache.writer import BackgroundShard, RefusedItem, ShardWriter
+from eaglepipe.chat.tokens import TokenSample
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.publish import json_bytes
-from eaglepipe.precompute.batch_job import capture_batch
+from eaglepipe.precompute.batch_job import CapturedBatch, capture_batch
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.lost import check_lost
 from eaglepipe.precompute.plan import PrecomputePlan
@@ -31,6 +34,8 @@ from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.model import TargetModel
 from eaglepipe.vocab import DraftVocab, vocab_tensors
+
+KnownItem = CachedSample | RefusedItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +92,31 @@ class ShardRun:
                         self._check_lost()
         return written
 
+    def write_again(self, shards: Collection[int], known_of: Callable[[int], Mapping[str, KnownItem]]) -> int:
+        """Publish shards anew; what is known of a shard, by sample id, is written as it is.
+
+        Returns:
+            The number of samples that were not known.
+
+        Raises:
+            StoppedError: a signal asked to stop; the shard in the making is dropped.
+        """
+        layout = self._plan.layout
+        total, computed = sum(map(layout.shard_tokens, shards)), 0
+        with ProgressLine("repair", total=total, unit="tok", plain_interval_seconds=5.0) as progress:
+            for shard in shards:
+                known = known_of(shard)
+                ids = {layout.tokens.read(int(sample)).sample_id for group in layout.shards[shard] for sample in group}
+                self._write(shard, progress, known)
+                computed += len(ids - known.keys())
+        return computed
+
     def _check_lost(self) -> None:
         allowed = self._inputs.recipe.data.max_drop_fraction * self._plan.document.samples
         if self._refused > allowed:
             check_lost(self._inputs, self._plan, report=None)
 
-    def _write(self, shard: int, progress: ProgressLine) -> None:
+    def _write(self, shard: int, progress: ProgressLine, known: Mapping[str, KnownItem] | None = None) -> None:
         folder, layout = self._plan.folder, self._plan.layout
         settings = self._inputs.recipe.precompute
         writer = ShardWriter(folder, shard, spec=self._inputs.spec, identity=self._plan.document.identity)
@@ -100,6 +124,10 @@ class ShardRun:
             for batch in layout.forwards(shard, settings.batch_tokens):
                 self._stop.raise_if_set(f"the shards published so far stay in {folder}")
                 samples = [layout.tokens.read(int(sample)) for sample in batch]
+                if known and all(sample.sample_id in known for sample in samples):
+                    background.submit(partial(_known_items, known, samples))
+                    progress.update(sum(len(sample.input_ids) for sample in samples))
+                    continue
                 captured = capture_batch(
                     self._model,
                     samples,
@@ -108,7 +136,7 @@ class ShardRun:
                     rule=self._inputs.sparse_rule,
                     head_chunk_rows=settings.head_chunk_rows,
                 )
-                background.submit(captured.samples)
+                background.submit(partial(_known_first, known, captured) if known else captured.samples)
                 self._drops += captured.num_refused
                 self._refused += captured.num_refused
                 self._show(len(captured.finite), progress)
@@ -119,6 +147,15 @@ class ShardRun:
         rate = self._tokens / (time.monotonic() - self._started)
         gigabytes = self._plan.layout.cost.total * self._tokens / 1e9
         progress.update(num_tokens, f"{rate:,.0f} tok/s · {gigabytes:.3g} GB · {self._drops} dropped")
+
+
+def _known_items(known: Mapping[str, KnownItem], samples: list[TokenSample]) -> Iterator[KnownItem]:
+    return (known[sample.sample_id] for sample in samples)
+
+
+def _known_first(known: Mapping[str, KnownItem], captured: CapturedBatch) -> Iterator[KnownItem]:
+    for item in captured.samples():
+        yield known.get(item.sample_id if isinstance(item, CachedSample) else item[0], item)
 
 
 @contextmanager

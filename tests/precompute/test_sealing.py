@@ -1,6 +1,5 @@
 """Nothing that changed after it was published is sealed: it is refused by `--seal`, and made again by a rerun."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from eaglepipe.precompute import stage
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.tree import Recipe
 from tests.cache.damage import flip
-from tests.cache.derived import FEW
-from tests.stage_one import quiet
+from tests.stage_one import contents, quiet, with_repetitions
 from tests.tiny_project import TinyProject
 
 NUM_FLIPS = 100
@@ -42,13 +40,7 @@ class Unsealed:
 
 
 def recipe_of(project: TinyProject, root: Path) -> Recipe:
-    paths = [project.sources[number] for number in (0, 1, 0)]  # repetitions are listed as drops
-    sources = json.dumps([{"path": str(path), "max_samples": 4} for path in paths])
-    return project.recipe(**{**FEW, "data.sources": sources, "cache.root": root})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return project.recipe(**with_repetitions(project), **{"cache.root": root})
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +70,10 @@ def test_of_100_flips_before_sealing_none_is_sealed(unsealed: Unsealed, tmp_path
         name = names[number % len(names)]
         flip(folder / name, int(rng.integers(len(published[name]))), int(rng.integers(8)))
         with pytest.raises(EaglepipeError):
-            seal_cache(folder, load_plan(folder), unsealed.spec, max_length=80)
+            seal_cache(folder, load_plan(folder), unsealed.spec, max_length=256)
         assert not (folder / MANIFEST_NAME).exists(), name
         (folder / name).write_bytes(published[name])
-    seal_cache(folder, load_plan(folder), unsealed.spec, max_length=80)
+    seal_cache(folder, load_plan(folder), unsealed.spec, max_length=256)
     assert contents(folder) == unsealed.sealed
 
 

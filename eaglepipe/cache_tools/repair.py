@@ -1,0 +1,201 @@
+"""`cache repair`: the damaged files of a complete cache are made again, and nothing else is touched.
+
+Each file takes its place by a rename, a shard before its sidecar and the manifest last: a reader of the cache sees the
+damage or the repaired files, and a repair that was killed is finished by running it again.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eaglepipe.cache.fixed_files import file_problem
+from eaglepipe.cache.identity import DERIVED_KEY
+from eaglepipe.cache.manifest import (
+    DROPS_FILE,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    FileEntry,
+    document_bytes,
+    file_entry,
+)
+from eaglepipe.cache.published import read_published
+from eaglepipe.cache.reader import load_manifest, load_plan
+from eaglepipe.cache.seal import PublishedShard, make_manifest, plan_entry, seal_cache
+from eaglepipe.cache.storage import WORK_FOLDER
+from eaglepipe.cache.writer import shard_path
+from eaglepipe.cache_tools.damage import Damage, find_damage, shards_against_sidecars
+from eaglepipe.cache_tools.rederive import command_of
+from eaglepipe.cache_tools.salvage import known_items, rebuild_sidecar
+from eaglepipe.cache_tools.verify import verify_cache
+from eaglepipe.devices import resolve_device
+from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.lock import FOLDER_LOCK, write_lock
+from eaglepipe.files.publish import leftovers, publish_bytes, remove_abandoned
+from eaglepipe.precompute.plan import publish_list
+from eaglepipe.precompute.redo import PlannedAgain, declared_recipe, planned_again
+from eaglepipe.precompute.shard_run import ShardRun, fixed_files
+from eaglepipe.recipe.tree import Recipe
+from eaglepipe.signals import stop_on_signals
+from eaglepipe.target.capture import load_target_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """Files that were made again, each with what was wrong with it."""
+
+    folder: str
+    identity: str
+    redone: dict[str, str]
+    samples_computed: int
+    new_manifest: bool
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> str:
+        """Return a line for each file, and one for the cache."""
+        lines = [f"{path}: made again ({reason})" for path, reason in self.redone.items()]
+        manifest = "a new manifest" if self.new_manifest else "the manifest stays"
+        done = f"{len(self.redone)} file(s) made again, {self.samples_computed:,} samples computed, {manifest}"
+        if not lines and not self.new_manifest:
+            done = "nothing to repair"
+        return "\n".join([*lines, f"{self.folder}: sound; {done}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """Files besides shards that were published again, and the number of samples that were computed."""
+
+    files: dict[str, FileEntry]
+    samples: int
+    is_sealed: bool = False  # with a new manifest
+
+
+def repair_cache(
+    folder: Path, *, recipe: Recipe | None = None, overrides: Sequence[str] = (), report: Callable[[str], None] = print
+) -> RepairReport:
+    """Make the damaged and lost files of a complete cache again, those that `cache verify --full` names.
+
+    Args:
+        recipe: how to make them; default: the one that the cache's plan declares.
+        overrides: settings of that default which differ now, such as a moved `target.path`.
+
+    Raises:
+        CacheError: no complete cache; one made from others; or target and corpus at hand are not those of the cache.
+        CorruptError: the files that were made again are not sound.
+        ConfigError: another process is writing the folder.
+    """
+    started = time.monotonic()
+    if not (folder / MANIFEST_NAME).exists():
+        load_manifest(folder)  # raises
+    with write_lock(folder / WORK_FOLDER / FOLDER_LOCK, folder):
+        remove_abandoned(leftovers(folder))
+        found = find_damage(folder)
+        left = _rebuild_sidecars(folder, found)
+        made = _Made(files={}, samples=0)
+        if left.needs_target:
+            for path, reason in left.described().items():
+                report(f"{folder / path}: {reason}")
+            made = _make_again(folder, left, recipe or _declared(folder, left, overrides))
+        new_manifest = made.is_sealed or _update_manifest(folder, left, made)
+    if not (verified := verify_cache(folder)).ok:
+        raise CorruptError(f"{folder}: still damaged after its repair: {verified.problems[0]}")
+    return RepairReport(
+        folder=str(folder),
+        identity=load_plan(folder).identity,
+        redone=found.described(),
+        samples_computed=made.samples,
+        new_manifest=new_manifest,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _rebuild_sidecars(folder: Path, damage: Damage) -> Damage:
+    """Publish the sidecars of sound shards again; returns the rest of the damage."""
+    if damage.manifest is None:
+        return damage
+    manifest, sidecars = damage.manifest, damage.sidecars
+    left = {number: reason for number, reason in sidecars.items() if not rebuild_sidecar(folder, manifest, number)}
+    return replace(damage, shards={**damage.shards, **left}, sidecars={})
+
+
+def _declared(folder: Path, damage: Damage, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe that the plan declares.
+
+    Raises:
+        CacheError: the plan is damaged, or the cache was made from others.
+    """
+    if damage.plan is None:
+        raise CacheError(
+            f"{folder / PLAN_NAME}: lost or damaged, and it names target and corpus; name the recipe that made the "
+            "cache with --recipe (a merged or recoded cache is made again by its own command, into a new folder)"
+        )
+    if DERIVED_KEY in damage.plan.identity_fields:
+        raise CacheError(
+            f"{folder}: made from other caches, and without them {', '.join(damage.described())} cannot be made again; "
+            f"make the cache again in a new folder: `{command_of(folder, damage.plan)}`"
+        )
+    return declared_recipe(folder, damage.plan, overrides)
+
+
+def _make_again(folder: Path, damage: Damage, recipe: Recipe) -> _Made:
+    """Publish what target and corpus are needed for."""
+    declared = damage.manifest or damage.plan
+    identity = None if declared is None else declared.identity
+    with planned_again(recipe, folder, damage.plan, identity) as again, stop_on_signals() as stop:
+        inputs, plan = again.inputs, again.plan
+        if damage.manifest is None and damage.plan is None:
+            damage = replace(damage, shards=shards_against_sidecars(folder, plan.document))
+        if damage.plan is None:
+            publish_bytes(folder / PLAN_NAME, document_bytes(plan.document))
+        files = _publish_drops(folder, damage, again)
+        samples = 0
+        if damage.manifest is None or damage.shards or damage.files.keys() - {DROPS_FILE}:
+            device = resolve_device(recipe.precompute.device)
+            model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, str(device))
+            files |= _publish_files(folder, damage, fixed_files(inputs, plan.layout.vocab, model))
+            if damage.shards:
+                samples = ShardRun(inputs, plan, model, stop).write_again(
+                    damage.shards, lambda shard: known_items(folder, shard, inputs.spec, plan.document.identity)
+                )
+        if damage.manifest is None:
+            seal_cache(folder, plan.document, inputs.spec, max_length=recipe.data.max_length, fixed=files.values())
+        return _Made(files=files, samples=samples, is_sealed=damage.manifest is None)
+
+
+def _publish_drops(folder: Path, damage: Damage, again: PlannedAgain) -> dict[str, FileEntry]:
+    unlisted = damage.manifest is None and again.plan.layout.drops.counts.total() > 0
+    return {DROPS_FILE: publish_list(folder, again.drops)} if unlisted or DROPS_FILE in damage.files else {}
+
+
+def _publish_files(folder: Path, damage: Damage, made: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    """Publish the damaged files that are made from the target; of a cache without a manifest, all that differ."""
+    names = made if damage.manifest is None else made.keys() & damage.files.keys()
+    entries = {name: file_entry(name, made[name]) for name in names}
+    for name, entry in entries.items():
+        if file_problem(folder, entry) is not None:
+            publish_bytes(folder / name, made[name])
+    return entries
+
+
+def _update_manifest(folder: Path, damage: Damage, made: _Made) -> bool:
+    """Publish the manifest anew if files have other bytes than it lists; returns whether it was."""
+    old, plan = damage.manifest, load_plan(folder)
+    assert old is not None
+    not_made = damage.files.keys() - made.files.keys()  # which this release does not write any more
+    kept = {entry.path: entry for entry in old.files if entry.path not in not_made}
+    files = {**kept, **made.files, PLAN_NAME: plan_entry(folder, plan)}
+    shards = []
+    for shard in range(plan.shards):
+        sidecar = read_published(folder, plan, shard)
+        if isinstance(sidecar, str):
+            raise CorruptError(f"{shard_path(folder, shard)}: {sidecar}, after its repair; check this disk and memory")
+        shards.append(PublishedShard.of(sidecar))
+    new = make_manifest(plan, shards, tuple(files.values()), old.shard_spec(), old.spec)
+    if new.model_copy(update={"created_by": old.created_by}) == old:
+        return False
+    publish_bytes(folder / MANIFEST_NAME, document_bytes(new))
+    return True
