@@ -157,27 +157,29 @@ class ChatTokenizer:
 
     def _turns(self, rendered: Rendered, ids: TokenIds, offsets: NDArray[np.int64] | None) -> TokenIds:
         turns = np.zeros(len(ids), dtype=np.int32)
+        reach = None if offsets is None else _Reach.of(offsets)
         for span in rendered.spans:
             if span.start == span.end:
                 continue
-            if offsets is None:
+            if reach is None:
                 turns[self._inside(span, rendered.text, ids)] = span.turn
             else:
-                turns[self._covered(span, rendered.text, ids, offsets)] = span.turn
+                window, covered = self._covered(span, rendered.text, ids, reach)
+                turns[window][covered] = span.turn
         return turns
 
-    def _covered(self, span: Span, text: str, ids: TokenIds, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return the mask [T] of the tokens that lie inside the span, by their offsets.
+    def _covered(self, span: Span, text: str, ids: TokenIds, reach: "_Reach") -> tuple[slice, NDArray[np.bool_]]:
+        """Return a slice of the tokens, and the mask of those in it that lie inside the span, by their offsets.
 
         Byte-level tokenizers leave a token's leading spaces out of its offsets, so a token reaches back to the end of
         the one before it; whether that gap really was its own, at the border, is asked of the tokenizer.
         """
-        starts, ends = offsets[:, 0], np.maximum.accumulate(offsets[:, 1])
-        reach = np.minimum(starts, np.concatenate(([0], ends[:-1])))
-        for index in np.flatnonzero((reach < span.start) & (starts >= span.start) & (offsets[:, 1] > span.start)):
-            if np.array_equal(self.token_ids(text[: span.start]), ids[:index]):
-                reach[index] = starts[index]
-        return (reach >= span.start) & (reach < span.end) & (offsets[:, 1] <= span.end)
+        window = reach.window(span)
+        starts, ends, first = reach.starts[window], reach.ends[window], reach.first[window].copy()
+        for index in np.flatnonzero((first < span.start) & (starts >= span.start) & (ends > span.start)):
+            if np.array_equal(self.token_ids(text[: span.start]), ids[: window.start + index]):
+                first[index] = starts[index]
+        return window, (first >= span.start) & (first < span.end) & (ends <= span.end)
 
     def _inside(self, span: Span, text: str, ids: TokenIds) -> slice:
         """Return the same as a slice, for a tokenizer without offsets: both borders must be borders of tokens."""
@@ -297,3 +299,27 @@ def _processor_template(folder: Path) -> str | None:
         return None
     template = read_json_object(file).get("chat_template")
     return template if isinstance(template, str) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reach:
+    """Places in the text that the T tokens of a rendering cover, each int64 [T]."""
+
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    ends_so_far: NDArray[np.int64]  # the largest end up to each token: ascending
+    first: NDArray[np.int64]  # starts, moved back to the end of the token before
+    first_from_here: NDArray[np.int64]  # the smallest `first` from each token on: ascending
+
+    @classmethod
+    def of(cls, offsets: NDArray[np.int64]) -> "_Reach":
+        starts, ends = offsets[:, 0], offsets[:, 1]
+        ends_so_far = np.maximum.accumulate(ends)
+        first = np.minimum(starts, np.concatenate(([0], ends_so_far[:-1])))
+        from_here = np.minimum.accumulate(first[::-1])[::-1]
+        return cls(starts=starts, ends=ends, ends_so_far=ends_so_far, first=first, first_from_here=from_here)
+
+    def window(self, span: Span) -> slice:
+        """Return the tokens besides which none touches the span, so that many spans do not scan all tokens each."""
+        low = int(np.searchsorted(self.ends_so_far, span.start, side="left"))
+        return slice(low, max(low, int(np.searchsorted(self.first_from_here, span.end, side="left"))))
