@@ -13,9 +13,9 @@ from eaglepipe.cache.manifest import Document, FileEntry, document_bytes, file_e
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.errors import CacheError, CorruptError
-from eaglepipe.files.hashing import hash_file
+from eaglepipe.files import digests
+from eaglepipe.files.hashing import FileDigest
 from eaglepipe.files.publish import publish_bytes
-from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.progress import ProgressLine
 
 Origin = Literal["corpus", "target"]
@@ -75,15 +75,5 @@ def file_problems(folder: Path, entries: Sequence[FileEntry]) -> Iterator[str | 
 
 def file_problem(folder: Path, entry: FileEntry) -> str | None:
     """Compare a file with its entry, every byte; returns what differs."""
-    path = folder / entry.path
-    with explained_read_errors(path):
-        if not path.is_file():
-            return "lost"
-        num_bytes = path.stat().st_size
-    if num_bytes != entry.bytes:
-        return f"{num_bytes:,} bytes, published with {entry.bytes:,}"
-    try:
-        digest = hash_file(path)
-    except CorruptError as error:
-        return str(error)
-    return None if digest == entry.xxh3_128 else "its bytes do not match their checksum"
+    published = FileDigest(bytes=entry.bytes, xxh3_128=entry.xxh3_128)
+    return digests.file_problem(folder / entry.path, published)

@@ -10,9 +10,9 @@ from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
 from eaglepipe.cache.reader import Cache, load_plan
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
-from eaglepipe.drafts.folder import CONFIG_FILE
 from eaglepipe.drafts.published_vocab import published_vocab
 from eaglepipe.errors import ConfigError, VocabError
+from eaglepipe.files.tensors import CONFIG_FILE
 from eaglepipe.recipe.config import DataConfig
 from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors
 

@@ -11,10 +11,10 @@ import torch
 from eaglepipe.drafts.reading import read_shape
 from eaglepipe.drafts.shape import DraftShape, canonical_tensors
 from eaglepipe.errors import CorruptError, DraftError
+from eaglepipe.files.digests import check_digests
 from eaglepipe.files.json_object import read_json_object
-from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, load_tensors, weight_files
+from eaglepipe.files.tensors import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, load_tensors, weight_files
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = SINGLE_FILE
 PICKLE_FILE = "pytorch_model.bin"
 
@@ -46,8 +46,9 @@ def read_draft_folder(folder: Path) -> StoredDraft:
 
     Raises:
         DraftError: the folder, its config or its weights are not there.
-        CorruptError: one of the files cannot be read as its name promises.
+        CorruptError: a file is not the one that was published with digests, or not what its name promises.
     """
+    check_digests(folder)
     config_file = folder / CONFIG_FILE
     if not config_file.is_file():
         raise DraftError(f"{folder}: not a draft folder, it has no {CONFIG_FILE}")
@@ -61,6 +62,7 @@ def draft_weight_files(folder: Path) -> tuple[Path, ...]:
     """List the files with a draft's tensors; raises as `read_draft_folder` does."""
     if files := weight_files(folder) or [path for path in (folder / PICKLE_FILE,) if path.is_file()]:
         return tuple(files)
+    check_digests(folder)  # names weights that were there
     raise DraftError(f"{folder}: no weights; looked for {WEIGHTS_FILE}, {INDEX_FILE} and {PICKLE_FILE}")
 
 

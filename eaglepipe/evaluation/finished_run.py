@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.compare import target_weights
 from eaglepipe.cache.storage import CacheShare, caches_of
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError
+from eaglepipe.files.digests import check_digests
 from eaglepipe.files.tensors import load_tensors
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.recipe.tree import Recipe
@@ -43,6 +44,7 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
         CacheError: no such cache, or one of `caches` that the draft does not fit.
         CorruptError: a cache or the draft is damaged, or not what the run's recipe describes.
     """
+    check_digests(folder / "draft")
     if not (folder / "recipe.yaml").is_file() or not (folder / "draft" / "model.safetensors").is_file():
         raise EaglepipeError(f"{folder}: no finished run; give the folder that `eaglepipe train` wrote its draft to")
     recipe = load_recipe(folder / "recipe.yaml")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eaglepipe.files.digests import check_digests
 from eaglepipe.hub.fetch import Repository, from_hub
 
 
@@ -9,10 +10,13 @@ def push_folder(folder: Path, repo: str) -> str:
     """Create the model repository, private unless it exists, and upload the folder; returns its address.
 
     Raises:
+        CorruptError: a file is not the one that was exported; nothing is uploaded.
         EaglepipeError: the Hub refuses.
         UnreachableError: it does not answer.
     """
     from huggingface_hub import HfApi
+
+    check_digests(folder)
 
     def upload() -> str:
         api = HfApi()

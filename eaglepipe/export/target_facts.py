@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.drafts.folder import CONFIG_FILE
 from eaglepipe.drafts.reading import read_rope
 from eaglepipe.errors import DraftError
 from eaglepipe.files.json_object import read_json_object, text_config
+from eaglepipe.files.tensors import CONFIG_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

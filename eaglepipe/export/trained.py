@@ -9,13 +9,15 @@ import torch
 from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import caches_of
-from eaglepipe.drafts.folder import CONFIG_FILE, StoredDraft, read_draft_folder
+from eaglepipe.drafts.folder import StoredDraft, read_draft_folder
 from eaglepipe.drafts.reading import Ids, layer_config, read_aux, read_mask_token, read_rope
 from eaglepipe.drafts.shape import DraftShape, tensor_faults, tensor_shapes
 from eaglepipe.errors import CorruptError, DraftError, EaglepipeError
 from eaglepipe.export.target_facts import TargetFacts
 from eaglepipe.families import default_boundaries
+from eaglepipe.files.digests import check_digests
 from eaglepipe.files.json_object import read_json_object, text_config
+from eaglepipe.files.tensors import CONFIG_FILE
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.recipe.tree import Recipe
 
@@ -54,6 +56,8 @@ def open_trained(folder: Path) -> TrainedDraft:
     draft_folder = folder if (folder / CONFIG_FILE).is_file() else folder / "draft"
     config_file = draft_folder / CONFIG_FILE
     if not config_file.is_file():
+        for published in (folder, draft_folder):
+            check_digests(published)  # names a config that was there
         raise DraftError(f"{folder}: neither a run folder with a finished draft/ nor a draft folder")
     draft = read_draft_folder(draft_folder)
     run = draft_folder.parent if draft_folder.name == "draft" else draft_folder

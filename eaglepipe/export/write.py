@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from eaglepipe.drafts.folder import CONFIG_FILE, WEIGHTS_FILE
+from eaglepipe.drafts.folder import WEIGHTS_FILE
 from eaglepipe.errors import DraftError
 from eaglepipe.export.card import model_card
 from eaglepipe.export.check.check import check_draft
@@ -16,11 +16,12 @@ from eaglepipe.export.engine_tensors import engine_tensors, require_servable
 from eaglepipe.export.layouts import LAYOUTS, Engine
 from eaglepipe.export.target_facts import public_name
 from eaglepipe.export.trained import TrainedDraft, open_trained
+from eaglepipe.files.digests import DIGESTS_FILE, publish_digests
 from eaglepipe.files.publish import publish_bytes, publish_json, published_folder
-from eaglepipe.files.tensors import publish_tensors
+from eaglepipe.files.tensors import CONFIG_FILE, publish_tensors
 
 CARD_FILE = "README.md"
-FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
+FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, DIGESTS_FILE}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 MAX_DRAFT_TOKENS = 5
 """Tokens that a server drafts at once by default, unless the training was less deep."""
@@ -68,9 +69,13 @@ def export_draft(
     config = engine_config(draft, layout, dtype=dtype, target_name=name, draft_tokens=draft_tokens)
     tensors = engine_tensors(draft, layout, DTYPES[dtype])
     with published_folder(out) as folder:
-        publish_tensors(folder / WEIGHTS_FILE, tensors)
-        publish_json(folder / CONFIG_FILE, config)
-        publish_bytes(folder / CARD_FILE, str(model_card(draft, layout, dtype=dtype, target_name=name)).encode())
+        card = str(model_card(draft, layout, dtype=dtype, target_name=name)).encode()
+        digests = {
+            WEIGHTS_FILE: publish_tensors(folder / WEIGHTS_FILE, tensors),
+            CONFIG_FILE: publish_json(folder / CONFIG_FILE, config),
+            CARD_FILE: publish_bytes(folder / CARD_FILE, card),
+        }
+        publish_digests(folder, digests)
         warnings = _check_own(folder, draft, engine)
     return ExportResult(
         folder=out,

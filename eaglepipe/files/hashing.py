@@ -2,12 +2,21 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from eaglepipe.files.system_errors import explained_read_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """Size and xxh3_128 of a file."""
+
+    bytes: int
+    xxh3_128: str
 
 
 def canonical_json(value: Any) -> bytes:
@@ -24,3 +33,8 @@ def hash_file(path: Path) -> str:
     """Hash a file's bytes; raises what `explained_read_errors` does."""
     with explained_read_errors(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+
+
+def digest_bytes(data: bytes) -> FileDigest:
+    """Return the digest of a file with these bytes."""
+    return FileDigest(bytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
+from eaglepipe.files.hashing import FileDigest, digest_bytes
 from eaglepipe.files.system_errors import exhausted, explained_read_errors
 
 _TEMPORARY_SUFFIX = ".tmp"
@@ -158,10 +159,11 @@ def remove_folder(folder: Path) -> None:
         pass
 
 
-def publish_bytes(path: Path, data: bytes) -> None:
-    """Publish a small file whole."""
+def publish_bytes(path: Path, data: bytes) -> FileDigest:
+    """Publish a small file whole; returns the digest of the bytes as they were given."""
     with published_file(path) as pending:
         pending.stream.write(data)
+    return digest_bytes(data)
 
 
 def publish_copy(source: Path, path: Path, *, digest: str) -> None:
@@ -185,9 +187,9 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def publish_json(path: Path, value: Any) -> None:
-    """Publish a JSON file: UTF-8, indented, newline at the end, NaN refused."""
-    publish_bytes(path, json_bytes(value))
+def publish_json(path: Path, value: Any) -> FileDigest:
+    """Publish a JSON file: UTF-8, indented, newline at the end, NaN refused; returns its digest."""
+    return publish_bytes(path, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Tensors to and from safetensors files: published atomically, refused if absent or malformed."""
+"""Tensors to and from safetensors files, alone or in a model folder: published atomically, refused if malformed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,16 +8,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from eaglepipe.errors import CorruptError
+from eaglepipe.files.hashing import FileDigest, hash_file
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import published_file
 from eaglepipe.files.system_errors import check_readable, error_number
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Suffixes under which weights and optimizer states are pickled, which may run code when read."""
+WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 
 
-def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file that is visible only when whole.
+def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileDigest:
+    """Write a safetensors file that is visible only when whole; returns its digest.
+
+    The file is read back for the digest: the library writes it without passing its bytes on, and would hold all of
+    them in memory a second time to return them.
 
     Raises:
         ResourceError: full disk.
@@ -31,6 +39,7 @@ def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             number = error_number(error)  # only the message tells a full disk from a bad tensor
             raise error if number is None else OSError(number, str(error)) from error
         pending.temporary.chmod(mode)
+        return FileDigest(bytes=pending.temporary.stat().st_size, xxh3_128=hash_file(pending.temporary))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

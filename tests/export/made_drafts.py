@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.files.digests import DIGESTS_FILE
 from eaglepipe.training.objectives.builders import build_draft, publish_draft
 from eaglepipe.vocab import DraftVocab
 from tests.family_sections import draft_config, train_config
@@ -121,4 +122,10 @@ def make_draft(
 
 def save_draft(draft: PreTrainedModel, folder: Path) -> Path:
     publish_draft(draft, folder)
+    return folder
+
+
+def without_digests(folder: Path) -> Path:
+    """A draft folder as others publish it, whose files may differ from those that were written."""
+    (folder / DIGESTS_FILE).unlink()
     return folder

@@ -15,7 +15,7 @@ from eaglepipe.export.check.check import check_draft
 from eaglepipe.export.write import export_draft
 from tests.export.engine_forward import layers, project, rms_norm
 from tests.export.engine_loaders import Served, load_as
-from tests.export.made_drafts import DEPTH, VOCAB, MadeTarget, make_draft, save_draft
+from tests.export.made_drafts import DEPTH, VOCAB, MadeTarget, make_draft, save_draft, without_digests
 
 DEPTHS, SLOTS, MASK_TOKEN = 4, 6, 3
 CASES: dict[str, tuple[MadeTarget, dict[str, Any]]] = {
@@ -92,6 +92,7 @@ def test_sglang_serves_no_parallel_drafts(tmp_path: Path) -> None:
 
 def test_placeholder_or_mask_token_that_is_missing_is_found(tmp_path: Path) -> None:
     out = export_draft(save_draft(make_parallel(MadeTarget()), tmp_path / "draft"), "vllm", out=tmp_path / "out").folder
+    without_digests(out)
     config, tensors = json.loads((out / "config.json").read_text()), load_file(out / "model.safetensors")
     (out / "config.json").write_text(json.dumps({**config, "mask_token_id": None, "pard_token": None}))
     assert [finding.name for finding in check_draft(out, "vllm").errors] == ["mask_token_id"]

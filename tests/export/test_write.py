@@ -16,7 +16,7 @@ from eaglepipe.errors import DraftError, EaglepipeError
 from eaglepipe.export.push import push_folder
 from eaglepipe.export.write import export_draft
 from eaglepipe.train import run_training
-from tests.export.made_drafts import MadeTarget, make_draft, save_draft
+from tests.export.made_drafts import MadeTarget, make_draft, save_draft, without_digests
 from tests.tiny_project import TinyProject
 
 
@@ -56,7 +56,8 @@ def test_trained_run_is_exported_checked_and_reported(trained_run: Path, tmp_pat
     result = json.loads(done.out)
     folder = Path(result["folder"])
     assert folder == trained_run / "export" / "sglang"
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    names = ["README.md", "config.json", "eaglepipe_digests.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert result["tensors"] == 15 and result["pushed_to"] is None
     inside = run("--check", trained_run / "draft", "--to", "sglang")
     assert inside.code == 2 and "to be exported" in inside.out
@@ -66,6 +67,9 @@ def test_trained_run_is_exported_checked_and_reported(trained_run: Path, tmp_pat
     tensors = load_file(folder / "model.safetensors")
     del tensors["norm.weight"]
     save_file(tensors, folder / "model.safetensors")
+    changed = run("--check", folder, "--to", "sglang", "--json")
+    assert changed.code == 3 and "model.safetensors (" in changed.out
+    without_digests(folder)
     misfit = run("--check", folder, "--to", "sglang", "--json")
     assert misfit.code == 2
     assert [finding["name"] for finding in json.loads(misfit.out)["findings"]] == ["norm.weight"]
@@ -103,7 +107,7 @@ def test_earlier_export_is_replaced_and_other_files_are_not(draft_folder: Path, 
 
 
 def test_draft_that_is_not_whole_is_not_exported(draft_folder: Path) -> None:
-    tensors = load_file(draft_folder / "model.safetensors")
+    tensors = load_file(without_digests(draft_folder) / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, draft_folder / "model.safetensors")
     with pytest.raises(DraftError, match=r"missing norm\.weight"):
@@ -111,7 +115,7 @@ def test_draft_that_is_not_whole_is_not_exported(draft_folder: Path) -> None:
 
 
 def test_weights_that_the_dtype_cannot_hold_are_not_exported(draft_folder: Path, tmp_path: Path) -> None:
-    tensors = load_file(draft_folder / "model.safetensors")
+    tensors = load_file(without_digests(draft_folder) / "model.safetensors")
     tensors["model.fc.weight"][0, 0] = 1e6
     save_file(tensors, draft_folder / "model.safetensors")
     with pytest.raises(DraftError, match=r"fc\.weight.*NaN or infinite"):

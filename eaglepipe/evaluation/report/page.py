@@ -13,6 +13,7 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.report.cache_statistics import cache_statistics
+from eaglepipe.files.digests import check_digests
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
 from eaglepipe.recipe.load import load_recipe
@@ -45,11 +46,12 @@ def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
 
     Raises:
         EaglepipeError: nothing was trained there yet, or matplotlib is not installed.
-        CacheError, CorruptError: a cache is missing or damaged.
+        CacheError, CorruptError: a cache is missing or damaged, or the run's draft is not the one that was published.
     """
     metrics = list(read_metrics(run / "metrics.jsonl"))
     if not (steps := [row for row in metrics if row["kind"] == "step"]):
         raise EaglepipeError(f"{run}: no step of a run is recorded there; give the folder that `eaglepipe train` wrote")
+    check_digests(run / "draft")
     evaluations = [row for row in metrics if row["kind"] == "evaluation"]
     evaluated = read_json_object(run / "eval.json") if (run / "eval.json").exists() else {}
     recipe = load_recipe(run / "recipe.yaml")

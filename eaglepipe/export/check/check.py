@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.drafts.folder import CONFIG_FILE, WEIGHTS_FILE, StoredDraft, draft_weight_files, read_draft_folder
+from eaglepipe.drafts.folder import WEIGHTS_FILE, StoredDraft, draft_weight_files, read_draft_folder
 from eaglepipe.drafts.reading import layer_config, read_rope
 from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.errors import DraftError
@@ -15,6 +15,11 @@ from eaglepipe.export.check.tensor_names import check_names, check_pairs
 from eaglepipe.export.check.vocab_maps import check_vocab
 from eaglepipe.export.layouts import LAYOUTS, Engine, Layout
 from eaglepipe.export.target_facts import TargetFacts
+from eaglepipe.files.digests import DIGESTS_FILE, read_digests
+from eaglepipe.files.tensors import CONFIG_FILE, INDEX_FILE, WEIGHT_SUFFIXES
+
+_READ_FILES = (CONFIG_FILE, INDEX_FILE, "hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Files beside weights by which engines decide how to load them."""
 
 
 def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None) -> CheckReport:
@@ -32,6 +37,7 @@ def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None)
     layout, target = LAYOUTS[engine], target or TargetFacts()
     findings = [
         *_check_files(folder, layout),
+        *_check_listed(folder),
         *check_config(layout, draft.config, shape),
         *(check_aux(layout, draft.config, target) if shape.family.reads_aux else ()),
         *check_names(layout, draft.config, shape, draft.raw_tensors),
@@ -50,6 +56,17 @@ def _check_files(folder: Path, layout: Layout) -> Findings:
     if severity is not None and names != [WEIGHTS_FILE]:
         message = f"every reader takes a single {WEIGHTS_FILE}; speculators reads no other files"
         yield Finding(severity=severity, kind="file", name=names[0], message=message)
+
+
+def _check_listed(folder: Path) -> Findings:
+    """Yield the files that a reader would take and that the folder's digests do not list."""
+    listed = read_digests(folder)
+    if listed is None:
+        return
+    for path in sorted(folder.iterdir()):
+        is_read = path.name in _READ_FILES or path.suffix in WEIGHT_SUFFIXES
+        if is_read and path.name not in listed:
+            yield warning(path.name, f"readers take it, and {DIGESTS_FILE} does not list it: not compared", "file")
 
 
 def _check_dtype(draft: StoredDraft) -> Findings:

@@ -1,5 +1,6 @@
 """Build drafts from what the cache keeps of its target, and publish trained ones as model folders."""
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,10 @@ from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.registry import DraftSpec, resolve_eagle1_draft_spec, resolve_eagle3_draft_spec
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.families import Family, default_boundaries
+from eaglepipe.files.digests import DIGESTS_FILE, publish_digests
 from eaglepipe.files.json_object import text_config
-from eaglepipe.files.publish import publish_json
-from eaglepipe.files.tensors import publish_tensors
+from eaglepipe.files.publish import publish_json, published_folder
+from eaglepipe.files.tensors import CONFIG_FILE, SINGLE_FILE, publish_tensors
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.training.data.batch import TrainingSource
@@ -133,7 +135,28 @@ def _architectures(source: TrainingSource) -> list[str]:
 
 
 def publish_draft(draft: PreTrainedModel, folder: Path) -> None:
-    """Write weights, then config; each file appears whole."""
-    publish_tensors(folder / "model.safetensors", {name: value.cpu() for name, value in draft.state_dict().items()})
+    """Publish a folder with weights, config and their digests, which takes the place of an earlier one as a whole.
+
+    Other files that somebody put there are kept.
+
+    Raises:
+        ResourceError: full disk; an earlier folder is untouched.
+    """
     config = {**draft.config.to_dict(), "architectures": [type(draft).__name__], "dtype": "float32"}
-    publish_json(folder / "config.json", config)
+    tensors = {name: value.cpu() for name, value in draft.state_dict().items()}
+    with published_folder(folder) as new:
+        digests = {
+            SINGLE_FILE: publish_tensors(new / SINGLE_FILE, tensors),
+            CONFIG_FILE: publish_json(new / CONFIG_FILE, config),
+        }
+        publish_digests(new, digests)
+        for other in folder.iterdir() if folder.is_dir() else ():
+            if other.name not in (*digests, DIGESTS_FILE):
+                _copy(other, new / other.name)
+
+
+def _copy(source: Path, path: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, path, symlinks=True)
+    else:
+        shutil.copy2(source, path, follow_symlinks=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from eaglepipe.errors import CorruptError
-from eaglepipe.files.hashing import hash_file
+from eaglepipe.files.digests import digests_from_json, digests_to_json, file_problem
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import leftovers, publish_json, published_folder, remove_folder
 from eaglepipe.files.tensors import load_tensors, publish_tensors
@@ -55,11 +55,13 @@ def save_checkpoint(
     """
     final = root / step_name(state.step)
     with published_folder(final) as folder:
-        publish_tensors(folder / DRAFT_FILE, draft)
-        publish_tensors(folder / OPTIMIZER_FILE, optimizer)
         values = {"version": VERSION, "state": asdict(state), "contract": dict(contract)}
-        publish_json(folder / STATE_FILE, values)
-        publish_json(folder / MARKER, {name: _file_entry(folder / name) for name in _FILES})
+        digests = {
+            DRAFT_FILE: publish_tensors(folder / DRAFT_FILE, draft),
+            OPTIMIZER_FILE: publish_tensors(folder / OPTIMIZER_FILE, optimizer),
+            STATE_FILE: publish_json(folder / STATE_FILE, values),
+        }
+        publish_json(folder / MARKER, digests_to_json(digests))
     return final
 
 
@@ -69,11 +71,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CorruptError: naming the file that is missing, altered or of another version.
     """
-    marker = read_json_object(folder / MARKER)
+    try:
+        digests = digests_from_json(read_json_object(folder / MARKER))
+    except ValueError as error:
+        raise CorruptError(f"{folder / MARKER}: {error}") from None
     for name in _FILES:
-        path = folder / name
-        if not path.is_file() or marker.get(name) != _file_entry(path):
-            raise CorruptError(f"{path}: missing, or not the bytes that were saved")
+        problem = file_problem(folder / name, digests[name]) if name in digests else "not listed"
+        if problem is not None:
+            raise CorruptError(f"{folder / name}: missing, or not the bytes that were saved ({problem})")
     values = read_json_object(folder / STATE_FILE)
     if values.get("version") != VERSION:
         raise CorruptError(f"{folder}: checkpoint version {values.get('version')!r}; this release reads {VERSION}")
@@ -134,7 +139,3 @@ def _best_of(folder: Path) -> str | None:
 
 def step_name(step: int) -> str:
     return f"step-{step:07d}"
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "xxh3_128": hash_file(path)}

@@ -33,7 +33,9 @@ def make(rng: random.Random, base: Base, folder: Path) -> list[list[str]]:
 
 
 def mutate_draft(draft: Path, rng: random.Random) -> None:
-    """Change the config or the weights of a draft folder."""
+    """Change the config or the weights of a draft folder, which mostly comes without digests that would tell."""
+    if rng.random() < 0.9:
+        (draft / "eaglepipe_digests.json").unlink()
     choice, config = rng.random(), draft / "config.json"
     if choice < 0.35:
         values = json.loads(config.read_text())
