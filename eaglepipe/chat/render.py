@@ -13,8 +13,8 @@ from datetime import date
 from typing import Any, Literal
 
 import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from eaglepipe.chat.limited_rendering import render_limited
 from eaglepipe.chat.messages import Message
 from eaglepipe.chat.template_input import TEMPLATE_FAULTS, THOUGHT_NAMES, fitted
 from eaglepipe.chat.thoughts import ONLY_TAGS, TAG, opened_by, split_thoughts
@@ -75,6 +75,7 @@ class ChatTemplate:
 
         Raises:
             TemplateError: the template refuses these messages.
+            TemplateLimitError: it exceeds the bounds of a rendering; raised by `spans` and `around_turn`, too.
         """
         return self.for_tools(tools)._render(messages, tools, prompt=prompt, marked=False)[0]
 
@@ -113,8 +114,10 @@ class ChatTemplate:
 
     def _shown_prompt(self, before: Sequence[Message], tools: Tools, prompt: str, text: str) -> str:
         """Return the prompt, or its part that a rendering shows which leaves the thought out that the prompt opens."""
+        if text.startswith(prompt):
+            return prompt
         shown = text[: _common_length(prompt, text)]
-        if shown == prompt or not ONLY_TAGS.fullmatch(prompt[len(shown) :]):
+        if not ONLY_TAGS.fullmatch(prompt[len(shown) :]):
             return prompt
         header = shown[len(self.render(before, tools)) :]
         return prompt if not header or TAG.search(header) else shown
@@ -181,18 +184,12 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Tools, *, prompt: bool, marked: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         try:
-            texts, marks = render_jinja_template(
-                conversations=[fitted(messages, self.source)],
-                tools=list(tools) if tools else None,
-                chat_template=self.source,
-                return_assistant_tokens_mask=marked,
-                add_generation_prompt=prompt,
-                **self.variables,
+            return render_limited(
+                self.source, fitted(messages, self.source), tools, prompt=prompt, marked=marked, **self.variables
             )
         except TEMPLATE_FAULTS as error:
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise TemplateError(f"the chat template cannot render these messages: {error}{line}") from error
-        return texts[0], marks[0] if marked else []
 
 
 def pinned_dates(template: str) -> str:
@@ -210,7 +207,12 @@ def assistant_positions(messages: Sequence[Message]) -> list[int]:
 
 
 def _common_length(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """Return the number of characters that two texts begin with in common, by bisection: a text may have millions."""
+    known, end = 0, min(len(a), len(b)) + 1  # as many are common, and so many are not
+    while end - known > 1:
+        middle = (known + end) // 2
+        known, end = (middle, end) if a[known:middle] == b[known:middle] else (known, middle)
+    return known
 
 
 def _after_prompt(message: Message, prompt: str) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ from eaglepipe.recipe.config import DataConfig
 
 Messages = tuple[Message, ...]
 
+_FAULTS_OF_ANY_ROW = (jinja2.TemplateSyntaxError, SyntaxError, RecursionError)
 _RENDERINGS = 4  # of the same conversation, which must be equal
 _SYSTEM: Message = {"role": "system", "content": "Answer in short sentences."}
 _FIRST: tuple[Message, ...] = (
@@ -144,7 +145,7 @@ def _renders(chat: ChatTokenizer, messages: Messages) -> bool:
     try:
         texts = {chat.template.render(messages) for _ in range(_RENDERINGS)}
     except TemplateError as error:
-        if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
+        if isinstance(error.__cause__, _FAULTS_OF_ANY_ROW):
             raise
         return False
     if len(texts) > 1:

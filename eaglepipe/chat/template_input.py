@@ -8,8 +8,8 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from eaglepipe.chat.limited_rendering import render_limited
 from eaglepipe.chat.messages import Message
 from eaglepipe.errors import TemplateError
 
@@ -21,6 +21,7 @@ TEMPLATE_FAULTS = (
     ArithmeticError,
     AttributeError,
     RecursionError,
+    SyntaxError,  # of the code that jinja makes of deeply nested blocks
 )
 
 THOUGHT_NAMES = ("reasoning_content", "thinking", "reasoning")  # under which templates read thoughts
@@ -63,7 +64,7 @@ def thought_names(source: str) -> tuple[str, ...]:
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
     try:
         tree = environment.parse(_GENERATION_TAGS.sub("", source))
-    except jinja2.TemplateSyntaxError:
+    except (jinja2.TemplateSyntaxError, RecursionError):
         return ()
     read: set[Any] = {node.attr for node in tree.find_all(nodes.Getattr)}
     read |= {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
@@ -137,9 +138,6 @@ def _probe(source: str, text: bool, content: str | None) -> str | None:
 
 def _rendered(source: str, messages: list[Message], tools: list[dict[str, Any]] | None) -> str | None:
     try:
-        texts, _ = render_jinja_template(
-            conversations=[messages], tools=tools, chat_template=source, bos_token="", eos_token=""
-        )
+        return render_limited(source, messages, tools, bos_token="", eos_token="")[0]
     except TEMPLATE_FAULTS:
         return None
-    return str(texts[0])

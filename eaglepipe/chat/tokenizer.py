@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from eaglepipe.chat.limited_rendering import TemplateLimitError
 from eaglepipe.chat.messages import Message
 from eaglepipe.chat.render import ChatTemplate, Rendered, Span, assistant_positions
 from eaglepipe.chat.sources import Conversation
@@ -137,6 +138,8 @@ class ChatTokenizer:
             return self.template.spans(_answered(conversation.messages), conversation.tools, conversation.context)
         except TemplateError as error:
             return TemplateError(f"{conversation.where}: {error}")
+        except TemplateLimitError as error:
+            raise TemplateLimitError(f"{conversation.where}: {error}") from None
 
     def _tokenize(self, texts: list[str]) -> list[tuple[TokenIds, NDArray[np.int64] | None]]:
         fast = bool(self.tokenizer.is_fast)
