@@ -111,20 +111,35 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def find_cache(recipe: Recipe) -> Path:
-    """Return the complete cache that a recipe names, the newest if its data changed under the same settings.
+def named_caches(recipe: Recipe) -> list[FoundCache]:
+    """Return the caches that a recipe's words name: the complete ones, the newest first, then those that are not.
+
+    There are several if the content of the target or of the corpus changed under the same words.
+    """
+    declared = declared_sections(recipe)
+    found = [cache for cache in list_caches(cache_root(recipe)) if cache.plan.name == recipe.name]
+    named = [cache for cache in found if cache.plan.declared == declared]
+    return sorted(named, key=lambda cache: _completed_ns(cache.folder), reverse=True)
+
+
+def _completed_ns(folder: Path) -> int:
+    manifest = folder / MANIFEST_NAME
+    return manifest.stat().st_mtime_ns if manifest.exists() else -1
+
+
+def find_cache(recipe: Recipe, *, identity: str | None = None) -> Path:
+    """Return the complete cache that a recipe names: if there are several, that of `identity`, else the newest.
 
     Raises:
         CacheError: there is none; lists the caches that are there.
     """
-    root, declared = cache_root(recipe), declared_sections(recipe)
+    for cache in sorted(
+        named_caches(recipe), key=lambda cache: (cache.manifest is None, cache.plan.identity != identity)
+    ):
+        load_manifest(cache.folder)
+        return cache.folder
+    root = cache_root(recipe)
     present = list(list_caches(root))
-    named = [found for found in present if found.plan.declared == declared and found.plan.name == recipe.name]
-    complete = [found.folder for found in named if found.manifest is not None]
-    if complete:
-        return max(complete, key=lambda folder: (folder / MANIFEST_NAME).stat().st_mtime_ns)
-    if named:
-        load_manifest(named[0].folder)
     raise CacheError(
         f"no cache for recipe {recipe.name!r} under {root} ({_describe_others(recipe, root, present)}). "
         "Run `eaglepipe precompute` with the same recipe first, or name folders with train.caches"
@@ -165,10 +180,10 @@ class CacheShare:
     weight: float = 1.0
 
 
-def caches_of(recipe: Recipe) -> list[CacheShare]:
-    """Return the caches that `train.caches` names, else the one that the recipe itself names."""
+def caches_of(recipe: Recipe, *, identity: str | None = None) -> list[CacheShare]:
+    """Return the caches that `train.caches` names, else the one that the recipe itself names (see `find_cache`)."""
     named = [CacheShare(folder=Path(c.path).expanduser(), weight=c.weight) for c in recipe.train.caches or ()]
-    return named or [CacheShare(folder=find_cache(recipe))]
+    return named or [CacheShare(folder=find_cache(recipe, identity=identity))]
 
 
 def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:

@@ -11,7 +11,7 @@ import typer
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME
 from eaglepipe.cache.reader import load_manifest
-from eaglepipe.cache.storage import CacheShare, cache_root, declared_sections, list_caches
+from eaglepipe.cache.storage import CacheShare, named_caches
 from eaglepipe.chat.folders.listing import is_local, local_files
 from eaglepipe.commands.common import is_first_process
 from eaglepipe.errors import DataError, printable
@@ -38,9 +38,8 @@ def cache_lines(recipe: Recipe, shares: Sequence[CacheShare]) -> Iterator[str]:
 
 
 def _notes(recipe: Recipe, folder: Path) -> Iterator[str]:
-    declared = declared_sections(recipe)
-    for found in list_caches(cache_root(recipe)):
-        if found.manifest is None and (found.plan.name, found.plan.declared) == (recipe.name, declared):
+    for found in named_caches(recipe):
+        if found.manifest is None:
             yield f"note      {found.folder} has the same settings and is not complete; {_PRECOMPUTE} finishes it"
     planned = _changed(folder / PLAN_NAME)
     changed = [file for file in _local_sources(recipe) if _changed(file) > planned]

@@ -21,6 +21,7 @@ from eaglepipe.training.data.batch import Split, TrainingSource
 from eaglepipe.training.data.order import choose_heldout, split_samples
 from eaglepipe.training.data.source import open_caches
 from eaglepipe.training.objectives.builders import build_draft
+from eaglepipe.training.run.checkpoint import trained_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +42,21 @@ def open_run(folder: Path, caches: Sequence[Path] | None = None, *, max_samples:
 
     Raises:
         EaglepipeError: no finished run there, or one that holds no sample out.
-        CacheError: no such cache, or one of `caches` that the draft does not fit.
+        CacheError: no such cache, one of `caches` that the draft does not fit, or, without them, not that of the run.
         CorruptError: a cache or the draft is damaged, or not what the run's recipe describes.
     """
     check_digests(folder / "draft")
     if not (folder / "recipe.yaml").is_file() or not (folder / "draft" / "model.safetensors").is_file():
         raise EaglepipeError(f"{folder}: no finished run; give the folder that `eaglepipe train` wrote its draft to")
     recipe = load_recipe(folder / "recipe.yaml")
-    shares = [CacheShare(folder=cache) for cache in caches] if caches else caches_of(recipe)
+    trained_from = trained_cache(folder / "checkpoints")
+    shares = [CacheShare(folder=cache) for cache in caches or ()] or caches_of(recipe, identity=trained_from)
     source = choose_aux_layers(open_caches(shares), recipe.draft.aux_boundaries)
+    if not caches and trained_from not in (None, source.identity):
+        raise CacheError(
+            f"{folder}: was trained from cache {trained_from}, and its recipe finds {source.identity} in "
+            f"{', '.join(str(share.folder) for share in shares)}; name the caches to evaluate it on with --cache"
+        )
     ids = source.index.sample_ids
     split = split_samples(ids, recipe.train.heldout_fraction)
     heldout = choose_heldout(ids, split, max_samples or recipe.train.eval_max_samples)

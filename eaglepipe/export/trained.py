@@ -20,6 +20,7 @@ from eaglepipe.files.json_object import read_json_object, text_config
 from eaglepipe.files.tensors import CONFIG_FILE
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.recipe.tree import Recipe
+from eaglepipe.training.run.checkpoint import trained_cache
 
 RECIPE_FILE, TRAIN_FILE, EVAL_FILE = "recipe.yaml", "train.json", "eval.json"
 TARGET_CONFIG_FILE = "target_config.json"
@@ -62,7 +63,7 @@ def open_trained(folder: Path) -> TrainedDraft:
     draft = read_draft_folder(draft_folder)
     run = draft_folder.parent if draft_folder.name == "draft" else draft_folder
     recipe = load_recipe(run / RECIPE_FILE) if (run / RECIPE_FILE).is_file() else None
-    cache, target_config = _read_cache(recipe)
+    cache, target_config = _read_cache(run, recipe)
     shape = draft.shape if recipe is None else replace(draft.shape, family=recipe.train.family)
     if not shape.family.engine_architectures:
         raise DraftError(f"{draft_folder}: no engine is known to serve {shape.family.draft_label} drafts")
@@ -91,12 +92,12 @@ def open_trained(folder: Path) -> TrainedDraft:
     )
 
 
-def _read_cache(recipe: Recipe | None) -> tuple[Manifest | None, dict[str, Any]]:
+def _read_cache(run: Path, recipe: Recipe | None) -> tuple[Manifest | None, dict[str, Any]]:
     """Return manifest and target config of a run's first cache, which may be gone."""
     if recipe is None:
         return None, {}
     try:
-        folder = caches_of(recipe)[0].folder
+        folder = caches_of(recipe, identity=trained_cache(run / "checkpoints"))[0].folder
         return load_manifest(folder), text_config(_read_if_there(folder / TARGET_CONFIG_FILE))
     except EaglepipeError:
         return None, {}

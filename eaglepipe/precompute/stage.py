@@ -14,7 +14,8 @@ from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
 from eaglepipe.cache.published import NOT_COMPUTED, missing_shards, unpublished_shards
 from eaglepipe.cache.reader import Cache, load_manifest
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
-from eaglepipe.cache.storage import cache_root, clean_cache, find_cache, list_caches
+from eaglepipe.cache.storage import cache_root, clean_cache, list_caches, named_caches
+from eaglepipe.chat.sources import fingerprint_sources
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, CorruptError, DraftError, EaglepipeError
 from eaglepipe.files.publish import leftovers, remove_abandoned
@@ -79,7 +80,7 @@ def run_precompute(
         StoppedError: SIGTERM or SIGINT; every published shard stays.
     """
     started = time.monotonic()
-    if (folder := _complete_without_target(recipe)) is not None:
+    if (folder := _complete_without_target(recipe, report)) is not None:
         manifest = Cache.open(folder).manifest
         report(f"{folder}: complete; its target is not at hand, and not needed")
         return _complete(folder, manifest, started)
@@ -180,14 +181,26 @@ def find_by_content(recipe: Recipe) -> Path | None:
         return None
 
 
-def _complete_without_target(recipe: Recipe) -> Path | None:
-    """Return a cache that the same words made earlier, if their target has gone since."""
+def _complete_without_target(recipe: Recipe, report: Report) -> Path | None:
+    """Return a cache that the same words made earlier of the same rows, if its target is in no folder of this machine.
+
+    If the corpus is gone too, the words alone decide.
+    """
     if Path(recipe.target.path).expanduser().exists():
         return None
-    try:
-        return find_cache(recipe)
-    except CacheError:
+    complete = [cache for cache in named_caches(recipe) if cache.manifest is not None]
+    if not complete:
         return None
+    try:
+        corpus = fingerprint_sources(recipe.data.sources).hexdigest()
+    except EaglepipeError:
+        return complete[0].folder
+    for cache in complete:
+        data = cache.plan.identity_fields.get("data")
+        if isinstance(data, dict) and data.get("fingerprint") == corpus:
+            return cache.folder
+    report(f"{complete[0].folder} was made from other rows than data.sources has now; a new cache needs the target")
+    return None
 
 
 def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, report: Report) -> None:

@@ -13,7 +13,7 @@ from eaglepipe.cache.reader import Cache, load_manifest, load_plan
 from eaglepipe.cache.storage import clean_cache, find_cache
 from eaglepipe.cache_tools.describe import describe_cache, describe_root
 from eaglepipe.cache_tools.verify import verify_cache
-from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.errors import CacheError, CorruptError, TargetError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.precompute.stage import find_by_content, run_precompute
 from eaglepipe.recipe.tree import Recipe
@@ -180,3 +180,22 @@ def test_a_complete_cache_without_one_of_its_shards_is_not_called_complete(root:
     (done / "shards" / "00000.arrow").unlink()
     with pytest.raises(CorruptError, match=r"00000\.arrow"):
         run_precompute(root.recipe, report=quiet)
+
+
+def test_without_the_target_only_a_cache_of_the_same_rows_is_complete(project: TinyProject, root: Root) -> None:
+    lines: list[str] = []
+    target, rows = project.target, Path(root.recipe.data.sources[0].path)
+    gone = target.rename(project.folder / "elsewhere")
+    try:
+        with pytest.raises(TargetError):
+            run_precompute(root.recipe, report=lines.append)
+        assert lines == [
+            f"{root.complete} was made from other rows than data.sources has now; a new cache needs the target"
+        ]
+        away = rows.rename(rows.with_suffix(".away"))
+        try:
+            assert run_precompute(root.recipe, report=quiet).folder == str(root.complete)
+        finally:
+            away.rename(rows)
+    finally:
+        gone.rename(target)

@@ -18,6 +18,7 @@ from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.recipe.tree import Recipe
+from eaglepipe.training.run.checkpoint import trained_cache
 from eaglepipe.training.run.metrics import read_metrics
 from eaglepipe.vocab import DraftVocab
 
@@ -55,7 +56,8 @@ def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
     evaluations = [row for row in metrics if row["kind"] == "evaluation"]
     evaluated = read_json_object(run / "eval.json") if (run / "eval.json").exists() else {}
     recipe = load_recipe(run / "recipe.yaml")
-    folders = list(caches) if caches else [share.folder for share in caches_of(recipe)]
+    trained_from = trained_cache(run / "checkpoints")
+    folders = list(caches) if caches else [share.folder for share in caches_of(recipe, identity=trained_from)]
     plots = _draw_plots(steps, evaluations, evaluated.get("bigram_acceptance_length"), folders)
     for plot in plots:
         publish_bytes(run / FOLDER / f"{plot.name}.png", plot.png)

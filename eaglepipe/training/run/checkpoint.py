@@ -129,6 +129,20 @@ def prune_checkpoints(root: Path, *, keep: int, step: int) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def trained_cache(root: Path) -> str | None:
+    """Return the identity of the caches that the newest checkpoint was trained from; None if it is not known.
+
+    No other file of the checkpoint is read, and none is checked.
+    """
+    for folder in reversed(checkpoint_folders(root)):
+        try:
+            identity = read_json_object(folder / STATE_FILE)["contract"]["cache"]
+        except (CorruptError, KeyError, TypeError):
+            continue
+        return identity if isinstance(identity, str) else None
+    return None
+
+
 def _best_of(folder: Path) -> str | None:
     try:
         best = state_from_json(read_json_object(folder / STATE_FILE)["state"]).best_step
