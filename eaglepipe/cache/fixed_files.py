@@ -16,6 +16,7 @@ from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files import digests
 from eaglepipe.files.hashing import FileDigest
 from eaglepipe.files.publish import publish_bytes
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.progress import ProgressLine
 
 Origin = Literal["corpus", "target"]
@@ -75,5 +76,8 @@ def file_problems(folder: Path, entries: Sequence[FileEntry]) -> Iterator[str | 
 
 def file_problem(folder: Path, entry: FileEntry) -> str | None:
     """Compare a file with its entry, every byte; returns what differs."""
-    published = FileDigest(bytes=entry.bytes, xxh3_128=entry.xxh3_128)
-    return digests.file_problem(folder / entry.path, published)
+    path = folder / entry.path
+    with explained_read_errors(path):
+        if path.exists() and folder.resolve() not in path.resolve().parents:
+            return "leads out of the cache's folder"
+    return digests.file_problem(path, FileDigest(bytes=entry.bytes, xxh3_128=entry.xxh3_128))

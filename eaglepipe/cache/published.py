@@ -21,7 +21,8 @@ def read_published(folder: Path, plan: Plan, shard: int) -> Sidecar | str:
     with explained_read_errors(path):
         if not described.exists():
             return "without its sidecar" if path.exists() else NOT_COMPUTED
-        num_bytes = path.stat().st_size if path.is_file() else None
+        is_inside = path.is_file() and folder.resolve() in path.resolve().parents
+        num_bytes = path.stat().st_size if is_inside else None
     try:
         sidecar = load_document(described, Sidecar)
     except CorruptError:
@@ -29,7 +30,7 @@ def read_published(folder: Path, plan: Plan, shard: int) -> Sidecar | str:
     if sidecar.identity != plan.identity or folder / sidecar.shard.path != path:
         return "its sidecar is that of another shard"
     if num_bytes is None:
-        return "lost"
+        return "lost, or leads out of the cache's folder"
     if num_bytes != sidecar.shard.bytes:
         return f"{num_bytes:,} bytes, published with {sidecar.shard.bytes:,}"
     return sidecar

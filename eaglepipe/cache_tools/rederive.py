@@ -29,7 +29,7 @@ def command_of(folder: Path, plan: Plan) -> str:
 
 
 def _place(folder: Path, identity: str) -> str:
-    for cache in list_caches(folder.parent):
+    for cache in list_caches(folder.resolve().parent):
         if cache.plan.identity == identity and cache.manifest is not None:
             return shlex.quote(str(cache.folder))
     return f"CACHE_{identity[:IDENTITY_PREFIX]}"

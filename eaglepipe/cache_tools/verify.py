@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry
+from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry, repair_advice
 from eaglepipe.cache.reader import Cache, check_size, load_manifest, read_manifest
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
@@ -33,7 +33,8 @@ class VerifyReport:
         """Return one line: sound, or the number of problems."""
         checked = f"{self.files_checked} files, {self.bytes_hashed:,} bytes hashed"
         if self.problems:
-            return f"{self.folder}: DAMAGED, {len(self.problems)} problem(s) ({checked})"
+            advice = repair_advice(Path(self.folder))
+            return f"{self.folder}: DAMAGED, {len(self.problems)} problem(s) ({checked}); {advice}"
         hint = "" if self.full else "; --full hashes the shards too"
         return f"{self.folder}: sound ({checked}{hint})"
 

@@ -171,3 +171,13 @@ def test_incomplete_cache_is_refused_with_the_command_that_finishes_it(damaged: 
     with pytest.raises(CacheError, match="eaglepipe precompute"):
         repair_cache(damaged, report=quiet)
     assert not (damaged / "work").exists()
+
+
+def test_file_that_leads_out_of_the_folder_is_replaced_and_its_end_left_alone(sound: Sound, damaged: Path) -> None:
+    outside = damaged.parent / "outside.arrow"
+    link = damaged / "shards" / "00001.arrow"
+    link.rename(outside)
+    link.symlink_to(outside)
+    repair_cache(damaged, overrides=[BUDGET], report=quiet)
+    assert not link.is_symlink() and outside.read_bytes() == sound.contents["shards/00001.arrow"]
+    assert contents(damaged) == sound.contents
