@@ -76,7 +76,7 @@ def hub_rows(source: SourceConfig) -> Iterator[PlacedRow]:
     dataset = from_hub(
         Repository(name=name, revision=source.revision, error=DataError),
         partial(datasets.load_dataset, source.path, source.config, split=source.split, revision=source.revision),
-        also=(datasets.exceptions.DatasetsError, RuntimeError),
+        also=(datasets.exceptions.DatasetsError,),
     )
     tables = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
     yield from batch_rows(tables, f"{source.path}[{source.split}]")

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -49,6 +50,7 @@ class Refusal:
 @dataclass(kw_only=True)
 class _File:
     failures: int = 0
+    reason: str = ""  # of the last failure
     since: float | None = None  # of the last progress, or of the first attempt that failed
     offset: int = 0  # that far it had come then
 
@@ -82,7 +84,7 @@ class Attempts:
         state = self._of(file)
         with self._lock:
             self.raise_if_given_up()
-            state.failures += 1
+            state.failures, state.reason = state.failures + 1, reason
             state.since = begun if state.since is None else state.since
             if state.failures > len(_WAITS):
                 self._give_up(file, reason)
@@ -92,6 +94,12 @@ class Attempts:
             say(f"{self.name}: {file}: {reason}; trying again in {wait:.0f} s")
         self._over.wait(wait)
         self.raise_if_given_up()
+
+    def overdue(self, file: str) -> None:
+        """Give a file up that has had all its time."""
+        reason = self._of(file).reason or f"no complete answer in {self.patience_s:.0f} s"
+        with self._lock, suppress(UnreachableError):
+            self._give_up(file, reason)
 
     def received(self, file: str, offset: int, *, begun: float) -> None:
         """Note that a download of `file` has come to `offset`.
@@ -105,7 +113,7 @@ class Attempts:
             now = time.monotonic()
             state.since = begun if state.since is None else state.since
             if offset >= state.offset + _PROGRESS_BYTES:
-                state.failures, state.since, state.offset = 0, now, offset
+                state.failures, state.reason, state.since, state.offset = 0, "", now, offset
             elif now - state.since > self.patience_s:
                 self._give_up(file, f"only {max(offset - state.offset, 0):,} bytes in {now - state.since:.0f} s")
 

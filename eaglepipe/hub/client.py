@@ -4,9 +4,10 @@ The library repeats some requests and not others, waits as long as a server asks
 again and again without end; an error of ours ends all of that, since it catches none of them.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -40,22 +41,28 @@ def counted_attempts(attempts: Attempts) -> Iterator[None]:
 
 def _client(attempts: Attempts) -> Any:
     client: Any = default_client_factory()
-    client.send = partial(_send, attempts, {}, client.send)
+    client.send = partial(_send, attempts, {}, client, client.send)
     return client
 
 
-def _send(attempts: Attempts, names: dict[str, str], plain: Callable[..., Any], request: Any, **options: Any) -> Any:
+def _send(
+    attempts: Attempts, names: dict[str, str], client: Any, plain: Callable[..., Any], request: Any, **options: Any
+) -> Any:
     if not _is_of_hub(request.url, names):
         _limit_time(request, attempts.patience_s)
         return plain(request, **options)
     file, repeatable = _file_name(request.url, names), isinstance(request.stream, httpx.ByteStream)
     while True:
+        if (time_left := attempts.time_left(file)) == 0:
+            attempts.overdue(file)
         attempts.raise_if_given_up()
-        _limit_time(request, attempts.time_left(file))
+        _limit_time(request, time_left)
         begun = time.monotonic()
         try:
-            response = plain(request, **options)
+            with _ended_in_time(attempts, file, client, time_left) if repeatable else nullcontext():
+                response = plain(request, **options)
         except PASSING_ERRORS as error:
+            attempts.raise_if_given_up()
             if not repeatable:
                 raise
             attempts.failed(file, _reason(error), begun=begun)
@@ -69,6 +76,22 @@ def _send(attempts: Attempts, names: dict[str, str], plain: Callable[..., Any], 
         if not repeatable and (wait_s is None or wait_s < attempts.patience_s):
             return response
         attempts.failed(file, f"{response.status_code} {response.reason_phrase}".strip(), begun=begun, wait_s=wait_s)
+
+
+@contextmanager
+def _ended_in_time(attempts: Attempts, file: str, client: Any, time_left: float) -> Iterator[None]:
+    """Close all connections if the block outlasts the patience: each byte that comes restarts the library's clock."""
+
+    def end() -> None:
+        attempts.overdue(file)
+        client.close()
+
+    timer = threading.Timer(time_left, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _taken(attempts: Attempts, file: str, response: Any, begun: float, *, streamed: bool) -> Any:
@@ -126,9 +149,11 @@ def _file_name(url: Any, names: dict[str, str]) -> str:
 
 def _limit_time(request: Any, time_left: float) -> None:
     """Let no single attempt use up the patience, nor any wait for ever, as some requests of the library would."""
-    longest = max(time_left / 2, 0.01)
+    reading = request.method in ("GET", "HEAD")
+    longest = max(time_left / 2 if reading else time_left, 0.01)
     times = request.extensions.get("timeout", {})
-    limited = {kind: min(times.get(kind) or constants.HF_HUB_DOWNLOAD_TIMEOUT, longest) for kind in _TIMES}
+    usual = constants.HF_HUB_DOWNLOAD_TIMEOUT if reading else longest  # a commit takes longer
+    limited = {kind: min(times.get(kind) or usual, longest) for kind in _TIMES}
     request.extensions = {**request.extensions, "timeout": limited}
 
 

@@ -25,6 +25,7 @@ _EXPLAINED = (
     httpx.InvalidURL,
     OSError,
     ValueError,
+    RuntimeError,
     KeyError,
     TypeError,
     AttributeError,

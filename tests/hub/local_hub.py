@@ -74,14 +74,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _right_answer(self, path: str) -> tuple[bytes, dict[str, str]]:
         hub = self.hub
+        if path.startswith("/elsewhere/"):
+            return hub.files[path.removeprefix("/elsewhere/")], {}
         if f"{hub.name}/resolve/" in path:
-            revision, _, file = path.partition("/resolve/")[2].partition("/")
-            if revision not in ("main", SHA):
-                return b"", {"X-Error-Code": "RevisionNotFound"}
-            if file not in hub.files:
-                return b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA}
-            etag = hashlib.sha256(hub.files[file]).hexdigest()
-            return hub.files[file], {"X-Repo-Commit": SHA, "ETag": f'"{etag}"'}
+            return self._file(*path.partition("/resolve/")[2].split("/", 1))
         if f"{hub.name}/tree/" in path or f"{hub.name}/paths-info/" in path:
             listed = [
                 {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
@@ -94,6 +90,13 @@ class Handler(BaseHTTPRequestHandler):
             return json.dumps(described).encode(), {"Content-Type": "application/json"}
         code = "RevisionNotFound" if f"{hub.name}/revision/" in path else "RepoNotFound"
         return b"", {"X-Error-Code": code}
+
+    def _file(self, revision: str, file: str) -> tuple[bytes, dict[str, str]]:
+        content = self.hub.files.get(file)
+        if revision not in ("main", SHA) or content is None:
+            code = "RevisionNotFound" if revision not in ("main", SHA) else "EntryNotFound"
+            return b"", {"X-Error-Code": code, "X-Repo-Commit": SHA}
+        return content, {"X-Repo-Commit": SHA, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
 
     def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
 
@@ -168,6 +171,26 @@ def trickle(pause_s: float) -> Answer:
 def shorter(share: float) -> Answer:
     """A part of the body, under headers that say that it is the whole."""
     return lambda handler, body: handler.answer(200, body[: int(len(body) * share)], handler.right_headers)
+
+
+def slow_headers(pause_s: float) -> Answer:
+    """An answer whose headers come a byte at a time."""
+
+    def answer(handler: Handler, _: bytes) -> None:
+        for byte in b"HTTP/1.1 200 OK\r\n" + b"X-Filler: filler\r\n" * 100:
+            handler.wfile.write(bytes([byte]))
+            time.sleep(pause_s)
+
+    return answer
+
+
+def elsewhere(handler: Handler, body: bytes) -> None:
+    """The address of the file on another host, with a signature in it."""
+    file = handler.path.rpartition("/")[2]
+    port = urlsplit(handler.hub.endpoint).port
+    headers = {"Location": f"http://localhost:{port}/elsewhere/{file}?signature=hf_secret"}
+    headers |= {"X-Linked-Size": str(len(body)), "X-Linked-ETag": handler.right_headers["ETag"]}
+    handler.answer(302, b"", {**handler.right_headers, **headers})
 
 
 def _begin(handler: Handler, length: int) -> None:

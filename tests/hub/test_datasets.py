@@ -40,7 +40,7 @@ def test_rows_survive_failures_that_pass(hub: LocalHub, capsys: pytest.CaptureFi
         ("README.md", reset),
         ("/api/datasets", status(504)),
         ("/api/datasets", cut(0.3)),
-        ("GET /datasets/org/chats/resolve/" + "a" * 40 + "/data.jsonl", cut(0.3)),
+        ("HEAD /datasets/org/chats/resolve/" + "a" * 40 + "/data.jsonl", status(500)),
     ],
 )
 def test_an_unreachable_dataset_is_not_called_absent(hub: LocalHub, part: str, answer: Answer) -> None:

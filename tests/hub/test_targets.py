@@ -1,5 +1,7 @@
 """Targets from a Hub that fails: repeated, explained, never half a file."""
 
+import shutil
+
 import pytest
 from huggingface_hub import constants
 
@@ -8,7 +10,19 @@ from eaglepipe.hub.attempts import PATIENCE_VARIABLE
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.load import resolve_folder
 from tests.hub.conftest import use_endpoint
-from tests.hub.local_hub import SHA, Answer, LocalHub, cut, reset, shorter, silent, status, trickle
+from tests.hub.local_hub import (
+    SHA,
+    Answer,
+    LocalHub,
+    cut,
+    elsewhere,
+    reset,
+    shorter,
+    silent,
+    slow_headers,
+    status,
+    trickle,
+)
 
 TARGET = TargetConfig(path="org/tiny")
 EVERYTHING, DESCRIPTION, WEIGHTS = "", "GET /api/models/org/tiny/revision", "GET /org/tiny/resolve"
@@ -55,10 +69,12 @@ def test_a_download_that_was_cut_is_resumed(
         (EVERYTHING, reset, ""),
         (EVERYTHING, silent(3), "no answer in time"),
         (EVERYTHING, cut(0.5), ""),
+        (EVERYTHING, slow_headers(0.05), "no complete answer in"),
+        (DESCRIPTION, trickle(0.05), "no complete answer in"),
         (EVERYTHING, status(503, Retry_After="3600"), "asks to wait for 3,600 s"),
         (EVERYTHING, status(429, RateLimit='"api";r=0;t=200'), "asks to wait for 200 s"),
         ("GET /api/models/org/tiny/tree", status(500), "list of files: 500"),
-        (WEIGHTS, cut(0.5), ": only "),
+        (WEIGHTS, cut(0.5), ": peer closed connection"),
         (WEIGHTS, trickle(0.01), "model.safetensors: only"),
         (WEIGHTS, shorter(0.5), "a file of the wrong size"),
     ],
@@ -96,6 +112,21 @@ def test_a_refusal_is_explained_at_once(model: LocalHub, part: str, answer: Answ
         resolve_folder(TARGET)
     assert error.value.exit_code == EXIT_USER and reason in str(error.value)
     assert len(model.requests) == len(set(model.requests)), "nothing is asked twice"
+
+
+def test_a_file_that_lies_elsewhere_is_named_without_its_address(
+    model: LocalHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.fail("HEAD /org/tiny/resolve", elsewhere)
+    model.fail("GET /elsewhere/", status(503), times=1)
+    assert downloaded() == model.files
+    model.fail("GET /elsewhere/", status(503))
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    with pytest.raises(UnreachableError) as error:
+        resolve_folder(TARGET)
+    printed = capsys.readouterr().err + str(error.value)
+    assert "hf_secret" not in printed and "localhost" not in printed
+    assert printed.count(": 503 Service Unavailable; trying again") > 1
 
 
 def test_an_absent_revision_is_named(model: LocalHub) -> None:
