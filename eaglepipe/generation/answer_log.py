@@ -92,7 +92,7 @@ class AnswerLog(AbstractContextManager["AnswerLog"]):
             self._stream.truncate(0)
             self._write(own_header)
             return Tally()
-        if header is None or "settings" not in header:
+        if header is None or not isinstance(header.get("settings"), dict):
             raise ConfigError(f"{self.path}: not a log of answers; move it away, or choose another regenerate.output")
         if differences := list(diff_fields(header["settings"], settings)):
             raise ConfigError(
@@ -115,9 +115,10 @@ class AnswerLog(AbstractContextManager["AnswerLog"]):
 
 
 def _whole_windows(stream: BinaryIO, window_rows: int) -> Iterator[list[Row]]:
-    """Windows of rows up to the first line that is torn, or missing."""
+    """Windows of rows up to the first line that is torn, missing, or no row."""
     while True:
-        rows = [row for row in (_parsed(stream.readline()) for _ in range(window_rows)) if row is not None]
+        read = (_parsed(stream.readline()) for _ in range(window_rows))
+        rows = [row for row in read if row is not None and _is_outcome(row)]
         if len(rows) < window_rows:
             return
         yield rows
@@ -133,6 +134,16 @@ def _parsed(line: bytes) -> Row | None:
         return None
     try:
         value = json.loads(line)
-    except ValueError:
+        json_line(value)  # NaN and half surrogates could not be written again
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _is_outcome(row: Row) -> bool:
+    """Return whether a row holds what is counted and published of it."""
+    reason, tokens, rows = row.get("reason"), row.get("tokens"), row.get("rows")
+    if row.get("status") in ("skipped", "error"):
+        return isinstance(reason, str)
+    has_rows = isinstance(rows, list) and all(isinstance(item, dict) for item in rows)
+    return row.get("status") == "written" and has_rows and type(tokens) is int and isinstance(reason, str | None)

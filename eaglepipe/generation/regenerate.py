@@ -12,11 +12,13 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation, fingerprint_sources, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
-from eaglepipe.errors import ConfigError, DataError
+from eaglepipe.errors import ConfigError, CorruptError, DataError
 from eaglepipe.files.json_object import diff_fields, read_json_object
 from eaglepipe.files.publish import leftover_siblings, publish_json, published_file, remove_abandoned
 from eaglepipe.generation.answer_log import AnswerLog, json_line
@@ -64,6 +66,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     Raises:
         ConfigError: no `regenerate` section, or an output that another run, or no run, has made.
         DataError: input that cannot be read, or not one row that could be answered.
+        CorruptError: the report of a finished run is damaged.
         StoppedError: a signal came; everything finished so far stays.
     """
     if recipe.regenerate is None:
@@ -132,12 +135,24 @@ def _finished_earlier(output: Path, identity: Mapping[str, Any]) -> RegenerateRe
             f"{output} exists and was not finished by this command; move it away, or choose another output"
         )
     earlier = read_json_object(report_file)
-    if differences := list(diff_fields(earlier["settings"], identity)):
+    settings, figures = earlier.get("settings"), earlier.get("result")
+    if not isinstance(settings, dict) or not isinstance(figures, dict):
+        raise _not_a_report(report_file, output)
+    if differences := list(diff_fields(settings, identity)):
         raise ConfigError(
             f"{output} was made with other settings; delete it, or choose another regenerate.output:\n"
             + "\n".join(f"  {line}" for line in differences)
         )
-    return RegenerateResult(**{**earlier["result"], "output": str(output), "seconds": 0.0})
+    try:
+        return TypeAdapter(RegenerateResult).validate_python(
+            {**figures, "output": str(output), "seconds": 0.0}, strict=True
+        )
+    except ValidationError:
+        raise _not_a_report(report_file, output) from None
+
+
+def _not_a_report(report_file: Path, output: Path) -> CorruptError:
+    return CorruptError(f"{report_file}: not what a finished run reports; delete it and {output.name} to start over")
 
 
 def _answer_rest(
@@ -223,7 +238,7 @@ def _publish(output: Path, identity: Mapping[str, Any], log: AnswerLog, seconds:
     with published_file(output) as answered:
         if result.skipped + result.errors + tally.ended_early.total():
             with published_file(_beside(output, ".left-out.jsonl")) as left_out:
-                left_out.stream.writelines(json_line(_left_out(row)) for row in log.rows() if row["reason"])
+                left_out.stream.writelines(json_line(_left_out(row)) for row in log.rows() if row.get("reason"))
         publish_json(_beside(output, ".report.json"), {"settings": dict(identity), "result": asdict(result)})
         answered.stream.writelines(json_line(row) for outcome in log.rows() for row in outcome.get("rows", ()))
     return result

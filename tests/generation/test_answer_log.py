@@ -37,13 +37,27 @@ def test_a_log_cut_anywhere_continues_after_its_last_whole_window(tmp_path):
         assert cut.read_bytes() == data
 
 
-def test_a_damaged_line_takes_what_follows_with_it(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\x00{",
+        b"7",
+        b"{}",
+        b'{"status": "written", "rows": [], "tokens": "7"}',
+        b'{"status": "written", "rows": [7], "tokens": 7}',
+        b'{"status": "written", "rows": [{"id": NaN}], "tokens": 7}',
+        b'{"status": "written", "rows": [{"id": "\\ud800"}], "tokens": 7}',
+        b'{"status": "skipped", "reason": ["empty answer"]}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_line_takes_what_follows_with_it(tmp_path, line):
     path = tmp_path / "log.part"
     with AnswerLog(path, SETTINGS, 4) as log:
         for window in windows(3):
             log.append(window)
     lines = path.read_bytes().splitlines(keepends=True)
-    lines[6] = b"\xff\x00{\n"
+    lines[6] = line + b"\n"
     path.write_bytes(b"".join(lines))
     with AnswerLog(path, SETTINGS, 4) as log:
         assert log.tally.rows == 4

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eaglepipe.errors import ConfigError, DataError, EaglepipeError
+from eaglepipe.errors import ConfigError, CorruptError, DataError, EaglepipeError
 from eaglepipe.generation.regenerate import WINDOW_BATCHES, run_regenerate
 from eaglepipe.recipe.load import parse_recipe
 from eaglepipe.recipe.tree import Recipe
@@ -203,6 +204,22 @@ def test_a_finished_output_returns_its_result_without_touching_a_file(make_recip
     again = run(recipe)
     assert again == replace(first, seconds=0.0)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_report_of_a_finished_output_is_named(make_recipe):
+    recipe = make_recipe([conversation(number) for number in range(5)])
+    report_file = Path(run(recipe).output + ".report.json")
+    whole = json.loads(report_file.read_text())
+    for damaged in (
+        {"settings": whole["settings"]},
+        {"result": whole["result"]},
+        {**whole, "settings": "x"},
+        {**whole, "result": {**whole["result"], "rows": "5"}},
+        {**whole, "result": {"rows": 5}},
+    ):
+        report_file.write_text(json.dumps(damaged))
+        with pytest.raises(CorruptError, match=re.escape(str(report_file))):
+            run(recipe)
 
 
 def test_an_output_made_with_other_settings_is_refused_with_the_difference(make_recipe):
