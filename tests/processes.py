@@ -58,6 +58,10 @@ class Child:
         if self.is_running:
             os.kill(self.pid, number)
 
+    def output(self) -> str:
+        """Return what it has written to its standard output so far."""
+        return (self._output / _OUTPUTS[0]).read_text(errors="replace")
+
     def wait(self, timeout: float = 120) -> Done:
         """Wait for the end; a child that takes longer is killed, and the test fails."""
         self._process.join(timeout)

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.json_object import read_json_object, text_config
-from eaglepipe.files.system_errors import check_readable
-from eaglepipe.files.tensors import load_tensors
+from eaglepipe.files.tensors import load_tensors, tensor_shapes
 from eaglepipe.vocab import DraftVocab
 
 VOCAB_FILE = "vocab.safetensors"
@@ -104,12 +102,7 @@ def _check_start(path: Path, spec: ShardSpec) -> None:
     vocab, draft, width = spec.vocab_size, spec.draft_vocab_size, spec.hidden_size
     required = {"embed_tokens.weight": (vocab, width), "lm_head.weight": (draft, width), "norm.weight": (width,)}
     optional = {"lm_head.bias": (draft,), "lm_head_full.weight": (vocab, width), "lm_head_full.bias": (vocab,)}
-    check_readable(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
-    except SafetensorError as error:
-        raise CorruptError(f"{path}: not a safetensors file: {error}") from None
+    shapes = tensor_shapes(path)
     present = {name: shape for name, shape in optional.items() if name in shapes}
     for name, shape in {**required, **present}.items():
         _check_equal(path, name, shapes.get(name), shape)

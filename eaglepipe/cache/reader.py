@@ -1,6 +1,6 @@
 """Reading of complete caches: sizes are checked at the opening, each sample's digest when it is first touched.
 
-Shards are mapped, never loaded; handles are few and reopened by whoever forks or spawns. Views are read-only.
+A sample is read into memory of its own; handles are few and reopened by whoever forks or spawns. Views are read-only.
 """
 
 import functools
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from eaglepipe.cache.arrow_file import ArrowFile
 from eaglepipe.cache.consistency import (
     START_FILE,
     TARGET_CONFIG_FILE,
@@ -34,7 +35,6 @@ from eaglepipe.cache.manifest import (
     load_document,
     repair_advice,
 )
-from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.cache.published import finishing_command, missing_shards
 from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
 from eaglepipe.cache.schema import arrow_schema
@@ -58,7 +58,8 @@ class Cache:
         self.index = join_indices([_sample_index(sidecar.index) for sidecar in sidecars])
         self._first_sample = np.cumsum([0] + [entry.samples for entry in manifest.shards])
         self._verified = np.zeros(manifest.samples, np.bool_)
-        self._readers: OrderedDict[int, MappedArrow] = OrderedDict()
+        self._stamps = np.zeros(len(manifest.shards), np.int64)
+        self._readers: OrderedDict[int, ArrowFile] = OrderedDict()
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
@@ -114,11 +115,13 @@ class Cache:
     def start_tensors(self) -> dict[str, torch.Tensor]:
         """Load the target's embeddings, final norm and head rows, on the CPU, and check them against their hash."""
         entry = next(entry for entry in self.manifest.files if entry.path == START_FILE)
-        check_hash(self.folder, entry)
-        return load_tensors(self.folder / START_FILE)
+        try:
+            return load_tensors(self.folder / START_FILE, xxh3_128=entry.xxh3_128)
+        except CorruptError as error:
+            raise CorruptError(f"{error}; {repair_advice(self.folder)}") from None
 
     def read(self, sample: int) -> CachedSample:
-        """Return sample number `sample`; views into the mapped shard, to be copied before any computation.
+        """Return sample number `sample`; views of the bytes that were checked, to be copied before any computation.
 
         Raises:
             CorruptError: naming the shard and the sample, at the first touch of a sample that was altered.
@@ -157,16 +160,14 @@ class Cache:
                 ) from error
 
     def _decode(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
-        mapped = self._reader(shard)
-        mapped.check_size()
-        with_metadata = mapped.reader.get_batch_with_custom_metadata(position)
-        batch = with_metadata.batch
-        mapped.touched(batch.nbytes)
-        metadata = {key.decode(): value.decode() for key, value in with_metadata.custom_metadata.items()}
+        file = self._reader(shard)
+        self._forget_if_changed(shard, file)
+        read = file.read(position)
+        batch, metadata = read.batch, read.metadata
         if self._verified[sample]:
             return batch_to_sample(batch, metadata)
-        if position == 0 and mapped.copies(batch):
-            warnings.warn(f"{location}: compressed, so that reading it copies and is slow", stacklevel=2)
+        if position == 0 and read.is_compressed:
+            warnings.warn(f"{location}: compressed, so that reading it is slow", stacklevel=2)
         batch.validate(full=True)
         index = self.index
         if batch.num_rows != index.num_tokens[sample] or metadata["sample_id"] != index.sample_ids[sample]:
@@ -177,7 +178,14 @@ class Cache:
         check_ids(decoded, self.spec, location)
         return decoded
 
-    def _reader(self, shard: int) -> MappedArrow:
+    def _forget_if_changed(self, shard: int, file: ArrowFile) -> None:
+        """Check every digest again in a shard that was written to since."""
+        stamp = hash(file.stamp)
+        if self._stamps[shard] != stamp:
+            self._verified[self._first_sample[shard] : self._first_sample[shard + 1]] = False
+            self._stamps[shard] = stamp
+
+    def _reader(self, shard: int) -> ArrowFile:
         reader = self._readers.get(shard)
         if reader is None:
             reader = self._open_shard(shard)
@@ -187,19 +195,18 @@ class Cache:
         self._readers.move_to_end(shard)
         return reader
 
-    def _open_shard(self, shard: int) -> MappedArrow:
+    def _open_shard(self, shard: int) -> ArrowFile:
         entry = self.manifest.shards[shard]
         check_size(self.folder, entry)
-        mapped = MappedArrow(self.folder / entry.path)
-        reader = mapped.reader
+        file = ArrowFile(self.folder / entry.path)
         expected = arrow_schema(self.spec, identity=self.identity, shard=int(Path(entry.path).stem))
-        check_schema(reader.schema, expected, self.folder / entry.path)
-        if reader.num_record_batches != entry.samples:
+        check_schema(file.schema, expected, self.folder / entry.path)
+        if file.num_batches != entry.samples:
             raise CorruptError(
-                f"{self.folder / entry.path}: {reader.num_record_batches} samples, not {entry.samples}; "
+                f"{self.folder / entry.path}: {file.num_batches} samples, not {entry.samples}; "
                 f"{repair_advice(self.folder)}"
             )
-        return mapped
+        return file
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -12,7 +12,7 @@ from eaglepipe.cache.supervision.columns import HostColumns
 
 @dataclass(frozen=True, kw_only=True)
 class CachedSample:
-    """One conversation as stored, unshifted; arrays are read-only views of the mapped shard.
+    """One conversation as stored, unshifted; arrays are read-only views of its bytes.
 
     T tokens. Row i supervises the distribution after token i.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import xxhash
 
+from eaglepipe.cache.arrow_file import ArrowFile
 from eaglepipe.cache.manifest import (
     SHARDS_FOLDER,
     FileEntry,
@@ -171,6 +172,5 @@ class BackgroundShard:
 
 
 def _check_batches(path: Path, *, expected: int) -> None:
-    with pa.memory_map(str(path)) as source:
-        written = pa.ipc.open_file(source).num_record_batches
+    written = ArrowFile(path).num_batches
     assert written == expected, f"{path} holds {written} samples, {expected} were written"

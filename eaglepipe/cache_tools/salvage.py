@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from eaglepipe.cache.arrow_file import ArrowFile
 from eaglepipe.cache.consistency import check_ids
 from eaglepipe.cache.manifest import FileEntry, Manifest, Sidecar, document_bytes, file_entry, load_document
-from eaglepipe.cache.mapped import MappedArrow
 from eaglepipe.cache.reader import check_schema
 from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
 from eaglepipe.cache.schema import ShardSpec, arrow_schema
@@ -19,20 +19,20 @@ _UNREADABLE = (CorruptError, pa.ArrowException, OSError, ValueError, AssertionEr
 
 
 def sound_samples(folder: Path, shard: int, spec: ShardSpec, identity: str) -> dict[str, CachedSample]:
-    """Return the samples of a shard whose digests are right, by id in their order; views of the mapped file.
+    """Return the samples of a shard whose digests are right, by id in their order, all in memory.
 
     A file that is not this shard of this cache has none.
     """
     path = shard_path(folder, shard)
     try:
-        reader = MappedArrow(path).reader
-        check_schema(reader.schema, arrow_schema(spec, identity=identity, shard=shard), path)
+        file = ArrowFile(path)
+        check_schema(file.schema, arrow_schema(spec, identity=identity, shard=shard), path)
     except _UNREADABLE:
         return {}
     sound: dict[str, CachedSample] = {}
-    for position in range(reader.num_record_batches):
+    for position in range(file.num_batches):
         try:
-            sample = _sound_sample(reader, position, spec)
+            sample = _sound_sample(file, position, spec)
         except _UNREADABLE:
             continue
         sound[sample.sample_id] = sample
@@ -64,10 +64,9 @@ def rebuild_sidecar(folder: Path, manifest: Manifest, shard: int) -> bool:
     return True
 
 
-def _sound_sample(reader: pa.RecordBatchFileReader, position: int, spec: ShardSpec) -> CachedSample:
-    with_metadata = reader.get_batch_with_custom_metadata(position)
-    batch = with_metadata.batch
-    metadata = {key.decode(): value.decode() for key, value in with_metadata.custom_metadata.items()}
+def _sound_sample(file: ArrowFile, position: int, spec: ShardSpec) -> CachedSample:
+    read = file.read(position)
+    batch, metadata = read.batch, read.metadata
     batch.validate(full=True)
     if sample_digest(batch, metadata["sample_id"], metadata["source"]) != metadata["xxh3_128"]:
         raise ValueError("digest")

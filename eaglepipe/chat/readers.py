@@ -155,7 +155,7 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
 
 
 def _arrow_rows(path: Path) -> Iterator[PlacedRow]:
-    with pa.memory_map(str(path)) as source:
+    with pa.OSFile(str(path)) as source:  # not mapped: a file cut meanwhile would be a bus error
         try:
             reader = pa.ipc.open_file(source)
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))

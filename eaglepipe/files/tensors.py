@@ -1,17 +1,19 @@
 """Tensors to and from safetensors files, alone or in a model folder: published atomically, refused if malformed."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
-from eaglepipe.errors import CorruptError
+from eaglepipe.errors import CorruptError, first_line
 from eaglepipe.files.hashing import FileDigest, hash_file
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import published_file
-from eaglepipe.files.system_errors import check_readable, error_number
+from eaglepipe.files.system_errors import error_number, explained_read_errors
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -19,6 +21,8 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Suffixes under which weights and optimizer states are pickled, which may run code when read."""
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # as the format allows
 
 
 def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileDigest:
@@ -42,18 +46,41 @@ def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileDige
         return FileDigest(bytes=pending.temporary.stat().st_size, xxh3_128=hash_file(pending.temporary))
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Load all tensors of a file, on the CPU.
+def load_tensors(path: Path, *, xxh3_128: str | None = None) -> dict[str, torch.Tensor]:
+    """Load all tensors of a file, on the CPU; read and not mapped, since a mapped file that is cut is a bus error.
+
+    Args:
+        xxh3_128: digest that the bytes of the file must have.
+
+    Raises:
+        CorruptError: absent, malformed, or another file than that of the digest.
+        EaglepipeError, ResourceError: the system does not let it be read.
+    """
+    with explained_read_errors(path):
+        data = path.read_bytes()
+    if xxh3_128 not in (None, xxhash.xxh3_128_hexdigest(data)):
+        raise CorruptError(f"{path}: its bytes do not match the checksum that they were published with")
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CorruptError(f"{path}: not a readable safetensors file: {first_line(error)}") from None
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's tensors from its header alone.
 
     Raises:
         CorruptError: absent or malformed.
         EaglepipeError, ResourceError: the system does not let it be read.
     """
-    check_readable(path)
+    with explained_read_errors(path), path.open("rb") as stream:
+        declared = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        text = stream.read(min(declared, _MAX_HEADER_BYTES))
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptError(f"{path}: not a readable safetensors file: {error}") from None
+        header = json.loads(text.decode())
+        return {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CorruptError(f"{path}: not a safetensors file: {first_line(error)}") from None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The tokenised corpus as one mapped Arrow file, between reading conversations and running the target.
+"""The tokenised corpus as one Arrow file, between reading conversations and running the target.
 
 Memory stays at a few bytes a sample however long the corpus is. The file is a pure function of its samples.
 """
@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from eaglepipe.cache.mapped import MappedArrow
+from eaglepipe.cache.arrow_file import ArrowFile
 from eaglepipe.chat.tokens import TokenSample, supervised_tokens
 from eaglepipe.errors import CorruptError, DataError
 from eaglepipe.files.publish import PendingFile, explained_os_errors
@@ -69,12 +69,11 @@ def write_staging(samples: Iterable[TokenSample], file: PendingFile) -> int:
 
 
 class StagedTokens:
-    """Random access to a staged corpus through a memory map."""
+    """Random access to a staged corpus."""
 
     def __init__(self, path: Path) -> None:
-        self._mapped = MappedArrow(path)
-        self._reader = self._mapped.reader
-        sizes = [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)]
+        self._file = ArrowFile(path)
+        sizes = [self._file.read_columns(group).batch.num_rows for group in range(self._file.num_batches)]
         self._first = np.cumsum([0, *sizes])
         self._path = path
         self._digests: NDArray[np.uint64] | None = None  # [N] once all were read
@@ -90,7 +89,7 @@ class StagedTokens:
         """
         group = int(np.searchsorted(self._first, sample, side="right")) - 1
         try:
-            token_sample = _from_batch(self._reader.get_batch(group), sample - int(self._first[group]))
+            token_sample = self._read_row(group, sample - int(self._first[group]))
             is_sound = self._digests is None or _digest(token_sample) == self._digests[sample]
         except (pa.ArrowException, OSError, ValueError):
             is_sound = False
@@ -99,15 +98,27 @@ class StagedTokens:
                 f"{self._path}: sample {sample} is not as it was staged; run the same command again, and it tokenises "
                 "the corpus again"
             )
-        self._mapped.touched(token_sample.input_ids.nbytes + token_sample.turns.nbytes)
         return token_sample
+
+    def _read_row(self, group: int, row: int) -> TokenSample:
+        """Read one row of a group, and no byte of its neighbours."""
+        read = self._file.read_columns(group)
+        for column in read.batch.columns:
+            offsets = column.buffers()[1]
+            self._file.read_part(read, offsets, 4 * row, 4 * row + 8)
+            begin, end = np.frombuffer(offsets, np.int32)[row : row + 2].tolist()
+            is_list = pa.types.is_list(column.type)
+            values, width = (column.buffers()[3], 4) if is_list else (column.buffers()[2], 1)
+            if not 0 <= begin <= end <= values.size // width:
+                raise ValueError(f"a row lies in {begin}..{end} of {values.size // width}")
+            self._file.read_part(read, values, width * begin, width * end)
+        return _from_batch(read.batch, row)
 
     def lengths_of(self, sample_ids: set[str]) -> dict[str, int]:
         """Return the number of tokens of each of these samples, in one pass over the corpus."""
         found: dict[str, int] = {}
-        for group in range(self._reader.num_record_batches):
-            batch = self._reader.get_batch(group)
-            self._mapped.touched(batch.nbytes)
+        for group in range(self._file.num_batches):
+            batch = self._file.read(group).batch
             for row, sample_id in enumerate(batch.column("sample_id").to_pylist()):
                 if sample_id in sample_ids:
                     found.setdefault(sample_id, len(batch.column("input_ids")[row]))
@@ -143,9 +154,8 @@ class StagedTokens:
         )
 
     def _groups(self) -> Iterator[list[TokenSample]]:
-        for group in range(self._reader.num_record_batches):
-            batch = self._reader.get_batch(group)
-            self._mapped.touched(batch.nbytes)
+        for group in range(self._file.num_batches):
+            batch = self._file.read(group).batch
             yield [_from_batch(batch, row) for row in range(batch.num_rows)]
 
 

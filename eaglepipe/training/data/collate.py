@@ -95,7 +95,7 @@ def encode_batch(
     columns: BatchColumns = BatchColumns(),  # noqa: B008 - frozen
     extras: Mapping[str, torch.Tensor] | None = None,
 ) -> EncodedBatch:
-    """Add the encoded rows: the one copy between the mapped shard and the device.
+    """Add the encoded rows: the one copy between the sample's bytes and the device.
 
     Args:
         run: called with every copy; all of them must have run before the batch is used.
