@@ -12,7 +12,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation, fingerprint_sources, iter_conversations
@@ -144,10 +144,9 @@ def _finished_earlier(output: Path, identity: Mapping[str, Any]) -> RegenerateRe
             + "\n".join(f"  {line}" for line in differences)
         )
     try:
-        return TypeAdapter(RegenerateResult).validate_python(
-            {**figures, "output": str(output), "seconds": 0.0}, strict=True
-        )
-    except ValidationError:
+        result = json_line({**figures, "output": str(output), "seconds": 0.0})
+        return TypeAdapter(RegenerateResult).validate_json(result, strict=True)
+    except ValueError:  # of pydantic too
         raise _not_a_report(report_file, output) from None
 
 
