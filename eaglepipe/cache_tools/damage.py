@@ -27,7 +27,7 @@ class Damage:
     manifest: Manifest | None
     plan: Plan | None
     shards: dict[int, str]
-    sidecars: dict[int, str]  # of sound shards
+    sidecars: dict[int, str]
     files: dict[str, str]  # besides plan and manifest
 
     @property
@@ -79,11 +79,12 @@ def shards_against_sidecars(folder: Path, plan: Plan) -> dict[int, str]:
 def _shards_against_manifest(folder: Path, manifest: Manifest) -> tuple[dict[int, str], dict[int, str]]:
     shards, sidecars = {}, {}
     for number, problem in enumerate(file_problems(folder, manifest.shards)):
-        if problem is None:
-            if (problem_of_sidecar := file_problem(folder, manifest.sidecars[number])) is not None:
-                sidecars[number] = problem_of_sidecar
-        elif not _is_repaired(folder, manifest, number):
+        if problem is not None and _is_repaired(folder, manifest, number):
+            continue
+        if problem is not None:
             shards[number] = problem
+        if (problem_of_sidecar := file_problem(folder, manifest.sidecars[number])) is not None:
+            sidecars[number] = problem_of_sidecar
     return shards, sidecars
 
 

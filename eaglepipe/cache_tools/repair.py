@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.fixed_files import file_problem
+from eaglepipe.cache.fixed_files import file_problem, publish_files
 from eaglepipe.cache.identity import DERIVED_KEY
 from eaglepipe.cache.manifest import (
     DROPS_FILE,
     MANIFEST_NAME,
     PLAN_NAME,
     FileEntry,
+    Manifest,
     document_bytes,
     file_entry,
 )
@@ -33,7 +34,7 @@ from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.lock import FOLDER_LOCK, write_lock
 from eaglepipe.files.publish import leftovers, publish_bytes, remove_abandoned
-from eaglepipe.precompute.plan import publish_list
+from eaglepipe.precompute.plan import PrecomputePlan, publish_list
 from eaglepipe.precompute.redo import PlannedAgain, declared_recipe, planned_again
 from eaglepipe.precompute.shard_run import ShardRun, fixed_files
 from eaglepipe.recipe.tree import Recipe
@@ -67,11 +68,12 @@ class RepairReport:
 
 @dataclass(frozen=True, kw_only=True)
 class _Made:
-    """Files besides shards that were published again, and the number of samples that were computed."""
+    """What was published again: the files besides shards, and the reasons by path where they show only then."""
 
     files: dict[str, FileEntry]
-    samples: int
-    is_sealed: bool = False  # with a new manifest
+    reasons: dict[str, str]
+    samples: int  # that were computed
+    is_sealed: bool  # with a new manifest
 
 
 def repair_cache(
@@ -95,7 +97,7 @@ def repair_cache(
         remove_abandoned(leftovers(folder))
         found = find_damage(folder)
         left = _rebuild_sidecars(folder, found)
-        made = _Made(files={}, samples=0)
+        made = _Made(files={}, reasons={}, samples=0, is_sealed=False)
         if left.needs_target:
             for path, reason in left.described().items():
                 report(f"{folder / path}: {reason}")
@@ -106,7 +108,7 @@ def repair_cache(
     return RepairReport(
         folder=str(folder),
         identity=load_plan(folder).identity,
-        redone=found.described(),
+        redone={**found.described(), **made.reasons},
         samples_computed=made.samples,
         new_manifest=new_manifest,
         seconds=time.monotonic() - started,
@@ -117,8 +119,8 @@ def _rebuild_sidecars(folder: Path, damage: Damage) -> Damage:
     """Publish the sidecars of sound shards again; returns the rest of the damage."""
     if damage.manifest is None:
         return damage
-    manifest, sidecars = damage.manifest, damage.sidecars
-    left = {number: reason for number, reason in sidecars.items() if not rebuild_sidecar(folder, manifest, number)}
+    alone = {number: reason for number, reason in damage.sidecars.items() if number not in damage.shards}
+    left = {number: why for number, why in alone.items() if not rebuild_sidecar(folder, damage.manifest, number)}
     return replace(damage, shards={**damage.shards, **left}, sidecars={})
 
 
@@ -146,24 +148,34 @@ def _make_again(folder: Path, damage: Damage, recipe: Recipe) -> _Made:
     declared = damage.manifest or damage.plan
     identity = None if declared is None else declared.identity
     with planned_again(recipe, folder, damage.plan, identity) as again, stop_on_signals() as stop:
-        inputs, plan = again.inputs, again.plan
+        inputs, plan = again.inputs, _named(again.plan, damage.manifest)
         if damage.manifest is None and damage.plan is None:
             damage = replace(damage, shards=shards_against_sidecars(folder, plan.document))
         if damage.plan is None:
             publish_bytes(folder / PLAN_NAME, document_bytes(plan.document))
-        files = _publish_drops(folder, damage, again)
+        files, reasons = _publish_drops(folder, damage, again), damage.described()
         samples = 0
         if damage.manifest is None or damage.shards or damage.files.keys() - {DROPS_FILE}:
             device = resolve_device(recipe.precompute.device)
             model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, str(device))
-            files |= _publish_files(folder, damage, fixed_files(inputs, plan.layout.vocab, model))
+            made = fixed_files(inputs, plan.layout.vocab, model)
+            names = made.keys() if damage.manifest is None else made.keys() & damage.files.keys()
+            files |= {name: file_entry(name, made[name]) for name in names}
+            reasons |= _publish_differing(folder, {name: made[name] for name in names})
             if damage.shards:
                 samples = ShardRun(inputs, plan, model, stop).write_again(
                     damage.shards, lambda shard: known_items(folder, shard, inputs.spec, plan.document.identity)
                 )
         if damage.manifest is None:
             seal_cache(folder, plan.document, inputs.spec, max_length=recipe.data.max_length, fixed=files.values())
-        return _Made(files=files, samples=samples, is_sealed=damage.manifest is None)
+    return _Made(files=files, reasons=reasons, samples=samples, is_sealed=damage.manifest is None)
+
+
+def _named(plan: PrecomputePlan, manifest: Manifest | None) -> PrecomputePlan:
+    """Return the plan under the cache's name, whatever that of the recipe at hand."""
+    if manifest is None:
+        return plan
+    return replace(plan, document=plan.document.model_copy(update={"name": manifest.name}))
 
 
 def _publish_drops(folder: Path, damage: Damage, again: PlannedAgain) -> dict[str, FileEntry]:
@@ -171,21 +183,19 @@ def _publish_drops(folder: Path, damage: Damage, again: PlannedAgain) -> dict[st
     return {DROPS_FILE: publish_list(folder, again.drops)} if unlisted or DROPS_FILE in damage.files else {}
 
 
-def _publish_files(folder: Path, damage: Damage, made: Mapping[str, bytes]) -> dict[str, FileEntry]:
-    """Publish the damaged files that are made from the target; of a cache without a manifest, all that differ."""
-    names = made if damage.manifest is None else made.keys() & damage.files.keys()
-    entries = {name: file_entry(name, made[name]) for name in names}
-    for name, entry in entries.items():
-        if file_problem(folder, entry) is not None:
-            publish_bytes(folder / name, made[name])
-    return entries
+def _publish_differing(folder: Path, made: Mapping[str, bytes]) -> dict[str, str]:
+    """Publish the files that are not as they were made; returns the reasons."""
+    problems = {name: file_problem(folder, file_entry(name, data)) for name, data in made.items()}
+    differing = {name: problem for name, problem in problems.items() if problem is not None}
+    publish_files(folder, {name: made[name] for name in differing})
+    return differing
 
 
 def _update_manifest(folder: Path, damage: Damage, made: _Made) -> bool:
     """Publish the manifest anew if files have other bytes than it lists; returns whether it was."""
     old, plan = damage.manifest, load_plan(folder)
     assert old is not None
-    not_made = damage.files.keys() - made.files.keys()  # which this release does not write any more
+    not_made = damage.files.keys() - made.files.keys()  # files that this release does not write any more
     kept = {entry.path: entry for entry in old.files if entry.path not in not_made}
     files = {**kept, **made.files, PLAN_NAME: plan_entry(folder, plan)}
     shards = []

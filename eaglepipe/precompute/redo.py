@@ -1,7 +1,7 @@
 """Stage 1 again for a few files of a complete cache: the same target and corpus, the same shards."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from eaglepipe.cache.manifest import Plan, Sidecar, load_document
 from eaglepipe.cache.writer import sidecar_path
-from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, first_line
+from eaglepipe.errors import CacheError, ConfigError, CorruptError, DataError, TargetError
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import PendingFile
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
@@ -35,7 +35,9 @@ class PlannedAgain:
 
 
 def declared_recipe(folder: Path, plan: Plan, overrides: Sequence[str]) -> Recipe:
-    """Return the recipe that a cache's plan declares.
+    """Return the recipe that a cache's plan declares, with `overrides` of its settings.
+
+    A cache may come from anywhere, so that it never allows its target's own code to run: an override does.
 
     Raises:
         CacheError: this release has other settings; names the first that does not fit.
@@ -44,6 +46,7 @@ def declared_recipe(folder: Path, plan: Plan, overrides: Sequence[str]) -> Recip
     raw: dict[str, Any] = {
         **plan.declared,
         "name": plan.name,
+        "target": {**plan.declared.get("target", {}), "trust_remote_code": False},
         "data": data,
         "cache": {**plan.declared.get("cache", {}), "profile": None, "root": str(folder.parent)},
         "train": {"caches": [{"path": str(folder)}]},  # any family will do
@@ -72,8 +75,11 @@ def planned_again(recipe: Recipe, folder: Path, plan: Plan | None, identity: str
         EaglepipeError: target or corpus are not at hand.
         CacheError: they are not those of the cache; names the fields that differ.
     """
-    inputs, weights = _inputs(recipe, folder)
-    with staged_corpus(inputs, folder / STAGING) as (file, drops, listed, corpus):
+    with ExitStack() as stack:
+        with _explained(folder):
+            inputs = read_stage1_inputs(recipe)
+            weights = weights_fingerprint(resolve_folder(recipe.target))
+            file, drops, listed, corpus = stack.enter_context(staged_corpus(inputs, folder / STAGING))
         actual = cache_identity(inputs, weights=weights, corpus=corpus)
         _check_identity(folder, actual, plan, identity)
         tokens = StagedTokens(file.temporary)
@@ -84,14 +90,14 @@ def planned_again(recipe: Recipe, folder: Path, plan: Plan | None, identity: str
         yield PlannedAgain(inputs=inputs, plan=checked_plan(folder, document, layout), drops=listed)
 
 
-def _inputs(recipe: Recipe, folder: Path) -> tuple[Stage1Inputs, str]:
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
     try:
-        inputs = read_stage1_inputs(recipe)
-        return inputs, weights_fingerprint(resolve_folder(recipe.target))
-    except EaglepipeError as error:
+        yield
+    except (ConfigError, DataError, TargetError) as error:
         raise type(error)(
-            f"{folder}: its damaged files are made again from target and corpus, and that target cannot be read: "
-            f"{first_line(error)}; name its place with `target.path=…`, or a recipe with --recipe"
+            f"{folder}: is repaired from its target and its corpus, and those cannot be read: {error}. If they are "
+            "elsewhere now, name their places (`target.path=…`, `data.sources=[{path: …}]`), or a recipe with --recipe"
         ) from None
 
 
