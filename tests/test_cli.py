@@ -89,6 +89,7 @@ def test_stages_and_reports_work_through_the_command_line(project: TinyProject, 
     )
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["steps"] == 2
+    assert f"cache     {folder}: " in trained.stderr
     assert (tmp_path / "run" / "draft" / "model.safetensors").exists()
 
     shard = next((Path(folder) / "shards").glob("*.arrow"))

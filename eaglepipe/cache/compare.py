@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
+from eaglepipe.cache.identity import check_plan
 from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, PLAN_NAME, Manifest, Plan
 from eaglepipe.cache.published import missing_shards
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan
@@ -50,6 +51,8 @@ def diff_caches(a: Path, b: Path) -> CacheDiff:
         CorruptError: a plan or a manifest is damaged.
     """
     plans = [load_plan(folder) for folder in (a, b)]
+    for folder, plan in zip((a, b), plans, strict=True):
+        check_plan(folder, plan)
     return CacheDiff(
         a=str(a),
         b=str(b),

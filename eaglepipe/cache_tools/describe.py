@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.cache.identity import check_plan
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Manifest, Plan
 from eaglepipe.cache.published import missing_shards
 from eaglepipe.cache.reader import load_manifest, load_plan
@@ -17,9 +18,10 @@ def describe_cache(folder: Path) -> dict[str, Any]:
 
     Raises:
         CacheError: there is no cache.
-        CorruptError: its plan or manifest is damaged.
+        CorruptError: its plan or manifest is damaged, or was changed.
     """
     plan = load_plan(folder)
+    check_plan(folder, plan)
     manifest = load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     try:
         with explained_read_errors(folder):

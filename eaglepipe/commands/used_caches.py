@@ -11,7 +11,7 @@ import typer
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME
 from eaglepipe.cache.reader import load_manifest
-from eaglepipe.cache.storage import CacheShare, named_caches
+from eaglepipe.cache.storage import CacheShare, UnreadableCache, cache_root, named_caches, scan_caches
 from eaglepipe.chat.folders.listing import is_local, local_files
 from eaglepipe.commands.common import is_first_process
 from eaglepipe.errors import DataError, printable
@@ -38,15 +38,18 @@ def cache_lines(recipe: Recipe, shares: Sequence[CacheShare]) -> Iterator[str]:
 
 
 def _notes(recipe: Recipe, folder: Path) -> Iterator[str]:
+    for cache in scan_caches(cache_root(recipe)):
+        if isinstance(cache, UnreadableCache) and cache.folder.name.startswith(f"{recipe.name}-"):
+            yield f"note      one cannot be read: {cache.reason}"
     for found in named_caches(recipe):
         if found.manifest is None:
             yield f"note      {found.folder} has the same settings and is not complete; {_PRECOMPUTE} finishes it"
     planned = _changed(folder / PLAN_NAME)
     changed = [file for file in _local_sources(recipe) if _changed(file) > planned]
     if changed:
-        more = f" and {len(changed) - 1:,} more files" if len(changed) > 1 else ""
+        others = f" and {len(changed) - 1:,} more files are" if len(changed) > 1 else " is"
         yield (
-            f"note      {changed[0]}{more}, of {_time(_changed(changed[0]))}, newer than this cache: if rows have "
+            f"note      {changed[0]}{others} newer than this cache ({_time(_changed(changed[0]))}); if rows have "
             f"changed, {_PRECOMPUTE} makes their cache"
         )
 

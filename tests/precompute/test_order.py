@@ -1,6 +1,6 @@
 """The samples of each shard and their order depend on the identity alone: on no token budget, worker or earlier run."""
 
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.manifest import Sidecar, load_document
 from eaglepipe.cache.reader import load_plan
 from eaglepipe.chat.drops import DropLog
+from eaglepipe.precompute.content_identity import cache_identity
 from eaglepipe.precompute.inputs import read_stage1_inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, lay_out, plan_shards, split_group
 from eaglepipe.precompute.shard_run import Worker
@@ -36,12 +37,12 @@ def test_budgets_and_workers_leave_every_shard_its_samples_in_their_order(
 ) -> None:
     expected, plan = ids_by_shard(sealed_cache), load_plan(sealed_cache)
     assert len(expected) > 2
-    for number in range(len(BUDGETS)):
-        count = 1 + number % 3
-        for rank in reversed(range(count)):  # each with a budget of its own
-            settings = {"precompute.batch_tokens": BUDGETS[number - rank], "cache.root": tmp_path / str(number)}
+    budgets = cycle(BUDGETS)  # each worker has its own
+    for count in (1, 2, 3):
+        for rank in reversed(range(count)):
+            settings = {"precompute.batch_tokens": next(budgets), "cache.root": tmp_path / str(count)}
             result = run_precompute(project.recipe(**settings), worker=Worker(rank=rank, count=count), report=quiet)
-        assert result.complete and ids_by_shard(Path(result.folder)) == expected, (number, count)
+        assert result.complete and ids_by_shard(Path(result.folder)) == expected, count
         assert load_plan(Path(result.folder)) == plan
 
 
@@ -60,6 +61,26 @@ def test_a_plan_of_an_earlier_release_goes_on_with_its_own_groups(
     rewrite(folder / "plan.json", lambda plan: plan.update(batch_tokens=old_tokens, shards=len(shards)))
     expected = [tuple(tokens.read(number).sample_id for group in shard for number in group) for shard in shards]
     assert ids_by_shard(Path(run_precompute(recipe, report=quiet).folder)) == expected
+
+
+def test_settings_outside_the_identity_leave_the_layout(project: TinyProject, tmp_path: Path) -> None:
+    first = Path(run_precompute(project.recipe(**{"cache.root": tmp_path}), dry_run=True, report=quiet).folder)
+    tokens = StagedTokens(first / "work" / "tokens.arrow")
+
+    def layout(**settings: object) -> tuple[str, list[list[list[int]]]]:
+        inputs = read_stage1_inputs(project.recipe(**settings))
+        shards = lay_out(inputs, tokens, drops=DropLog()).shards
+        identity = cache_identity(inputs, weights="", corpus="").digest
+        return identity, [[group.tolist() for group in shard] for shard in shards]
+
+    expected = layout()
+    for section, values in {
+        "precompute": {"batch_tokens": 70, "head_chunk_rows": 3, "queue_batches": 1, "device": "cpu"},
+        "cache": {"max_entries": 17, "tolerance": 0.5, "probs_codec": "fp32"},
+        "data": {"max_drop_fraction": 0.5},
+        "train": {"batch_tokens": 2048, "seed": 3},
+    }.items():
+        assert layout(**{f"{section}.{name}": value for name, value in values.items()}) == expected
 
 
 def test_groups_are_those_of_the_default_budget() -> None:
