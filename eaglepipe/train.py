@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.drafts.init_record import DraftInit, apply_init, open_init
 from eaglepipe.drafts.mask_token import with_mask_token
+from eaglepipe.files.leftovers import leftovers, remove_abandoned
 from eaglepipe.files.lock import folder_lock
-from eaglepipe.files.publish import leftovers, publish_bytes, publish_json, remove_abandoned
+from eaglepipe.files.publish import publish_bytes, publish_json
 from eaglepipe.recipe.load import dump_recipe
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals

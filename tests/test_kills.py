@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from eaglepipe.files.publish import leftovers
+from eaglepipe.files.leftovers import leftovers
 from eaglepipe.training.run.metrics import read_metrics
 from tests.cache.derived import few, make_cache
 from tests.generation.talkative_target import save_talkative_target

@@ -11,14 +11,13 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, l
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.errors import CacheError, EaglepipeError, ResourceError
 from eaglepipe.files.json_object import diff_fields
-from eaglepipe.files.publish import leftover_siblings, leftovers, remove_abandoned
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.tree import Recipe
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
 _SHOWN, _SHOWN_CHARACTERS = 4, 400
-_STAGING_SUFFIX = ".tokens.arrow"
+STAGING_SUFFIX = ".tokens.arrow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def default_root() -> Path:
 
 def staging_path(recipe: Recipe) -> Path:
     """The file that a corpus is tokenised into while its cache has no identity, and so no folder, yet."""
-    return cache_root(recipe) / f"{recipe.name}{_STAGING_SUFFIX}"
+    return cache_root(recipe) / f"{recipe.name}{STAGING_SUFFIX}"
 
 
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
@@ -184,21 +183,3 @@ def caches_of(recipe: Recipe, *, identity: str | None = None) -> list[CacheShare
     """Return the caches that `train.caches` names, else the one that the recipe itself names (see `find_cache`)."""
     named = [CacheShare(folder=Path(c.path).expanduser(), weight=c.weight) for c in recipe.train.caches or ()]
     return named or [CacheShare(folder=find_cache(recipe, identity=identity))]
-
-
-def clean_cache(folder: Path, *, dry_run: bool = False) -> list[Path]:
-    """Remove the leftovers of killed writers: temporary files, and the staging folder of a complete cache.
-
-    Files that a running process is still writing stay.
-    """
-    if not (folder / PLAN_NAME).exists():
-        raise EaglepipeError(f"{folder}: not a cache, nothing is removed")
-    name = load_document(folder / PLAN_NAME, Plan).name
-    is_staging_done = (folder / WORK_FOLDER).exists() and (folder / MANIFEST_NAME).exists()
-    if is_staging_done:
-        load_manifest(folder)  # the manifest of another cache does not show that this one needs no staging any more
-    temporaries = leftovers(folder) + leftover_siblings(folder.with_name(f"{name}{_STAGING_SUFFIX}"))
-    removed = remove_abandoned(temporaries, dry_run=dry_run)
-    if is_staging_done:
-        removed += remove_abandoned([folder / WORK_FOLDER], dry_run=dry_run)
-    return removed

@@ -104,7 +104,7 @@ class ShardWriter:
         path = f"{SHARDS_FOLDER}/{shard_path(self._folder, self._shard).name}"
         file = FileEntry(path=path, bytes=self._sink.num_bytes, xxh3_128=self._sink.digest.hexdigest())
         sidecar = make_sidecar(file, self._identity, self._written, self._refused)
-        publish_bytes(sidecar_path(self._folder, self._shard), document_bytes(sidecar))
+        publish_bytes(sidecar_path(self._folder, self._shard), document_bytes(sidecar), tidy=False)
         return sidecar
 
     def abort(self) -> None:

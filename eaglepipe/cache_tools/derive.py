@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from eaglepipe.cache.clean import tidy_cache
 from eaglepipe.cache.fixed_files import publish_files
 from eaglepipe.cache.identity import DERIVED_KEY
 from eaglepipe.cache.manifest import (
@@ -27,21 +28,15 @@ from eaglepipe.cache.published import missing_shards
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
-from eaglepipe.cache.storage import WORK_FOLDER, clean_cache
+from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import RefusedItem, ShardWriter, sidecar_path
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import diff_fields
+from eaglepipe.files.leftovers import is_temporary, leftovers, remove_abandoned
 from eaglepipe.files.lock import FOLDER_LOCK, write_lock
-from eaglepipe.files.publish import (
-    check_free_bytes,
-    json_bytes,
-    leftovers,
-    publish_bytes,
-    publish_copy,
-    remove_abandoned,
-)
+from eaglepipe.files.publish import check_free_bytes, json_bytes, publish_bytes, publish_copy
 from eaglepipe.progress import ProgressLine
 
 _ORIGIN_FILE = f"{WORK_FOLDER}/derived.json"
@@ -132,7 +127,8 @@ def check_free_for(folder: Path, sources: Sequence[Path]) -> None:
     if folder.exists() and not folder.is_dir():
         raise CacheError(f"{folder}: exists and is not a folder")
     if folder.is_dir() and not (folder / PLAN_NAME).exists():
-        other_files = sorted(path.name for path in folder.iterdir() if path.name != WORK_FOLDER)
+        others = (path for path in folder.iterdir() if not is_temporary(path))
+        other_files = sorted(path.name for path in others if path.name != WORK_FOLDER)
         if other_files:
             raise CacheError(f"{folder}: holds other files ({', '.join(other_files[:4])}); name a new or empty folder")
 
@@ -156,7 +152,7 @@ def existing_manifest(folder: Path, plan: Plan) -> Manifest | None:
         raise CacheError(f"{folder} holds another cache; name a new folder. Differences:\n  {lines}")
     if not (folder / MANIFEST_NAME).exists():
         return None
-    clean_cache(folder)
+    tidy_cache(folder)
     return load_manifest(folder)
 
 

@@ -35,7 +35,7 @@ from eaglepipe.cache_tools.reencode import Reencoder
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import read_json_object
-from eaglepipe.files.publish import json_bytes, publish_json
+from eaglepipe.files.publish import json_bytes, publish_bytes
 from eaglepipe.recipe.config import CacheConfig
 from eaglepipe.tables import field_table
 from eaglepipe.vocab import DraftVocab
@@ -121,7 +121,7 @@ def _convert(reencoder: Reencoder, origin: ShardOrigin, sums_file: Path) -> Iter
             total += sums
             yield converted
     measured = asdict(total)
-    publish_json(sums_file, {**measured, CHECKSUM_KEY: hash_json(measured)})
+    publish_bytes(sums_file, json_bytes({**measured, CHECKSUM_KEY: hash_json(measured)}), tidy=False)
 
 
 def _sums_file(folder: Path, shard: int) -> Path:

@@ -32,8 +32,9 @@ from eaglepipe.cache_tools.salvage import known_items, rebuild_sidecar
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.leftovers import leftovers, remove_abandoned
 from eaglepipe.files.lock import FOLDER_LOCK, write_lock
-from eaglepipe.files.publish import leftovers, publish_bytes, remove_abandoned
+from eaglepipe.files.publish import publish_bytes
 from eaglepipe.precompute.plan import PrecomputePlan, publish_list
 from eaglepipe.precompute.redo import PlannedAgain, declared_recipe, planned_again
 from eaglepipe.precompute.shard_run import ShardRun, fixed_files

@@ -10,7 +10,7 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry, re
 from eaglepipe.cache.reader import Cache, check_size, load_manifest, read_manifest
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
-from eaglepipe.files.publish import leftovers
+from eaglepipe.files.leftovers import leftovers
 
 
 @dataclass(frozen=True, kw_only=True)

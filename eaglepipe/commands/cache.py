@@ -158,12 +158,12 @@ def repair(
 
 @app.command("clean")
 def clean(
-    folder: CacheArgument,
+    folder: Annotated[Path, typer.Argument(help="a cache folder, or the root of all")],
     dry_run: Annotated[bool, typer.Option(help="only list what would be removed")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the files that stopped writers left behind in a cache."""
-    from eaglepipe.cache.storage import clean_cache
+    """Remove the files that stopped writers left behind in a cache, or in all below a root."""
+    from eaglepipe.cache.clean import clean_cache
 
     removed = [str(path) for path in clean_cache(folder, dry_run=dry_run)]
     verb = "would remove" if dry_run else "removed"

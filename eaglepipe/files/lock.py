@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from eaglepipe.errors import ConfigError, EaglepipeError
+from eaglepipe.files.leftovers import remove_abandoned
 from eaglepipe.files.publish import explained_os_errors
 
 FOLDER_LOCK = ".writer.lock"
@@ -25,7 +26,7 @@ def write_lock(lock: Path, subject: Path) -> Iterator[None]:
         ConfigError: another process holds it; names that process.
         EaglepipeError: the lock file cannot be written.
     """
-    holder = lock.with_suffix(".holder")
+    holder = _holder(lock)
     with explained_os_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         file_lock = FileLock(lock, blocking=False)
@@ -57,6 +58,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder that is about to be written; raises what `write_lock` does."""
     with write_lock(folder / FOLDER_LOCK, folder):
         yield
+
+
+def remove_stale_lock(lock: Path, *, dry_run: bool = False) -> list[Path]:
+    """Remove a lock file, and the description beside it, whose process was killed; returns what was removed."""
+    removed = remove_abandoned([lock] if lock.exists() else [], dry_run=dry_run)
+    holder = _holder(lock)
+    return removed + (remove_abandoned([holder], dry_run=dry_run) if holder.exists() and not lock.exists() else [])
+
+
+def _holder(lock: Path) -> Path:
+    return lock.with_suffix(".holder")
 
 
 def _described(holder: Path) -> str:

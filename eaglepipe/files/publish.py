@@ -1,16 +1,14 @@
 """Atomic publication of files and folders: unique temporary sibling, write, check, fsync, rename, fsync the parent.
 
-A reader sees a published file whole or not at all, also after a kill or a power cut. A writer holds a shared lock on
-its temporary sibling, so that what a killed one left behind can be removed beside others at work.
+A reader sees a published file whole or not at all, also after a kill or a power cut. Whoever publishes a file or a
+folder again removes what killed writers of it have left.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +17,15 @@ import xxhash
 
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import FileDigest, digest_bytes
+from eaglepipe.files.leftovers import (
+    held_temporary,
+    leftover_siblings,
+    release,
+    remove_abandoned,
+    temporary_sibling,
+)
 from eaglepipe.files.system_errors import exhausted, explained_read_errors
 
-_TEMPORARY_SUFFIX = ".tmp"
 _CHUNK_BYTES = 4 * 2**20
 _DISK_MARGIN = 1.02
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -74,11 +78,10 @@ class PendingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = _temporary_sibling(path)
         with explained_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.stream: BinaryIO = self.temporary.open("xb")
-        self._hold = _hold(self.temporary)
+            self.temporary, self._hold = held_temporary(path, Path.touch)
+            self.stream: BinaryIO = self.temporary.open("wb")
 
     def publish(self, check: Callable[[Path], None] | None = None, path: Path | None = None) -> None:
         """Make the file durable and visible, at `path` if that was not known before.
@@ -110,14 +113,20 @@ class PendingFile:
         self._release()
 
     def _release(self) -> None:
-        if self._hold is not None:
-            os.close(self._hold)
-            self._hold = None
+        release(self._hold)
+        self._hold = None
 
 
 @contextmanager
-def published_file(path: Path) -> Iterator[PendingFile]:
-    """Yield a pending file that is published if the block succeeds, and dropped if it raises."""
+def published_file(path: Path, *, tidy: bool = True) -> Iterator[PendingFile]:
+    """Yield a pending file that is published if the block succeeds, and dropped if it raises.
+
+    Args:
+        tidy: remove what killed writers of the file left; not for one of thousands in a folder that is tidied as a
+            whole, as every removal lists the folder.
+    """
+    if tidy:
+        remove_abandoned(leftover_siblings(path))
     pending = PendingFile(path)
     try:
         with explained_os_errors(path):
@@ -137,20 +146,19 @@ def published_folder(path: Path) -> Iterator[Path]:
     Raises:
         ResourceError: full disk.
     """
-    temporary, hold = _temporary_sibling(path), None
+    with explained_os_errors(path):
+        remove_abandoned(leftover_siblings(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, hold = held_temporary(path, Path.mkdir)
     try:
         with explained_os_errors(path):
-            remove_abandoned(leftover_siblings(path))
-            temporary.mkdir(parents=True)
-            hold = _hold(temporary)
             yield temporary
             _fsync(temporary)
             with _out_of_sight(path) if path.exists() else nullcontext():
                 _move(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if hold is not None:
-            os.close(hold)
+        release(hold)
 
 
 def remove_folder(folder: Path) -> None:
@@ -159,9 +167,9 @@ def remove_folder(folder: Path) -> None:
         pass
 
 
-def publish_bytes(path: Path, data: bytes) -> FileDigest:
-    """Publish a small file whole; returns the digest of the bytes as they were given."""
-    with published_file(path) as pending:
+def publish_bytes(path: Path, data: bytes, *, tidy: bool = True) -> FileDigest:
+    """Publish a small file whole, `tidy` as in `published_file`; returns the digest of the bytes as they were given."""
+    with published_file(path, tidy=tidy) as pending:
         pending.stream.write(data)
     return digest_bytes(data)
 
@@ -199,6 +207,7 @@ def json_bytes(value: Any) -> bytes:
 
 def put_if_absent(path: Path, data: bytes) -> bool:
     """Publish `path` unless it exists; True for the one writer that made it."""
+    remove_abandoned(leftover_siblings(path))
     pending = PendingFile(path)
     try:
         with explained_os_errors(path):
@@ -214,58 +223,6 @@ def put_if_absent(path: Path, data: bytes) -> bool:
     return True
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Return the temporary files and folders that killed writers left below `folder`."""
-    return sorted(folder.rglob(f".*{_TEMPORARY_SUFFIX}"))
-
-
-def leftover_siblings(path: Path) -> list[Path]:
-    """Return the temporary files and folders that killed writers of `path` left beside it."""
-    return sorted(path.parent.glob(f".{path.name}.*{_TEMPORARY_SUFFIX}"))
-
-
-def remove_abandoned(temporaries: Iterable[Path], *, dry_run: bool = False) -> list[Path]:
-    """Remove those temporary files and folders that no living writer holds; returns them."""
-    abandoned = [path for path in temporaries if not _is_held(path)]
-    for path in () if dry_run else abandoned:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    return abandoned
-
-
-def _hold(path: Path) -> int | None:
-    """Return a descriptor with a shared lock on a temporary sibling; None if its file system has no locks."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _temporary_sibling(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
-
-
 def _move(source: Path, target: Path) -> None:
     source.replace(target)
     _fsync(target.parent)
@@ -274,7 +231,7 @@ def _move(source: Path, target: Path) -> None:
 @contextmanager
 def _out_of_sight(folder: Path) -> Iterator[None]:
     """Rename a folder to a temporary name, and delete it there after the block."""
-    hidden = _temporary_sibling(folder)
+    hidden = temporary_sibling(folder)
     _move(folder, hidden)
     yield
     shutil.rmtree(hidden)

@@ -46,6 +46,11 @@ class Tally:
         return self.written + self.skipped.total() + self.errors.total()
 
 
+def lock_of(log: Path) -> Path:
+    """Return the lock file of a log."""
+    return log.with_name(f"{log.name}.lock")
+
+
 class AnswerLog(AbstractContextManager["AnswerLog"]):
     """The log at `path`, locked against a second writer."""
 
@@ -57,7 +62,7 @@ class AnswerLog(AbstractContextManager["AnswerLog"]):
         """
         self.path = path
         with ExitStack() as held:
-            held.enter_context(write_lock(path.with_name(f"{path.name}.lock"), path))
+            held.enter_context(write_lock(lock_of(path), path))
             with explained_os_errors(path):
                 self._stream: BinaryIO = path.open("a+b")
             held.callback(self._close)

@@ -20,8 +20,10 @@ from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.errors import ConfigError, CorruptError, DataError
 from eaglepipe.files.json_object import diff_fields, read_json_object
-from eaglepipe.files.publish import leftover_siblings, publish_json, published_file, remove_abandoned
-from eaglepipe.generation.answer_log import AnswerLog, json_line
+from eaglepipe.files.leftovers import leftover_siblings, remove_abandoned
+from eaglepipe.files.lock import remove_stale_lock
+from eaglepipe.files.publish import publish_json, published_file
+from eaglepipe.generation.answer_log import AnswerLog, json_line, lock_of
 from eaglepipe.generation.generate import Sampling
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
 from eaglepipe.progress import ProgressLine, format_seconds
@@ -95,6 +97,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     if output.exists():
         result = _finished_earlier(output, identity)
         log_file.unlink(missing_ok=True)
+        remove_stale_lock(lock_of(log_file))
         report(f"{output}: complete already, nothing to do")
         return result
     with AnswerLog(log_file, identity, settings.batch_size * WINDOW_BATCHES) as log:

@@ -33,14 +33,8 @@ from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import diff_fields, differing_leaves
-from eaglepipe.files.publish import (
-    PendingFile,
-    check_free_bytes,
-    explained_os_errors,
-    leftover_siblings,
-    put_if_absent,
-    remove_abandoned,
-)
+from eaglepipe.files.leftovers import leftover_siblings, remove_abandoned
+from eaglepipe.files.publish import PendingFile, check_free_bytes, explained_os_errors, put_if_absent
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, CorpusLayout, lay_out

@@ -9,16 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from eaglepipe.cache.clean import tidy_cache
 from eaglepipe.cache.fixed_files import recorded_files
 from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
 from eaglepipe.cache.published import NOT_COMPUTED, missing_shards, unpublished_shards
 from eaglepipe.cache.reader import Cache, load_manifest
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
-from eaglepipe.cache.storage import cache_root, clean_cache, list_caches, named_caches
+from eaglepipe.cache.storage import cache_root, list_caches, named_caches, staging_path
 from eaglepipe.chat.sources import fingerprint_sources
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, CorruptError, DraftError, EaglepipeError
-from eaglepipe.files.publish import leftovers, remove_abandoned
+from eaglepipe.files.leftovers import leftover_siblings, leftovers, remove_abandoned
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
@@ -80,9 +81,11 @@ def run_precompute(
         StoppedError: SIGTERM or SIGINT; every published shard stays.
     """
     started = time.monotonic()
+    remove_abandoned(leftover_siblings(staging_path(recipe)))
     if (folder := _complete_without_target(recipe, report)) is not None:
         manifest = Cache.open(folder).manifest
         report(f"{folder}: complete; its target is not at hand, and not needed")
+        tidy_cache(folder)
         return _complete(folder, manifest, started)
     inputs = read_stage1_inputs(recipe)
     weights_folder = find_local_weights(recipe.target) if dry_run else resolve_folder(recipe.target)
@@ -95,7 +98,7 @@ def run_precompute(
     if begun is not None and (begun / MANIFEST_NAME).exists():
         manifest = Cache.open(begun).manifest
         report(f"{begun}: already complete")
-        clean_cache(begun)
+        tidy_cache(begun)
         return _complete(begun, manifest, started)
     plan = begin_plan(inputs, weights, report) if begun is None else resume_plan(inputs, begun)
     _report_layout(inputs, plan.layout, str(plan.folder), report)

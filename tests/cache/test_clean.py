@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.cache.storage import clean_cache
+from eaglepipe.cache.clean import clean_cache
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import EaglepipeError
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.errors import ConfigError
+from eaglepipe.files.leftovers import leftovers, remove_abandoned
 from eaglepipe.files.lock import folder_lock
-from eaglepipe.files.publish import leftovers, published_file, published_folder, remove_abandoned
+from eaglepipe.files.publish import published_file, published_folder
 from tests.processes import Child, start
 
 

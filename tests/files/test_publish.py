@@ -11,14 +11,8 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.errors import EaglepipeError, ResourceError
-from eaglepipe.files.publish import (
-    PendingFile,
-    leftovers,
-    publish_bytes,
-    published_folder,
-    put_if_absent,
-    remove_folder,
-)
+from eaglepipe.files.leftovers import leftovers
+from eaglepipe.files.publish import PendingFile, publish_bytes, published_folder, put_if_absent, remove_folder
 
 
 def test_nothing_appears_before_publish(tmp_path: Path) -> None:

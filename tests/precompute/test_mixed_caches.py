@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from eaglepipe.cache.clean import clean_cache
 from eaglepipe.cache.reader import Cache, load_manifest, load_plan
-from eaglepipe.cache.storage import clean_cache, find_cache
+from eaglepipe.cache.storage import find_cache
 from eaglepipe.cache_tools.describe import describe_cache, describe_root
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, CorruptError, TargetError

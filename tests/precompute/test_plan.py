@@ -12,9 +12,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import eaglepipe.chat.sources
 import eaglepipe.target.load
-from eaglepipe.cache.storage import clean_cache
+from eaglepipe.cache.clean import clean_cache
 from eaglepipe.estimate.prices import estimate_recipe
-from eaglepipe.files.publish import leftovers
+from eaglepipe.files.leftovers import leftovers
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import read_stage1_inputs
 from eaglepipe.precompute.stage import run_precompute

@@ -14,7 +14,7 @@ from eaglepipe.cache.manifest import PLAN_NAME, Sidecar
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError
-from eaglepipe.files.publish import leftovers
+from eaglepipe.files.leftovers import leftovers
 from eaglepipe.precompute import shard_run, stage
 from eaglepipe.precompute.stage import run_precompute
 from tests.cache.damage import rewrite

@@ -4,7 +4,6 @@
 optimizer.safetensors, state.json and, written last, the marker with every file's size and hash.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.digests import digests_from_json, digests_to_json, file_problem
 from eaglepipe.files.json_object import read_json_object
-from eaglepipe.files.publish import leftovers, publish_json, published_folder, remove_folder
+from eaglepipe.files.leftovers import leftovers, remove_abandoned
+from eaglepipe.files.publish import publish_json, published_folder, remove_folder
 from eaglepipe.files.tensors import load_tensors, publish_tensors
 from eaglepipe.training.run.state import RunState, state_from_json
 
@@ -125,8 +125,7 @@ def prune_checkpoints(root: Path, *, keep: int, step: int) -> None:
     for folder in checkpoint_folders(root):
         if folder.name not in kept:
             remove_folder(folder)
-    for leftover in leftovers(root):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_abandoned(leftovers(root))
 
 
 def trained_cache(root: Path) -> str | None:
