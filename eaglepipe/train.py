@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.drafts.init_record import DraftInit, apply_init, open_init
 from eaglepipe.drafts.mask_token import with_mask_token
+from eaglepipe.errors import CorruptError
 from eaglepipe.files.leftovers import leftovers, remove_abandoned
 from eaglepipe.files.lock import folder_lock
 from eaglepipe.files.publish import publish_bytes, publish_json
@@ -188,8 +189,11 @@ def _resume(checkpoint: Checkpoint | None, learner: Learner) -> RunState:
     """Load a checkpoint into the learner and return its state; without checkpoint, the state of a new run."""
     if checkpoint is None:
         return RunState()
-    learner.restore_draft(checkpoint.draft_tensors())
-    learner.restore_optimizer(checkpoint.optimizer_tensors())
+    try:
+        learner.restore_draft(checkpoint.draft_tensors())
+        learner.restore_optimizer(checkpoint.optimizer_tensors())
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CorruptError(f"{checkpoint.folder}: its tensors are not those of this draft ({error})") from None
     return checkpoint.state
 
 

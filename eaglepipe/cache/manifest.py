@@ -27,7 +27,6 @@ SHARDS_FOLDER = "shards"
 CHECKSUM_KEY = "xxh3_128"
 MAX_DOCUMENT_BYTES = 256 * 2**20
 MAX_SHARDS = 10**6
-MAX_NESTING = 64
 ALL_LAST_HIDDEN = "all_last_hidden"
 """The feature of a cache whose `last_hidden_states` have an entry at every token, supervised or not."""
 KNOWN_FEATURES = frozenset({ALL_LAST_HIDDEN})
@@ -200,18 +199,7 @@ class Plan(Document):
     def _can_be_listed(self) -> "Plan":
         if self.shards > MAX_SHARDS:
             raise ValueError(f"{self.shards:,} shards; a cache has at most {MAX_SHARDS:,}")
-        if _is_nested_deeper(MAX_NESTING, self.identity_fields, self.declared):
-            raise ValueError(f"settings are nested more than {MAX_NESTING} deep")
         return self
-
-
-def _is_nested_deeper(levels: int, *values: Any) -> bool:
-    """Return whether one of the values has containers inside containers further down than that."""
-    level: list[Any] = list(values)
-    for _ in range(levels):
-        containers = [value for value in level if isinstance(value, dict | list)]
-        level = [item for value in containers for item in (value.values() if isinstance(value, dict) else value)]
-    return any(isinstance(value, dict | list) for value in level)
 
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)

@@ -12,7 +12,8 @@ from eaglepipe.cache.storage import caches_of
 from eaglepipe.drafts.folder import StoredDraft, read_draft_folder
 from eaglepipe.drafts.reading import Ids, layer_config, read_aux, read_mask_token, read_rope
 from eaglepipe.drafts.shape import DraftShape, tensor_faults, tensor_shapes
-from eaglepipe.errors import CorruptError, DraftError, EaglepipeError
+from eaglepipe.errors import DraftError, EaglepipeError
+from eaglepipe.export.run_figures import read_figures
 from eaglepipe.export.target_facts import TargetFacts
 from eaglepipe.families import default_boundaries
 from eaglepipe.files.digests import check_digests
@@ -86,7 +87,7 @@ def open_trained(folder: Path) -> TrainedDraft:
         embeddings_trained=_embeddings_trained(draft, recipe),
         target=target,
         recipe=recipe,
-        train=_read_if_there(run / TRAIN_FILE),
+        train=read_figures(run / TRAIN_FILE),
         evaluation=_read_if_there(run / EVAL_FILE),
         cache=cache,
     )
@@ -104,10 +105,7 @@ def _read_cache(run: Path, recipe: Recipe | None) -> tuple[Manifest | None, dict
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(path)
-    except CorruptError:
-        return {}
+    return read_json_object(path) if path.exists() else {}
 
 
 def _target_facts(config: dict[str, Any], recipe: Recipe | None, target: dict[str, Any]) -> TargetFacts:

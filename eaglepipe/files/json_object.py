@@ -8,6 +8,8 @@ from typing import Any
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.system_errors import explained_read_errors
 
+MAX_NESTING = 64
+
 
 def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
     """Read a JSON object, UTF-8.
@@ -16,7 +18,7 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
         strict: refuse keys given twice, NaN and Infinity too.
 
     Raises:
-        CorruptError: absent, not JSON, or another kind of value.
+        CorruptError: absent, not JSON, nested too deeply to be compared, or another kind of value.
         EaglepipeError, ResourceError: the system does not let it be read.
     """
     hooks: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_constant": _no_nan} if strict else {}
@@ -28,7 +30,21 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
         raise CorruptError(f"{path}: not a readable JSON document: {error}") from None
     if not isinstance(value, dict):
         raise CorruptError(f"{path}: a JSON object is expected, this is a {type(value).__name__}")
+    if _is_nested_deeper(value, MAX_NESTING):
+        raise CorruptError(f"{path}: nested more than {MAX_NESTING} deep")
     return value
+
+
+def _is_nested_deeper(value: Any, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels):
+        level = [item for container in level for item in _containers_in(container)]
+    return bool(level)
+
+
+def _containers_in(container: Any) -> list[Any]:
+    inside = container.values() if isinstance(container, dict) else container
+    return [item for item in inside if isinstance(item, dict | list)]
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

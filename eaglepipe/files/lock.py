@@ -60,6 +60,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(lock: Path) -> bool:
+    """Return whether a living process holds a lock file."""
+    return lock.exists() and not remove_abandoned([lock], dry_run=True)
+
+
 def remove_stale_lock(lock: Path, *, dry_run: bool = False) -> list[Path]:
     """Remove a lock file, and the description beside it, whose process was killed; returns what was removed."""
     removed = remove_abandoned([lock] if lock.exists() else [], dry_run=dry_run)

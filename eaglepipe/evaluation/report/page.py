@@ -5,13 +5,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import caches_of
-from eaglepipe.errors import EaglepipeError
+from eaglepipe.errors import CorruptError, EaglepipeError
 from eaglepipe.evaluation.report.cache_statistics import cache_statistics
 from eaglepipe.files.digests import check_digests
 from eaglepipe.files.json_object import read_json_object
@@ -54,11 +55,11 @@ def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
         raise EaglepipeError(f"{run}: no step of a run is recorded there; give the folder that `eaglepipe train` wrote")
     check_digests(run / "draft")
     evaluations = [row for row in metrics if row["kind"] == "evaluation"]
-    evaluated = read_json_object(run / "eval.json") if (run / "eval.json").exists() else {}
+    evaluated = read_evaluation(run / "eval.json")
     recipe = load_recipe(run / "recipe.yaml")
     trained_from = trained_cache(run / "checkpoints")
     folders = list(caches) if caches else [share.folder for share in caches_of(recipe, identity=trained_from)]
-    plots = _draw_plots(steps, evaluations, evaluated.get("bigram_acceptance_length"), folders)
+    plots = _draw_plots(steps, evaluations, evaluated.bigram_acceptance_length, folders)
     for plot in plots:
         publish_bytes(run / FOLDER / f"{plot.name}.png", plot.png)
     loader = PackageLoader("eaglepipe.evaluation.report", ".")
@@ -68,16 +69,41 @@ def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
     page = environment.get_template(TEMPLATE).render(
         run=run.name,
         facts=_facts(recipe, Cache.open(folders[0]).vocab, steps, evaluations),
-        eval_table=evaluated.get("table"),
+        eval_table=evaluated.table,
         plots=plots,
     )
     publish_bytes(run / FOLDER / PAGE, page.encode())
     return run / FOLDER / PAGE
 
 
+class Evaluated(BaseModel):
+    """The part of `eval.json` that a page shows."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    bigram_acceptance_length: Annotated[float, Field(ge=0, le=1e300)] | None = None
+    table: str | None = None
+
+
+def read_evaluation(path: Path) -> Evaluated:
+    """Read a run's `eval.json`, if it is there.
+
+    Raises:
+        CorruptError: it is not what `eaglepipe eval` writes.
+    """
+    if not path.exists():
+        return Evaluated()
+    try:
+        return Evaluated.model_validate(read_json_object(path))
+    except ValidationError as error:
+        field = error.errors()[0]["loc"][0]
+        raise CorruptError(f"{path}: {field} is not what `eaglepipe eval` writes; run that again") from None
+
+
 def best_step(evaluations: Rows) -> int:
     """Return the step of the longest acceptance after training began, with the lower loss on a tie; -1 if none."""
-    after = [row for row in evaluations if row["step"] > 0]
+    measured = [row for row in evaluations if None not in (row["simulated_acceptance_length"], row["loss"])]
+    after = [row for row in measured if row["step"] > 0]
     merits = {row["step"]: (row["simulated_acceptance_length"], -row["loss"]) for row in after}
     return max(merits, key=lambda step: merits[step], default=-1)
 
@@ -96,7 +122,7 @@ def _draw_plots(steps: Rows, evaluations: Rows, bigram: float | None, caches: Se
          "on samples never trained on. It picks the best step.",
          plots.acceptance_plot(steps, evaluations, best, {} if bigram is None else {"bigram table": bigram})),
     ]  # fmt: skip
-    if best in by_step:
+    if best in by_step and len(evaluations[0]["acceptance_by_depth"]) == len(by_step[best]["acceptance_by_depth"]):
         drawn.append(("depth", "A draft that learned to read its own states stays flat on the right.",
                       plots.depth_plot(evaluations[0], by_step[best])))  # fmt: skip
     drawn += [

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eaglepipe.errors import CorruptError
+from eaglepipe.errors import CorruptError, EaglepipeError
 from eaglepipe.files.digests import digests_from_json, digests_to_json, file_problem
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.leftovers import leftovers, remove_abandoned
@@ -82,9 +82,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     values = read_json_object(folder / STATE_FILE)
     if values.get("version") != VERSION:
         raise CorruptError(f"{folder}: checkpoint version {values.get('version')!r}; this release reads {VERSION}")
+    contract = values.get("contract")
+    if not isinstance(contract, dict):
+        raise CorruptError(f"{folder / STATE_FILE}: not a run's state (it has no contract)")
     try:
-        return Checkpoint(folder=folder, state=state_from_json(values["state"]), contract=values["contract"])
-    except (KeyError, TypeError, AttributeError) as error:
+        return Checkpoint(folder=folder, state=state_from_json(values.get("state")), contract=contract)
+    except ValueError as error:
         raise CorruptError(f"{folder / STATE_FILE}: not a run's state ({error})") from None
 
 
@@ -144,8 +147,8 @@ def trained_cache(root: Path) -> str | None:
 
 def _best_of(folder: Path) -> str | None:
     try:
-        best = state_from_json(read_json_object(folder / STATE_FILE)["state"]).best_step
-    except (CorruptError, KeyError, TypeError, AttributeError):
+        best = state_from_json(read_json_object(folder / STATE_FILE).get("state")).best_step
+    except (EaglepipeError, ValueError):
         return None
     return None if best is None else step_name(best)
 

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.errors import CorruptError
 from eaglepipe.files.publish import publish_bytes
+from eaglepipe.files.system_errors import explained_read_errors
+from eaglepipe.training.run.metric_rows import RowParser
 from eaglepipe.training.run.state import Evaluation
 
 
@@ -52,14 +55,27 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a metrics file; a last line torn by a kill is left out."""
+    """Yield the rows of a metrics file, NaN as None; a last line torn by a kill is left out.
+
+    Raises:
+        CorruptError: naming the first line that is no row.
+    """
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+    with explained_read_errors(path), path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield _ROWS.parse(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise CorruptError(
+                    f"{path}:{number}: no row of metrics ({error}); move the file away, and the run goes on without "
+                    "the rows so far"
+                ) from None
+
+
+_ROWS = RowParser({"step": StepRecord, "evaluation": Evaluation})
 
 
 def acceptance_length(hits: Iterable[float], valid: Iterable[float]) -> float:

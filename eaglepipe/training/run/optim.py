@@ -65,5 +65,7 @@ def load_optimizer_tensors(
     for full_name, value in tensors.items():
         key, _, name = full_name.partition(".")
         parameter = parameters[name]
+        if value.ndim and value.shape != parameter.shape:
+            raise ValueError(f"{full_name} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
         on_host = key == "step" and not optimizer.defaults["fused"]
         optimizer.state[parameter][key] = value.to("cpu" if on_host else parameter.device, copy=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.errors import CacheError, ConfigError, CorruptError
 from eaglepipe.families import FAMILIES
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.recipe.training import TrainConfig
@@ -38,6 +38,8 @@ FREE_ON_RESUME = frozenset(
 )
 """Settings of `train` that may change between two starts of one run: they pack, watch or end it, but do not decide what
 an optimizer step learns. `caches` is among them because identity and weights are compared, not the paths."""
+
+_SECTIONS = ("draft", "train")
 
 
 LAYOUT = "layout"
@@ -141,7 +143,10 @@ def check_contract(saved: dict[str, Any], current: dict[str, Any], folder: str) 
     Raises:
         CacheError: the cache is another one, or its samples are in another order.
         ConfigError: settings differ, each named with both values.
+        CorruptError: `saved` holds no settings.
     """
+    if not isinstance(saved.get("cache"), str) or not all(isinstance(saved.get(name), dict) for name in _SECTIONS):
+        raise CorruptError(f"{folder}: its newest checkpoint holds no settings of a run; delete it to go on without")
     if saved["cache"] != current["cache"]:
         raise CacheError(
             f"{folder} was trained from cache {saved['cache']}, this is {current['cache']}; "
@@ -169,7 +174,7 @@ def _completed(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]
     """
     family = FAMILIES[current["train"]["objective"]]
     fields = family.load(family.recipe).model_fields
-    defaults = {name: fields[name].default.model_dump(mode="json") for name in ("draft", "train")}
+    defaults = {name: fields[name].default.model_dump(mode="json") for name in _SECTIONS}
     sections = {
         name: {key: saved[name].get(key, defaults[name].get(key)) for key in current[name]} for name in defaults
     }

@@ -1,9 +1,11 @@
 """The state that a run carries between its steps and processes; to JSON and back without loss."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from eaglepipe.files.hashing import canonical_json
 from eaglepipe.training.data.batch import DataPosition
 
 
@@ -61,19 +63,25 @@ class RunState:
         return None if self.best is None else self.best.step
 
 
-def state_from_json(values: Mapping[str, Any]) -> RunState:
+_STATE = TypeAdapter(RunState)
+_LARGEST = 2**53
+
+
+def state_from_json(values: Any) -> RunState:
     """Return the state whose fields are `values`, read from JSON.
 
     Raises:
-        KeyError, TypeError, AttributeError: the values have another shape.
+        ValueError: the values are not those of a state; names the first that is wrong.
     """
-    known = dict(values)
-    for name in ("first", "best"):
-        known[name] = None if known[name] is None else _evaluation(known[name])
-    known["position"] = DataPosition(**known["position"])
-    return RunState(**known)
-
-
-def _evaluation(values: Mapping[str, Any]) -> Evaluation:
-    exact: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Evaluation(**exact)
+    try:
+        state = _STATE.validate_json(canonical_json(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(": ".join([*map(str, first["loc"]), first["msg"]])) from None
+    fields, position = asdict(state), asdict(state.position)
+    if values.keys() != fields.keys() or values["position"].keys() != position.keys():
+        raise ValueError(f"other fields than {', '.join([*fields, *position])}")
+    numbers = {name: value for name, value in {**fields, **position}.items() if isinstance(value, int | float)}
+    if wrong := [name for name, value in numbers.items() if not 0 <= value <= _LARGEST]:
+        raise ValueError(f"{wrong[0]} is not between 0 and {_LARGEST:,}")
+    return state
