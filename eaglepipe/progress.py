@@ -79,15 +79,17 @@ def format_seconds(seconds: float) -> str:
 
 
 @contextmanager
-def without_library_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers, which would stand between the lines of our own."""
+def without_library_output() -> Iterator[None]:
+    """Hide the progress bars and reports of transformers, which would stand between the lines of our own."""
     from transformers.utils import logging  # slow to import, and at hand wherever a model is loaded or saved
 
-    hide = logging.is_progress_bar_enabled()
+    hide, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     if hide:
         logging.disable_progress_bar()
+    logging.set_verbosity(max(verbosity, logging.ERROR))
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if hide:
             logging.enable_progress_bar()

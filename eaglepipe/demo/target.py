@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from eaglepipe.demo.corpus import read_rows
 from eaglepipe.demo.muon import Muon
 from eaglepipe.demo.target_data import MicroBatch, encode, steps
-from eaglepipe.progress import without_library_bars
+from eaglepipe.progress import without_library_output
 
 INITIALIZER_RANGE = 0.05  # attention is sharp enough to learn copying early
 
@@ -90,7 +90,7 @@ def train_target(
     batches = steps(examples, rows=training.rows, micro_rows=training.micro_rows, seed=training.seed)
     losses, num_tokens = _train(model, batches, training, on_step)
     model.config.use_cache = True
-    with without_library_bars():
+    with without_library_output():
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return TargetReport(

@@ -29,7 +29,7 @@ from eaglepipe.errors import CorruptError, ResourceError, TargetError, first_lin
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.hub.fetch import Repository, from_hub
-from eaglepipe.progress import without_library_bars
+from eaglepipe.progress import without_library_output
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.adapter import check_no_adapter
 from eaglepipe.target.config_values import check_sizes, check_types
@@ -193,7 +193,7 @@ def load_target(config: TargetConfig, device: str = "auto") -> LoadedTarget:
     for file in target_weight_files(folder):
         open_weights(file)
     model_config = read_model_config(folder, config)
-    with without_library_bars():
+    with without_library_output():
         model = _load_weights(folder, model_config, config, torch_device)
     model.requires_grad_(False).eval()
     text_config = text_config_of(model_config, config.path)
@@ -229,6 +229,7 @@ def _load_weights(
                 local_files_only=True,
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, in one line
                 output_loading_info=True,
             )
             model = model.to(device)
@@ -267,9 +268,16 @@ def num_parameters(model_config: PretrainedConfig, trust_remote_code: bool = Fal
 
 def _check_all_loaded(info: dict[str, Any], path: str) -> None:
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
-        wrong = sorted(str(key) for key in info.get(kind) or ())
+        wrong = sorted(_described(key) for key in info.get(kind) or ())
         if wrong:
             shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
             raise TargetError(
                 f"target {path!r}: the checkpoint does not fit its config: {kind.replace('_', ' ')}: {shown}"
             )
+
+
+def _described(key: Any) -> str:
+    """A key of the checkpoint; with its two shapes if they differ."""
+    if isinstance(key, tuple):
+        return f"{key[0]} is {list(key[1])}, not {list(key[2])}"
+    return str(key)
