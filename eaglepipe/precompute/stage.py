@@ -120,7 +120,7 @@ def _finished(
 ) -> tuple[Manifest | None, int]:
     """Compute the missing shards and seal the cache, unless shards are left to other workers.
 
-    Files that are found damaged at sealing are made again, once.
+    Files that are found damaged at sealing are made again, once, whichever worker's they were.
 
     Returns:
         The manifest, None if shards are left; and the number of shards written.
@@ -138,7 +138,7 @@ def _finished(
             if redone:
                 raise CorruptError(f"{error}, even after they were made again; check this disk and memory") from None
             report(f"{error}; they are made again")
-            redone = True
+            redone, worker = True, Worker()  # the others may have ended
             forget_unsound(plan.folder, plan.document, error)
             if not has_corpus_files(plan.folder, plan.document.identity):
                 plan = begin_plan(inputs, weights, report)

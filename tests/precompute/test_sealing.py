@@ -14,6 +14,7 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, StoppedError
 from eaglepipe.precompute import stage
+from eaglepipe.precompute.shard_run import Worker
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.tree import Recipe
 from tests.cache.damage import flip
@@ -146,3 +147,11 @@ def test_a_disk_that_keeps_changing_bytes_is_an_error_and_no_cache(
     with pytest.raises(CorruptError, match=r"00001\.arrow.*even after.*check this disk"):
         run_precompute(unsealed.recipe(tmp_path), report=quiet)
     assert not (folder / MANIFEST_NAME).exists()
+
+
+def test_the_worker_that_seals_makes_the_files_of_another_again(unsealed: Unsealed, tmp_path: Path) -> None:
+    folder = unsealed.copy(tmp_path)
+    for name in ("shards/00000.arrow", "head.json"):
+        flip_middle(folder / name)
+    result = run_precompute(unsealed.recipe(tmp_path), worker=Worker(rank=1, count=2), report=quiet)
+    assert result.complete and contents(folder) == unsealed.sealed
