@@ -24,7 +24,7 @@ from eaglepipe.cache.manifest import (
     document_bytes,
     load_document,
 )
-from eaglepipe.cache.published import missing_shards
+from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
@@ -199,7 +199,7 @@ def _write_locked(
     while True:
         fixed = _publish_files(derivation)
         for shard in range(plan.shards):
-            if not is_reported(shard):
+            if not is_reported(shard) or not _holds_its_samples(derivation, shard):
                 sidecar_path(folder, shard).unlink(missing_ok=True)
         _write_missing(derivation, convert, verb)
         if report is not None:
@@ -211,6 +211,16 @@ def _write_locked(
                 raise CorruptError(f"{error}, even after they were made again; check this disk and memory") from None
             redone = True
             forget_unsound(folder, plan, error)
+
+
+def _holds_its_samples(derivation: Derivation, shard: int) -> bool:
+    """Compare a published shard with its origin, which may have been computed anew in another order since."""
+    sidecar, origin = read_published(derivation.folder, derivation.plan, shard), derivation.origins[shard]
+    if not isinstance(sidecar, Sidecar):
+        return False
+    refused = {sample.sample_id for sample in sidecar.refused}
+    ids = (origin.cache.index.sample_ids[number] for number in origin.samples)
+    return sidecar.index.sample_ids == tuple(sample_id for sample_id in ids if sample_id not in refused)
 
 
 def _publish_files(derivation: Derivation) -> tuple[FileEntry, ...]:

@@ -20,6 +20,7 @@ from eaglepipe.files.hashing import hash_json
 from eaglepipe.train import run_training
 from tests.cache.damage import flip, read_everything
 from tests.cache.derived import aux_of, digests, few, make_cache, rows_of, samples
+from tests.stage_one import cache_in_an_earlier_order
 from tests.tiny_project import TinyProject
 
 
@@ -134,6 +135,28 @@ def test_a_stopped_recode_goes_on_and_reports_the_same(
     for path in sorted((tmp_path / "whole" / "shards").iterdir()):
         assert (tmp_path / "out" / "shards" / path.name).read_bytes() == path.read_bytes()
     assert recode_cache(tmp_path / "out", sealed_cache, changes) == resumed
+
+
+def test_a_stopped_recode_of_a_source_that_was_computed_in_another_order_begins_anew(
+    project: TinyProject, sealed_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = cache_in_an_earlier_order(project, tmp_path / "caches", group_tokens=1500)
+    assert Cache.open(other).identity == Cache.open(sealed_cache).identity
+    changes, finish, written = Changes(aux_codec="fp16"), ShardWriter.finish, []
+
+    def stop_after_two(self: ShardWriter) -> object:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(finish(self))
+        return written[-1]
+
+    monkeypatch.setattr(ShardWriter, "finish", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        recode_cache(tmp_path / "out", other, changes)
+    monkeypatch.setattr(ShardWriter, "finish", finish)
+    recode_cache(tmp_path / "out", sealed_cache, changes)
+    assert Cache.open(tmp_path / "out").index.sample_ids == Cache.open(sealed_cache).index.sample_ids
+    read_everything(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import xxhash
@@ -12,6 +13,7 @@ from eaglepipe.cache.types import SampleIndex
 from eaglepipe.training.data.batch import Split
 
 _HASH_RANGE = float(2**64)
+_DIGESTED_AT_ONCE = 65_536  # sample ids, so that millions of them are not held twice
 _ROW_NUMBER = re.compile(r"#([2-9]|[1-9]\d+)\Z")
 
 
@@ -53,10 +55,11 @@ def choose_heldout(sample_ids: Sequence[str], split: Split, max_samples: int | N
 
 def layout_digest(index: SampleIndex) -> str:
     """Hash the ids and lengths of all samples in the order of their numbers."""
-    ids = [sample_id.encode(errors="surrogatepass") for sample_id in index.sample_ids]
-    digest = xxhash.xxh3_128(b"".join(ids))
-    for numbers in (list(map(len, ids)), index.num_tokens):
-        digest.update(np.array(numbers, "<i8").tobytes())
+    digest, ids = xxhash.xxh3_128(), iter(index.sample_ids)
+    while part := [sample_id.encode(errors="surrogatepass") for sample_id in islice(ids, _DIGESTED_AT_ONCE)]:
+        digest.update(np.array([len(sample_id) for sample_id in part], "<i8").tobytes())
+        digest.update(b"".join(part))
+    digest.update(np.array(index.num_tokens, "<i8").tobytes())
     return digest.hexdigest()
 
 

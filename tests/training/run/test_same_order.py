@@ -8,18 +8,12 @@ import pytest
 
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import CacheShare
-from eaglepipe.chat.drops import DropLog
 from eaglepipe.errors import CacheError
-from eaglepipe.precompute.inputs import read_stage1_inputs
-from eaglepipe.precompute.layout import lay_out
-from eaglepipe.precompute.stage import run_precompute
-from eaglepipe.precompute.staging import StagedTokens
 from eaglepipe.train import run_training, train_from
 from eaglepipe.training.data.source import JoinedCaches
 from eaglepipe.training.run.run_plan import LAYOUT, check_contract, resume_contract
-from tests.cache.damage import rewrite
 from tests.cache.derived import few
-from tests.stage_one import quiet
+from tests.stage_one import cache_in_an_earlier_order
 from tests.tiny_project import TinyProject
 from tests.training.tiny_source import TinySource, tiny_recipe, tiny_source
 
@@ -68,17 +62,10 @@ def test_a_run_of_a_release_that_recorded_no_order_goes_on(tmp_path: Path) -> No
 def test_a_cache_computed_anew_in_another_order_does_not_continue_a_run(
     project: TinyProject, full_cache: Path, tmp_path: Path
 ) -> None:
-    """By a plan that an earlier release began: it grouped samples by the run's own token budget."""
-    recipe = project.recipe(
-        **few(project), **{"cache.full_head": "true", "cache.root": tmp_path, "train.output_dir": tmp_path / "run"}
-    )
-    folder = Path(run_precompute(recipe, dry_run=True, report=quiet).folder)
-    tokens = StagedTokens(folder / "work" / "tokens.arrow")
-    num_shards = len(lay_out(read_stage1_inputs(recipe), tokens, drops=DropLog(), group_tokens=1).shards)
-    rewrite(folder / "plan.json", lambda plan: plan.update(batch_tokens=1, shards=num_shards))
-    other = Path(run_precompute(recipe, report=quiet).folder)
+    settings = {**few(project), "cache.full_head": "true", "train.output_dir": tmp_path / "run", "train.max_steps": 1}
+    short = project.recipe(**settings)
+    other = cache_in_an_earlier_order(project, tmp_path / "caches", group_tokens=1, **settings)
     assert Cache.open(other).identity == Cache.open(full_cache).identity
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 1})})
     run_training(short, [full_cache])
     for caches in ([other], [CacheShare(folder=other)]):
         with pytest.raises(CacheError, match=REFUSED):
