@@ -60,6 +60,11 @@ def test_a_corpus_that_changed_under_the_same_words_is_noted(
     assert f"cache     {used[0].folder}: 4 samples" in printed
     assert f"{rows} is newer than this cache (2038-01-1" in printed
     assert "`eaglepipe precompute` with this recipe makes" in printed
+    target = rows.parent / "target"
+    target.mkdir()
+    (target / "model.safetensors").touch()
+    moved = recipe.model_copy(update={"target": recipe.target.model_copy(update={"path": str(target)})})
+    assert f"{rows} and 1 more files are newer" in "\n".join(cache_lines(moved, used))
     begun = Path(run_precompute(recipe, dry_run=True, report=quiet).folder)
     assert f"{begun} has the same settings and is not complete" in "\n".join(lines_of(recipe))
     rewrite(begun / "plan.json", lambda plan: plan.update(identity="0" * 32))

@@ -45,22 +45,30 @@ def _notes(recipe: Recipe, folder: Path) -> Iterator[str]:
         if found.manifest is None:
             yield f"note      {found.folder} has the same settings and is not complete; {_PRECOMPUTE} finishes it"
     planned = _changed(folder / PLAN_NAME)
-    changed = [file for file in _local_sources(recipe) if _changed(file) > planned]
+    changed = [file for file in (*_corpus_files(recipe), *_target_files(recipe)) if _changed(file) > planned]
     if changed:
         others = f" and {len(changed) - 1:,} more files are" if len(changed) > 1 else " is"
         yield (
-            f"note      {changed[0]}{others} newer than this cache ({_time(_changed(changed[0]))}); if rows have "
-            f"changed, {_PRECOMPUTE} makes their cache"
+            f"note      {changed[0]}{others} newer than this cache ({_time(_changed(changed[0]))}): if the content has "
+            f"changed, {_PRECOMPUTE} makes its cache"
         )
 
 
-def _local_sources(recipe: Recipe) -> Iterator[Path]:
+def _corpus_files(recipe: Recipe) -> Iterator[Path]:
     """Yield the files of the corpus that are at hand; stage 2 needs none of them."""
     for source in recipe.data.sources:
         try:
             yield from local_files(source) if is_local(source) else ()
         except (DataError, OSError):
             continue
+
+
+def _target_files(recipe: Recipe) -> list[Path]:
+    folder = Path(recipe.target.path).expanduser()
+    try:
+        return [file for pattern in ("config.json", "tokenizer*", "*.safetensors") for file in folder.glob(pattern)]
+    except OSError:
+        return []
 
 
 def _changed(path: Path) -> float:
