@@ -16,8 +16,8 @@ from tqdm import tqdm
 from eaglepipe.errors import EaglepipeError, UnreachableError, printable
 
 PATIENCE_VARIABLE = "EAGLEPIPE_HUB_PATIENCE_S"
-_DEFAULT_PATIENCE_S = 45.0
-_WAITS = (1 / 45, 2 / 45, 4 / 45, 8 / 45, 8 / 45)  # of the patience: 1, 2, 4, 8 and 8 s
+_DEFAULT_PATIENCE_S = 35.0
+_WAITS = (1 / 35, 2 / 35, 4 / 35, 8 / 35, 8 / 35)  # of the patience: 1, 2, 4, 8 and 8 s
 _PROGRESS_BYTES = 2**18  # in `patience_s`, or the rest of the file
 
 
