@@ -17,26 +17,36 @@ if [ "$1 $2" = "cache path" ]; then
   printf '%s\\n' $CACHES
 else
   echo "$@" >> "$LOG"
+  exit "${CODE:-0}"
 fi
 """
 
 
-@pytest.fixture(name="make")
-def make_train(tmp_path: Path):
-    """`make train` with an `eaglepipe` that writes down how it is called and finds the caches it is told."""
+@pytest.fixture(name="environment")
+def installed_recorder(tmp_path: Path) -> Path:
+    """A virtual environment whose `eaglepipe` writes down how it is called and finds the caches it is told."""
     binaries = tmp_path / "venv" / "bin"
     binaries.mkdir(parents=True)
     (binaries / "eaglepipe").write_text(RECORDER)
     (binaries / "eaglepipe").chmod(0o755)
     (binaries / "python").touch()
     (binaries.parent / ".installed").touch()
+    (tmp_path / "log").touch()
+    return binaries.parent
 
+
+def make_train(environment: Path, *settings: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    command = ["make", "-C", str(ROOT), "train", "RECIPE=mine.yaml", f"VENV={environment}", *settings]
+    surroundings = {**os.environ, "LOG": str(environment.parent / "log"), **variables}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings)
+
+
+@pytest.fixture(name="make")
+def make_with_caches(environment: Path):
     def run(*caches: Path, settings: str = "") -> tuple[int, list[str]]:
-        log = tmp_path / "log"
+        log = environment.parent / "log"
         log.write_text("")
-        environment = {**os.environ, "LOG": str(log), "CACHES": " ".join(map(str, caches))}
-        command = ["make", "-C", ROOT, "train", "RECIPE=mine.yaml", f"SET={settings}", f"VENV={binaries.parent}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        done = make_train(environment, f"SET={settings}", CACHES=" ".join(map(str, caches)))
         return done.returncode, log.read_text().splitlines()
 
     return run
@@ -57,6 +67,13 @@ def test_a_complete_cache_is_trained_from_at_once(make, tmp_path: Path) -> None:
 def test_a_cache_that_is_named_and_not_there_starts_no_stage_one(make, tmp_path: Path) -> None:
     code, called = make(tmp_path / "nowhere")
     assert code != 0 and called == []
+
+
+def test_ranks_are_started_by_the_command_whose_exit_code_is_printed(environment: Path) -> None:
+    done = make_train(environment, "GPUS=2", CACHES="", CODE="75")
+    assert (environment.parent / "log").read_text().splitlines() == ["precompute --gpus 2 mine.yaml"]
+    assert done.returncode == 2, "make has one exit code of its own for all failures"
+    assert "Error 75" in done.stderr
 
 
 @pytest.mark.parametrize("stamp", [".installed", ".installed-dev"])
