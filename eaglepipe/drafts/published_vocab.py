@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from eaglepipe.drafts.folder import StoredDraft, read_draft_folder
+from eaglepipe.drafts.shape import MAP_DTYPES
 from eaglepipe.errors import DraftError
 from eaglepipe.vocab import DraftVocab
 
@@ -30,13 +31,13 @@ def selected_token_ids(folder: Path, draft: StoredDraft) -> torch.Tensor:
     Raises:
         DraftError: its map is missing or does not lead to ascending ids; the message names `folder`.
     """
-    ids = torch.arange(draft.shape.draft_vocab_size)
+    size = draft.shape.draft_vocab_size
     if not draft.shape.has_vocab_map:
-        return ids
+        return torch.arange(size)
     offsets = draft.tensors.get("d2t")
-    if offsets is None or offsets.shape != ids.shape or offsets.is_floating_point():
-        raise DraftError(f"{folder}: no d2t with the offsets of {len(ids):,} draft ids to target ids")
-    ids = ids + offsets.long()
+    if offsets is None or tuple(offsets.shape) != (size,) or offsets.dtype not in MAP_DTYPES["d2t"]:
+        raise DraftError(f"{folder}: no d2t with the offsets of {size:,} draft ids to target ids")
+    ids = torch.arange(size) + offsets.long()
     is_ascending = bool((ids[1:] > ids[:-1]).all())
     if not is_ascending or int(ids[0]) < 0 or int(ids[-1]) >= draft.shape.vocab_size:
         raise DraftError(f"{folder}: its d2t does not lead to ascending target ids; see `eaglepipe export --check`")

@@ -120,10 +120,13 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     if absent := [name for name in required if not _is_size(inner.get(name))]:
         raise DraftError(f"the config has no {', '.join(absent)}")
     hidden, heads = inner["hidden_size"], inner["num_attention_heads"]
+    draft_vocab_size = _size(config, "draft_vocab_size", inner["vocab_size"])
+    if draft_vocab_size > inner["vocab_size"]:
+        raise DraftError(f"the config's draft_vocab_size, {draft_vocab_size}, exceeds vocab_size {inner['vocab_size']}")
     return DraftShape(
         family=read_family(config, tensors),
         vocab_size=inner["vocab_size"],
-        draft_vocab_size=_size(config, "draft_vocab_size", inner["vocab_size"]),
+        draft_vocab_size=draft_vocab_size,
         hidden_size=hidden,
         target_hidden_size=_size(config, "target_hidden_size", hidden),
         intermediate_size=inner["intermediate_size"],

@@ -3,17 +3,23 @@
 Canonical names have no `model.` prefix and call the first layer `layers.0`; layouts rename them for an engine.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from eaglepipe.families import Family
 
+_LAYER = re.compile(r"layers\.([0-9]+)\.")
+_MAX_DIGITS = 3
 Shapes = dict[str, tuple[int, ...]]
 
 FUSED_NORMS = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
 """Norms of a layer. Deeper EAGLE-3 layers have one input norm under two names: vLLM reads one, SGLang the other."""
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAP_DTYPES = {"d2t": (torch.int64, torch.int32), "t2d": (torch.bool, torch.uint8)}
+_ROLES = {"d2t": "offsets", "t2d": "masks"}
 SGLANG_FC_NORMS = {"aux_norm_low": "fc_norm.0", "aux_norm_mid": "fc_norm.1", "aux_norm_high": "fc_norm.2"}
 
 
@@ -100,6 +106,9 @@ def tensor_faults(tensors: Mapping[str, torch.Tensor], expected: Shapes, *, opti
                 yield f"missing {name}"
         elif tuple(tensors[name].shape) != size:
             yield f"{name} is {tuple(tensors[name].shape)}, expected {size}"
+        elif tensors[name].dtype not in MAP_DTYPES.get(name, WEIGHT_DTYPES):
+            stored = str(tensors[name].dtype).removeprefix("torch.")
+            yield f"{name} is stored as {stored}, which is no type of {_ROLES.get(name, 'weights')}"
     yield from (f"unknown {name}" for name in tensors.keys() - expected.keys())
 
 
@@ -127,5 +136,13 @@ def canonical_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 def count_layers(names: Mapping[str, object]) -> int:
     """Return the number of decoder layers among canonical names: the highest index plus one."""
-    indices = [name.split(".")[1] for name in names if name.startswith("layers.")]
-    return max((int(index) + 1 for index in indices if index.isdecimal()), default=0)
+    return max((int(match[1]) + 1 for name in names if (match := _LAYER.match(name))), default=0)
+
+
+def faulty_names(names: Iterable[str]) -> Iterator[str]:
+    """Yield names that cannot be written again, or are of a layer further up than any draft has."""
+    for name in names:
+        layer = _LAYER.match(canonical_name(name))
+        is_too_deep = layer is not None and len(layer[1]) > _MAX_DIGITS
+        if is_too_deep or any("\ud800" <= character <= "\udfff" for character in name):
+            yield name

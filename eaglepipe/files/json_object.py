@@ -25,6 +25,8 @@ def read_json_object(path: Path, *, strict: bool = False) -> dict[str, Any]:
     try:
         with explained_read_errors(path):
             text = path.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError("it begins with a byte order mark; save it as UTF-8 without one")
         value = json.loads(text, **hooks)
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not a readable JSON document: {error}") from None

@@ -18,9 +18,9 @@ from eaglepipe.files.system_errors import error_number, explained_read_errors
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+WEIGHT_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Suffixes under which weights and optimizer states are pickled, which may run code when read."""
-WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # as the format allows
 
@@ -63,6 +63,8 @@ def load_tensors(path: Path, *, xxh3_128: str | None = None) -> dict[str, torch.
     try:
         return load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        if data.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+            raise CorruptError(f"{path}: a pickle under the name of a safetensors file; it is never read") from None
         raise CorruptError(f"{path}: not a readable safetensors file: {first_line(error)}") from None
 
 
@@ -100,6 +102,13 @@ def weight_files(folder: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     if foreign := [name for name in names if Path(name).name != name]:
         raise CorruptError(f"{index}: {foreign[0]!r} is not the name of a file in this folder")
-    if missing := [name for name in names if not (folder / name).is_file()]:
+    with explained_read_errors(index):  # a name may be too long
+        missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
         raise CorruptError(f"{folder}: weights missing: {', '.join(missing)} (named by {INDEX_FILE})")
     return [folder / name for name in names]
+
+
+def pickled_files(folder: Path) -> list[str]:
+    """List the names of the files in a folder that are pickles by their suffix, sorted."""
+    return sorted(path.name for path in folder.glob("*.*") if path.suffix.lower() in PICKLE_SUFFIXES)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from eaglepipe.errors import CorruptError, TargetError
 from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.files.system_errors import check_readable
-from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, weight_files
+from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, pickled_files, weight_files
 
 
 def target_weight_files(folder: Path) -> list[Path]:
@@ -30,7 +30,7 @@ def target_weight_files(folder: Path) -> list[Path]:
         raise TargetError(str(error)) from None
     if files:
         return files
-    pickled = sorted(path.name for suffix in ("*.bin", "*.pt", "*.pth") for path in folder.glob(suffix))
+    pickled = pickled_files(folder)
     if not pickled:
         raise TargetError(f"{folder}: no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
     raise TargetError(

@@ -16,7 +16,7 @@ from eaglepipe.export.check.vocab_maps import check_vocab
 from eaglepipe.export.layouts import LAYOUTS, Engine, Layout
 from eaglepipe.export.target_facts import TargetFacts
 from eaglepipe.files.digests import DIGESTS_FILE, read_digests
-from eaglepipe.files.tensors import CONFIG_FILE, INDEX_FILE, WEIGHT_SUFFIXES
+from eaglepipe.files.tensors import CONFIG_FILE, INDEX_FILE, WEIGHT_SUFFIX, pickled_files
 
 _READ_FILES = (CONFIG_FILE, INDEX_FILE, "hf_quant_config.json", "quantize_config.json", "quant_config.json")
 """Files beside weights by which engines decide how to load them."""
@@ -52,6 +52,9 @@ def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None)
 
 def _check_files(folder: Path, layout: Layout) -> Findings:
     names = [path.name for path in draft_weight_files(folder)]
+    for name in pickled_files(folder):
+        if name not in names:
+            yield warning(name, "a pickle, which may run code when read; nothing here reads it: delete it", "file")
     severity = layout.other_weight_files or ("warning" if len(names) > 1 else None)
     if severity is not None and names != [WEIGHTS_FILE]:
         message = f"every reader takes a single {WEIGHTS_FILE}; speculators reads no other files"
@@ -64,7 +67,7 @@ def _check_listed(folder: Path) -> Findings:
     if listed is None:
         return
     for path in sorted(folder.iterdir()):
-        is_read = path.name in _READ_FILES or path.suffix in WEIGHT_SUFFIXES
+        is_read = path.name in _READ_FILES or path.suffix == WEIGHT_SUFFIX
         if is_read and path.name not in listed:
             yield warning(path.name, f"readers take it, and {DIGESTS_FILE} does not list it: not compared", "file")
 
