@@ -83,7 +83,7 @@ def run_precompute(
     started = time.monotonic()
     remove_abandoned(leftover_siblings(staging_path(recipe)))
     if (folder := _complete_without_target(recipe, report)) is not None:
-        manifest = Cache.open(folder).manifest
+        manifest = _whole_manifest(folder)
         report(f"{folder}: complete; its target is not at hand, and not needed")
         tidy_cache(folder)
         return _complete(folder, manifest, started)
@@ -96,7 +96,7 @@ def run_precompute(
     weights = weights_fingerprint(weights_folder)
     begun = find_begun(inputs, weights)
     if begun is not None and (begun / MANIFEST_NAME).exists():
-        manifest = Cache.open(begun).manifest
+        manifest = _whole_manifest(begun)
         report(f"{begun}: already complete")
         tidy_cache(begun)
         return _complete(begun, manifest, started)
@@ -182,6 +182,13 @@ def find_by_content(recipe: Recipe) -> Path | None:
         return complete.get(read_identity(read_stage1_inputs(recipe)).digest)
     except EaglepipeError:
         return None
+
+
+def _whole_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a cache all of whose files are there, and whose shards are its own."""
+    cache = Cache.open(folder)
+    cache.check_shards()
+    return cache.manifest
 
 
 def _complete_without_target(recipe: Recipe, report: Report) -> Path | None:

@@ -18,7 +18,7 @@ from eaglepipe.errors import CacheError, CorruptError, TargetError
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.precompute.stage import find_by_content, run_precompute
 from eaglepipe.recipe.tree import Recipe
-from tests.cache.damage import rewrite
+from tests.cache.damage import declare_current_state, rewrite
 from tests.cache.derived import FEW
 from tests.stage_one import quiet
 from tests.tiny_project import TinyProject
@@ -155,6 +155,11 @@ def test_a_plan_rewritten_to_another_identity_is_not_that_cache(root: Root) -> N
     with pytest.raises(CorruptError, match=root.begun.name):  # its plan, sidecars and shards are not those it lists
         run_precompute(root.recipe, report=quiet)
     assert hash_json(own["identity_fields"]) == own["identity"]
+    for sidecar in (root.begun / "shards").glob("*.json"):
+        rewrite(sidecar, lambda document: document.update(identity=own["identity"]))
+    declare_current_state(root.begun)
+    with pytest.raises(CorruptError, match=r"00000\.arrow: belongs to another cache"):
+        run_precompute(root.recipe, report=quiet)
 
 
 def test_a_renamed_cache_is_valid_under_its_new_name(root: Root) -> None:
