@@ -145,8 +145,9 @@ def _recipe(folder: Path) -> dict[str, Any]:
         "regenerate": {
             "sources": [{"path": str(folder / "prompts.jsonl")}],
             "output": str(folder / "answers" / "answers.jsonl"),
-            "max_new_tokens": 60,
-            "temperature": 2.0,
+            "max_new_tokens": 24,
+            "temperature": 5.0,
+            "seed": 2,
             "batch_size": 1,
         },
     }

@@ -20,6 +20,8 @@ def cache_commands(rng: random.Random, base: Base, folder: Path, cache: Path, ki
         ["cache", "recode", str(folder / "out"), str(cache), *rng.choice(_RECODES[kind])],
         ["cache", "merge", str(folder / "merged"), str(cache), str(base.cache(kind))],
         ["cache", "clean", str(cache)],
+        ["cache", "repair", str(cache)],
+        ["cache", "repair", str(cache), "--recipe", recipe],
         ["cache", "path", recipe],
         ["train", "--dry-run", recipe, given],
         ["train", "--dry-run", recipe],

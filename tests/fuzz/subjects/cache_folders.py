@@ -31,6 +31,7 @@ def make(rng: random.Random, base: Base, folder: Path) -> list[list[str]]:
         ["precompute", recipe, "--dry-run"],
         ["precompute", recipe, "--workers", "1/2"],
         ["cache", "clean", str(cache)],
+        ["cache", "repair", str(cache)],
         ["cache", "verify", str(cache)],
         ["cache", "info", str(cache)],
         ["cache", "ls", str(cache.parent)],
