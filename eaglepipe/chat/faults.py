@@ -7,6 +7,7 @@ from eaglepipe.errors import DataError
 
 Fault = Literal[
     "not_json",
+    "too_large",
     "unknown_layout",
     "malformed",
     "unknown_role",

@@ -61,7 +61,7 @@ def render_limited(
     )
     text = str(texts[0])
     if len(text) > _PLAIN_CHARACTERS:
-        rendered = _characters([messages, tools, variables])
+        rendered = json_characters([messages, tools, variables])
         if len(text) > _PLAIN_CHARACTERS + _EXPANSION * rendered:
             raise TemplateLimitError(
                 f"the chat template writes {len(text):,} characters for messages of {rendered:,}; correct its loops"
@@ -121,10 +121,15 @@ def _address_limit(present: int) -> int:
     return limit if present == resource.RLIM_INFINITY else min(limit, present)
 
 
-def _characters(value: Any) -> int:
-    """Return about the characters of a value's JSON."""
-    if isinstance(value, Mapping):
-        return sum(_characters(key) + _characters(item) + 4 for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return sum(_characters(item) + 2 for item in value)
-    return len(value) if isinstance(value, str) else 8
+def json_characters(value: Any) -> int:
+    """Return about the characters of a value's JSON, however deeply it is nested."""
+    characters, rest = 0, [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, Mapping):
+            rest += item.keys()
+            rest += item.values()
+        elif isinstance(item, list | tuple):
+            rest += item
+        characters += len(item) if isinstance(item, str) else 4
+    return characters

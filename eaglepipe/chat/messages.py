@@ -30,6 +30,7 @@ SPEAKERS = {
     **dict.fromkeys(CALLING_ROLES, "assistant"),
 }
 
+_MOST_MESSAGES = 4096  # each assistant turn is rendered with all before it
 _TRAINED_IF_TRUE = ("weight", "train", "training", "loss")
 _TRAINED_IF_FALSE = ("masked",)
 _UNKNOWN_MASKS = ("mask", "loss_mask", "loss_scale", "loss_weight", "train_detail", "train_on_turn")
@@ -59,6 +60,8 @@ def message_list(raw: Any, where: str) -> list[Any]:
         value = [value] if rows is None and is_message(value) else rows
     if not isinstance(value, list):
         raise RowError("malformed", f"{where}: a conversation is a list of messages, this is a {type(raw).__name__}")
+    if len(value) > _MOST_MESSAGES:
+        raise RowError("too_large", f"{where}: {len(value):,} messages, and a row may have {_MOST_MESSAGES:,}")
     return value
 
 

@@ -1,11 +1,10 @@
 """Rows of files and Hub datasets, one at a time, each with its location: JSON lines, JSON, parquet, Arrow.
 
-At most one row, or one record batch, is held; of a `.json` file, which is one document, all of it.
+At most one row, or one record batch, is held; a row that is larger than any conversation is a faulty one.
 """
 
 import io
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,8 @@ import pyarrow.parquet as pq
 
 from eaglepipe.chat.faults import RowError
 from eaglepipe.chat.layouts.stored import without_nulls
+from eaglepipe.chat.reading.documents import DocumentError, document_values
+from eaglepipe.chat.reading.lines import ROW_BYTES, TOO_LARGE, bounded_lines
 from eaglepipe.errors import DataError
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.hub.fetch import Repository, from_hub
@@ -28,7 +29,6 @@ PlacedRow = tuple[str, dict[str, Any] | RowError]
 _BOM = b"\xef\xbb\xbf"
 _LFS_POINTER = b"version https://git-lfs"
 _BATCH_ROWS = 256
-_WHITESPACE = re.compile(r"\s*")
 _COMPRESSIONS = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}
 _PLAIN_STARTS = (b"", b"{", b"[", b" ", b"\n", b"\r", b"\t", _BOM[:1])
 
@@ -84,11 +84,25 @@ def hub_rows(source: SourceConfig) -> Iterator[PlacedRow]:
 
 def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
     with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_named_lines(file, path), start=1):
+            where = f"{path}:{number}"
+            if line is None:
+                yield where, _too_large(where)
+                continue
             content = line.removeprefix(_BOM) if number == 1 else line
             if content.strip():
-                where = f"{path}:{number}"
                 yield where, _object(content, where)
+
+
+def _named_lines(file: IO[bytes], path: Path) -> Iterator[bytes | None]:
+    try:
+        yield from bounded_lines(file)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _too_large(where: str) -> RowError:
+    return RowError("too_large", f"{where}: {TOO_LARGE}")
 
 
 @contextmanager
@@ -126,32 +140,27 @@ def _checked(row: Any, where: str) -> dict[str, Any] | RowError:
 
 
 def _json_rows(path: Path) -> Iterator[PlacedRow]:
-    """Rows of one JSON array, or objects written one after another; the whole file is held in memory."""
+    """Rows of one JSON array, or objects written one after another."""
     try:
         with _open_text(path) as file:
-            text = file.read().decode("utf-8-sig")
-        rows = json.loads(text) if text.lstrip().startswith("[") else list(_concatenated(text))
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            for number, (row, size) in enumerate(document_values(text), start=1):
+                where = f"{path} row {number}"
+                yield where, _too_large(where) if size > ROW_BYTES else _checked(row, where)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error.reason}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except DocumentError as error:
+        raise DataError(f"{path}:{error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON that can be read: {error}") from None
-    for number, row in enumerate(rows, start=1):
-        where = f"{path} row {number}"
-        yield where, _checked(row, where)
-
-
-def _concatenated(text: str) -> Iterator[Any]:
-    decoder, end = json.JSONDecoder(), 0
-    while (start := _WHITESPACE.match(text, end).end()) < len(text):  # type: ignore[union-attr]
-        row, end = decoder.raw_decode(text, start)
-        yield row
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-        yield from batch_rows(file.iter_batches(batch_size=_BATCH_ROWS), str(path))
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        rows = max(1, min(_BATCH_ROWS, ROW_BYTES // max(1, largest)))
+        yield from batch_rows(file.iter_batches(batch_size=rows), str(path))
 
 
 def _arrow_rows(path: Path) -> Iterator[PlacedRow]:
@@ -170,9 +179,25 @@ def batch_rows(batches: Iterator[Any], place: str) -> Iterator[PlacedRow]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for row in batch.slice(start, _BATCH_ROWS).to_pylist(maps_as_pydicts="lossy"):
+            for row in _python_rows(batch.slice(start, _BATCH_ROWS)):
                 number += 1
-                yield f"{place} row {number}", {key: without_nulls(value) for key, value in row.items()}
+                where = f"{place} row {number}"
+                yield where, _too_large(where) if row is None else {k: without_nulls(v) for k, v in row.items()}
+
+
+def _python_rows(rows: Any) -> Iterator[dict[str, Any] | None]:
+    """Yield rows of a batch or a table; None for one that is too large, before Python holds it."""
+    if _num_bytes(rows) <= ROW_BYTES:
+        yield from rows.to_pylist(maps_as_pydicts="lossy")
+        return
+    for number in range(rows.num_rows):
+        row = rows.slice(number, 1)
+        yield None if _num_bytes(row) > ROW_BYTES else row.to_pylist(maps_as_pydicts="lossy")[0]
+
+
+def _num_bytes(rows: Any) -> int:
+    """Return the bytes of rows, dictionaries of their columns left out: any number of rows may share one."""
+    return sum(column.nbytes for column in rows.columns if not pa.types.is_dictionary(column.type))
 
 
 _TEXT_READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {

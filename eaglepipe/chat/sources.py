@@ -132,9 +132,9 @@ def is_hub_id(path: str) -> bool:
 def _conversation(row: dict[str, Any] | RowError, where: str, name: str, source: SourceConfig) -> Conversation:
     if isinstance(row, RowError):
         raise row
-    content = _without_opening(parse_row(row, source.format, where))
     own_id = row.get("id")
     try:
+        content = _without_opening(parse_row(row, source.format, where))
         digest, short = content.digests()
         sample_id = f"{name}:{short if own_id is None or own_id == '' else own_id}"
         sample_id.encode("utf-8")

@@ -6,8 +6,8 @@ only if all its characters are: one that the tokenizer merged across the border 
 
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ from eaglepipe.files.library_errors import explained_library_errors, without_pan
 TokenIds = NDArray[np.int32]
 
 _FILES_OF_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_START_CHARACTERS = 2**18
+_CHARACTERS_OF_A_TOKEN = 32  # more than the mean of any text
 _CONTEXT_TOKENS = 16  # more than one character, or one space, may depend on
 
 
@@ -101,8 +103,13 @@ class ChatTokenizer:
             raise encoded
         return encoded
 
-    def encode_batch(self, conversations: Sequence[Conversation]) -> list[tuple[TokenIds, TokenIds] | TemplateError]:
+    def encode_batch(
+        self, conversations: Sequence[Conversation], limit: int | None = None
+    ) -> list[tuple[TokenIds, TokenIds] | TemplateError]:
         """Encode several conversations, tokenised together; for one that cannot be, its error.
+
+        Args:
+            limit: tokens that are needed of each; of a text of many times as many characters, more follow or none do.
 
         Raises:
             TemplateError: the template has failed a probe, so no rendering can be masked.
@@ -112,20 +119,23 @@ class ChatTokenizer:
             if (problem := self.tool_problem if apart else self.problem) is not None:
                 raise problem
         rendered = [self._rendered(conversation) for conversation in conversations]
-        texts = [item.text for item in rendered if isinstance(item, Rendered)]
+        texts = [_start(item, limit).text for item in rendered if isinstance(item, Rendered)]
         tokens = iter(self._tokenize(texts) if texts else [])
         result: list[tuple[TokenIds, TokenIds] | TemplateError] = []
         for conversation, item in zip(conversations, rendered, strict=True):
             if isinstance(item, TemplateError):
                 result.append(item)
                 continue
-            ids, offsets = next(tokens)
+            (ids, offsets), start = next(tokens), _start(item, limit)
+            if limit is not None and start is not item and len(ids) <= 2 * limit:
+                (ids, offsets), start = self._tokenize([item.text])[0], item
             try:
-                turns = self._turns(item, ids, offsets)
+                turns = self._turns(start, ids, offsets)
             except TemplateError as error:
                 result.append(TemplateError(f"{conversation.where}: {error}"))
             else:
-                result.append((ids, self._trimmed(ids, turns)))
+                unfinished = {span.turn for span in item.spans if span.end > len(start.text)}
+                result.append((ids, self._trimmed(ids, turns, unfinished)))
         return result
 
     def token_ids(self, text: str) -> TokenIds:
@@ -194,13 +204,28 @@ class ChatTokenizer:
             bounds.append(len(part))
         return slice(*bounds)
 
-    def _trimmed(self, ids: TokenIds, turns: TokenIds) -> TokenIds:
-        """End each turn at its end-of-turn token: nobody emits the text that a template writes after it."""
-        closing = np.isin(ids, list(self.ends_of_turn)) & (turns > 0)
+    def _trimmed(self, ids: TokenIds, turns: TokenIds, unfinished: Set[int]) -> TokenIds:
+        """End each turn at its end-of-turn token, which those that are cut have not reached.
+
+        Nobody emits the text that a template writes after it.
+        """
+        closing = np.isin(ids, list(self.ends_of_turn)) & (turns > 0) & ~np.isin(turns, list(unfinished))
         for turn in np.unique(turns[closing]):
             last = np.flatnonzero(closing & (turns == turn))[-1]
             turns[last + 1 :][turns[last + 1 :] == turn] = 0
         return turns
+
+
+def _start(rendered: Rendered, limit: int | None) -> Rendered:
+    """Return the start of a rendering in which `limit` tokens end long before its end, or all of it.
+
+    A token needs hundreds of bytes while a text is tokenised, and a sample keeps few of a long one.
+    """
+    cut = len(rendered.text) if limit is None else max(_START_CHARACTERS, _CHARACTERS_OF_A_TOKEN * limit)
+    if len(rendered.text) <= cut:
+        return rendered
+    spans = (replace(span, end=min(span.end, cut)) for span in rendered.spans if span.start < cut)
+    return Rendered(text=rendered.text[:cut], spans=tuple(spans))
 
 
 def _init_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -6,19 +6,20 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eaglepipe.chat.drops import DropLog
 from eaglepipe.chat.faults import FaultyRow
+from eaglepipe.chat.limited_rendering import json_characters
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds
 from eaglepipe.errors import DataError, TemplateError, printable
 from eaglepipe.recipe.config import DataConfig
 
 _BATCH_CONVERSATIONS = 64
+_BATCH_CHARACTERS = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +53,33 @@ def iter_token_samples(
     Raises:
         DataError: a row of messages without `chat`, or token ids of another tokenizer.
     """
-    rest = iter(rows)
     fingerprint = cache(chat.fingerprint) if chat is not None else None
-    while batch := list(islice(rest, _BATCH_CONVERSATIONS)):
+    for batch in _batches(rows):
         answered = [row for row in batch if isinstance(row, Conversation) and row.has_assistant_turn]
         for conversation in answered:
             _check_tokenizer(conversation, fingerprint)
-        encoded = _encoded(answered, chat)
+        encoded = _encoded(answered, chat, data.max_length)
         for row in batch:
             sample = _sample(row, encoded, data, vocab_size)
             if isinstance(sample, TokenSample):
                 yield sample
             else:
                 drops.add(sample[0], where=row.where, source=row.source, detail=sample[1])
+
+
+def _batches(rows: Iterable[Conversation | FaultyRow]) -> Iterator[list[Conversation | FaultyRow]]:
+    """Yield rows to be tokenised together, which takes many times the memory of their text."""
+    batch: list[Conversation | FaultyRow] = []
+    characters = 0
+    for row in rows:
+        size = json_characters(row.messages) if isinstance(row, Conversation) and row.messages is not None else 0
+        if batch and (len(batch) == _BATCH_CONVERSATIONS or characters + size > _BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(row)
+        characters += size
+    if batch:
+        yield batch
 
 
 def _sample(
@@ -96,12 +111,12 @@ def _sample(
 
 
 def _encoded(
-    conversations: Sequence[Conversation], chat: ChatTokenizer | None
+    conversations: Sequence[Conversation], chat: ChatTokenizer | None, limit: int
 ) -> Iterator[tuple[TokenIds, TokenIds] | TemplateError]:
     to_render = [conversation for conversation in conversations if conversation.messages is not None]
     if to_render and chat is None:
         raise DataError(f"{to_render[0].where}: a row of messages, and there is no tokenizer to render it with")
-    rendered = iter(chat.encode_batch(to_render) if chat is not None and to_render else [])
+    rendered = iter(chat.encode_batch(to_render, limit) if chat is not None and to_render else [])
     for conversation in conversations:
         if conversation.input_ids is not None and conversation.turns is not None:
             yield conversation.input_ids, conversation.turns
@@ -132,9 +147,9 @@ def _drop(input_ids: TokenIds, turns: TokenIds, data: DataConfig, vocab_size: in
     if num_tokens < 2:
         return "too_short", f"{num_tokens} tokens, and a sample has at least two"
     if num_tokens > data.max_length and data.on_long == "drop":
-        return "too_long", f"{num_tokens:,} tokens, and data.max_length is {data.max_length:,}"
+        return "too_long", f"at least {num_tokens:,} tokens, and data.max_length is {data.max_length:,}"
     if not supervised_tokens(turns[: data.max_length]).any():
-        cut = f"first {data.max_length:,} of the {num_tokens:,} tokens" if num_tokens > data.max_length else "tokens"
+        cut = f"first {data.max_length:,} tokens" if num_tokens > data.max_length else "tokens"
         return "empty_mask", f"none of the {cut} is supervised"
     if vocab_size is not None and (kept.min() < 0 or kept.max() >= vocab_size):
         wrong = int(kept.max() if kept.max() >= vocab_size else kept.min())

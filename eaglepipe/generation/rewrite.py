@@ -24,6 +24,7 @@ from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.positions import max_positions
 from eaglepipe.target.stops import stop_ids
 
+_PROMPT_CHARACTERS = 2**21  # a token needs hundreds of bytes while a text is tokenised
 Status = Literal["written", "skipped", "error"]
 
 
@@ -76,6 +77,9 @@ class Rewriter:
             )
         except TemplateError as error:
             draft.close("error", "the chat template refuses it", str(error))
+            return False
+        if len(text) > _PROMPT_CHARACTERS:
+            draft.close("error", "prompt too long", f"{len(text):,} characters; {_PROMPT_CHARACTERS:,} are tokenised")
             return False
         draft.prompt_text, draft.prompt = text, self.chat.token_ids(text)
         room = max_positions(self.target.text_config)
