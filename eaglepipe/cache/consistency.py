@@ -7,12 +7,10 @@ Sizes that the manifest declares are bounded by the files on disk.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
 from eaglepipe.cache.schema import ShardSpec
-from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.json_object import read_json_object, text_config
 from eaglepipe.files.tensors import load_tensors, tensor_shapes
@@ -34,6 +32,8 @@ def check_claims(folder: Path, manifest: Manifest) -> None:
         if name not in listed:
             raise CorruptError(f"{folder / MANIFEST_NAME}: does not list {name}, which is part of every cache")
     spec, head = manifest.shard_spec(), manifest.spec.head()
+    if manifest.samples == 0:
+        raise CorruptError(f"{folder / MANIFEST_NAME}: the cache is empty: no shard holds a sample")
     layers = spec.aux_layer_ids
     if not layers or list(layers) != sorted(set(layers)):
         raise CorruptError(f"{folder / MANIFEST_NAME}: aux_layer_ids are not ascending, each once")
@@ -77,24 +77,6 @@ def load_target_config(path: Path, spec: ShardSpec) -> dict[str, Any]:
         if text.get(name, getattr(spec, name)) != getattr(spec, name):
             raise CorruptError(f"{path}: {name} is {text[name]!r}, and {getattr(spec, name)} by the manifest")
     return config
-
-
-def check_ids(sample: CachedSample, spec: ShardSpec, location: str) -> None:
-    """Check the ids that index embeddings and probabilities, which a GPU does not check.
-
-    Raises:
-        CorruptError: one is outside its vocabulary.
-    """
-    ids: dict[str, tuple[Any, int, int]] = {
-        "input_ids": (sample.input_ids, 0, spec.vocab_size),
-        "target_top1": (sample.target_top1, -1, spec.vocab_size),
-    }
-    if "target_ids" in sample.supervision:
-        ids["target_ids"] = (sample.supervision["target_ids"], 0, spec.draft_vocab_size)
-    for name, (values, low, high) in ids.items():
-        if values.size and (int(np.min(values)) < low or int(np.max(values)) >= high):
-            span = f"{np.min(values)}..{np.max(values)}"
-            raise CorruptError(f"{location}: {name} lie in {span}, outside {low}..{high - 1}")
 
 
 def _check_start(path: Path, spec: ShardSpec) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from eaglepipe.cache.arrow_file import ArrowFile
 from eaglepipe.cache.consistency import (
@@ -19,10 +20,10 @@ from eaglepipe.cache.consistency import (
     TARGET_CONFIG_FILE,
     VOCAB_FILE,
     check_claims,
-    check_ids,
     load_target_config,
     load_vocab,
 )
+from eaglepipe.cache.content import ImpossibleContentError, check_content, check_structure
 from eaglepipe.cache.identity import check_manifest, check_plan
 from eaglepipe.cache.manifest import (
     MANIFEST_NAME,
@@ -108,6 +109,10 @@ class Cache:
         return load_vocab(self.folder / VOCAB_FILE, self.spec)
 
     @functools.cached_property
+    def _is_selected(self) -> NDArray[np.bool_]:
+        return self.vocab.selected_token_mask.numpy()
+
+    @functools.cached_property
     def target_config(self) -> dict[str, Any]:
         """The target's config.json."""
         return load_target_config(self.folder / TARGET_CONFIG_FILE, self.spec)
@@ -136,6 +141,8 @@ class Cache:
         try:
             with explained_read_errors(path):
                 decoded = self._decode(shard, position, sample, location)
+        except ImpossibleContentError as error:
+            raise CorruptError(f"{location}: {error}; {repair_advice(self.folder)}") from None
         except (pa.ArrowException, OSError, ValueError, AssertionError, KeyError) as error:
             raise CorruptError(
                 f"{location}: unreadable ({type(error).__name__}: {error}); {repair_advice(self.folder)}"
@@ -168,14 +175,16 @@ class Cache:
             return batch_to_sample(batch, metadata)
         if position == 0 and read.is_compressed:
             warnings.warn(f"{location}: compressed, so that reading it is slow", stacklevel=2)
-        batch.validate(full=True)
+        check_structure(batch)
         index = self.index
         if batch.num_rows != index.num_tokens[sample] or metadata["sample_id"] != index.sample_ids[sample]:
             raise CorruptError(f"{location}: not the sample that the sidecar declares")
         if sample_digest(batch, metadata["sample_id"], metadata["source"]) != metadata["xxh3_128"]:
             raise CorruptError(f"{location}: its bytes do not match their checksum; {repair_advice(self.folder)}")
         decoded = batch_to_sample(batch, metadata)
-        check_ids(decoded, self.spec, location)
+        if int(decoded.supervised.sum()) != index.num_supervised[sample]:
+            raise CorruptError(f"{location}: not as many supervised tokens as the sidecar declares")
+        check_content(decoded, self.spec, is_selected=self._is_selected)
         return decoded
 
     def _forget_if_changed(self, shard: int, file: ArrowFile) -> None:

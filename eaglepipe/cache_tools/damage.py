@@ -15,6 +15,7 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Ma
 from eaglepipe.cache.reader import load_manifest, load_plan, read_manifest
 from eaglepipe.cache.seal import UnsoundError, checked_shards
 from eaglepipe.cache.writer import sidecar_path
+from eaglepipe.cache_tools.salvage import sound_samples
 from eaglepipe.errors import CacheError, CorruptError
 
 Document = TypeVar("Document", Manifest, Plan)
@@ -81,11 +82,18 @@ def _shards_against_manifest(folder: Path, manifest: Manifest) -> tuple[dict[int
     for number, problem in enumerate(file_problems(folder, manifest.shards)):
         if problem is not None and _is_repaired(folder, manifest, number):
             continue
-        if problem is not None:
-            shards[number] = problem
+        problem_of_shard = _content_problem(folder, manifest, number) if problem is None else problem
+        if problem_of_shard is not None:
+            shards[number] = problem_of_shard
         if (problem_of_sidecar := file_problem(folder, manifest.sidecars[number])) is not None:
             sidecars[number] = problem_of_sidecar
     return shards, sidecars
+
+
+def _content_problem(folder: Path, manifest: Manifest, shard: int) -> str | None:
+    samples = manifest.shards[shard].samples
+    sound = sum(1 for _ in sound_samples(folder, shard, manifest.shard_spec(), manifest.identity))
+    return None if sound == samples else f"{samples - sound} of its {samples} samples hold what no target gives"
 
 
 def _is_repaired(folder: Path, manifest: Manifest, shard: int) -> bool:

@@ -1,11 +1,16 @@
 """The sound samples of a damaged shard, each known by its own digest: a repair copies them and computes the others."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from eaglepipe.cache.arrow_file import ArrowFile
-from eaglepipe.cache.consistency import check_ids
+from eaglepipe.cache.consistency import VOCAB_FILE, load_vocab
+from eaglepipe.cache.content import check_content, check_structure
 from eaglepipe.cache.manifest import FileEntry, Manifest, Sidecar, document_bytes, file_entry, load_document
 from eaglepipe.cache.reader import check_schema
 from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
@@ -18,8 +23,8 @@ from eaglepipe.files.publish import publish_bytes
 _UNREADABLE = (CorruptError, pa.ArrowException, OSError, ValueError, AssertionError, KeyError)
 
 
-def sound_samples(folder: Path, shard: int, spec: ShardSpec, identity: str) -> dict[str, CachedSample]:
-    """Return the samples of a shard whose digests are right, by id in their order, all in memory.
+def sound_samples(folder: Path, shard: int, spec: ShardSpec, identity: str) -> Iterator[CachedSample]:
+    """Yield the samples of a shard whose digest and content are right, in their order.
 
     A file that is not this shard of this cache has none.
     """
@@ -28,20 +33,18 @@ def sound_samples(folder: Path, shard: int, spec: ShardSpec, identity: str) -> d
         file = ArrowFile(path)
         check_schema(file.schema, arrow_schema(spec, identity=identity, shard=shard), path)
     except _UNREADABLE:
-        return {}
-    sound: dict[str, CachedSample] = {}
+        return
+    is_selected = _draft_vocabulary(folder, spec)
     for position in range(file.num_batches):
-        try:
-            sample = _sound_sample(file, position, spec)
-        except _UNREADABLE:
-            continue
-        sound[sample.sample_id] = sample
-    return sound
+        with suppress(*_UNREADABLE):
+            yield _sound_sample(file, position, spec, is_selected)
 
 
 def known_items(folder: Path, shard: int, spec: ShardSpec, identity: str) -> dict[str, CachedSample | RefusedItem]:
     """Return the sound samples of a shard, and those that its sidecar lists as left out, by id."""
-    known: dict[str, CachedSample | RefusedItem] = {**sound_samples(folder, shard, spec, identity)}
+    known: dict[str, CachedSample | RefusedItem] = {
+        sample.sample_id: sample for sample in sound_samples(folder, shard, spec, identity)
+    }
     try:
         sidecar = load_document(sidecar_path(folder, shard), Sidecar)
     except (CacheError, CorruptError):
@@ -54,7 +57,7 @@ def known_items(folder: Path, shard: int, spec: ShardSpec, identity: str) -> dic
 def rebuild_sidecar(folder: Path, manifest: Manifest, shard: int) -> bool:
     """Publish the sidecar of a sound shard again; False if it listed samples that were left out, and are not in it."""
     entry = manifest.shards[shard]
-    samples = sound_samples(folder, shard, manifest.shard_spec(), manifest.identity).values()
+    samples = sound_samples(folder, shard, manifest.shard_spec(), manifest.identity)
     written = [(s.sample_id, len(s.input_ids), int(s.supervised.sum()), s.source) for s in samples]
     file = FileEntry(path=entry.path, bytes=entry.bytes, xxh3_128=entry.xxh3_128)
     data = document_bytes(make_sidecar(file, manifest.identity, written, ()))
@@ -64,12 +67,21 @@ def rebuild_sidecar(folder: Path, manifest: Manifest, shard: int) -> bool:
     return True
 
 
-def _sound_sample(file: ArrowFile, position: int, spec: ShardSpec) -> CachedSample:
+def _draft_vocabulary(folder: Path, spec: ShardSpec) -> NDArray[np.bool_] | None:
+    try:
+        return load_vocab(folder / VOCAB_FILE, spec).selected_token_mask.numpy()
+    except CorruptError:
+        return None
+
+
+def _sound_sample(
+    file: ArrowFile, position: int, spec: ShardSpec, is_selected: NDArray[np.bool_] | None
+) -> CachedSample:
     read = file.read(position)
     batch, metadata = read.batch, read.metadata
-    batch.validate(full=True)
+    check_structure(batch)
     if sample_digest(batch, metadata["sample_id"], metadata["source"]) != metadata["xxh3_128"]:
         raise ValueError("digest")
     sample = batch_to_sample(batch, metadata)
-    check_ids(sample, spec, metadata["sample_id"])
+    check_content(sample, spec, is_selected=is_selected)
     return sample

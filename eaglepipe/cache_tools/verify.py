@@ -1,8 +1,12 @@
 """Check of a cache against its manifest: every problem with the file and the sample that it is in."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,9 @@ from eaglepipe.cache.reader import Cache, check_size, load_manifest, read_manife
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.leftovers import leftovers
+from eaglepipe.progress import ProgressLine
+
+_READERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +50,7 @@ class VerifyReport:
 
 
 def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
-    """Check sizes and metadata; with `full`, every byte of every file, and every sample of a damaged shard by itself.
+    """Check sizes and metadata; with `full`, every byte of every file and every value of every sample.
 
     Raises:
         CacheError: there is no complete cache to check.
@@ -60,10 +67,9 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
             bytes_hashed += entry.bytes
             if hash_file(folder / entry.path) != entry.xxh3_128:
                 damaged.append(entry)
-    for entry in damaged:
-        problems.append(f"{folder / entry.path}: its bytes do not match the manifest's checksum")
-        if entry in manifest.shards:
-            problems += _damaged_samples(folder, manifest.shards.index(entry))
+    problems += [f"{folder / entry.path}: its bytes do not match the manifest's checksum" for entry in damaged]
+    if full:
+        problems += _unsound_samples(folder)
     if not problems:  # the footers of shards whose digests are right; one line, since all were written alike
         problems += _problem(Cache.open(folder).check_shards)
     return VerifyReport(
@@ -86,14 +92,30 @@ def _problem(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def _damaged_samples(folder: Path, shard: int) -> list[str]:
+def _unsound_samples(folder: Path) -> list[str]:
+    """Read every sample, a few shards at a time, if the cache can be opened at all."""
     try:
         cache = Cache.open(folder)
-    except CorruptError:
+    except (CacheError, CorruptError):
         return []
-    first = sum(entry.samples for entry in cache.manifest.shards[:shard])
-    samples = range(first, first + cache.manifest.shards[shard].samples)
-    return [problem for sample in samples for problem in _problem(partial(cache.read, sample))]
+    shards = cache.manifest.shards
+    ends = list(accumulate((entry.samples for entry in shards), initial=0))
+
+    def problems_of(shard: int) -> list[str]:
+        reader = copy(cache)  # with files of its own
+        return [
+            text for sample in range(ends[shard], ends[shard + 1]) for text in _problem(partial(reader.read, sample))
+        ]
+
+    found: list[str] = []
+    with (
+        ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), "verify") as readers,
+        ProgressLine("verify", total=cache.manifest.bytes, unit="B") as progress,
+    ):
+        for entry, problems in zip(shards, readers.map(problems_of, range(len(shards))), strict=True):
+            found += problems
+            progress.update(entry.bytes)
+    return found
 
 
 def _unlisted_files(folder: Path, listed: set[str]) -> list[str]:
