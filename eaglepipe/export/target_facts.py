@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eaglepipe.drafts.config_types import config_faults
 from eaglepipe.drafts.reading import read_rope
 from eaglepipe.errors import DraftError
 from eaglepipe.files.json_object import read_json_object, text_config
 from eaglepipe.files.tensors import CONFIG_FILE
+
+_READ = (
+    "model_type", "num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings", "rope_theta",
+    "rope_scaling", "rope_parameters", "partial_rotary_factor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +35,14 @@ def read_target_facts(path: Path) -> TargetFacts:
     """Read a target's config.json; the path is that of the file or of its folder.
 
     Raises:
-        DraftError: there is no such file.
+        DraftError: there is no such file, or its fields are of other types.
     """
     file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
         raise DraftError(f"{path}: --target takes the target's folder or its {CONFIG_FILE}")
     text = text_config(read_json_object(file))
+    if faults := list(config_faults({name: text.get(name) for name in _READ})):
+        raise DraftError(f"{file}: {'; '.join(faults)}; give the target's own folder")
     return TargetFacts(
         model_type=text.get("model_type"),
         depth=text.get("num_hidden_layers"),

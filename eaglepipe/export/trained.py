@@ -9,6 +9,7 @@ import torch
 from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.reader import load_manifest
 from eaglepipe.cache.storage import caches_of
+from eaglepipe.drafts.config_types import config_faults
 from eaglepipe.drafts.folder import StoredDraft, read_draft_folder
 from eaglepipe.drafts.reading import Ids, layer_config, read_aux, read_mask_token, read_rope
 from eaglepipe.drafts.shape import DraftShape, tensor_faults, tensor_shapes
@@ -25,6 +26,8 @@ from eaglepipe.training.run.checkpoint import trained_cache
 
 RECIPE_FILE, TRAIN_FILE, EVAL_FILE = "recipe.yaml", "train.json", "eval.json"
 TARGET_CONFIG_FILE = "target_config.json"
+_TARGET_FIELDS = ("architectures", "model_type", "num_hidden_layers")
+REQUIRED = ("rms_norm_eps", "max_position_embeddings")
 OPTIONAL = {"embed_tokens.weight", "fc.bias"}
 
 
@@ -72,6 +75,8 @@ def open_trained(folder: Path) -> TrainedDraft:
         raise DraftError(f"{draft_folder}: not a draft that can be exported\n  " + "\n  ".join(faults))
     if (rope := read_rope(draft.config)) is None:
         raise DraftError(f"{config_file}: no rope_theta; add the one that the draft was trained with")
+    if absent := [name for name in REQUIRED if layer_config(draft.config).get(name) is None]:
+        raise DraftError(f"{config_file}: no {' and no '.join(absent)}; add what the draft was trained with")
     target = _target_facts(draft.config, recipe, target_config)
     boundaries = None
     if shape.family.reads_aux:
@@ -99,7 +104,9 @@ def _read_cache(run: Path, recipe: Recipe | None) -> tuple[Manifest | None, dict
         return None, {}
     try:
         folder = caches_of(recipe, identity=trained_cache(run / "checkpoints"))[0].folder
-        return load_manifest(folder), text_config(_read_if_there(folder / TARGET_CONFIG_FILE))
+        target = text_config(_read_if_there(folder / TARGET_CONFIG_FILE))
+        is_damaged = any(config_faults({name: target.get(name) for name in _TARGET_FIELDS}))
+        return load_manifest(folder), {} if is_damaged else target
     except EaglepipeError:
         return None, {}
 

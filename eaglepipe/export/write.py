@@ -59,6 +59,8 @@ def export_draft(
     """
     if dtype not in DTYPES:
         raise DraftError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if target_name is not None and not target_name.isprintable():
+        raise DraftError(f"{target_name!r} is not the name of a target; give its Hub id")
     draft, layout = open_trained(source), LAYOUTS[engine]
     require_servable(draft, layout)
     is_run = draft.folder != source
@@ -69,7 +71,7 @@ def export_draft(
     config = engine_config(draft, layout, dtype=dtype, target_name=name, draft_tokens=draft_tokens)
     tensors = engine_tensors(draft, layout, DTYPES[dtype])
     with published_folder(out) as folder:
-        card = str(model_card(draft, layout, dtype=dtype, target_name=name)).encode()
+        card = str(model_card(draft, layout, dtype=dtype, target_name=name)).encode(errors="replace")
         digests = {
             WEIGHTS_FILE: publish_tensors(folder / WEIGHTS_FILE, tensors),
             CONFIG_FILE: publish_json(folder / CONFIG_FILE, config),

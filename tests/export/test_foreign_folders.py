@@ -18,8 +18,9 @@ from eaglepipe.drafts.init_record import open_init
 from eaglepipe.errors import CorruptError, DraftError, EaglepipeError
 from eaglepipe.export.check.check import check_draft
 from eaglepipe.export.layouts import ENGINES, Engine
+from eaglepipe.export.target_facts import read_target_facts
 from eaglepipe.export.write import export_draft
-from tests.export.made_drafts import MadeTarget, make_draft, save_draft, without_digests
+from tests.export.made_drafts import LLAMA, MadeTarget, make_draft, save_draft, without_digests
 
 Readers = dict[str, Callable[[], object]]
 
@@ -271,3 +272,44 @@ def test_what_is_no_file_is_never_waited_for(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
     refusals(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("d2t", torch.complex64),
+        ("d2t", torch.float8_e4m3fn),
+        ("t2d", torch.float16),
+        ("layers.1.input_layernorm.weight", torch.float8_e5m2),
+        ("fc.bias", torch.float8_e4m3fn),
+    ],
+)
+def test_values_that_cannot_be_compared_are_reported_by_their_dtype(
+    folder: Path, name: str, dtype: torch.dtype
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {f"layers.1.{norm}.weight": torch.ones(16) for norm in ("input_layernorm", "hidden_norm")}
+    tensors[name] = tensors.get(name, torch.ones(16)).to(dtype)
+    save_file(tensors, folder / "model.safetensors")
+    for engine in ENGINES:
+        assert not check_draft(folder, engine).ok
+
+
+@pytest.mark.parametrize("field", ["max_position_embeddings", "rms_norm_eps"])
+def test_config_without_a_field_that_engines_need_is_not_exported(folder: Path, field: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config[field]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DraftError, match=f"no {field}; add"):
+        export_draft(folder, "vllm")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"num_hidden_layers": "10"}, {"vocab_size": [64]}, {"rope_scaling": 3}, {"hidden_size": 2**40}, {"model_type": 3}],
+)
+def test_target_with_fields_of_other_types_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **fields}))
+    with pytest.raises(DraftError, match=f"{next(iter(fields))} is .*, not ") as caught:
+        read_target_facts(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from eaglepipe.drafts.shape import DraftShape, canonical_name, tensor_shapes
+from eaglepipe.drafts.shape import WEIGHT_DTYPES, DraftShape, canonical_name, tensor_shapes
 from eaglepipe.export.check.findings import Finding, Findings, error, warning
 from eaglepipe.export.layouts import Layout
 
@@ -115,5 +115,5 @@ def check_pairs(shape: DraftShape, tensors: Mapping[str, torch.Tensor]) -> Findi
     for layer in range(1, shape.num_hidden_layers):
         names = [f"layers.{layer}.{norm}.weight" for norm in ("input_layernorm", "hidden_norm")]
         pair = [tensors[name] for name in names if name in tensors]
-        if len(pair) == 2 and not torch.equal(pair[0], pair[1]):
+        if len(pair) == 2 and {t.dtype for t in pair} <= {*WEIGHT_DTYPES} and not torch.equal(pair[0], pair[1]):
             yield error(names[1], f"differs from {names[0]}: vLLM reads one, SGLang the other", "values")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from eaglepipe.drafts.shape import DraftShape, tensor_shapes
+from eaglepipe.drafts.shape import MAP_DTYPES, DraftShape, tensor_shapes
 from eaglepipe.export.check.findings import Findings, error
 
 
@@ -12,7 +12,7 @@ def check_vocab(shape: DraftShape, tensors: Mapping[str, torch.Tensor]) -> Findi
     """Yield findings on the values of d2t and t2d, if they have the right shape and dtype."""
     offsets, mask = tensors.get("d2t"), tensors.get("t2d")
     expected = tensor_shapes(shape)
-    if offsets is None or tuple(offsets.shape) != expected.get("d2t") or offsets.is_floating_point():
+    if offsets is None or tuple(offsets.shape) != expected.get("d2t") or offsets.dtype not in MAP_DTYPES["d2t"]:
         return
     offsets = offsets.long()
     ids, marked = offsets + torch.arange(len(offsets)), None
