@@ -26,10 +26,11 @@ from eaglepipe.cache.manifest import (
 from eaglepipe.cache.published import read_published
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.cache.writer import shard_path
+from eaglepipe.cache.writer import shard_path, sidecar_path
 from eaglepipe.errors import CorruptError, DataError
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.publish import publish_bytes
+from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.target_head import HeadSpec
 
 HEAD_FILE = "head.json"
@@ -55,11 +56,23 @@ class PublishedShard:
     refused: Counter[str]  # samples by cause
 
     @classmethod
-    def of(cls, sidecar: Sidecar) -> "PublishedShard":
-        path = PurePosixPath(sidecar.shard.path).with_suffix(".json")
+    def read(cls, folder: Path, plan: Plan, shard: int) -> "PublishedShard":
+        """Read a shard's sidecar.
+
+        Raises:
+            UnsoundError: shard and sidecar are not those of the plan, or do not fit each other.
+        """
+        sidecar, path = read_published(folder, plan, shard), sidecar_path(folder, shard)
+        if isinstance(sidecar, str):
+            raise UnsoundError(folder, {f"{SHARDS_FOLDER}/{shard_path(folder, shard).name}": sidecar})
+        name = f"{SHARDS_FOLDER}/{path.name}"
+        with explained_read_errors(path):
+            data = path.read_bytes()
+        if data != document_bytes(sidecar) and load_document(path, Sidecar) != sidecar:
+            raise UnsoundError(folder, {name: "changed while it was read"})
         return cls(
             entry=sidecar.shard,
-            sidecar=file_entry(str(path), document_bytes(sidecar)),
+            sidecar=file_entry(name, data),
             refused=Counter(sample.cause for sample in sidecar.refused),
         )
 
@@ -80,7 +93,7 @@ def seal_cache(
     shards = checked_shards(folder, plan)
     if problems := {entry.path: problem for entry in fixed if (problem := file_problem(folder, entry))}:
         raise UnsoundError(folder, problems)
-    manifest = make_manifest(
+    manifest = _manifest(
         plan, shards, (*fixed, plan_entry(folder, plan)), spec, _spec_document(folder, spec, max_length)
     )
     if manifest.samples == 0:
@@ -121,16 +134,13 @@ def checked_shards(folder: Path, plan: Plan) -> list[PublishedShard]:
     shards: list[PublishedShard] = []
     problems: dict[str, str] = {}
     for number in range(plan.shards):
-        read = read_published(folder, plan, number)
-        if isinstance(read, str):
-            problems[shard_path(folder, number).relative_to(folder).as_posix()] = read
-        else:
-            shards.append(PublishedShard.of(read))
+        try:
+            shards.append(PublishedShard.read(folder, plan, number))
+        except UnsoundError as error:
+            problems |= error.problems
     for shard, problem in zip(shards, file_problems(folder, [shard.entry for shard in shards]), strict=True):
         if problem is not None:
             problems[shard.entry.path] = problem
-        elif (problem_of_sidecar := file_problem(folder, shard.sidecar)) is not None:
-            problems[shard.sidecar.path] = problem_of_sidecar
     if problems:
         raise UnsoundError(folder, problems)
     return shards
@@ -157,7 +167,7 @@ def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocume
     return SpecDocument(max_length=max_length, **fields, **asdict(head))
 
 
-def make_manifest(
+def _manifest(
     plan: Plan, shards: list[PublishedShard], files: tuple[FileEntry, ...], shard_spec: ShardSpec, spec: SpecDocument
 ) -> Manifest:
     entries = tuple(shard.entry for shard in shards)

@@ -5,27 +5,28 @@ damage or the repaired files, and a repair that was killed is finished by runnin
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eaglepipe import __version__
 from eaglepipe.cache.fixed_files import file_problem, publish_files
 from eaglepipe.cache.identity import DERIVED_KEY
 from eaglepipe.cache.manifest import (
     DROPS_FILE,
     MANIFEST_NAME,
     PLAN_NAME,
+    REFUSALS,
     FileEntry,
     Manifest,
     document_bytes,
     file_entry,
 )
-from eaglepipe.cache.published import read_published
 from eaglepipe.cache.reader import load_manifest, load_plan
-from eaglepipe.cache.seal import PublishedShard, make_manifest, plan_entry, seal_cache
+from eaglepipe.cache.seal import PublishedShard, plan_entry, seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.cache.writer import shard_path
 from eaglepipe.cache_tools.damage import Damage, find_damage, shards_against_sidecars
 from eaglepipe.cache_tools.rederive import command_of
 from eaglepipe.cache_tools.salvage import known_items, rebuild_sidecar
@@ -197,16 +198,22 @@ def _update_manifest(folder: Path, damage: Damage, made: _Made) -> bool:
     old, plan = damage.manifest, load_plan(folder)
     assert old is not None
     not_made = damage.files.keys() - made.files.keys()  # files that this release does not write any more
-    kept = {entry.path: entry for entry in old.files if entry.path not in not_made}
-    files = {**kept, **made.files, PLAN_NAME: plan_entry(folder, plan)}
-    shards = []
-    for shard in range(plan.shards):
-        sidecar = read_published(folder, plan, shard)
-        if isinstance(sidecar, str):
-            raise CorruptError(f"{shard_path(folder, shard)}: {sidecar}, after its repair; check this disk and memory")
-        shards.append(PublishedShard.of(sidecar))
-    new = make_manifest(plan, shards, tuple(files.values()), old.shard_spec(), old.spec)
-    if new.model_copy(update={"created_by": old.created_by}) == old:
+    now = {**made.files, PLAN_NAME: plan_entry(folder, plan)}
+    files = tuple(now.get(entry.path, entry) for entry in old.files if entry.path not in not_made)
+    is_changed = [file_problem(folder, entry) is not None for entry in old.sidecars]
+    if files == old.files and not any(is_changed):
         return False
-    publish_bytes(folder / MANIFEST_NAME, document_bytes(new))
+    shards = [PublishedShard.read(folder, plan, number) for number in range(plan.shards)]
+    refused = sum((shard.refused for shard in shards), Counter[str]())
+    entries = [shard.entry for shard in shards]
+    counts = ("samples", "tokens", "supervised_tokens", "bytes")
+    update = {
+        "created_by": f"eaglepipe {__version__}",
+        "files": files,
+        "shards": tuple(entries),
+        "sidecars": tuple(shard.sidecar for shard in shards),
+        "drops": {**{name: old.drops[name] for name in old.drops if name not in REFUSALS}, **refused},
+        **{name: sum(getattr(entry, name) for entry in entries) for name in counts},
+    }
+    publish_bytes(folder / MANIFEST_NAME, document_bytes(old.model_copy(update=update)))
     return True

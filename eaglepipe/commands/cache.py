@@ -18,7 +18,7 @@ from eaglepipe.commands.common import (
     print_report,
     reporter,
 )
-from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER
+from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER, printable
 
 CacheArgument = Annotated[Path, typer.Argument(help="a cache folder")]
 NewCacheArgument = Annotated[Path, typer.Argument(help="folder of the new cache")]
@@ -68,7 +68,8 @@ def verify(
     from eaglepipe.cache_tools.verify import verify_cache
 
     report = verify_cache(folder, full=full)
-    print_either(report.to_json(), "\n".join((*report.problems, *report.notes, report.summary())), as_json)
+    text = printable("\n".join((*report.problems, *report.notes, report.summary())))
+    print_either(report.to_json(), text, as_json)
     if not report.ok:
         raise typer.Exit(EXIT_CORRUPT)
 
