@@ -41,7 +41,7 @@ def render_limited(
     *,
     prompt: bool = False,
     marked: bool = False,
-    **variables: Any,
+    variables: Mapping[str, Any],
 ) -> tuple[str, list[tuple[int, int]]]:
     """Return a conversation's text, and if it is `marked` the characters of its generation blocks.
 

@@ -185,7 +185,12 @@ class ChatTemplate:
     ) -> tuple[str, list[tuple[int, int]]]:
         try:
             return render_limited(
-                self.source, fitted(messages, self.source), tools, prompt=prompt, marked=marked, **self.variables
+                self.source,
+                fitted(messages, self.source),
+                tools,
+                prompt=prompt,
+                marked=marked,
+                variables=self.variables,
             )
         except TEMPLATE_FAULTS as error:
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""

@@ -138,6 +138,6 @@ def _probe(source: str, text: bool, content: str | None) -> str | None:
 
 def _rendered(source: str, messages: list[Message], tools: list[dict[str, Any]] | None) -> str | None:
     try:
-        return render_limited(source, messages, tools, bos_token="", eos_token="")[0]
+        return render_limited(source, messages, tools, variables={"bos_token": "", "eos_token": ""})[0]
     except TEMPLATE_FAULTS:
         return None

@@ -13,12 +13,16 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 StateCodec = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
 Profile = Literal["exact", "compact", "tiny"]
-AtLeastTwo = Annotated[int, Field(ge=2, strict=True)]
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+AtLeastTwo = Annotated[int, Field(ge=2, le=2**40, strict=True)]
+PositiveInt = Annotated[int, Field(gt=0, le=2**40, strict=True)]
+Size = Annotated[int, Field(gt=0, le=2**17, strict=True)]
+"""Of a tensor, which is made as large as it says."""
+Depth = Annotated[int, Field(gt=0, le=1000, strict=True)]
+"""Of layers or steps, of which each takes time and memory."""
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
@@ -109,7 +113,7 @@ class CacheConfig(Section):
     last_hidden: Literal["supervised", "all"] = Field(
         "supervised", description="tokens whose last hidden state is kept, with supervision: hidden; EAGLE-1/2: all"
     )
-    shard_bytes: ByteSize = Field(ByteSize(512 * 2**20), gt=0, description="upper size of a shard")
+    shard_bytes: ByteSize = Field(ByteSize(512 * 2**20), gt=0, le=2**50, description="upper size of a shard")
 
     @model_validator(mode="before")
     @classmethod
@@ -134,7 +138,7 @@ class PrecomputeConfig(Section):
         16384, description="tokens of one target forward at most, with padding; more than the default change nothing"
     )
     head_chunk_rows: PositiveInt = Field(1024, description="supervised rows in one lm_head product")
-    queue_batches: PositiveInt = Field(4, description="captured batches that may wait for the disk")
+    queue_batches: Depth = Field(4, description="captured batches that may wait for the disk")
 
 
 class RegenerateConfig(Section):

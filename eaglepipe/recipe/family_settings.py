@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from eaglepipe.recipe.config import NonNegative, PositiveInt, Share, TokenId
+from eaglepipe.recipe.config import Depth, NonNegative, Share, TokenId
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.recipe.tree import Recipe
 
@@ -33,14 +33,14 @@ class Eagle3TrainConfig(TrainConfig):
     """Training of EAGLE-3: TTT steps, each conditioned on the draft's own states."""
 
     objective: Literal["eagle3"] = "eagle3"
-    ttt_steps: PositiveInt = Field(7, description="depths trained")
+    ttt_steps: Depth = Field(7, description="depths trained")
     step_decay: Share = Field(0.8, description="weight of a step per depth")
     loss: Literal["ce", "alpha", "lambda"] = Field(
         "ce", description="soft cross-entropy, or an LK loss, which trains acceptance itself (arXiv 2602.23881)"
     )
     lk_scale: NonNegative = Field(1.0, description="loss lambda: weight of cross-entropy while nothing is accepted")
     lk_decay: NonNegative = Field(3.0, description="loss lambda: how fast that weight falls with the mean acceptance")
-    eval_depth: PositiveInt | None = Field(None, description="TTT steps of evaluations; default: ttt_steps")
+    eval_depth: Depth | None = Field(None, description="TTT steps of evaluations; default: ttt_steps")
 
     @field_validator("lk_scale", "lk_decay")
     @classmethod
@@ -71,7 +71,7 @@ class Eagle1TrainConfig(TrainConfig):
     """Training of EAGLE-1/2, at depth 0 alone."""
 
     objective: Literal["eagle1", "eagle2"] = "eagle1"
-    ttt_steps: PositiveInt = Field(7, description="depths of the chain in evaluations")
+    ttt_steps: Depth = Field(7, description="depths of the chain in evaluations")
     feature_noise: NonNegative = Field(0.1, description="input features get U(-x, x) while training")
 
 
@@ -94,10 +94,10 @@ class PeagleTrainConfig(TrainConfig):
     """Training of P-EAGLE: all depths in one forward, thinned by COD sampling."""
 
     objective: Literal["peagle"] = "peagle"
-    peagle_depths: PositiveInt = Field(8, description="tokens drafted in one forward")
+    peagle_depths: Depth = Field(8, description="tokens drafted in one forward")
     cod_ratio: Share = Field(0.7, description="share of the elements kept at each depth")
     cod_min_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.2, description="share kept at least")
-    sequence_partitions: PositiveInt = Field(1, description="forwards that share a sequence, for memory")
+    sequence_partitions: Depth = Field(1, description="forwards that share a sequence, for memory")
 
     @property
     def summary(self) -> str:

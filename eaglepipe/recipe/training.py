@@ -5,18 +5,18 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from eaglepipe.families import FAMILIES, Family
-from eaglepipe.recipe.config import Device, DType, Fraction, NonNegative, PositiveInt, Section, Seed
+from eaglepipe.recipe.config import Depth, Device, DType, Fraction, NonNegative, PositiveInt, Section, Seed, Size
 
 
 class DraftConfig(Section):
     """The draft's shape; absent values follow the target."""
 
-    num_hidden_layers: PositiveInt = 1
-    hidden_size: PositiveInt | None = None
-    intermediate_size: PositiveInt | None = None
-    num_attention_heads: PositiveInt | None = None
-    num_key_value_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
+    num_hidden_layers: Depth = 1
+    hidden_size: Size | None = None
+    intermediate_size: Size | None = None
+    num_attention_heads: Size | None = None
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
     attention_bias: bool | None = Field(None, description="biases of q, k, v and o; SGLang's EAGLE-3 loads none")
     freeze_embeddings: bool = True
     init: str | None = Field(None, description="folder of a published draft to start from")
@@ -51,14 +51,14 @@ class TrainConfig(Section):
         description="cache folders, each a path or {path, weight}; default: the one the recipe names",
     )
     objective: str
-    epochs: PositiveInt = 1
+    epochs: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 1
     max_steps: PositiveInt | None = Field(None, description="limit of optimizer steps, if fewer than the epochs have")
     batch_tokens: PositiveInt = Field(16384, description="tokens of one optimizer step over all ranks")
     micro_batch_tokens: PositiveInt = Field(4096, description="tokens of one forward on one rank: the memory knob")
     pack_length: PositiveInt | None = Field(
         None, description="longest packed row; default: micro_batch_tokens, one row without padding"
     )
-    learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)] = 1e-4
     min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     warmup_ratio: Fraction = 0.02
     weight_decay: NonNegative = 0.0
@@ -78,7 +78,7 @@ class TrainConfig(Section):
     keep_checkpoints: PositiveInt = 2
     log_every_steps: PositiveInt = 10
     tensorboard: bool = False
-    prefetch_batches: PositiveInt = 4
+    prefetch_batches: Depth = 4
 
     @property
     def family(self) -> Family:

@@ -90,3 +90,9 @@ def test_a_long_conversation_is_rendered() -> None:
     text = template.render(messages)
     assert len(text) > 2**20
     assert template.spans(messages[:100]).spans[-1].turn == 50
+
+
+@pytest.mark.parametrize("name", ["source", "prompt", "marked", "variables", "limit"])
+def test_variables_of_any_name_reach_the_template(name: str) -> None:
+    template = ChatTemplate(source="{{ " + name + " }}", variables={name: "given"}, mask="prefix")
+    assert template.render(dialogue("hello")) == "given"
