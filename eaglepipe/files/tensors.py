@@ -65,6 +65,8 @@ def load_tensors(path: Path, *, xxh3_128: str | None = None) -> dict[str, torch.
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         if data.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
             raise CorruptError(f"{path}: a pickle under the name of a safetensors file; it is never read") from None
+        if data.startswith(b"version https://git-lfs"):
+            raise CorruptError(f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull`") from None
         raise CorruptError(f"{path}: not a readable safetensors file: {first_line(error)}") from None
 
 

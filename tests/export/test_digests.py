@@ -15,6 +15,7 @@ from eaglepipe.drafts.init_record import open_init
 from eaglepipe.drafts.published_vocab import published_vocab
 from eaglepipe.errors import CorruptError
 from eaglepipe.evaluation.finished_run import open_run
+from eaglepipe.evaluation.report.page import write_report
 from eaglepipe.export.check.check import check_draft
 from eaglepipe.export.layouts import ENGINES, Engine
 from eaglepipe.export.push import push_folder
@@ -90,11 +91,12 @@ def test_every_reader_names_a_lost_or_cut_file(export: Path, tmp_path: Path, nam
             open_init(str(export), tmp_path / "checkpoints")
 
 
-def test_evaluation_of_a_run_names_a_lost_or_changed_file_of_its_draft(tmp_path: Path) -> None:
+def test_evaluation_and_report_of_a_run_name_a_lost_or_changed_file_of_its_draft(tmp_path: Path) -> None:
     draft = save_draft(make_draft(MadeTarget()), tmp_path / "draft")
     (draft / "config.json").write_text("{}")
-    with pytest.raises(CorruptError, match=r"config\.json \(2 bytes"):
-        open_run(tmp_path)
+    for read in (open_run, write_report):
+        with pytest.raises(CorruptError, match=r"config\.json \(2 bytes"):
+            read(tmp_path)
     (draft / "model.safetensors").unlink()
     with pytest.raises(CorruptError, match=r"model\.safetensors \(lost\); |model\.safetensors \(lost\), "):
         open_run(tmp_path)

@@ -218,6 +218,12 @@ WEIGHTS: dict[str, bytes] = {
 }  # fmt: skip
 
 
+def test_pointer_of_git_lfs_is_told_from_damage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(WEIGHTS["pointer"])
+    for error in refusals(folder).values():
+        assert "run `git lfs pull`" in str(error)
+
+
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_weights_of_any_other_content_are_damage(folder: Path, kind: str) -> None:
     (folder / "model.safetensors").write_bytes(WEIGHTS[kind])

@@ -50,10 +50,10 @@ def write_report(run: Path, caches: Sequence[Path] | None = None) -> Path:
         EaglepipeError: nothing was trained there yet, or matplotlib is not installed.
         CacheError, CorruptError: a cache is missing or damaged, or the run's draft is not the one that was published.
     """
+    check_digests(run / "draft")
     metrics = list(read_metrics(run / "metrics.jsonl"))
     if not (steps := [row for row in metrics if row["kind"] == "step"]):
         raise EaglepipeError(f"{run}: no step of a run is recorded there; give the folder that `eaglepipe train` wrote")
-    check_digests(run / "draft")
     evaluations = [row for row in metrics if row["kind"] == "evaluation"]
     evaluated = read_evaluation(run / "eval.json")
     recipe = load_recipe(run / "recipe.yaml")
