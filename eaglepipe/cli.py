@@ -41,7 +41,7 @@ from eaglepipe.errors import (
     shortened,
 )
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
-from eaglepipe.files.system_errors import uncaught_error
+from eaglepipe.files.system_errors import require_threads, uncaught_error
 from eaglepipe.signals import STOP_SIGNALS
 
 app = typer.Typer(
@@ -125,7 +125,8 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print it and end")
     ] = False,
-) -> None: ...
+) -> None:
+    require_threads()
 
 
 @app.command()

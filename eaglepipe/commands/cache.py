@@ -18,7 +18,7 @@ from eaglepipe.commands.common import (
     print_report,
     reporter,
 )
-from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER, printable
+from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER, ConfigError, printable
 
 CacheArgument = Annotated[Path, typer.Argument(help="a cache folder")]
 NewCacheArgument = Annotated[Path, typer.Argument(help="folder of the new cache")]
@@ -28,16 +28,15 @@ app = typer.Typer(help="Look at caches, check them, change and join them, tidy t
 
 @app.command("ls")
 def ls(
-    root: Annotated[
-        Path | None,
-        typer.Argument(exists=True, file_okay=False, help="default: $EAGLEPIPE_CACHE_ROOT, else ./caches"),
-    ] = None,
+    root: Annotated[Path | None, typer.Argument(help="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the caches below a root, with their sizes and targets."""
     from eaglepipe.cache.storage import default_root
     from eaglepipe.cache_tools.describe import describe_root, root_table
 
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"{root}: not a folder" if root.exists() else f"{root}: does not exist")
     root = root or default_root()
     described = describe_root(root)
     print_either(described, root_table(described, root), as_json)

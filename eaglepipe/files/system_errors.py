@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _BROKEN_DISK = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA}
+_TEAMS = 3  # of threads that each compute with all cores: of the loop, of its backward pass and of the loader
+_OWN_THREADS = 8  # of the loader, of the writer of a shard, of libraries
 _NO_THREAD = re.compile("can't start new thread|[Tt]hread.*Resource temporarily unavailable")
 
 
@@ -63,6 +66,31 @@ def exhausted(number: int | None) -> str | None:
     if number == errno.ENOMEM:
         return "out of memory; end other programs, or take a machine with more"
     return None
+
+
+def require_threads() -> None:
+    """Check that as many threads can be started as numerical libraries will, which end the process if they cannot.
+
+    Raises:
+        ResourceError: fewer can be.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    needed = _OWN_THREADS + _TEAMS * (int(asked) if asked.isdecimal() else os.cpu_count() or 1)
+    released = threading.Event()
+    threads = [threading.Thread(target=released.wait, daemon=True) for _ in range(needed)]
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        limit = exhausted(errno.EAGAIN)
+        missed = f"{needed} are needed, {len(started)} could start"
+        raise ResourceError(f"{limit}, or set OMP_NUM_THREADS lower: {missed}") from None
+    finally:
+        released.set()
+        for thread in started:
+            thread.join()
 
 
 def error_number(error: BaseException) -> int | None:

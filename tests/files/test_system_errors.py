@@ -1,7 +1,9 @@
 """A file that the system does not give is explained by its cause, and is never called damaged."""
 
 import errno
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,9 +102,16 @@ def test_errors_that_nothing_explained_are_explained_at_the_command_line(tmp_pat
     assert uncaught_error(ValueError("a mistake in the program")) is None
 
 
+def test_threads_that_cannot_be_started_end_a_command_with_exit_code_4(tmp_path: Path) -> None:
+    no_room = partial(threading.stack_size, 2**46)  # of a thread, so that the system refuses every one
+    done = run_eaglepipe("recipe", "ls", before=no_room)
+    assert done.returncode == 4 and done.stdout == ""
+    assert "no more threads or processes" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_path_of_5000_characters_is_one_short_line_with_exit_code_2(tmp_path: Path) -> None:
     long = "x" * 5000
-    for words in (["train", f"{long}.yaml"], ["cache", "info", long], ["eval", long]):
+    for words in (["train", f"{long}.yaml"], ["cache", "info", long], ["cache", "ls", long], ["eval", long]):
         done = run_eaglepipe(*words)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert len(done.stderr) < 1000, words
