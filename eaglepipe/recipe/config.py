@@ -5,9 +5,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 from eaglepipe.recipe.scalars import json_object
+from eaglepipe.recipe.texts import FileText, PathText, check_text
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -31,11 +32,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    @field_validator("*")
+    @classmethod
+    def _holds_texts(cls, value: Any) -> Any:
+        return check_text(value)
+
 
 class TargetConfig(Section):
     """The target model."""
 
-    path: str = Field(min_length=1, description="local folder, or a Hub id (fetched through huggingface_hub)")
+    path: PathText = Field(min_length=1, description="local folder, or a Hub id (fetched through huggingface_hub)")
     revision: str | None = None
     dtype: DType = "auto"
     trust_remote_code: bool = False
@@ -44,7 +50,7 @@ class TargetConfig(Section):
 class SourceConfig(Section):
     """One source of conversations."""
 
-    path: str = Field(
+    path: PathText = Field(
         min_length=1, description="local file, folder or pattern (`data/**/*.jsonl.gz`), or a Hub dataset id"
     )
     name: str | None = Field(None, description="label in reports; default: the file's stem or the dataset's name")
@@ -74,7 +80,7 @@ class DataConfig(Section):
     )
     mask: Literal["auto", "generation", "prefix"] = Field("auto", description="source of the assistant mask")
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns carry a loss")
-    chat_template: str | None = Field(
+    chat_template: PathText | None = Field(
         None, description="path of a Jinja file, or the name of one of the tokenizer's templates; default: its own"
     )
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_object)] = {}
@@ -98,7 +104,7 @@ DEFAULT_PROFILE: Profile = "compact"
 class CacheConfig(Section):
     """Columns and codecs of a cache, and its folder; a profile presets the fields that are absent."""
 
-    root: str | None = Field(None, description="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")
+    root: PathText | None = Field(None, description="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")
     profile: Profile | None = Field(DEFAULT_PROFILE, description="presets of the fields that are absent")
     supervision: Literal["dense", "sparse", "hidden"] = "hidden"
     aux_codec: StateCodec = "bf16"
@@ -145,7 +151,7 @@ class RegenerateConfig(Section):
     """Settings of `eaglepipe data regenerate`, in which the target answers the prompts of its sources itself."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    output: str = Field(description="JSONL file of token ids as read and written, and their messages")
+    output: FileText = Field(description="JSONL file of token ids as read and written, and their messages")
     max_new_tokens: PositiveInt = 512
     temperature: NonNegative = 0.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from eaglepipe.families import FAMILIES, Family
 from eaglepipe.recipe.config import Depth, Device, DType, Fraction, NonNegative, PositiveInt, Section, Seed, Size
+from eaglepipe.recipe.texts import PathText
 
 
 class DraftConfig(Section):
@@ -19,7 +20,7 @@ class DraftConfig(Section):
     head_dim: Size | None = None
     attention_bias: bool | None = Field(None, description="biases of q, k, v and o; SGLang's EAGLE-3 loads none")
     freeze_embeddings: bool = True
-    init: str | None = Field(None, description="folder of a published draft to start from")
+    init: PathText | None = Field(None, description="folder of a published draft to start from")
 
     @property
     def aux_boundaries(self) -> tuple[int, ...] | None:
@@ -30,7 +31,7 @@ class DraftConfig(Section):
 class TrainCache(Section):
     """A cache to train from; a plain path stands for weight 1."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     weight: Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)] = Field(
         1.0, description="expected passes over each of its samples in an epoch"
     )
@@ -44,7 +45,7 @@ class TrainCache(Section):
 class TrainConfig(Section):
     """Stage 2."""
 
-    output_dir: str | None = Field(None, description="default: runs/<name>")
+    output_dir: PathText | None = Field(None, description="default: runs/<name>")
     caches: tuple[TrainCache, ...] | None = Field(
         None,
         min_length=1,
