@@ -6,6 +6,7 @@ trusted before it is compared with the files on disk.
 
 import json
 import shlex
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -156,9 +157,9 @@ class Manifest(Document):
     @model_validator(mode="after")
     def _adds_up(self) -> "Manifest":
         paths = [entry.path for entry in self.all_files()]
-        repeated = sorted({path for path in paths if paths.count(path) > 1}) if len(set(paths)) < len(paths) else []
-        if repeated:
-            raise ValueError(f"files listed twice: {', '.join(repeated)}")
+        if len(set(paths)) < len(paths):
+            repeated = sorted(path for path, count in Counter(paths).items() if count > 1)
+            raise ValueError(f"files listed twice: {', '.join(repeated[:8])}")
         for field in ("samples", "tokens", "supervised_tokens", "bytes"):
             total = sum(getattr(shard, field) for shard in self.shards)
             if getattr(self, field) != total:
@@ -253,6 +254,29 @@ def load_document(path: Path, kind: type[AnyDocument]) -> AnyDocument:
         raise CorruptError(
             f"{path}: {field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
         ) from None
+
+
+class _SealedSidecar(Sidecar):
+    xxh3_128: Digest
+
+
+def load_sealed_sidecar(path: Path, entry: FileEntry) -> Sidecar:
+    """Read a sidecar whose bytes the manifest lists, so that its checksum of itself adds nothing.
+
+    Raises:
+        CacheError: another schema version.
+        CorruptError: not the listed bytes, or no sidecar.
+    """
+    with explained_read_errors(path):
+        data = path.read_bytes()
+    if xxhash.xxh3_128_hexdigest(data) != entry.xxh3_128:
+        advice = repair_advice(path.parent.parent)
+        raise CorruptError(f"{path}: its bytes do not match the manifest's checksum; {advice}")
+    try:
+        sidecar = _SealedSidecar.model_validate_json(data)
+    except ValidationError:
+        return load_document(path, Sidecar)  # raises, and names the field
+    return sidecar if sidecar.schema_version == SCHEMA_VERSION else load_document(path, Sidecar)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

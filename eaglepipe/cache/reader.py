@@ -31,13 +31,14 @@ from eaglepipe.cache.manifest import (
     FileEntry,
     Manifest,
     Plan,
-    ShardIndex,
-    Sidecar,
+    ShardEntry,
     load_document,
+    load_sealed_sidecar,
     repair_advice,
 )
 from eaglepipe.cache.published import finishing_command, missing_shards
 from eaglepipe.cache.record_batch import batch_to_sample, sample_digest
+from eaglepipe.cache.sample_ids import SampleIds
 from eaglepipe.cache.schema import arrow_schema
 from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
 from eaglepipe.errors import CacheError, CorruptError
@@ -48,15 +49,16 @@ from eaglepipe.vocab import DraftVocab
 
 REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
+_LEAST_TOKEN_BYTES = 4  # its id; compressed shards, which nobody writes here, may declare fewer
 
 
 class Cache:
     """A complete cache on a local file system."""
 
-    def __init__(self, folder: Path, manifest: Manifest, sidecars: list[Sidecar]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, index: SampleIndex) -> None:
         self.folder, self.manifest = folder, manifest
         self.spec, self.head = manifest.shard_spec(), manifest.spec.head()
-        self.index = join_indices([_sample_index(sidecar.index) for sidecar in sidecars])
+        self.index = index
         self._first_sample = np.cumsum([0] + [entry.samples for entry in manifest.shards])
         self._verified = np.zeros(manifest.samples, np.bool_)
         self._stamps = np.zeros(len(manifest.shards), np.int64)
@@ -71,19 +73,16 @@ class Cache:
             CorruptError: a file is missing, or its size, hash or content is not what the manifest declares.
         """
         manifest = load_manifest(folder)
+        sizes = SizeChecks(folder)
         for entry in manifest.all_files():
-            check_size(folder, entry)
-        for entry in (*manifest.sidecars, *manifest.files):
-            if entry.path != START_FILE:
-                check_hash(folder, entry)
-        sidecars = [load_document(folder / entry.path, Sidecar) for entry in manifest.sidecars]
-        for entry, sidecar in zip(manifest.shards, sidecars, strict=True):
-            if sidecar.shard != entry or sidecar.identity != manifest.identity:
-                raise CorruptError(
-                    f"{folder / entry.path}: its sidecar and the manifest disagree about it; {repair_advice(folder)}"
-                )
+            sizes.check(entry)
+        for file in manifest.files:
+            if file.path != START_FILE:
+                check_hash(folder, file)
+        shards = zip(manifest.shards, manifest.sidecars, strict=True)
+        index = join_indices([_shard_index(folder, manifest, shard, sidecar) for shard, sidecar in shards])
         check_claims(folder, manifest)
-        return cls(folder, manifest, sidecars)
+        return cls(folder, manifest, index)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": OrderedDict()}
@@ -266,16 +265,39 @@ def load_plan(folder: Path) -> Plan:
     return load_document(folder / PLAN_NAME, Plan)
 
 
+class SizeChecks:
+    """Comparison of the files of a cache with their listed sizes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._root = folder, folder.resolve()
+        self._is_inside: dict[Path, bool] = {}
+
+    def check(self, entry: FileEntry) -> None:
+        """Raise CorruptError if a file is missing, of another size, or out of the folder."""
+        path = self._folder / entry.path
+        with explained_read_errors(path):
+            if not path.is_file():
+                raise CorruptError(f"{path}: listed in the manifest, but missing; {repair_advice(self._folder)}")
+            if not self._holds(path):
+                raise CorruptError(f"{path}: leads out of the cache's folder")
+            num_bytes = path.stat().st_size
+        if num_bytes != entry.bytes:
+            raise CorruptError(
+                f"{path}: {num_bytes:,} bytes, published with {entry.bytes:,}; {repair_advice(self._folder)}"
+            )
+
+    def _holds(self, path: Path) -> bool:
+        if path.is_symlink():
+            return self._root in path.resolve().parents
+        if path.parent not in self._is_inside:
+            parent = path.parent.resolve()
+            self._is_inside[path.parent] = parent == self._root or self._root in parent.parents
+        return self._is_inside[path.parent]
+
+
 def check_size(folder: Path, entry: FileEntry) -> None:
-    path = folder / entry.path
-    with explained_read_errors(path):
-        if not path.is_file():
-            raise CorruptError(f"{path}: listed in the manifest, but missing; {repair_advice(folder)}")
-        if folder.resolve() not in path.resolve().parents:
-            raise CorruptError(f"{path}: leads out of the cache's folder")
-        num_bytes = path.stat().st_size
-    if num_bytes != entry.bytes:
-        raise CorruptError(f"{path}: {num_bytes:,} bytes, published with {entry.bytes:,}; {repair_advice(folder)}")
+    """Check one file, as `SizeChecks` does."""
+    SizeChecks(folder).check(entry)
 
 
 def check_hash(folder: Path, entry: FileEntry) -> None:
@@ -298,11 +320,22 @@ def check_schema(actual: pa.Schema, expected: pa.Schema, path: Path) -> None:
         raise CorruptError(f"{path}: belongs to another cache or is another shard: {actual.metadata}")
 
 
-def _sample_index(index: ShardIndex) -> SampleIndex:
+def _shard_index(folder: Path, manifest: Manifest, entry: ShardEntry, listed: FileEntry) -> SampleIndex:
+    """Read what the sidecar of a shard says about its samples, as far as the shard's bytes can hold them."""
+    sidecar = load_sealed_sidecar(folder / listed.path, listed)
+    path = folder / entry.path
+    if sidecar.shard != entry or sidecar.identity != manifest.identity:
+        raise CorruptError(f"{path}: its sidecar and the manifest disagree about it; {repair_advice(folder)}")
+    if entry.tokens * _LEAST_TOKEN_BYTES > entry.bytes or entry.supervised_tokens > entry.tokens:
+        raise CorruptError(
+            f"{path}: {entry.tokens:,} tokens, {entry.supervised_tokens:,} of them supervised, are declared, and its "
+            f"{entry.bytes:,} bytes cannot hold them; {repair_advice(folder)}"
+        )
+    index = sidecar.index
     return SampleIndex(
-        sample_ids=index.sample_ids,
-        num_tokens=np.array(index.num_tokens, np.int32),
-        num_supervised=np.array(index.num_supervised, np.int32),
+        sample_ids=SampleIds.of(index.sample_ids),
+        num_tokens=np.array(index.num_tokens, np.int64).astype(np.int32),
+        num_supervised=np.array(index.num_supervised, np.int64).astype(np.int32),
         sources=index.sources,
-        source_of=np.array(index.source_of, np.int16),
+        source_of=np.array(index.source_of, np.int32),
     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eaglepipe.cache.sample_ids import SampleIds
 from eaglepipe.cache.supervision.columns import HostColumns
 
 
@@ -35,26 +36,27 @@ class CachedSample:
 class SampleIndex:
     """Metadata of N samples in cache order, known without touching a shard."""
 
-    sample_ids: tuple[str, ...]
+    sample_ids: Sequence[str]
     num_tokens: NDArray[np.int32]  # [N]
     num_supervised: NDArray[np.int32]  # [N]
     sources: tuple[str, ...]
-    source_of: NDArray[np.int16]  # [N] index into sources
+    source_of: NDArray[np.integer]  # [N] index into sources
     weights: NDArray[np.float64] | None = None  # [N] expected visits of a sample in an epoch; None: once
 
 
 def join_indices(indices: Sequence[SampleIndex]) -> SampleIndex:
     """Return the index of the samples of several shards or caches in order, without weights."""
     sources = tuple(dict.fromkeys(source for index in indices for source in index.sources))
+    numbers = {source: number for number, source in enumerate(sources)}
     renumbered = [
-        np.array([sources.index(source) for source in index.sources], np.int16)[index.source_of] for index in indices
+        np.array([numbers[source] for source in index.sources], np.int32)[index.source_of] for index in indices
     ]
     return SampleIndex(
-        sample_ids=tuple(sample_id for index in indices for sample_id in index.sample_ids),
+        sample_ids=SampleIds.joined([index.sample_ids for index in indices]),
         num_tokens=_concatenate([index.num_tokens for index in indices], np.int32),
         num_supervised=_concatenate([index.num_supervised for index in indices], np.int32),
         sources=sources,
-        source_of=_concatenate(renumbered, np.int16),
+        source_of=_concatenate(renumbered, np.int32),
     )
 
 

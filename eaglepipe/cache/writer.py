@@ -116,7 +116,7 @@ def make_sidecar(
 ) -> Sidecar:
     """Return the sidecar of a shard with these samples, in its order."""
     ids, num_tokens, num_supervised, source_names = zip(*written, strict=True) if written else [()] * 4
-    sources = tuple(dict.fromkeys(source_names))
+    sources = {source: number for number, source in enumerate(dict.fromkeys(source_names))}
     return Sidecar(
         schema_version=SCHEMA_VERSION,
         identity=identity,
@@ -128,8 +128,8 @@ def make_sidecar(
             sample_ids=ids,
             num_tokens=num_tokens,
             num_supervised=num_supervised,
-            sources=sources,
-            source_of=tuple(map(sources.index, source_names)),
+            sources=tuple(sources),
+            source_of=tuple(map(sources.__getitem__, source_names)),
         ),
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry, repair_advice
-from eaglepipe.cache.reader import Cache, check_size, load_manifest, read_manifest
+from eaglepipe.cache.reader import Cache, SizeChecks, load_manifest, read_manifest
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.leftovers import leftovers
@@ -60,10 +60,11 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
     problems = _problem(partial(load_manifest, folder))
     damaged: list[FileEntry] = []
     bytes_hashed = 0
+    sizes, shards = SizeChecks(folder), {entry.path for entry in manifest.shards}
     for entry in manifest.all_files():
-        if size_problem := _problem(partial(check_size, folder, entry)):
+        if size_problem := _problem(partial(sizes.check, entry)):
             problems += size_problem
-        elif full or entry not in manifest.shards:
+        elif full or entry.path not in shards:
             bytes_hashed += entry.bytes
             if hash_file(folder / entry.path) != entry.xxh3_128:
                 damaged.append(entry)

@@ -74,7 +74,7 @@ def test_no_cache_at_all_says_what_to_do(recipe: Recipe) -> None:
 def test_two_caches_of_one_target_train_as_one(recipe: Recipe, sealed_cache: Path, cache_copy: Path) -> None:
     single, joined = open_caches([sealed_cache]), open_caches([sealed_cache, cache_copy])
     count = len(single.index.sample_ids)
-    assert joined.index.sample_ids == single.index.sample_ids * 2 and joined.identity != single.identity
+    assert joined.index.sample_ids == [*single.index.sample_ids] * 2 and joined.identity != single.identity
     assert (joined.read(count + 3).input_ids == single.read(3).input_ids).all()
     run_training(
         recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 2})}), [sealed_cache] * 2

@@ -33,7 +33,7 @@ def split_samples(sample_ids: Sequence[str], heldout_fraction: float) -> Split:
     A positive fraction of two or more samples holds out at least one, the lowest hash, and leaves at least one; a
     single sample trains.
     """
-    hashes = np.array([heldout_hash(sample_id) for sample_id in sample_ids])
+    hashes = np.fromiter(map(heldout_hash, sample_ids), np.float64, len(sample_ids))
     heldout = hashes < heldout_fraction
     if len(hashes) < 2:
         heldout[:] = False
