@@ -168,4 +168,4 @@ def clean(
     removed = [str(path) for path in clean_cache(folder, dry_run=dry_run)]
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb} {path}" for path in removed] or ["nothing to remove"]
-    print_either({"dry_run": dry_run, "paths": removed}, "\n".join(lines), as_json)
+    print_either({"dry_run": dry_run, "paths": removed}, printable("\n".join(lines)), as_json)

@@ -32,7 +32,13 @@ from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.identity import target_fields
-from eaglepipe.target.load import check_tokenizer_fits, load_target, read_model_config, resolve_folder
+from eaglepipe.target.load import (
+    check_tokenizer_fits,
+    load_target,
+    read_model_config,
+    resolve_folder,
+    text_config_of,
+)
 
 FORMAT = 2  # of the output's rows: token ids beside the messages
 WINDOW_BATCHES = 8  # of rows that are sorted by length together, and that a kill may cost
@@ -77,11 +83,14 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     folder = resolve_folder(recipe.target)
     prompts = recipe.data.model_copy(update={"sources": settings.sources})
     chat = load_chat_tokenizer(load_tokenizer(folder, recipe.target.trust_remote_code), prompts)
+    model_config = read_model_config(folder, recipe.target)
+    # before the fingerprint, which takes time and memory by the largest id
+    check_tokenizer_fits(chat.plain_vocab_size, text_config_of(model_config, recipe.target.path).vocab_size)
     corpus = fingerprint_sources(settings.sources)
     identity = {
         "target": target_fields(
             folder,
-            read_model_config(folder, recipe.target),
+            model_config,
             recipe.target,
             weights=weights_fingerprint(folder),
         ),

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from eaglepipe.errors import TargetError
+from eaglepipe.files.library_errors import explained_library_errors
 
 _GROWTH = 1.5
 _SPARE_TOKENS = 32
@@ -57,8 +58,12 @@ class RoomyLayer(DynamicLayer):
 
 
 def make_cache(config: PretrainedConfig) -> DynamicCache:
-    """Return the cache that the architecture needs, its plain layers made roomy."""
-    cache = DynamicCache(config=config)
+    """Return the cache that the architecture needs, its plain layers made roomy.
+
+    Raises:
+        TargetError: the config describes no cache.
+    """
+    cache = _empty_cache(config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
@@ -69,7 +74,7 @@ def make_rewindable_cache(config: PretrainedConfig) -> DynamicCache:
     Raises:
         TargetError: a layer with a state that cannot be taken back (recurrent, linear attention).
     """
-    cache = DynamicCache(config=config)
+    cache = _empty_cache(config)
     strange = {type(layer).__name__ for layer in cache.layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
     if strange:
         raise TargetError(
@@ -90,3 +95,8 @@ def _room_for(states: torch.Tensor, num_tokens: int, old: torch.Tensor | None = 
 def cache_argument(model: nn.Module) -> str:
     """Return the name under which a model's forward takes its cache: `cache`, or `past_key_values` in older ones."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def _empty_cache(config: PretrainedConfig) -> DynamicCache:
+    with explained_library_errors(TargetError, "the target's config describes no cache of keys and values"):
+        return DynamicCache(config=config)
