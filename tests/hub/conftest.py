@@ -18,7 +18,7 @@ Served = Callable[[str, dict[str, bytes]], LocalHub]
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Serve a repository of this name and these files; patience is short and the cache of downloads empty."""
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0.3")
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0.6")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "downloads"))
@@ -39,6 +39,12 @@ def model(served: Served) -> LocalHub:
     """A Hub with the model org/tiny, of which one file is larger than an answer that is read at once."""
     config = json.dumps({"model_type": "llama"}).encode()
     return served("org/tiny", {"config.json": config, "model.safetensors": bytes(range(256)) * 4096})
+
+
+@pytest.fixture
+def patient(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time enough for failures that pass, on a busy machine too; the first waits are short all the same."""
+    monkeypatch.setenv(PATIENCE_VARIABLE, "8")
 
 
 def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:

@@ -142,6 +142,8 @@ def cut(share: float) -> Answer:
 def reset(handler: Handler, _: bytes) -> None:
     """The connection is reset before any answer."""
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+    handler.rfile.close()  # which holds the connection open, too
     handler.connection.close()
 
 

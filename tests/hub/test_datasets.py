@@ -24,6 +24,7 @@ def read(source: SourceConfig = SOURCE) -> int:
     return len(list(iter_conversations([source])))
 
 
+@pytest.mark.usefixtures("patient")
 def test_rows_survive_failures_that_pass(hub: LocalHub, capsys: pytest.CaptureFixture[str]) -> None:
     hub.fail("HEAD", status(503), times=1)
     hub.fail("resolve/" + "a" * 40 + "/data.jsonl", status(500), times=1)

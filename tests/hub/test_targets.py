@@ -1,12 +1,9 @@
 """Targets from a Hub that fails: repeated, explained, never half a file."""
 
-import shutil
-
 import pytest
 from huggingface_hub import constants
 
 from eaglepipe.errors import EXIT_TRY_AGAIN, EXIT_USER, EaglepipeError, TargetError, UnreachableError
-from eaglepipe.hub.attempts import PATIENCE_VARIABLE
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.load import resolve_folder
 from tests.hub.conftest import use_endpoint
@@ -37,12 +34,13 @@ def downloaded(target: TargetConfig = TARGET) -> dict[str, bytes]:
     [
         (DESCRIPTION, status(503), "description of the repository: 503 Service Unavailable"),
         (DESCRIPTION, cut(0.5), "description of the repository: peer closed connection"),
-        (DESCRIPTION, reset, "description of the repository"),
+        (DESCRIPTION, reset, "description of the repository: [Errno 104] Connection reset"),
         (DESCRIPTION, shorter(0.5), "not the JSON"),
         ("HEAD /org/tiny/resolve", status(504), "504 Gateway"),
         ("model.safetensors", status(429, Retry_After="0"), "model.safetensors: 429 Too Many Requests"),
     ],
 )
+@pytest.mark.usefixtures("patient")
 def test_a_failure_that_passes_costs_a_line(
     model: LocalHub, capsys: pytest.CaptureFixture[str], part: str, answer: Answer, reason: str
 ) -> None:
@@ -52,10 +50,8 @@ def test_a_failure_that_passes_costs_a_line(
     assert "target 'org/tiny'" in line and reason in line
 
 
-def test_a_download_that_was_cut_is_resumed(
-    model: LocalHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(PATIENCE_VARIABLE, "5")  # the library waits for a second of its own
+@pytest.mark.usefixtures("patient")
+def test_a_download_that_was_cut_is_resumed(model: LocalHub, capsys: pytest.CaptureFixture[str]) -> None:
     model.fail(f"{WEIGHTS}/{SHA}/model.safetensors", cut(0.7), times=1)
     assert downloaded() == model.files
     assert "model.safetensors: peer closed connection" in capsys.readouterr().err
@@ -66,7 +62,7 @@ def test_a_download_that_was_cut_is_resumed(
     [
         (EVERYTHING, status(503), "503 Service Unavailable"),
         (EVERYTHING, status(529), "529"),
-        (EVERYTHING, reset, ""),
+        (EVERYTHING, reset, "Connection reset"),
         (EVERYTHING, silent(3), "no answer in time"),
         (EVERYTHING, cut(0.5), ""),
         (EVERYTHING, slow_headers(0.05), "no complete answer in"),
@@ -118,10 +114,7 @@ def test_a_file_that_lies_elsewhere_is_named_without_its_address(
     model: LocalHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.fail("HEAD /org/tiny/resolve", elsewhere)
-    model.fail("GET /elsewhere/", status(503), times=1)
-    assert downloaded() == model.files
     model.fail("GET /elsewhere/", status(503))
-    shutil.rmtree(constants.HF_HUB_CACHE)
     with pytest.raises(UnreachableError) as error:
         resolve_folder(TARGET)
     printed = capsys.readouterr().err + str(error.value)
