@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -163,11 +164,17 @@ def test_terminal_escapes_in_names_are_written_out() -> None:
     assert "\x1b" not in done.stderr and "\\x1b[31mred" in done.stderr
 
 
+def little_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**31,) * 2)
+
+
 def test_memory_that_is_not_there_is_one_line_with_exit_code_4(
     project: TinyProject, sealed_cache: Path, tmp_path: Path
 ) -> None:
     overrides = [f"cache.root={sealed_cache.parent}", f"train.output_dir={tmp_path}"]
-    done = run_eaglepipe("train", project.recipe_file, *overrides, f"draft.intermediate_size={2**45}")
+    large = ["draft.num_hidden_layers=1000", "draft.intermediate_size=131072"]  # 50 GB
+    done = run_eaglepipe("train", project.recipe_file, *overrides, *large, before=little_memory)
     assert done.returncode == 4, done.stderr
     assert "out of memory" in done.stderr and "micro_batch_tokens" in done.stderr and "Traceback" not in done.stderr
 
