@@ -9,8 +9,11 @@ from huggingface_hub import DatasetCardData, metadata_load
 from eaglepipe.chat.folders.splits import choose_split
 from eaglepipe.chat.readers import data_suffix
 from eaglepipe.errors import DataError, first_line
+from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.config import SourceConfig
+
+_MOST_VALUES = 100_000
 
 
 def declared_files(folder: Path, source: SourceConfig) -> list[Path] | None:
@@ -38,10 +41,11 @@ def declared_files(folder: Path, source: SourceConfig) -> list[Path] | None:
         patterns = datasets.data_files.sanitize_patterns(entry["data_files"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{card}: its `configs` cannot be read: {first_line(error)}") from None
-    files = {
-        split: _resolved(datasets.data_files.resolve_pattern, split_patterns, base)
-        for split, split_patterns in patterns.items()
-    }
+    with explained_library_errors(DataError, f"{card}: its `configs` cannot be read"):
+        files = {
+            split: _resolved(datasets.data_files.resolve_pattern, split_patterns, base)
+            for split, split_patterns in patterns.items()
+        }
     if not any(files.values()):
         return None
     if source.split not in files:
@@ -62,9 +66,22 @@ def _metadata(card: Path) -> dict[str, Any]:
         return {}
     try:
         with explained_read_errors(card, absent=DataError):
-            return metadata_load(card) or {}
+            metadata = metadata_load(card) or {}
+        _check_values(metadata)
+        return metadata
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{card}: its metadata cannot be read: {first_line(error)}") from None
+
+
+def _check_values(metadata: Any) -> None:
+    """Raise ValueError for more values than any card has, which aliases of YAML may stand for in a few lines."""
+    rest, count = [metadata], 0
+    while rest:
+        item = rest.pop()
+        rest += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        count += 1
+        if count > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES:,} values, those of aliases included")
 
 
 def _resolved(resolve: Any, patterns: list[str], base: Path) -> list[Path]:
