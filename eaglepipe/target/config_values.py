@@ -1,5 +1,6 @@
 """Values of a target's config.json that no model has, refused before a library allocates or loops by them."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,27 @@ _MOST = (  # by the names of fields, in every part of a config
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_sizes(fields: dict[str, Any], file: Path) -> None:
-    """Check the sizes in a config and in its parts.
+def check_values(fields: dict[str, Any], file: Path) -> None:
+    """Check the numbers and the texts in a config and in its parts.
 
     Raises:
-        TargetError: one is larger than that of any model.
+        TargetError: a size larger than that of any model, or a value that JSON cannot hold.
     """
-    for name, value in fields.items():
+    rest: list[tuple[str, Any]] = [("", fields)]
+    while rest:
+        name, value = rest.pop()
         if isinstance(value, dict):
-            check_sizes(value, file)
+            rest += value.items()
+            rest += (("a key", key) for key in value)
+        elif isinstance(value, list):
+            rest += ((name, item) for item in value)
         most = next((most for pattern, most in _MOST if pattern.search(name)), None)
-        if most is not None and type(value) in (int, float) and not value <= most:
+        if most is not None and type(value) in (int, float) and value > most:
             raise TargetError(f"{file}: {name} is {value:.3g}, and no model has more than {most:,}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TargetError(f"{file}: {name} is {value}, which is not JSON; write a number")
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise TargetError(f"{file}: {name} holds half a surrogate pair, which has no UTF-8")
 
 
 def check_types(config: PretrainedConfig, file: Path) -> None:

@@ -44,7 +44,7 @@ def target_fields(
 
 
 def _hash(value: Any) -> str:
-    """Hash a part of a config; what JSON has no value for counts by its name, Infinity and NaN among them."""
+    """Hash a part of a config; what JSON has no value for counts by its name."""
     return hash_json(json.loads(json.dumps(value, default=str), parse_constant=str))
 
 

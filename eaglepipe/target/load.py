@@ -32,7 +32,7 @@ from eaglepipe.hub.fetch import Repository, from_hub
 from eaglepipe.progress import without_library_output
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.adapter import check_no_adapter
-from eaglepipe.target.config_values import check_sizes, check_types
+from eaglepipe.target.config_values import check_types, check_values
 from eaglepipe.target.fingerprint import open_weights, target_weight_files
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -148,7 +148,7 @@ def read_model_config(folder: Path, config: TargetConfig) -> PretrainedConfig:
     """
     file = folder / "config.json"
     try:
-        check_sizes(read_json_object(file), file)
+        check_values(read_json_object(file), file)
     except CorruptError as error:
         raise TargetError(str(error)) from None
     with explained_library_errors(TargetError, f"{file}: not a config that can be used"):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,21 @@ def test_saved_dataset_gives_the_files_of_its_state(tmp_path: Path) -> None:
     (tmp_path / "test" / "state.json").write_text(json.dumps({}))
     with pytest.raises(DataError, match="a saved dataset that cannot be read"):
         chosen(tmp_path, [], split="test")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij")),
+        "configs: " + "[" * 10_000,
+        "configs:\n- config_name: default\n  data_files: nosuch://host/a.jsonl",
+        "configs: &a [*a]",
+    ],
+    ids=["aliases", "deep", "url", "itself"],
+)
+def test_a_card_that_no_dataset_has_is_refused_in_one_line(tmp_path: Path, metadata: str) -> None:
+    (tmp_path / "train.jsonl").write_text("{}")
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
+    with pytest.raises(DataError, match=r"README\.md") as error:
+        local_files(SourceConfig(path=str(tmp_path)))
+    assert len(str(error.value).splitlines()) == 1

@@ -97,13 +97,19 @@ def test_other_values_that_no_model_has_are_refused(folder: Path, fields: dict[s
     assert refusal(folder, **fields)
 
 
-@pytest.mark.parametrize("factor", [float("inf"), float("nan"), 0])
-def test_a_rope_of_no_finite_factor_leaves_the_declared_positions(folder: Path, factor: float) -> None:
-    rope = {"rope_type": "linear", "factor": factor, "rope_theta": 1e4}
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "rope_parameters": rope}))
-    config = read_model_config(folder, TargetConfig(path=str(folder)))
-    assert max_positions(config) == config.max_position_embeddings
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"model_type": "qwen3", "rope_theta": NaN}', "rope_theta is nan"),
+        ('{"model_type": "qwen3", "rope_parameters": {"factor": Infinity}}', "factor is inf"),
+        ('{"model_type": "qwen3", "limits": [0, 1e999]}', "limits is inf"),
+        ('{"model_type": "qwen3", "x": {"y": ["\\ud800"]}}', "y holds half a surrogate"),
+        ('{"model_type": "qwen3", "x": {"\\udfff": 1}}', "a key holds half a surrogate"),
+    ],
+)
+def test_what_json_cannot_hold_is_named(folder: Path, text: str, expected: str) -> None:
+    (folder / "config.json").write_text(text)
+    assert expected in refusal(folder)
 
 
 @pytest.mark.parametrize(
