@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
-from eaglepipe.cache.manifest import CHECKSUM_KEY, REFUSALS, Manifest
+from eaglepipe.cache.manifest import CHECKSUM_KEY, PLAN_NAME, REFUSALS, Manifest
 from eaglepipe.cache.reader import REPORT_FILE, Cache, load_plan
 from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.storage import WORK_FOLDER
@@ -159,6 +159,8 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None,
     new_ids = {} if vocab is None else {"draft_vocabulary": hash_json(vocab.selected_token_ids.tolist())}
     origins = tuple(shard_origins(cache))
     manifest = cache.manifest
+    if not all(isinstance(named.get(name), dict) for named in (fields, declared) for name in ("vocab", "cache")):
+        raise CorruptError(f"{cache.folder / PLAN_NAME}: does not name the settings of a cache")
     sections, declared_sections = (_surviving(plan_fields["cache"], spec) for plan_fields in (fields, declared))
     plan = derived_plan(
         folder,

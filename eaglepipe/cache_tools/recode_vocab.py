@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import save
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
+from eaglepipe.cache.manifest import PLAN_NAME
 from eaglepipe.cache.reader import Cache, load_plan
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.drafts.published_vocab import published_vocab
-from eaglepipe.errors import ConfigError, VocabError
+from eaglepipe.errors import ConfigError, CorruptError, VocabError
+from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.files.tensors import CONFIG_FILE
 from eaglepipe.recipe.config import DataConfig
 from eaglepipe.vocab import DraftVocab, build_draft_vocab, vocab_tensors
@@ -67,5 +69,7 @@ def _chat_tokenizer(cache: Cache) -> ChatTokenizer | None:
     folder = cache.folder / "tokenizer"
     if not folder.is_dir():
         return None
-    data = DataConfig.model_validate({**load_plan(cache.folder).declared["data"], "chat_template": None})
+    plan_file = cache.folder / PLAN_NAME
+    with explained_library_errors(CorruptError, f"{plan_file}: its settings of data are none"):
+        data = DataConfig.model_validate({**load_plan(cache.folder).declared["data"], "chat_template": None})
     return load_chat_tokenizer(load_tokenizer(folder), data)

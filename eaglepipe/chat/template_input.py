@@ -20,6 +20,7 @@ TEMPLATE_FAULTS = (
     LookupError,
     ArithmeticError,
     AttributeError,
+    AssertionError,  # of filters, about their arguments
     RecursionError,
     SyntaxError,  # of the code that jinja makes of deeply nested blocks
 )
