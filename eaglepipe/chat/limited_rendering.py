@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from eaglepipe.chat.messages import Message
 from eaglepipe.errors import DataError
 
-CPU_SECONDS = 2.0  # a conversation of 2,000 messages and 1 MB takes 0.05
+CPU_SECONDS = 1.0  # a conversation of 2,000 messages and 1 MB takes 0.05
 MEMORY_BYTES = 2**30  # beside what the process has
 _UNWINDING_SECONDS = 1.0  # before the signal raises again, should something have swallowed the first
 _PLAIN_CHARACTERS = 2**18  # of a text, whatever is rendered
