@@ -82,7 +82,7 @@ class TrainPreview:
 
 def run_folder(recipe: Recipe) -> Path:
     """Return the folder of a run's checkpoints, metrics and draft."""
-    return Path(recipe.train.output_dir or f"runs/{recipe.name}")
+    return Path(recipe.train.output_dir or f"runs/{recipe.name}").expanduser()
 
 
 def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> TrainPreview:

@@ -34,7 +34,7 @@ class Child:
     """A running child."""
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...], environment: Mapping[str, str]):
-        self._folder = tempfile.TemporaryDirectory(prefix="child-")  # goes with this object
+        self._folder = tempfile.TemporaryDirectory(prefix="child-", ignore_cleanup_errors=True)  # goes with this object
         self._output = Path(self._folder.name)
         surroundings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         for name in _OUTPUTS:

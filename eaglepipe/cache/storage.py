@@ -31,7 +31,7 @@ class FoundCache:
 
 def cache_root(recipe: Recipe) -> Path:
     """Return `cache.root`, else $EAGLEPIPE_CACHE_ROOT, else ./caches."""
-    return Path(recipe.cache.root) if recipe.cache.root else default_root()
+    return Path(recipe.cache.root).expanduser() if recipe.cache.root else default_root()
 
 
 def default_root() -> Path:

@@ -17,7 +17,7 @@ from tests.cache.damage import flip
 from tests.processes import Child, start, start_eaglepipe
 from tests.tiny_project import TinyProject
 
-ROUNDS = 8
+ROUNDS = 4
 NO_PAUSES = ("train.eval_every_steps=10000", "train.checkpoint_every_steps=10000")
 
 
