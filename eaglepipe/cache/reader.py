@@ -80,7 +80,7 @@ class Cache:
             if file.path != START_FILE:
                 check_hash(folder, file)
         shards = zip(manifest.shards, manifest.sidecars, strict=True)
-        index = join_indices([_shard_index(folder, manifest, shard, sidecar) for shard, sidecar in shards])
+        index = join_indices(_shard_index(folder, manifest, shard, sidecar) for shard, sidecar in shards)
         check_claims(folder, manifest)
         return cls(folder, manifest, index)
 

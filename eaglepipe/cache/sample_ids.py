@@ -1,5 +1,6 @@
 """Ids of many samples in one block of memory: a Python string takes three times the bytes of an id."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
 
@@ -12,7 +13,7 @@ _ERRORS = "surrogatepass"
 class SampleIds(Sequence[str]):
     """A read-only sequence of N strings; equal to any sequence of the same ones."""
 
-    def __init__(self, data: bytes, ends: NDArray[np.int64]) -> None:
+    def __init__(self, data: bytes | bytearray, ends: NDArray[np.int64]) -> None:
         self._data, self._ends = data, ends
 
     @classmethod
@@ -21,18 +22,20 @@ class SampleIds(Sequence[str]):
         return cls(b"".join(encoded), np.cumsum([0, *map(len, encoded)], dtype=np.int64))
 
     @classmethod
-    def joined(cls, parts: Sequence[Sequence[str]]) -> "SampleIds":
-        """Return the ids of all parts, in order."""
-        compact = [part if isinstance(part, SampleIds) else cls.of(part) for part in parts]
-        lengths = [part.lengths() for part in compact]
-        ends = np.concatenate([np.zeros(1, np.int64), *lengths])
-        return cls(b"".join(part._data for part in compact), np.cumsum(ends, out=ends))
+    def joined(cls, parts: Iterable[Sequence[str]]) -> "SampleIds":
+        """Return the ids of all parts, in order; each is added as it comes."""
+        data, lengths = bytearray(), array("q", [0])
+        for part in parts:
+            compact = part if isinstance(part, SampleIds) else cls.of(part)
+            data += compact._data
+            lengths.frombytes(compact.lengths().tobytes())
+        return cls(data, np.cumsum(np.frombuffer(lengths, np.int64)))
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the bytes of each id, int64 [N]."""
         return np.diff(self._ends)
 
-    def encoded(self) -> bytes:
+    def encoded(self) -> bytes | bytearray:
         """Return all ids, one after the other."""
         return self._data
 

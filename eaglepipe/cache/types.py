@@ -1,8 +1,8 @@
 """The values that writers take and readers give: one sample, and the index of all."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,21 +44,27 @@ class SampleIndex:
     weights: NDArray[np.float64] | None = None  # [N] expected visits of a sample in an epoch; None: once
 
 
-def join_indices(indices: Sequence[SampleIndex]) -> SampleIndex:
-    """Return the index of the samples of several shards or caches in order, without weights."""
-    sources = tuple(dict.fromkeys(source for index in indices for source in index.sources))
-    numbers = {source: number for number, source in enumerate(sources)}
-    renumbered = [
-        np.array([numbers[source] for source in index.sources], np.int32)[index.source_of] for index in indices
-    ]
+def join_indices(indices: Iterable[SampleIndex]) -> SampleIndex:
+    """Return the index of the samples of several shards or caches in order, without weights.
+
+    Each is added as it comes, so that an iterator need not hold them all beside their sum.
+    """
+    num_tokens, num_supervised, source_of = array("i"), array("i"), array("i")
+    numbers: dict[str, int] = {}
+
+    def ids() -> Iterator[Sequence[str]]:
+        for index in indices:
+            own = [numbers.setdefault(source, len(numbers)) for source in index.sources]
+            num_tokens.frombytes(index.num_tokens.astype(np.int32).tobytes())
+            num_supervised.frombytes(index.num_supervised.astype(np.int32).tobytes())
+            source_of.frombytes(np.array(own, np.int32)[index.source_of].tobytes())
+            yield index.sample_ids
+
+    sample_ids = SampleIds.joined(ids())  # fills the other columns on its way
     return SampleIndex(
-        sample_ids=SampleIds.joined([index.sample_ids for index in indices]),
-        num_tokens=_concatenate([index.num_tokens for index in indices], np.int32),
-        num_supervised=_concatenate([index.num_supervised for index in indices], np.int32),
-        sources=sources,
-        source_of=_concatenate(renumbered, np.int32),
+        sample_ids=sample_ids,
+        num_tokens=np.array(num_tokens, np.int32),
+        num_supervised=np.array(num_supervised, np.int32),
+        sources=tuple(numbers),
+        source_of=np.array(source_of, np.int32),
     )
-
-
-def _concatenate(columns: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype), *columns])
