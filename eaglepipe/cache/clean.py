@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Plan, load_document
-from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.storage import STAGING_SUFFIX, WORK_FOLDER, FoundCache, scan_caches
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.files.leftovers import is_temporary, leftover_siblings, leftovers, remove_abandoned

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eaglepipe.cache.sample_ids import SampleIds
+from eaglepipe.cache.samples.sample_ids import SampleIds
 from eaglepipe.cache.supervision.columns import HostColumns
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import xxhash
 
-from eaglepipe.cache.arrow_file import ArrowFile
 from eaglepipe.cache.manifest import (
     SHARDS_FOLDER,
     FileEntry,
@@ -20,7 +19,8 @@ from eaglepipe.cache.manifest import (
     Sidecar,
     document_bytes,
 )
-from eaglepipe.cache.record_batch import sample_to_batch
+from eaglepipe.cache.samples.arrow_file import ArrowFile
+from eaglepipe.cache.samples.record_batch import sample_to_batch
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_bytes

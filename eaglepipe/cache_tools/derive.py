@@ -24,8 +24,9 @@ from eaglepipe.cache.manifest import (
     document_bytes,
     load_document,
 )
+from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.published import missing_shards, read_published
-from eaglepipe.cache.reader import REPORT_FILE, Cache, load_manifest, load_plan
+from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER

@@ -5,8 +5,8 @@ from typing import Any
 
 from eaglepipe.cache.identity import check_plan
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Manifest, Plan
+from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.published import missing_shards
-from eaglepipe.cache.reader import load_manifest, load_plan
 from eaglepipe.cache.storage import FoundCache, UnreadableCache, scan_caches
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.files.system_errors import explained_read_errors

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
 from eaglepipe.cache.manifest import CHECKSUM_KEY, PLAN_NAME, REFUSALS, Manifest
-from eaglepipe.cache.reader import REPORT_FILE, Cache, load_plan
+from eaglepipe.cache.opening import load_plan
+from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.supervision.kind import KINDS, stored_codec

@@ -8,7 +8,8 @@ from safetensors.torch import save
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
 from eaglepipe.cache.manifest import PLAN_NAME
-from eaglepipe.cache.reader import Cache, load_plan
+from eaglepipe.cache.opening import load_plan
+from eaglepipe.cache.reader import Cache
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.drafts.published_vocab import published_vocab

@@ -24,7 +24,7 @@ from eaglepipe.cache.manifest import (
     document_bytes,
     file_entry,
 )
-from eaglepipe.cache.reader import load_manifest, load_plan
+from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.seal import PublishedShard, plan_entry, seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache_tools.damage import Damage, find_damage, shards_against_sidecars

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry, repair_advice
-from eaglepipe.cache.reader import Cache, SizeChecks, load_manifest, read_manifest
+from eaglepipe.cache.opening import SizeChecks, load_manifest, read_manifest
+from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.leftovers import leftovers

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME
-from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.storage import CacheShare, UnreadableCache, cache_root, named_caches, scan_caches
 from eaglepipe.chat.folders.listing import is_local, local_files
 from eaglepipe.commands.common import is_first_process

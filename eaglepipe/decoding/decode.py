@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from eaglepipe.decoding.drafters import Drafter, VerifiedSlots
 from eaglepipe.decoding.verify import AcceptedPaths, SamplingRule, ancestor_mask, choose_tokens, verify
-from eaglepipe.target.stepping import SteppingTarget, TargetOutput
+from eaglepipe.target.steps.stepping import SteppingTarget, TargetOutput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from eaglepipe.decoding.draft_steps import DraftSteps
 from eaglepipe.decoding.drafters import DraftMethod, Proposal, VerifiedSlots, chain_proposal
 from eaglepipe.decoding.eagle3_steps import PeagleSteps
 from eaglepipe.decoding.verify import SamplingRule
-from eaglepipe.target.sampling import distribution, draw
+from eaglepipe.target.steps.sampling import distribution, draw
 
 
 class _SteppedDrafter:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from eaglepipe.decoding.drafters import Proposal
-from eaglepipe.target.sampling import distribution, draw
+from eaglepipe.target.steps.sampling import distribution, draw
 
 
 @dataclass(frozen=True, kw_only=True)

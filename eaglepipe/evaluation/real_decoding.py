@@ -19,8 +19,8 @@ from eaglepipe.files.json_object import text_config
 from eaglepipe.precompute.inputs import read_chat_tokenizer
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.load import load_target
-from eaglepipe.target.stepping import SteppingTarget
-from eaglepipe.target.stops import stop_ids
+from eaglepipe.target.steps.stepping import SteppingTarget
+from eaglepipe.target.steps.stops import stop_ids
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from eaglepipe.cache.manifest import Manifest
-from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.drafts.config_types import config_faults
 from eaglepipe.drafts.folder import StoredDraft, read_draft_folder

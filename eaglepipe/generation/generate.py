@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.target.kv_cache import cache_argument, make_cache
 from eaglepipe.target.load import LoadedTarget
-from eaglepipe.target.sampling import distribution, draw
+from eaglepipe.target.steps.kv_cache import cache_argument, make_cache
+from eaglepipe.target.steps.sampling import distribution, draw
 
 _COMPACT_BELOW = 0.75  # share of rows still running at which the ended ones are taken out
 

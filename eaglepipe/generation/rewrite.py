@@ -22,7 +22,7 @@ from eaglepipe.generation.token_rows import AnswerRow, add_turn
 from eaglepipe.generation.tool_turns import call_ids, results_fault, with_call_ids
 from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.positions import max_positions
-from eaglepipe.target.stops import stop_ids
+from eaglepipe.target.steps.stops import stop_ids
 
 _PROMPT_CHARACTERS = 2**21  # a token needs hundreds of bytes while a text is tokenised
 Status = Literal["written", "skipped", "error"]

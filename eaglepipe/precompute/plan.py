@@ -17,7 +17,7 @@ from eaglepipe.cache.manifest import (
     document_bytes,
     load_document,
 )
-from eaglepipe.cache.reader import read_manifest
+from eaglepipe.cache.opening import read_manifest
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import (
     WORK_FOLDER,

@@ -12,8 +12,9 @@ from pathlib import Path
 from eaglepipe.cache.clean import tidy_cache
 from eaglepipe.cache.fixed_files import recorded_files
 from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
+from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.published import NOT_COMPUTED, missing_shards, unpublished_shards
-from eaglepipe.cache.reader import Cache, load_manifest
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import cache_root, list_caches, named_caches, staging_path
 from eaglepipe.chat.sources import fingerprint_sources

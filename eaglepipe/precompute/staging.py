@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from eaglepipe.cache.arrow_file import ArrowFile
+from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.chat.tokens import TokenSample, supervised_tokens
 from eaglepipe.errors import CorruptError, DataError
 from eaglepipe.files.publish import PendingFile, explained_os_errors

@@ -13,7 +13,7 @@ import torch
 from eaglepipe.bench.made_cache import TargetShape, _fixed_files, _plan
 from eaglepipe.cache.fixed_files import publish_files
 from eaglepipe.cache.manifest import PLAN_NAME, document_bytes, file_entry
-from eaglepipe.cache.record_batch import sample_digest, sample_to_batch
+from eaglepipe.cache.samples.record_batch import sample_digest, sample_to_batch
 from eaglepipe.cache.schema import ShardSpec, arrow_schema
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.cache.types import CachedSample

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from eaglepipe.cache.record_batch import batch_to_sample
+from eaglepipe.cache.samples.record_batch import batch_to_sample
 from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.supervision.columns import to_host
 from eaglepipe.cache.supervision.sparse import SparseRule

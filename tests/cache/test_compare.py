@@ -8,7 +8,7 @@ import pytest
 
 from eaglepipe.cache.compare import diff_caches
 from eaglepipe.cache.manifest import Plan, load_document
-from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.opening import load_manifest
 from eaglepipe.errors import CacheError, CorruptError
 from tests.cache.damage import flip
 from tests.cache.derived import make_cache

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eaglepipe.cache.arrow_file import ArrowFile
-from eaglepipe.cache.reader import Cache, load_manifest
+from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.errors import EXIT_CORRUPT, CorruptError
 from tests.cache.damage import flip
 from tests.processes import Child, start, start_eaglepipe

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from eaglepipe.cache.reader import Cache, load_manifest
+from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, CorruptError
 from tests.cache.damage import flip, read_everything

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from eaglepipe.cache.reader import Cache, load_manifest
+from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError, CorruptError
 from tests.cache.damage import declare_current_state, read_everything, rewrite
 

@@ -12,9 +12,10 @@ import torch
 
 from eaglepipe.cache.codecs.catalog import RowCodec, inline_codec, make_codec
 from eaglepipe.cache.codecs.soundness import find_fault
-from eaglepipe.cache.content import ImpossibleContentError, check_content, check_structure
-from eaglepipe.cache.reader import Cache, load_manifest
-from eaglepipe.cache.record_batch import sample_digest, sample_to_batch
+from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.samples.content import ImpossibleContentError, check_content, check_structure
+from eaglepipe.cache.samples.record_batch import sample_digest, sample_to_batch
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.repair import repair_cache
 from eaglepipe.cache_tools.verify import verify_cache

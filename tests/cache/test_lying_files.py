@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eaglepipe.cache.reader import Cache, load_manifest
-from eaglepipe.cache.record_batch import sample_digest
+from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.samples.record_batch import sample_digest
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, CorruptError
 from tests.cache.damage import declare_current_state, rewrite

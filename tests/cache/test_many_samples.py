@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from eaglepipe.cache.manifest import Sidecar, load_document
-from eaglepipe.cache.reader import Cache, load_manifest
-from eaglepipe.cache.sample_ids import SampleIds
+from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.samples.sample_ids import SampleIds
 from eaglepipe.cache.types import SampleIndex, join_indices
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CorruptError

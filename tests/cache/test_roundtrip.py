@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.record_batch import batch_to_sample, sample_digest, sample_to_batch
+from eaglepipe.cache.samples.record_batch import batch_to_sample, sample_digest, sample_to_batch
 from eaglepipe.cache.schema import ShardSpec, arrow_schema
 from eaglepipe.cache.supervision.sparse import id_dtype
 from eaglepipe.cache.types import CachedSample

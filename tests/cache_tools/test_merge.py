@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from eaglepipe.cache.manifest import Plan, load_document
-from eaglepipe.cache.reader import Cache, load_manifest
+from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.merge import merge_caches

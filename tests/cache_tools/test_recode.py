@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from eaglepipe.cache.manifest import Plan, load_document
-from eaglepipe.cache.reader import Cache, load_manifest
+from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import find_cache
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.recode import Changes, recode_cache

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.cache.reader import Cache, load_plan
+from eaglepipe.cache.opening import load_plan
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.cache_tools.repair import repair_cache
 from eaglepipe.cache_tools.verify import verify_cache

@@ -9,8 +9,8 @@ from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.eagle3_steps import Eagle3Steps
 from eaglepipe.decoding.strategies import ChainDrafter, TreeDrafter
 from eaglepipe.decoding.verify import SamplingRule
-from eaglepipe.target.sampling import distribution
-from eaglepipe.target.stepping import SteppingTarget
+from eaglepipe.target.steps.sampling import distribution
+from eaglepipe.target.steps.stepping import SteppingTarget
 from tests.decoding.tiny_decoding import tiny_draft, tiny_stepping
 
 VOCAB, DRAFT_VOCAB, DRAWS = 6, 3, 20_000

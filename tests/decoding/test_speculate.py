@@ -9,7 +9,7 @@ from eaglepipe.decoding.strategies import ChainDrafter, TreeDrafter
 from eaglepipe.decoding.text_drafters import bigram_drafter, lookup_continuation, lookup_drafter, no_drafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import TargetError
-from eaglepipe.target.stepping import SteppingTarget
+from eaglepipe.target.steps.stepping import SteppingTarget
 from tests.decoding.tiny_decoding import OracleDrafter, plain_greedy, tiny_draft, tiny_stepping
 
 GREEDY, CPU = SamplingRule(), torch.device("cpu")

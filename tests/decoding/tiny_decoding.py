@@ -10,7 +10,7 @@ from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.load import LoadedTarget
-from eaglepipe.target.stepping import SteppingTarget
+from eaglepipe.target.steps.stepping import SteppingTarget
 from tests.target.tiny_targets import make_model
 
 

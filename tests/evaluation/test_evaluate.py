@@ -24,7 +24,7 @@ from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.load import load_target
-from eaglepipe.target.stepping import SteppingTarget
+from eaglepipe.target.steps.stepping import SteppingTarget
 from eaglepipe.train import run_training
 from tests.tiny_project import VOCAB_SIZE, TinyProject
 

@@ -4,7 +4,7 @@ import torch
 from transformers import DynamicCache
 
 from eaglepipe.generation.generate import Sampling, generate
-from eaglepipe.target.kv_cache import RoomyLayer, make_cache
+from eaglepipe.target.steps.kv_cache import RoomyLayer, make_cache
 from tests.target.tiny_targets import CONFIGS, VOCAB, tiny_target
 
 NEVER = frozenset({VOCAB})

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from eaglepipe.cache.clean import clean_cache
-from eaglepipe.cache.reader import Cache, load_manifest, load_plan
+from eaglepipe.cache.opening import load_manifest, load_plan
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.storage import find_cache
 from eaglepipe.cache_tools.describe import describe_cache, describe_root
 from eaglepipe.cache_tools.verify import verify_cache

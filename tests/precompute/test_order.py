@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eaglepipe.cache.manifest import Sidecar, load_document
-from eaglepipe.cache.reader import load_plan
+from eaglepipe.cache.opening import load_plan
 from eaglepipe.chat.drops import DropLog
 from eaglepipe.precompute.content_identity import cache_identity
 from eaglepipe.precompute.inputs import read_stage1_inputs

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from eaglepipe.cache.manifest import MANIFEST_NAME
-from eaglepipe.cache.reader import Cache, load_plan
+from eaglepipe.cache.opening import load_plan
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, StoppedError

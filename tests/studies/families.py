@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.opening import load_manifest
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.files.publish import publish_bytes
 from eaglepipe.recipe.load import dump_recipe, load_recipe

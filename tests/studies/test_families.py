@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.cache.reader import load_manifest
+from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.precompute.stage import run_precompute

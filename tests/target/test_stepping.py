@@ -5,7 +5,7 @@ import torch
 
 from eaglepipe.errors import TargetError
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.stepping import SteppingTarget
+from eaglepipe.target.steps.stepping import SteppingTarget
 from tests.target.tiny_targets import CONFIGS, tiny_target
 
 LOWER = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], dtype=torch.bool)
@@ -68,7 +68,7 @@ def test_layers_with_a_window_forget_what_lies_outside_it(name: str, tmp_path: P
 def test_a_window_that_no_mask_can_be_given_for_bounds_the_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eaglepipe.target.stepping._MAX_PROBED_WINDOW", 4)
+    monkeypatch.setattr("eaglepipe.target.steps.stepping._MAX_PROBED_WINDOW", 4)
     target = stepping("gpt-oss", tmp_path)
     with pytest.raises(TargetError, match="exactly up to 8"):
         target.check_room(9)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from eaglepipe.cache.record_batch import sample_digest
+from eaglepipe.cache.samples.record_batch import sample_digest
 from tests.fuzz.base import KINDS, Base
 from tests.fuzz.subjects.cache_commands import cache_commands
 from tests.fuzz.subjects.documents import declare, write_document

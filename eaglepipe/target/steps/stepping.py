@@ -11,10 +11,10 @@ import torch
 
 from eaglepipe.errors import TargetError
 from eaglepipe.target.capture import HFEagle3TargetModel
-from eaglepipe.target.kv_cache import RoomyLayer, cache_argument, make_rewindable_cache
 from eaglepipe.target.model import CapturedStates
 from eaglepipe.target.positions import max_positions
-from eaglepipe.target.tree_mask import additive_mask, layer_kinds
+from eaglepipe.target.steps.kv_cache import RoomyLayer, cache_argument, make_rewindable_cache
+from eaglepipe.target.steps.tree_mask import additive_mask, layer_kinds
 
 _PROBE_PREFIX = 3
 _PROBE_ROOM = 8
