@@ -3,9 +3,10 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from eaglepipe.errors import StoppedError
 
@@ -47,9 +48,16 @@ def stop_on_signals() -> Iterator[StopFlag]:
             signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)
 
-    previous = {number: signal.signal(number, ask_to_stop) for number in STOP_SIGNALS}
-    try:
+    with stop_signals_to(ask_to_stop) as previous:
         yield flag
+
+
+@contextmanager
+def stop_signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[signal.Signals, Any]]:
+    """Install a handler of all stop signals while the block runs; yields those that it replaces."""
+    previous = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield previous
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from eaglepipe.demo.corpus import write_corpus
 from eaglepipe.demo.tokenizer import train_tokenizer
@@ -36,8 +36,9 @@ def make_project(folder: Path, *, rows: int = 48) -> TinyProject:
     corpus = write_corpus(folder / "data", seed=0, train_rows=rows, prompt_rows=8)
     sources = [half for path in corpus.train for half in _halves(path)]
     tokenizer = train_tokenizer(sources, VOCAB_SIZE)
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    save_random_llama(
+        folder / "target",
+        tokenizer,
         vocab_size=VOCAB_SIZE,
         hidden_size=32,
         intermediate_size=64,
@@ -45,12 +46,7 @@ def make_project(folder: Path, *, rows: int = 48) -> TinyProject:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "target")
-    tokenizer.save_pretrained(folder / "target")
     recipe_file = folder / "tiny.yaml"
     listed = "".join(f"\n    - path: {path}" for path in sources)
     recipe_file.write_text(
@@ -79,6 +75,14 @@ train:
         encoding="utf-8",
     )
     return TinyProject(folder=folder, recipe_file=recipe_file)
+
+
+def save_random_llama(folder: Path, tokenizer: PreTrainedTokenizerBase, **sizes: int) -> None:
+    """Save a Llama of random weights with a tokenizer; `sizes` are those of its config."""
+    special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "bos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**sizes, **special)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _halves(path: Path) -> list[Path]:

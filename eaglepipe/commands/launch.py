@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from eaglepipe.errors import EXIT_BUG, EXIT_RESOURCES, EXIT_STOPPED, EaglepipeError, LostRankError
-from eaglepipe.signals import STOP_SIGNALS
+from eaglepipe.signals import stop_signals_to
 
 REPORT_VARIABLE = "EAGLEPIPE_RANK_REPORT"
 _TOGETHER_SECONDS = 1.0  # in which the others may end by the same error, once a rank has ended
@@ -132,12 +132,8 @@ def _forwarding_signals(ranks: Sequence[_Rank]) -> Iterator[list[int]]:
         for rank in ranks:
             rank.process.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
-    try:
+    with stop_signals_to(forward):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _wait(ranks: Sequence[_Rank], received: Sequence[int]) -> list[_Rank]:

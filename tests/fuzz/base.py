@@ -154,18 +154,17 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
 
 def _make_project(folder: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from eaglepipe.demo.corpus import read_rows, write_corpus
     from eaglepipe.demo.tokenizer import train_tokenizer
+    from tests.tiny_project import save_random_llama
 
     corpus = write_corpus(folder / "corpus", seed=0, train_rows=16, prompt_rows=8)
     for name, files in (("rows", corpus.train), ("prompts", corpus.prompts)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read_rows(files)))
     tokenizer = train_tokenizer(corpus.train, 280)
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    save_random_llama(
+        folder / "target",
+        tokenizer,
         vocab_size=288,
         hidden_size=16,
         intermediate_size=16,
@@ -173,9 +172,4 @@ def _make_project(folder: Path) -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "target")
-    tokenizer.save_pretrained(folder / "target")
