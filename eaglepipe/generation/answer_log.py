@@ -54,13 +54,18 @@ def lock_of(log: Path) -> Path:
 class AnswerLog(AbstractContextManager["AnswerLog"]):
     """The log at `path`, locked against a second writer."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], window_rows: int) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], window_rows: int, *, setting: str = "regenerate.output"
+    ) -> None:
         """Open or continue the log; all that follows its last whole window is cut off.
+
+        Args:
+            setting: of the recipe, that names the output.
 
         Raises:
             ConfigError: another run is writing it, or it was begun with other settings.
         """
-        self.path = path
+        self.path, self._setting = path, setting
         with ExitStack() as held:
             held.enter_context(write_lock(lock_of(path), path))
             with explained_os_errors(path):
@@ -98,7 +103,7 @@ class AnswerLog(AbstractContextManager["AnswerLog"]):
             self._write(own_header)
             return Tally()
         if header is None or not isinstance(header.get("settings"), dict):
-            raise ConfigError(f"{self.path}: not a log of answers; move it away, or choose another regenerate.output")
+            raise ConfigError(f"{self.path}: not a log of answers; move it away, or choose another {self._setting}")
         if differences := list(diff_fields(header["settings"], settings)):
             raise ConfigError(
                 f"{self.path} was begun with other settings; restore them, or delete it to start over:\n"

@@ -5,25 +5,20 @@ whole window; the output appears whole, by rename, when every row has its outcom
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation, fingerprint_sources, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
-from eaglepipe.errors import ConfigError, CorruptError, DataError
-from eaglepipe.files.json_object import diff_fields, read_json_object
-from eaglepipe.files.leftovers import leftover_siblings, remove_abandoned
-from eaglepipe.files.lock import remove_stale_lock
-from eaglepipe.files.publish import publish_json, published_file
-from eaglepipe.generation.answer_log import AnswerLog, json_line, lock_of
+from eaglepipe.errors import ConfigError, DataError
+from eaglepipe.generation.answer_log import AnswerLog, Tally
+from eaglepipe.generation.answer_output import AnswerOutput
 from eaglepipe.generation.generate import Sampling
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
 from eaglepipe.progress import ProgressLine, format_seconds
@@ -101,20 +96,17 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
         "supervise": recipe.data.supervise,
         "sampling": settings.model_dump(mode="json", exclude={"sources", "output"}),
     }
-    log_file = _beside(output, ".part")
-    remove_abandoned(leftover_siblings(output))
-    if output.exists():
-        result = _finished_earlier(output, identity)
-        log_file.unlink(missing_ok=True)
-        remove_stale_lock(lock_of(log_file))
+    files = AnswerOutput(path=output, setting="regenerate.output", identity=identity, result=RegenerateResult)
+    if (finished := files.finished_earlier()) is not None:
         report(f"{output}: complete already, nothing to do")
-        return result
-    with AnswerLog(log_file, identity, settings.batch_size * WINDOW_BATCHES) as log:
+        return finished
+    with files.open_log(settings.batch_size * WINDOW_BATCHES) as log:
         started = time.monotonic()
         if log.tally.rows < corpus.num_rows:
             _answer_rest(recipe, settings, chat, log, corpus.num_rows, report=report)
-        result = _publish(output, identity, log, time.monotonic() - started)
-    log_file.unlink()
+        result = _result(output, log.tally, time.monotonic() - started)
+        files.publish(log, result)
+    files.log.unlink()
     report(summary(result))
     return result
 
@@ -133,37 +125,6 @@ def summary(result: RegenerateResult) -> str:
     lines += [f"  skipped {count:,}: {reason}" for reason, count in result.skipped_by_reason.items()]
     lines += [f"  error {count:,}: {reason}" for reason, count in result.errors_by_reason.items()]
     return "\n".join(lines)
-
-
-def _beside(output: Path, suffix: str) -> Path:
-    return output.with_name(output.name + suffix)
-
-
-def _finished_earlier(output: Path, identity: Mapping[str, Any]) -> RegenerateResult:
-    """Return the result of the run that made the output."""
-    report_file = _beside(output, ".report.json")
-    if not report_file.is_file():
-        raise ConfigError(
-            f"{output} exists and was not finished by this command; move it away, or choose another output"
-        )
-    earlier = read_json_object(report_file)
-    settings, figures = earlier.get("settings"), earlier.get("result")
-    if not isinstance(settings, dict) or not isinstance(figures, dict):
-        raise _not_a_report(report_file, output)
-    if differences := list(diff_fields(settings, identity)):
-        raise ConfigError(
-            f"{output} was made with other settings; delete it, or choose another regenerate.output:\n"
-            + "\n".join(f"  {line}" for line in differences)
-        )
-    try:
-        result = json_line({**figures, "output": str(output), "seconds": 0.0})
-        return TypeAdapter(RegenerateResult).validate_json(result, strict=True)
-    except ValueError:  # of pydantic too
-        raise _not_a_report(report_file, output) from None
-
-
-def _not_a_report(report_file: Path, output: Path) -> CorruptError:
-    return CorruptError(f"{report_file}: not what a finished run reports; delete it and {output.name} to start over")
 
 
 def _answer_rest(
@@ -222,15 +183,12 @@ def _row(conversation: Conversation, rewritten: Rewritten, *, tokenizer: str, la
     return {**outcome, "tokens": rewritten.num_tokens, "rows": rows[-1:] if last_only else rows}
 
 
-def _left_out(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of the log without the rows that are written to the output."""
-    status = "ended_early" if row["status"] == "written" else row["status"]
-    return {key: value for key, value in row.items() if key not in ("rows", "tokens")} | {"status": status}
+def _result(output: Path, tally: Tally, seconds: float) -> RegenerateResult:
+    """Return the figures of a finished run.
 
-
-def _publish(output: Path, identity: Mapping[str, Any], log: AnswerLog, seconds: float) -> RegenerateResult:
-    """Publish the files beside the output, and the output last: its presence means that they are complete."""
-    tally = log.tally
+    Raises:
+        DataError: not one conversation was answered.
+    """
     result = RegenerateResult(
         output=str(output),
         input=tally.rows,
@@ -246,10 +204,4 @@ def _publish(output: Path, identity: Mapping[str, Any], log: AnswerLog, seconds:
     )
     if result.success == 0:
         raise DataError(f"no conversation could be answered:\n{summary(result)}")
-    with published_file(output) as answered:
-        if result.skipped + result.errors + tally.ended_early.total():
-            with published_file(_beside(output, ".left-out.jsonl")) as left_out:
-                left_out.stream.writelines(json_line(_left_out(row)) for row in log.rows() if row.get("reason"))
-        publish_json(_beside(output, ".report.json"), {"settings": dict(identity), "result": asdict(result)})
-        answered.stream.writelines(json_line(row) for outcome in log.rows() for row in outcome.get("rows", ()))
     return result
