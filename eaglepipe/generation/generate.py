@@ -5,36 +5,18 @@ Shapes: B rows still running, P padded prompt length, V vocabulary.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eaglepipe.generation.answering import Answer, Sampling
 from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.steps.kv_cache import cache_argument, make_cache
 from eaglepipe.target.steps.sampling import distribution, draw
 
 _COMPACT_BELOW = 0.75  # share of rows still running at which the ended ones are taken out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen: greedily at temperature 0."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """The continuation of one prompt."""
-
-    token_ids: NDArray[np.int32]  # with the token that ended it
-    ended: bool  # by a stop token; False if max_new_tokens came first
-    finite: bool = True  # False if the target gave NaN or Inf, which ends a row too
 
 
 @torch.inference_mode()

@@ -19,8 +19,9 @@ from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.errors import ConfigError, DataError
 from eaglepipe.generation.answer_log import AnswerLog, Tally
 from eaglepipe.generation.answer_output import AnswerOutput
-from eaglepipe.generation.generate import Sampling
+from eaglepipe.generation.answering import Sampling
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
+from eaglepipe.generation.target_answerer import TargetAnswerer
 from eaglepipe.progress import ProgressLine, format_seconds
 from eaglepipe.recipe.config import RegenerateConfig
 from eaglepipe.recipe.tree import Recipe
@@ -34,6 +35,8 @@ from eaglepipe.target.load import (
     resolve_folder,
     text_config_of,
 )
+from eaglepipe.target.positions import max_positions
+from eaglepipe.target.steps.stops import stop_ids
 
 FORMAT = 2  # of the output's rows: token ids beside the messages
 WINDOW_BATCHES = 8  # of rows that are sorted by length together, and that a kill may cost
@@ -138,8 +141,14 @@ def _answer_rest(
         target = load_target(recipe.target, recipe.precompute.device)
         check_tokenizer_fits(chat.plain_vocab_size, target.vocab_size)
         sampling = Sampling(**settings.model_dump(include={"max_new_tokens", "temperature", "top_p"}))
+        ends = stop_ids(target, chat)
         rewriter = Rewriter(
-            target=target, chat=chat, sampling=sampling, batch_size=settings.batch_size, seed=settings.seed
+            answerer=TargetAnswerer(target, sampling, ends, batch_size=settings.batch_size),
+            chat=chat,
+            max_new_tokens=settings.max_new_tokens,
+            vocab_size=target.vocab_size,
+            max_positions=max_positions(target.text_config),
+            seed=settings.seed,
         )
         row_of = partial(_row, tokenizer=chat.fingerprint(), last_only=recipe.data.supervise == "last")
         started, num_tokens = time.monotonic(), 0
@@ -148,12 +157,15 @@ def _answer_rest(
                 stop.raise_if_set(f"{log.tally.rows:,} of {num_rows:,} conversations are in {log.path}")
                 if not (rows := list(islice(rest, window_rows))):
                     break
-                rewritten = rewriter.rewrite([row for row in rows if isinstance(row, Conversation)], window)
-                outcomes = iter(rewritten)
+                readable = [(number, row) for number, row in enumerate(rows) if isinstance(row, Conversation)]
+                outcomes = dict(rewriter.rewrite(readable, window=window))
                 log.append(
-                    [_faulty(row) if isinstance(row, FaultyRow) else row_of(row, next(outcomes)) for row in rows]
+                    [
+                        _faulty(row) if isinstance(row, FaultyRow) else row_of(row, outcomes[number])
+                        for number, row in enumerate(rows)
+                    ]
                 )
-                num_tokens += sum(outcome.num_tokens for outcome in rewritten)
+                num_tokens += sum(outcome.num_tokens for outcome in outcomes.values())
                 progress.update(len(rows), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
 
 

@@ -1,15 +1,14 @@
 """Conversations with every assistant turn written anew by the target, each after the turns it has just written.
 
-All conversations go through their first turns together, then their second ones, and so on; batches are sorted by
-length, and a fixed list of conversations always gives the same answers.
+Each conversation goes through its turns by itself, many at a time; whoever answers is given the next prompt as soon as
+the turn before it is answered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from eaglepipe.chat.messages import Message
@@ -17,12 +16,9 @@ from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.tokenizer import ChatTokenizer, decode_after
 from eaglepipe.errors import TemplateError
 from eaglepipe.generation.answer_message import AnswerMessage, AnswerText, read_answer
-from eaglepipe.generation.generate import Answer, Sampling, generate
+from eaglepipe.generation.answering import Answer, Answerer, Prompt
 from eaglepipe.generation.token_rows import AnswerRow, add_turn
 from eaglepipe.generation.tool_turns import call_ids, results_fault, with_call_ids
-from eaglepipe.target.load import LoadedTarget
-from eaglepipe.target.positions import max_positions
-from eaglepipe.target.steps.stops import stop_ids
 
 _PROMPT_CHARACTERS = 2**21  # a token needs hundreds of bytes while a text is tokenised
 Status = Literal["written", "skipped", "error"]
@@ -41,33 +37,61 @@ class Rewritten:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewriter:
-    """A target, its chat template, and how it answers."""
+    """Whoever answers, the target's chat template and limits, and the seed of all draws."""
 
-    target: LoadedTarget
+    answerer: Answerer
     chat: ChatTokenizer
-    sampling: Sampling
-    batch_size: int
+    max_new_tokens: int
+    vocab_size: int
+    max_positions: int | None  # that the target may read at once; None: no limit
     seed: int
 
-    def rewrite(self, conversations: Sequence[Conversation], window: int) -> list[Rewritten]:
-        """Return the outcome of each conversation, in their order; `window` numbers the call, for the random draws."""
-        drafts = [_Draft(conversation) for conversation in conversations]
-        turn, ends = 0, stop_ids(self.target, self.chat)
-        while open_drafts := [draft for draft in drafts if draft.outcome is None]:
-            prompted = [draft for draft in open_drafts if self._prompt(draft)]
-            prompted.sort(key=lambda draft: len(draft.prompt))
-            for start in range(0, len(prompted), self.batch_size):
-                batch = prompted[start : start + self.batch_size]
-                generator = _generator(self.target.device, self.seed, window, turn, start)
-                prompts = [draft.prompt for draft in batch]
-                answers = generate(self.target, prompts, self.sampling, ends, generator)
-                for draft, answer in zip(batch, answers, strict=True):
-                    self._take(draft, answer)
-            turn += 1
-        return [draft.outcome for draft in drafts if draft.outcome is not None]
+    def rewrite(
+        self,
+        conversations: Iterable[tuple[int, Conversation]],
+        *,
+        at_once: int | None = None,
+        window: int | None = None,
+    ) -> Iterator[tuple[int, Rewritten]]:
+        """Yield the number and outcome of each numbered conversation, as they are decided.
+
+        Args:
+            at_once: conversations on their way; None: all.
+            window: number of the draws that they share; None: each conversation has its own.
+        """
+        waiting, drafts = iter(conversations), dict[int, _Draft]()
+
+        def send(number: int) -> Iterator[tuple[int, Rewritten]]:
+            draft = drafts[number]
+            if self._prompt(draft):
+                purpose = (self.seed, number if window is None else window, draft.turn)
+                before, tools = draft.messages[: draft.positions[draft.turn]], draft.conversation.tools
+                prompt = Prompt(token_ids=draft.prompt, purpose=purpose, messages=before, tools=tools)
+                self.answerer.add(number, prompt)
+            else:
+                del drafts[number]
+                assert draft.outcome is not None
+                yield number, draft.outcome
+
+        def fill() -> Iterator[tuple[int, Rewritten]]:
+            while at_once is None or len(drafts) < at_once:
+                if (entry := next(waiting, None)) is None:
+                    return
+                number, conversation = entry
+                drafts[number] = _Draft(conversation)
+                yield from send(number)
+
+        yield from fill()
+        for number, answer in self.answerer.answered():
+            draft = drafts[number]
+            self._take(draft, answer)
+            yield from send(number)
+            yield from fill()
 
     def _prompt(self, draft: "_Draft") -> bool:
-        """Give the draft the prompt of its next turn, or its outcome."""
+        """Give the draft the prompt of its next turn, unless it has its outcome, now or before."""
+        if draft.outcome is not None:
+            return False
         if not draft.positions:
             draft.close("skipped", "nothing to answer")
             return False
@@ -82,12 +106,12 @@ class Rewriter:
             draft.close("error", "prompt too long", f"{len(text):,} characters; {_PROMPT_CHARACTERS:,} are tokenised")
             return False
         draft.prompt_text, draft.prompt = text, self.chat.token_ids(text)
-        room = max_positions(self.target.text_config)
-        if room is not None and len(draft.prompt) + self.sampling.max_new_tokens > room:
+        room = self.max_positions
+        if room is not None and len(draft.prompt) + self.max_new_tokens > room:
             detail = f"{len(draft.prompt)} tokens and max_new_tokens are more than the target's {room} positions"
             draft.close("error", "prompt too long", detail)
-        elif len(draft.prompt) and (largest := int(draft.prompt.max())) >= self.target.vocab_size:
-            detail = f"token id {largest} is outside the target's vocabulary of {self.target.vocab_size}"
+        elif len(draft.prompt) and (largest := int(draft.prompt.max())) >= self.vocab_size:
+            detail = f"token id {largest} is outside the target's vocabulary of {self.vocab_size}"
             draft.close("error", "a token without embedding in the prompt", detail)
         elif len(draft.prompt) == 0:
             draft.close("error", "the chat template renders an empty prompt")
@@ -96,7 +120,9 @@ class Rewriter:
     def _take(self, draft: "_Draft", answer: Answer) -> None:
         """Take an answer, or the reason that it is of no use."""
         draft.num_tokens += len(answer.token_ids)
-        if not answer.finite:
+        if answer.unanswered is not None:
+            draft.close(answer.unanswered.status, answer.unanswered.reason, answer.unanswered.detail)
+        elif not answer.finite:
             draft.close("error", "the target gave NaN or Inf")
         elif not answer.ended:
             draft.close("skipped", "unfinished after max_new_tokens")
@@ -164,9 +190,3 @@ class _Draft:
             self.close("written", fault)
         else:
             self.messages[position + 1 : self.positions[self.turn]] = with_call_ids(source[0], read.message, following)
-
-
-def _generator(device: torch.device, *purpose: int) -> torch.Generator:
-    """Return a generator of its own for each purpose, given as numbers."""
-    state = int(np.random.SeedSequence(purpose).generate_state(1, np.uint64)[0])
-    return torch.Generator(device).manual_seed(state)

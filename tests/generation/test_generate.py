@@ -3,7 +3,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from eaglepipe.generation.generate import Sampling, generate
+from eaglepipe.generation.answering import Sampling
+from eaglepipe.generation.generate import generate
 from eaglepipe.target.steps.kv_cache import RoomyLayer, make_cache
 from tests.target.tiny_targets import CONFIGS, VOCAB, tiny_target
 
