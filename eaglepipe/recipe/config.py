@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, field_validator, model_validator
 
+from eaglepipe.recipe.engine_args import check_engine_args, content_args
 from eaglepipe.recipe.scalars import json_object
 from eaglepipe.recipe.texts import FileText, PathText, check_text
 
@@ -45,6 +46,26 @@ class TargetConfig(Section):
     revision: str | None = None
     dtype: DType = "auto"
     trust_remote_code: bool = False
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="library that runs the target")
+    engine_args: Annotated[dict[str, Any], BeforeValidator(json_object)] = Field(
+        {},
+        description="arguments of vLLM's engine, as it names them: tensor_parallel_size, quantization, max_model_len, "
+        "gpu_memory_utilization and others",
+    )
+
+    @model_validator(mode="after")
+    def _engine_takes_its_args(self) -> "TargetConfig":
+        if self.engine_args and self.engine != "vllm":
+            raise ValueError(f"engine_args needs engine: vllm, not {self.engine}")
+        check_engine_args(self.engine_args)
+        return self
+
+    @property
+    def engine_fields(self) -> dict[str, Any]:
+        """Engine and arguments by which states are told apart; none of transformers, whose states came first."""
+        if self.engine == "transformers":
+            return {}
+        return {"engine": self.engine, "engine_args": content_args(self.engine_args)}
 
 
 class SourceConfig(Section):

@@ -19,11 +19,11 @@ _FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bflo
 
 def target_fields(
     folder: Path, model_config: PretrainedConfig, target: TargetConfig, *, weights: str
-) -> dict[str, str | None]:
+) -> dict[str, Any]:
     """Return hashes and settings of a target, whose weights have the fingerprint `weights`.
 
     `code` and `quantization` are only there for targets with custom code that is trusted, and for targets of several
-    parts that are quantised as a whole.
+    parts that are quantised as a whole; `engine` and `engine_args` for targets that transformers does not run.
 
     Raises:
         TargetError: weights or code that cannot be read.
@@ -40,7 +40,7 @@ def target_fields(
         fields["code"] = code
     if config is not model_config and (whole := model_config.to_dict().get("quantization_config")) is not None:
         fields["quantization"] = _hash(whole)
-    return fields
+    return fields | target.engine_fields
 
 
 def _hash(value: Any) -> str:

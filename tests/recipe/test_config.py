@@ -191,3 +191,30 @@ def test_foreign_and_unknown_settings_are_reported_at_once(tmp_path: Path) -> No
         "train.seed: Input should be greater than or equal to 0",
     ):
         assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["target.engine=vlm"], "target.engine: Input should be 'transformers' or 'vllm'"),
+        (["target.engine_args.max_num_seqs=8"], "engine_args needs engine: vllm"),
+        (["target.engine=vllm", "target.engine_args.dtype=float16"], "engine_args.dtype: set target.dtype"),
+        (["target.engine=vllm", "target.engine_args.data_parallel_size=2"], "--workers i/n"),
+        (["target.engine=vllm", "target.engine_args.max-model-len=64"], "write it as max_model_len"),
+        (["target.engine=vllm", "target.engine_args.max_model_len=1"], "no number of tokens from 2 on"),
+        (["target.engine=vllm", "target.engine_args=[1]"], "target.engine_args"),
+    ],
+)
+def test_arguments_of_an_engine_that_the_recipe_has_other_words_for_are_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_recipe(write(tmp_path, MINIMAL), overrides)
+
+
+def test_arguments_of_an_engine_pass_as_they_are_given(tmp_path: Path) -> None:
+    args = {"tensor_parallel_size": 2, "hf_overrides": {"rope_theta": 1.0}, "quantization": "fp8"}
+    recipe = load_recipe(write(tmp_path, MINIMAL), ["target.engine=vllm", f"target.engine_args={args}"])
+    assert recipe.target.engine_args == args
+    again = load_recipe(write(tmp_path, dump_recipe(recipe)))
+    assert again == recipe

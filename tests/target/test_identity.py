@@ -27,7 +27,7 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], object], name: str =
     file.write_text(json.dumps(fields))
 
 
-def fields_of(folder: Path, **settings: Any) -> dict[str, str | None]:
+def fields_of(folder: Path, **settings: Any) -> dict[str, Any]:
     target = TargetConfig(path=str(folder), **settings)
     return target_fields(folder, read_model_config(folder, target), target, weights=weights_fingerprint(folder))
 
@@ -131,3 +131,14 @@ def test_weights_under_another_name_are_refused(folder: Path) -> None:
     edited(folder, lambda config: config.update(transformers_weights="other.safetensors"))
     with pytest.raises(TargetError, match=r"other\.safetensors"):
         fields_of(folder)
+
+
+def test_the_engine_counts_and_how_it_runs_does_not(folder: Path) -> None:
+    plain = fields_of(folder)
+    served = fields_of(folder, engine="vllm")
+    assert "engine" not in plain
+    assert served != plain
+    running = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "max_num_seqs": 8}
+    assert fields_of(folder, engine="vllm", engine_args=running) == served
+    for changing in ({"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}, {"max_model_len": 64}, {"unheard_of": 1}):
+        assert fields_of(folder, engine="vllm", engine_args=running | changing) != served
