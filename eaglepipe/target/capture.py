@@ -3,8 +3,7 @@
 Shapes: B rows, T padded length, A aux layers, Ht target hidden, V vocabulary, D draft vocabulary, N any rows.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,20 +15,20 @@ from torch.nn.utils.rnn import pad_sequence
 
 from eaglepipe.errors import TargetError
 from eaglepipe.recipe.config import TargetConfig
-from eaglepipe.target.layers import (
-    final_norm_weight,
-    find_decoder,
-    find_layers,
-    head_spec_candidates,
-    rope_kinds,
-    validate_aux_layer_ids,
-)
+from eaglepipe.target.layers import find_decoder, find_layers, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import LoadedTarget, load_target
+from eaglepipe.target.loaded_head import (
+    LoadedHead,
+    config_fields,
+    explained_forward,
+    find_head,
+    find_head_spec,
+    probe_ids,
+    probe_logits,
+)
 from eaglepipe.target.model import CapturedStates, TargetModel
 from eaglepipe.target_head import HeadSpec
 from eaglepipe.vocab import DraftVocab
-
-_PROBE_LENGTH = 4
 
 
 class HFEagle3TargetModel:
@@ -43,17 +42,18 @@ class HFEagle3TargetModel:
         """Raises TargetError if the ids do not fit, or the architecture's logits cannot be reproduced."""
         self.target = target
         self.aux_layer_ids = validate_aux_layer_ids(aux_layer_ids, target.num_layers)
-        expected = _probe_logits(target)
+        expected = probe_logits(target)
         self._decoder = find_decoder(target.model)
         self._layers = find_layers(self._decoder, target.num_layers)
-        self._head = _find_head(target)
+        module = find_head(target)
         self._rope_lengths = rope_kinds(target.text_config)
-        self._spec = self._probe_head_spec(expected)
+        spec = find_head_spec(target, module, self._probe_last_hidden(), expected)
+        self._head = LoadedHead(target=target, decoder=self._decoder, module=module, spec=spec)
 
     @property
     def hidden_size(self) -> int:
         """Ht."""
-        return int(self.target.text_config.hidden_size)
+        return self.target.hidden_size
 
     @property
     def device(self) -> torch.device:
@@ -110,40 +110,21 @@ class HFEagle3TargetModel:
         aux = torch.stack([taken[boundary] for boundary in self.aux_layer_ids], dim=2)
         return CapturedStates(aux=aux, last_hidden=output.last_hidden_state)
 
-    @torch.no_grad()
     def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
         """Return the target's logits, float32 [N, V], of last hidden states [N, Ht]."""
-        return self._spec.apply(self._head(last_hidden))
+        return self._head.logits(last_hidden)
 
     def head_spec(self) -> HeadSpec:
         """Return the scale and soft cap that turn raw head outputs into logits."""
-        return self._spec
+        return self._head.spec
 
     def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
-        """Return the tensors that a draft starts from, on the CPU in the target's dtype.
-
-        `embed_tokens.weight` [V, Ht], `lm_head.weight` [D, Ht] and `lm_head.bias` [D] (rows of the draft vocabulary),
-        `lm_head_full.weight` [V, Ht] and `lm_head_full.bias` [V] with `full_head`, `norm.weight` [Ht].
-        """
-        embeddings = self.target.model.get_input_embeddings().weight
-        tensors = {
-            "embed_tokens.weight": embeddings[: self.target.vocab_size],
-            "norm.weight": final_norm_weight(self._decoder, self.hidden_size).to(self.target.dtype),
-        }
-        for name in ("weight", "bias"):
-            parameter = getattr(self._head, name, None)
-            if parameter is None:
-                continue
-            tensors[f"lm_head.{name}"] = parameter[vocab.selected_token_ids.to(parameter.device)]
-            if full_head:
-                tensors[f"lm_head_full.{name}"] = parameter
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        """Return the tensors that a draft starts from, as `LoadedHead.start_tensors`."""
+        return self._head.start_tensors(vocab, full_head=full_head)
 
     def config_json(self) -> dict[str, Any]:
         """Return the fields of the target's config.json, its architectures named."""
-        fields: dict[str, Any] = self.target.model.config.to_dict()
-        fields.pop("_name_or_path", None)
-        return {**fields, "architectures": self.architectures}
+        return config_fields(self.target)
 
     def _check_length(self, length: int) -> None:
         limit = self._rope_lengths.get("dynamic")
@@ -153,60 +134,21 @@ class HFEagle3TargetModel:
                 f"the batch, so its states would not be reproducible; set data.max_length to {limit} or less"
             )
 
-    @torch.no_grad()
-    def _probe_head_spec(self, expected: torch.Tensor) -> HeadSpec:
-        """Return the first candidate with which capture and head give the logits of the whole model's own forward."""
-        name = type(self.target.model).__name__
-        ids = _probe_ids(self.target)
-        with _explained(name):
+    def _probe_last_hidden(self) -> torch.Tensor:
+        """Return the last hidden states of the probe [T, Ht], captured as those of any batch."""
+        ids = probe_ids(self.target)
+        with explained_forward(self.target):
             states = self.capture(ids, torch.ones_like(ids))
-        expected_shape = (1, _PROBE_LENGTH, len(self.aux_layer_ids), self.hidden_size)
-        if states.aux.shape != expected_shape:
-            raise TargetError(f"{name}: aux states have shape {tuple(states.aux.shape)}, expected {expected_shape}")
-        raw = self._head(states.last_hidden[0])
-        dtype = self.target.dtype
-        tolerance = 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
-        allowed = tolerance * max(1.0, float(expected.abs().max()))
-        candidates = head_spec_candidates(self.target.text_config)
-        errors = [float((spec.apply(raw) - expected).abs().max()) for spec in candidates]
-        for spec, error in zip(candidates, errors, strict=True):
-            if not error > allowed:  # a NaN passes, since it is refused sample by sample
-                return spec
-        raise TargetError(
-            f"{name}: its logits are not lm_head(last hidden state) with any scaling that its config names (they "
-            f"differ by {min(errors):.3g}); this architecture cannot be captured faithfully"
-        )
+        expected = (*ids.shape, len(self.aux_layer_ids), self.hidden_size)
+        if states.aux.shape != expected:
+            name = type(self.target.model).__name__
+            raise TargetError(f"{name}: aux states have shape {tuple(states.aux.shape)}, expected {expected}")
+        return states.last_hidden[0]
 
 
 def load_target_model(config: TargetConfig, aux_layer_ids: Sequence[int], device: str) -> TargetModel:
     """Load a target for capture at the given boundaries; raises as `load_target` and `HFEagle3TargetModel`."""
     return HFEagle3TargetModel(load_target(config, device), aux_layer_ids)
-
-
-@torch.no_grad()
-def _probe_logits(target: LoadedTarget) -> torch.Tensor:
-    """Return the whole model's own logits of the probe, float32 [T, V].
-
-    This is the first forward of a target: compressed-tensors replaces the compressed weights by usable ones in a hook
-    that only the whole model calls.
-    """
-    with _explained(type(target.model).__name__):
-        logits: torch.Tensor = target.model(input_ids=_probe_ids(target), use_cache=False).logits
-    return logits[0].float()
-
-
-def _probe_ids(target: LoadedTarget) -> torch.Tensor:
-    return torch.arange(_PROBE_LENGTH, device=target.device)[None] % target.vocab_size
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError, AttributeError) as failure:
-        raise TargetError(f"{name}: its own forward fails: {str(failure)[:300]}") from failure
 
 
 def pad_sequences(sequences: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,14 +160,3 @@ def pad_sequences(sequences: Sequence[NDArray[np.int32]]) -> tuple[torch.Tensor,
 
 def _keep_output(taken: dict[int, torch.Tensor], boundary: int, _layer: nn.Module, _args: Any, output: Any) -> None:
     taken[boundary] = output[0] if isinstance(output, tuple) else output
-
-
-def _find_head(target: LoadedTarget) -> nn.Module:
-    head, name = target.model.get_output_embeddings(), type(target.model).__name__
-    if head is None or not isinstance(head.weight, torch.Tensor):
-        raise TargetError(f"{name}: it has no lm_head")
-    if head.weight.shape[0] != target.vocab_size:
-        raise TargetError(
-            f"{name}: its lm_head has {head.weight.shape[0]} rows, its config a vocabulary of {target.vocab_size}"
-        )
-    return head

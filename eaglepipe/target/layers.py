@@ -44,10 +44,15 @@ def find_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:
     return (named or lists)[0]
 
 
+def find_final_norm(decoder: nn.Module) -> nn.Module | None:
+    """Return the module of a decoder that is named as a final norm."""
+    norms = (getattr(decoder, name, None) for name in _FINAL_NORMS)
+    return next((norm for norm in norms if isinstance(norm, nn.Module)), None)
+
+
 def final_norm_weight(decoder: nn.Module, hidden_size: int) -> torch.Tensor:
     """Return the final norm's scale [Ht], in the form y = x / rms(x) * scale; ones if the norm has none."""
-    norms = (getattr(decoder, name, None) for name in _FINAL_NORMS)
-    norm = next((norm for norm in norms if isinstance(norm, nn.Module)), None)
+    norm = find_final_norm(decoder)
     weight = getattr(norm, "weight", None)
     if norm is None or weight is None or weight.shape != (hidden_size,):
         return torch.ones(hidden_size)

@@ -59,6 +59,11 @@ class LoadedTarget:
         return int(self.text_config.vocab_size)
 
     @property
+    def hidden_size(self) -> int:
+        """Ht."""
+        return int(self.text_config.hidden_size)
+
+    @property
     def num_layers(self) -> int:
         return int(self.text_config.num_hidden_layers)
 
@@ -241,7 +246,7 @@ def _load_weights(
                 f"target {config.path!r} does not fit {device}: {first_line(error.__cause__)}"
             ) from error
         raise
-    _check_all_loaded(info, config.path)
+    check_all_loaded(info, config.path)
     return model
 
 
@@ -266,7 +271,7 @@ def num_parameters(model_config: PretrainedConfig, trust_remote_code: bool = Fal
         return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _check_all_loaded(info: dict[str, Any], path: str) -> None:
+def check_all_loaded(info: dict[str, Any], path: str) -> None:
     for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
         wrong = sorted(_described(key) for key in info.get(kind) or ())
         if wrong:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     Cohere2Config,
     Gemma2Config,
     Gemma3Config,
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from eaglepipe.recipe.config import TargetConfig
-from eaglepipe.target.load import LoadedTarget, load_target
+from eaglepipe.target.load import LoadedTarget, auto_class, load_target
 
 VOCAB, HIDDEN, LAYERS = 67, 32, 7
 SHAPE: dict[str, Any] = {
@@ -69,7 +68,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 def make_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A float32 model with weights large enough that every part matters, biases included."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto_class(config).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
