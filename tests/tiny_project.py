@@ -32,21 +32,21 @@ class TinyProject:
         return load_recipe(self.recipe_file, [f"{key}={value}" for key, value in overrides.items()])
 
 
-def make_project(folder: Path, *, rows: int = 48) -> TinyProject:
+def make_project(folder: Path, *, rows: int = 48, **sizes: int) -> TinyProject:
+    """Write a corpus, a tokenizer, a random target and a recipe; `sizes` replace those of the target's config."""
     corpus = write_corpus(folder / "data", seed=0, train_rows=rows, prompt_rows=8)
     sources = [half for path in corpus.train for half in _halves(path)]
     tokenizer = train_tokenizer(sources, VOCAB_SIZE)
-    save_random_llama(
-        folder / "target",
-        tokenizer,
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
+    defaults = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    save_random_llama(folder / "target", tokenizer, **defaults | sizes)
     recipe_file = folder / "tiny.yaml"
     listed = "".join(f"\n    - path: {path}" for path in sources)
     recipe_file.write_text(
