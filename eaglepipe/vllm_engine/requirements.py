@@ -1,8 +1,8 @@
 """Which vLLM is needed, and what a user does who lacks it."""
 
+import importlib.metadata
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -24,8 +24,8 @@ def installed_vllm() -> str | None:
     """Return the version of vLLM in this environment, whatever its distribution is called."""
     for name in _DISTRIBUTIONS:
         try:
-            return version(name)
-        except PackageNotFoundError:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             continue
     return None
 
@@ -40,13 +40,17 @@ def require_vllm(python: Path | None = None) -> str:
     where = "" if python is None else f" for {python}"
     if found is None:
         raise EaglepipeError(f"vLLM {SUPPORTED_VLLM} is needed, and is not installed{where}; {_INSTALL}")
-    try:
-        is_supported = Version(found) in SpecifierSet(SUPPORTED_VLLM, prereleases=True)
-    except InvalidVersion:
-        is_supported = False
-    if not is_supported:
+    if not is_supported(found):
         raise EaglepipeError(f"vLLM {SUPPORTED_VLLM} is needed, and {found} is installed{where}; {_INSTALL}")
     return found
+
+
+def is_supported(vllm_version: str) -> bool:
+    """Return whether a version is inside the supported range; what is no version is not."""
+    try:
+        return Version(vllm_version) in SpecifierSet(SUPPORTED_VLLM, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def engine_python(python: Path | None) -> str:
