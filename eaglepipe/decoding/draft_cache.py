@@ -24,22 +24,41 @@ class Placement:
 
 
 class DraftCache:
-    """Keys and values of one layer. Entry t of a row is its verified slot t; guesses lie behind the longest row."""
+    """Keys and values of one layer. Entry t of a row is its verified slot t; guesses lie behind the longest row.
 
-    def __init__(self) -> None:
+    A layer with a window attends to entries less than `window` positions before a token alone.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        self._window = window
         self._entries: torch.Tensor | None = None  # [2, B, S, kv, d], zero until written
+        self._positions: torch.Tensor | None = None  # int64 [B, S], of the entries
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, cache_positions: torch.Tensor) -> None:
-        """Store keys and values [B, n, kv, d] at int64 [B, n] entries."""
-        entries, length = self._entries, int(cache_positions.max()) + 1
-        if entries is None or entries.shape[2] < length:
-            entries = key.new_zeros(2, len(key), length + length // 2 + _SPARE_ENTRIES, *key.shape[2:])
-            if self._entries is not None:
+    def write(self, key: torch.Tensor, value: torch.Tensor, placement: Placement) -> None:
+        """Store keys and values [B, n, kv, d] of new tokens."""
+        entries, positions = self._entries, self._positions
+        length = int(placement.cache_positions.max()) + 1
+        if entries is None or positions is None or entries.shape[2] < length:
+            size = length + length // 2 + _SPARE_ENTRIES
+            entries = key.new_zeros(2, len(key), size, *key.shape[2:])
+            positions = placement.position_ids.new_zeros(len(key), size)
+            if self._entries is not None and self._positions is not None:
                 entries[:, :, : self._entries.shape[2]] = self._entries
-            self._entries = entries
+                positions[:, : self._positions.shape[1]] = self._positions
+            self._entries, self._positions = entries, positions
         rows = torch.arange(len(key), device=key.device)[:, None]
-        entries[0][rows, cache_positions] = key
-        entries[1][rows, cache_positions] = value
+        entries[0][rows, placement.cache_positions] = key
+        entries[1][rows, placement.cache_positions] = value
+        positions[rows, placement.cache_positions] = placement.position_ids
+
+    def visible(self, placement: Placement) -> torch.Tensor:
+        """Return bool [B, n, S], the entries that each new token attends to in this layer."""
+        mask = placement.attention_mask
+        if self._window is None:
+            return mask
+        assert self._positions is not None
+        distance = placement.position_ids[:, :, None] - self._positions[:, None, : mask.shape[-1]]
+        return mask & (distance < self._window)
 
     def read(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of the first `length` entries, [B, kv, length, d] each."""
@@ -49,8 +68,8 @@ class DraftCache:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows, int64 [B']."""
-        assert self._entries is not None
-        self._entries = self._entries[:, rows]
+        assert self._entries is not None and self._positions is not None
+        self._entries, self._positions = self._entries[:, rows], self._positions[rows]
 
 
 def cached_attention(
@@ -61,13 +80,13 @@ def cached_attention(
     `attention` is like an `Eagle3LlamaAttention`; `rotary` is cos and sin at the tokens' positions, [B, n, R] each.
     """
     heads, cos, sin = (-1, attention.head_dim), rotary[0][:, :, None], rotary[1][:, :, None]
-    query = apply_rotary(attention.q_proj(inputs).unflatten(-1, heads), cos, sin)
-    key = apply_rotary(attention.k_proj(inputs).unflatten(-1, heads), cos, sin)
-    cache.write(key, attention.v_proj(inputs).unflatten(-1, heads), placement.cache_positions)
+    query = apply_rotary(attention.q_norm(attention.q_proj(inputs).unflatten(-1, heads)), cos, sin)
+    key = apply_rotary(attention.k_norm(attention.k_proj(inputs).unflatten(-1, heads)), cos, sin)
+    cache.write(key, attention.v_proj(inputs).unflatten(-1, heads), placement)
     keys, values = cache.read(placement.attention_mask.shape[-1])
     groups = query.shape[2] // keys.shape[1]
     queries = query.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, kv, groups·n, d]
-    mask = placement.attention_mask[:, None].repeat(1, 1, groups, 1)
+    mask = cache.visible(placement)[:, None].repeat(1, 1, groups, 1)
     attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=attention.scale)
     merged = attended.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2)
     output: torch.Tensor = attention.o_proj(merged)

@@ -7,6 +7,7 @@ Shapes: B rows, m new slots, n guesses, E earlier guesses, S cache entries, H dr
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 
@@ -21,12 +22,13 @@ class DraftSteps(ABC):
     vocab_size: int  # of the target
     target_ids: torch.Tensor | None  # of the draft's logits, int64 [D]; None if those are of all target ids
 
-    def __init__(self, num_layers: int, device: torch.device) -> None:
-        self._num_layers, self._device = num_layers, device
+    def __init__(self, windows: Sequence[int | None], device: torch.device) -> None:
+        """Args: windows: of attention, one a layer; None if the layer reads everything."""
+        self._windows, self._device = windows, device
 
     def begin(self, num_rows: int) -> None:
         """Start a batch of empty rows."""
-        self._layers = [DraftCache() for _ in range(self._num_layers)]
+        self._layers = [DraftCache(window) for window in self._windows]
         self._lengths = torch.zeros(num_rows, dtype=torch.int64, device=self._device)
         self._longest = 0
 

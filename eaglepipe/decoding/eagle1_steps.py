@@ -23,7 +23,7 @@ class Eagle1Steps(DraftSteps):
 
     def __init__(self, draft: Any, tensors: dict[str, torch.Tensor], head: HeadSpec) -> None:
         """Raises EaglepipeError if the cache does not hold the target's whole lm_head."""
-        super().__init__(len(draft.layers), draft.device)
+        super().__init__([None] * len(draft.layers), draft.device)
         if "lm_head_full.weight" not in tensors:
             raise EaglepipeError(
                 "the cache does not hold all rows of the target's lm_head, by which an EAGLE-1 draft's states become "
@@ -57,4 +57,5 @@ class Eagle1Steps(DraftSteps):
             inputs = layer.input_layernorm(states)
             states = states + cached_attention(layer.self_attn, inputs, rotary, cache, placement)
             states = states + layer.mlp(layer.post_attention_layernorm(states))
-        return states
+        output: torch.Tensor = self.draft.norm(states)
+        return output

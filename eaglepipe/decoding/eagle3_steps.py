@@ -10,6 +10,7 @@ import torch
 from eaglepipe.decoding.draft_cache import Placement, cached_attention
 from eaglepipe.decoding.draft_steps import DraftSteps
 from eaglepipe.decoding.drafters import VerifiedSlots
+from eaglepipe.eagle.layers.windows import layer_windows
 from eaglepipe.training.data.batch import TrainingSource
 
 
@@ -19,7 +20,7 @@ class Eagle3Steps(DraftSteps):
     name = "EAGLE-3"
 
     def __init__(self, draft: Any) -> None:
-        super().__init__(len(draft.model.layers), draft.device)
+        super().__init__(layer_windows(draft.config), draft.device)
         self.draft = draft
         self.vocab_size = int(draft.config.vocab_size)
         offsets = getattr(draft, "d2t", None)
@@ -31,7 +32,7 @@ class Eagle3Steps(DraftSteps):
         return cls(draft)
 
     def _slot_states(self, verified: VerifiedSlots) -> torch.Tensor:
-        states: torch.Tensor = self.draft.project_hidden_states(verified.aux)
+        states: torch.Tensor = self.draft.project_hidden_states(verified.aux.flatten(-2))
         return states
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -47,6 +48,7 @@ class Eagle3Steps(DraftSteps):
             if index == 0:
                 normed = layer.hidden_norm(states)
                 inputs = torch.cat((inputs.to(normed.dtype), normed), dim=-1)
+                states = normed if layer.norm_before_residual else states
             states = states + cached_attention(layer.self_attn, inputs, rotary, cache, placement)
             states = states + layer.mlp(layer.post_attention_layernorm(states))
         output: torch.Tensor = model.norm(states) if self.draft.config.norm_output else states

@@ -59,7 +59,7 @@ def completed_eagle3_config(config: Any) -> Any:
         norm_output=False,
     )
     completed = _with_values(completed, tie_word_embeddings=False)  # the draft's lm_head is its own
-    if hasattr(config, _KEY_OF_DERIVED_CONFIGS):
+    if is_derived(config):
         return completed
     is_parallel = bool(getattr(completed, "parallel_drafting", False))
     return _with_depth(completed, completed.num_hidden_layers if is_parallel else 1)
@@ -73,6 +73,16 @@ def completed_eagle1_config(config: Any) -> Any:
     """
     completed = completed_config(config)
     return _with_depth(completed, completed.num_hidden_layers)
+
+
+def is_derived(config: Any) -> bool:
+    """Return whether a config is a draft's own, made by `draft_config_from_target`, and not a target's as it is."""
+    return hasattr(config, _KEY_OF_DERIVED_CONFIGS)
+
+
+def has_option(config: Any, name: str) -> bool:
+    """Return whether a draft's own config sets an option; a target's key of that name is none of the draft's."""
+    return is_derived(config) and bool(getattr(config, name, False))
 
 
 def single_rope(config: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from eaglepipe.eagle.completed_config import canonical_rope, read_rope
+from eaglepipe.eagle.layers.windows import FULL, SLIDING
 from eaglepipe.errors import DraftError
 from eaglepipe.files.json_object import text_config
 
@@ -29,6 +30,11 @@ def draft_config_from_target(
     attention_bias: bool | None = None,
     fc_norm: bool = False,
     norm_output: bool = False,
+    norm_before_fc: bool = False,
+    norm_before_residual: bool = False,
+    qk_norm: bool = False,
+    sliding_window: int | None = None,
+    full_attention_layers: tuple[int, ...] = (),
     parallel_drafting: bool = False,
     mask_token_id: int | None = None,
 ) -> PretrainedConfig:
@@ -37,6 +43,7 @@ def draft_config_from_target(
     Position encoding always is the target's. `draft_vocab_size` absent or >= V means the target's vocabulary. Heads
     follow the target, except that heads of another hidden size keep the target's `head_dim`. The heads of latent
     attention (MLA) fit no dense draft, which gets H / `v_head_dim` of that size instead, sharing 8 key-value heads.
+    `sliding_window` is that of all layers but `full_attention_layers`.
     `parallel_drafting` makes a P-EAGLE draft, whose masked slots hold `mask_token_id`, else the target's pad token.
 
     Raises:
@@ -77,10 +84,19 @@ def draft_config_from_target(
         pad_token_id=getattr(target, "pad_token_id", None),
         fc_norm=fc_norm,
         norm_output=norm_output,
-        norm_before_fc=False,
-        norm_before_residual=False,
+        norm_before_fc=norm_before_fc,
+        norm_before_residual=norm_before_residual,
+        qk_norm=qk_norm,
+        **({} if sliding_window is None else _windows(num_hidden_layers, sliding_window, full_attention_layers)),
         **(_parallel_drafting(target, vocab_size, mask_token_id) if parallel_drafting else {}),
     )
+
+
+def _windows(num_layers: int, window: int, full: tuple[int, ...]) -> dict[str, Any]:
+    if strays := [index for index in full if not 0 <= index < num_layers]:
+        raise DraftError(f"full_attention_layers names {strays}; the draft's layers are 0 to {num_layers - 1}")
+    kinds = [FULL if index in full else SLIDING for index in range(num_layers)]
+    return {"sliding_window": window, "layer_types": kinds}
 
 
 def _parallel_drafting(target: PretrainedConfig, vocab_size: int, mask_token_id: int | None) -> dict[str, Any]:

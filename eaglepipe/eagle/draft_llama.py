@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
-from eaglepipe.eagle.completed_config import completed_eagle3_config
+from eaglepipe.eagle.completed_config import completed_eagle3_config, has_option
 from eaglepipe.eagle.layers.blocks import (
     Eagle3LlamaAttention,
     Eagle3LlamaDecoderLayer,
@@ -19,6 +19,7 @@ from eaglepipe.eagle.layers.blocks import (
 )
 from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding
 from eaglepipe.eagle.layers.target_rows import TargetEmbeddingsMixin, copy_rows
+from eaglepipe.eagle.layers.windows import in_window, layer_windows
 from eaglepipe.eagle.peagle_draft import _PeagleDraftMixin
 from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
 from eaglepipe.errors import DraftError
@@ -42,6 +43,8 @@ class Eagle3LlamaModel(nn.Module):
         aux_size, num_aux = config.target_hidden_size, config.num_aux_hidden_states
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.fc = nn.Linear(num_aux * aux_size, config.hidden_size, bias=False)
+        if has_option(config, "norm_before_fc"):
+            self.input_norm = Eagle3LlamaRMSNorm(num_aux * aux_size, config.rms_norm_eps)
         if config.fc_norm:
             self.fc_norm = nn.ModuleList(Eagle3LlamaRMSNorm(aux_size, config.rms_norm_eps) for _ in range(num_aux))
         deeper = (Eagle3LlamaPeagleLayer(config) for _ in range(config.num_hidden_layers - 1))
@@ -126,17 +129,22 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrained
         cos, sin = self.model.rotary_emb(positions + len(cache[0]), longest=positions.max() + 1)
         rotary = (cos[:, None], sin[:, None])
         embeds = self.model.embed_tokens(input_ids).to(hidden_states.dtype)
-        for index, layer in enumerate(self.model.layers):
+        windows = layer_windows(self.config)
+        masks = {window: in_window(attention_mask, window) for window in set(windows)}
+        for index, (layer, window) in enumerate(zip(self.model.layers, windows, strict=True)):
             keys, values = cache[2 * index], cache[2 * index + 1]
             inputs = (embeds, hidden_states) if index == 0 else (hidden_states,)
-            arguments = (*inputs, tuple(keys), tuple(values), attention_mask, rotary)
+            arguments = (*inputs, tuple(keys), tuple(values), masks[window], rotary)
             hidden_states, key, value = self._run_draft_layer(layer, arguments)
             keys.append(key)
             values.append(value)
         return self.model.norm(hidden_states) if self.config.norm_output else hidden_states
 
     def project_hidden_states(self, aux_hidden_states: torch.Tensor) -> torch.Tensor:
-        """Project aux states [..., A·Ht] or [..., A, Ht] to [..., H]; with `fc_norm` each layer is normed first."""
+        """Project aux states [..., A·Ht] or [..., A, Ht] to [..., H].
+
+        With `norm_before_fc` they are normed as a whole first, with `fc_norm` each layer's alone.
+        """
         width, num_aux = self.config.target_hidden_size, self.config.num_aux_hidden_states
         if aux_hidden_states.shape[-1] == width and aux_hidden_states.shape[-2] == num_aux > 1:
             aux_hidden_states = aux_hidden_states.flatten(-2)
@@ -147,6 +155,8 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrained
             )
         if not torch.is_autocast_enabled(aux_hidden_states.device.type):
             aux_hidden_states = aux_hidden_states.to(self.model.fc.weight.dtype)
+        if has_option(self.config, "norm_before_fc"):
+            aux_hidden_states = self.model.input_norm(aux_hidden_states)
         if self.config.fc_norm:
             chunks = aux_hidden_states.unflatten(-1, (num_aux, width)).unbind(-2)
             aux_hidden_states = torch.cat([norm(c) for norm, c in zip(self.model.fc_norm, chunks, strict=True)], dim=-1)

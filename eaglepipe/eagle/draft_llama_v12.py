@@ -1,8 +1,8 @@
 """The EAGLE-1/2 Llama draft: from a token and the target's feature before it, the feature that comes next.
 
-Built as engines serve it: no input norm in the first layer, no final norm, no lm_head but the target's, and a bias of
-fc only if the config asks for it. State names are the interchange names: `embed_tokens.weight`, `fc.weight`,
-`layers.{i}.*`.
+Built as engines serve it: no lm_head but the target's, and an input norm in the first layer, a final norm and a bias of
+fc only if the config asks for them. State names are the interchange names: `embed_tokens.weight`, `fc.weight`,
+`layers.{i}.*`, `norm.weight`.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, PreTrainedModel
 
 from eaglepipe.eagle.completed_config import completed_eagle1_config
+from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.layers.blocks_v12 import (
     Chain,
     EagleLlamaAttention,
@@ -36,7 +37,8 @@ class LlamaEagleDraftModel(TargetEmbeddingsMixin, PreTrainedModel):
     """Llama-style dense draft that predicts next-step hidden states.
 
     Works with Llama, Phi-3, and Qwen3 dense configs: attention_bias, mlp_bias, head_dim, rope and rms_norm_eps are read
-    from the config; `bias` (absent: False) gives fc one. H is the target's hidden size.
+    from the config; `bias` (absent: False) gives fc one, `input_norm` and `final_norm` (absent: False) norm what the
+    first layer attends to and the states that come out. H is the target's hidden size.
     """
 
     config_class = LlamaConfig
@@ -49,8 +51,11 @@ class LlamaEagleDraftModel(TargetEmbeddingsMixin, PreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=getattr(config, "bias", False))
         self.layers = nn.ModuleList(
-            EagleLlamaDecoderLayer(config, input_norm=index > 0) for index in range(config.num_hidden_layers)
+            EagleLlamaDecoderLayer(config, input_norm=index > 0 or getattr(config, "input_norm", False))
+            for index in range(config.num_hidden_layers)
         )
+        is_normed = getattr(config, "final_norm", False)
+        self.norm = Eagle3LlamaRMSNorm(config.hidden_size, config.rms_norm_eps) if is_normed else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -82,7 +87,8 @@ class LlamaEagleDraftModel(TargetEmbeddingsMixin, PreTrainedModel):
                 hidden_states = checkpoint(layer, hidden_states, readable, positions, use_reentrant=False)
             else:
                 hidden_states = layer(hidden_states, readable, positions)
-        return hidden_states
+        output: torch.Tensor = self.norm(hidden_states)
+        return output
 
     def forward_chain(
         self,
@@ -105,7 +111,8 @@ class LlamaEagleDraftModel(TargetEmbeddingsMixin, PreTrainedModel):
         for layer, chain in zip(self.layers, chains, strict=True):
             assert isinstance(layer, EagleLlamaDecoderLayer)
             hidden_states = layer.forward_chain(hidden_states, readable, position_ids, chain)
-        return hidden_states
+        output: torch.Tensor = self.norm(hidden_states)
+        return output
 
     def _fused(self, input_ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         embeds = self.embed_tokens(input_ids)

@@ -47,18 +47,21 @@ def make_elements(anchors: torch.Tensor, depths: torch.Tensor, lengths: torch.Te
     return Elements(anchors=anchors.int(), depths=depths.int(), documents=documents[anchors.long()].int())
 
 
-def visibility(queries: Elements, keys: Elements) -> MaskMod:
+def visibility(queries: Elements, keys: Elements, window: int | None = None) -> MaskMod:
     """Return the rule as flex_attention takes it: indices of a query and a key -> whether the one reads the other.
 
-    Both in one document and no padding; and the key at depth 0 no later than the query's anchor, or of the query's own
-    chain and no deeper.
+    Both in one document and no padding; and the key at depth 0 no later than the query's anchor and less than a
+    `window` before its position, or of the query's own chain and no deeper.
     """
 
     def visible(_batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         document = queries.documents[query]
         here, there = queries.anchors[query], keys.anchors[key]
         deep, depth = queries.depths[query], keys.depths[key]
-        reads = ((depth == 0) & (here >= there)) | ((here == there) & (deep >= depth))
+        context = (depth == 0) & (here >= there)
+        if window is not None:
+            context = context & (here + deep - there < window)
+        reads = context | ((here == there) & (deep >= depth))
         return (document == keys.documents[key]) & (document >= 0) & reads
 
     return visible
@@ -100,10 +103,15 @@ class PeagleMask:
     keys: Elements
     longest: torch.Tensor | None = None  # int64 []
     query_rows: torch.Tensor | None = None  # int64 [Q], the elements that are queries; None: all
+    window: int | None = None  # positions that a query reads, its own included; None: all
 
     def of_queries(self, places: torch.Tensor) -> "PeagleMask":
         """Return the mask of the same keys and only the queries at `places` int64 [Q]."""
         return replace(self, queries=self.queries.take(places), query_rows=places)
+
+    def in_window(self, window: int) -> "PeagleMask":
+        """Return the mask of a layer that reads the newest `window` positions alone."""
+        return replace(self, window=window)
 
     @cached_property
     def block_mask(self) -> BlockMask:
@@ -114,7 +122,7 @@ class PeagleMask:
             possible.sum(-1).int()[None, None],
             order.int()[None, None],
             BLOCK_SIZE=BLOCK_ELEMENTS,
-            mask_mod=visibility(self.queries, self.keys),
+            mask_mod=visibility(self.queries, self.keys, self.window),
             seq_lengths=(len(self.queries), len(self.keys)),
         )
 
@@ -127,7 +135,7 @@ class PeagleMask:
         device = self.keys.anchors.device
         key_places = torch.arange(keys.start, keys.stop, device=device)
         query_places = torch.arange(queries.start, queries.stop, device=device)[:, None]
-        visible = visibility(self.queries, self.keys)(key_places, key_places, query_places, key_places)
+        visible = visibility(self.queries, self.keys, self.window)(key_places, key_places, query_places, key_places)
         read = visible.any(0)
         blind = ~visible.any(1, keepdim=True)
         visible = visible[:, read] | blind

@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask, flex_atten
 from torch.utils.checkpoint import checkpoint
 
 from eaglepipe.eagle.layers.rope import apply_rotary
+from eaglepipe.eagle.layers.windows import layer_windows
 from eaglepipe.eagle.peagle_attention import DenseChunk, PeagleMask, dense_attention, peagle_mask
 from eaglepipe.errors import DraftError
 
@@ -73,13 +74,13 @@ def _dense_chunks(block_mask: PeagleMask | BlockMask, num_queries: int, num_keys
 class _PeagleAttentionMixin:
     """P-EAGLE single parallel-group attention for `Eagle3LlamaAttention`."""
 
-    q_proj: nn.Linear
-    k_proj: nn.Linear
     v_proj: nn.Linear
     o_proj: nn.Linear
     rotary_emb: Any
     scale: float
     _heads: Callable[[torch.Tensor], torch.Tensor]
+    _queries: Callable[[torch.Tensor], torch.Tensor]
+    _keys: Callable[[torch.Tensor], torch.Tensor]
 
     def forward_peagle(
         self,
@@ -98,11 +99,11 @@ class _PeagleAttentionMixin:
         """
         longest, rows = getattr(block_mask, "longest", None), getattr(block_mask, "query_rows", None)
         cos, sin = (table[:, None] for table in self.rotary_emb(position_ids, longest=longest))
-        key = apply_rotary(self._heads(self.k_proj(combined_states)), cos, sin)
+        key = apply_rotary(self._keys(combined_states), cos, sin)
         value = self._heads(self.v_proj(combined_states))
         if rows is not None:
             combined_states, cos, sin = combined_states[:, rows], cos[:, :, rows], sin[:, :, rows]
-        query = apply_rotary(self._heads(self.q_proj(combined_states)), cos, sin)
+        query = apply_rotary(self._queries(combined_states), cos, sin)
         attended = _peagle_flex_attention(query, key, value, block_mask, self.scale)
         output: torch.Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return output
@@ -116,6 +117,7 @@ class _PeagleDecoderLayerMixin:
     post_attention_layernorm: nn.Module
     self_attn: Any
     mlp: nn.Module
+    norm_before_residual: bool
 
     def forward_peagle(
         self,
@@ -128,7 +130,8 @@ class _PeagleDecoderLayerMixin:
         embeds, states = self.input_layernorm(input_embeds), self.hidden_norm(hidden_states)
         combined = torch.cat((embeds.to(states.dtype), states), dim=-1)
         attended = self.self_attn.forward_peagle(combined, position_ids, block_mask)
-        return _after_attention(self, hidden_states, attended, getattr(block_mask, "query_rows", None))
+        residual = states if self.norm_before_residual else hidden_states
+        return _after_attention(self, residual, attended, getattr(block_mask, "query_rows", None))
 
 
 class _PeagleVanillaLayerMixin:
@@ -155,6 +158,19 @@ def _after_attention(
     states = (hidden_states if rows is None else hidden_states[:, rows]) + attended
     output: torch.Tensor = states + layer.mlp(layer.post_attention_layernorm(states))
     return output
+
+
+def _windowed(block_mask: PeagleMask | BlockMask, window: int | None) -> PeagleMask | BlockMask:
+    """Return the mask of a layer with a window.
+
+    Raises:
+        DraftError: for a `BlockMask`, whose elements are not known here.
+    """
+    if window is None:
+        return block_mask
+    if isinstance(block_mask, BlockMask):
+        raise DraftError("a draft with sliding windows takes a PeagleMask, from which each layer makes its own")
+    return block_mask.in_window(window)
 
 
 class _PeagleDraftMixin:
@@ -230,11 +246,14 @@ class _PeagleDraftMixin:
         """
         states = sampled_projected_hidden
         inputs: tuple[torch.Tensor, ...] = (self.model.embed_tokens(sampled_input_ids).to(states.dtype),)
+        windows = layer_windows(self.config)
+        masks = {window: _windowed(block_mask, window) for window in set(windows)}
         last = len(self.model.layers) - 1
-        for index, layer in enumerate(self.model.layers):
-            if rows is not None and index == last and isinstance(block_mask, PeagleMask):
-                block_mask, rows = block_mask.of_queries(rows), None
-            states = self._run_draft_layer(layer.forward_peagle, (*inputs, states, position_ids, block_mask))
+        for index, (layer, window) in enumerate(zip(self.model.layers, windows, strict=True)):
+            mask = masks[window]
+            if rows is not None and index == last and isinstance(mask, PeagleMask):
+                mask, rows = mask.of_queries(rows), None
+            states = self._run_draft_layer(layer.forward_peagle, (*inputs, states, position_ids, mask))
             inputs = ()
         states = states if rows is None else states[:, rows]
         output: torch.Tensor = self.model.norm(states) if self.config.norm_output else states

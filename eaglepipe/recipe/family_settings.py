@@ -5,9 +5,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from eaglepipe.recipe.config import Depth, NonNegative, Share, TokenId
+from eaglepipe.recipe.config import Depth, NonNegative, Share, Size, TokenId
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.recipe.tree import Recipe
 
@@ -20,9 +20,29 @@ class Eagle3DraftConfig(DraftConfig):
     )
     fc_norm: bool = Field(False, description="EAGLE-3.1: one RMSNorm for each aux chunk before fc")
     norm_output: bool = Field(False, description="EAGLE-3.1: carry the normalised state between steps")
+    norm_before_fc: bool = Field(False, description="one RMSNorm over all aux chunks before fc; excludes fc_norm")
+    norm_before_residual: bool = Field(
+        False, description="the first layer's residual is its normed state; not served by SGLang"
+    )
+    qk_norm: bool = Field(False, description="RMSNorm of each query and key head, as in Qwen3; not served by SGLang")
+    sliding_window: Size | None = Field(
+        None, description="slots that a layer attends to, its own included; default: all; not served by SGLang"
+    )
+    full_attention_layers: tuple[int, ...] = Field((), description="the draft's layers, from 0, without that window")
     lm_head_init: Literal["target", "random"] = Field(
         "target", description="the target's rows; after the demo's 200 steps, 3.94 tokens accepted, at random 3.51"
     )
+
+    @model_validator(mode="after")
+    def _norms_and_windows_agree(self) -> Self:
+        if self.norm_before_fc and self.fc_norm:
+            raise ValueError("norm_before_fc and fc_norm exclude each other; set one of them to false")
+        if self.full_attention_layers and self.sliding_window is None:
+            raise ValueError("full_attention_layers are those without the window; set sliding_window too")
+        if strays := [index for index in self.full_attention_layers if not 0 <= index < self.num_hidden_layers]:
+            last = self.num_hidden_layers - 1
+            raise ValueError(f"full_attention_layers: the draft has layers 0 to {last}, not {strays[0]}")
+        return self
 
     @property
     def aux_boundaries(self) -> tuple[int, ...] | None:
@@ -67,6 +87,13 @@ class Eagle3Recipe(Recipe):
     train: Eagle3TrainConfig = Eagle3TrainConfig()
 
 
+class Eagle1DraftConfig(DraftConfig):
+    """Shape of an EAGLE-1 or EAGLE-2 draft."""
+
+    input_norm: bool = Field(False, description="RMSNorm before the first layer's attention, which no engine serves")
+    final_norm: bool = Field(False, description="RMSNorm of the features that come out, which no engine serves")
+
+
 class Eagle1TrainConfig(TrainConfig):
     """Training of EAGLE-1/2, at depth 0 alone."""
 
@@ -78,6 +105,7 @@ class Eagle1TrainConfig(TrainConfig):
 class Eagle1Recipe(Recipe):
     """A pipeline that trains an EAGLE-1 or EAGLE-2 draft."""
 
+    draft: Eagle1DraftConfig = Eagle1DraftConfig()
     train: Eagle1TrainConfig = Eagle1TrainConfig()
 
 

@@ -12,18 +12,29 @@ DEPTH, LENGTH = 4, 12
 
 
 def unrolled(draft: LlamaEagle3DraftModel, aux: torch.Tensor, tokens: torch.Tensor) -> list[torch.Tensor]:
-    """Logits [T, D] of every step of TTT over slots that hold aux[t] and token t+1, as training unrolls it."""
+    """Logits [T, D] of every step of TTT over slots that hold aux[t] and token t+1, as training unrolls it.
+
+    A window counts positions here: depth k of slot t, at position t + k, reads k slots fewer at the far end.
+    """
     ids = tokens[None, 1:]
     state, cache = draft.project_hidden_states(aux[None]), [[] for _ in range(2 * len(draft.model.layers))]
-    logits = []
-    for _ in range(DEPTH):
+    window, logits = draft.config.sliding_window if hasattr(draft.config, "sliding_window") else None, []
+    for step in range(DEPTH):
+        draft.config.sliding_window = window and window - step
         state = draft(ids, state, cache_hidden=cache)
         logits.append(draft.compute_logits(state)[0])
         ids = torch.cat((ids[:, 1:], torch.zeros_like(ids[:, :1])), dim=1)
+    draft.config.sliding_window = window
     return logits
 
 
-@pytest.mark.parametrize("settings", [{}, {"fc_norm": True, "norm_output": True}, {"num_hidden_layers": 2}])
+OPTIONS = {"norm_before_fc": True, "norm_before_residual": True, "qk_norm": True}
+WINDOWS = {"sliding_window": 6, "full_attention_layers": (1,), "num_hidden_layers": 3}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"fc_norm": True, "norm_output": True}, {"num_hidden_layers": 2}, OPTIONS, WINDOWS]
+)
 @torch.no_grad()
 def test_a_chain_from_any_slot_gives_the_logits_of_the_unroll(settings: dict[str, object]) -> None:
     draft = tiny_draft(tiny_stepping(), 16, **settings)

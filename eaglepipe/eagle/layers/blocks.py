@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eaglepipe.eagle.completed_config import completed_config
+from eaglepipe.eagle.completed_config import completed_config, has_option
 from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding, Rotary, apply_rotary
 from eaglepipe.eagle.peagle_draft import (
     _after_attention,
@@ -49,7 +49,7 @@ class Eagle3LlamaMLP(nn.Module):
 
 
 class LlamaAttentionBlock(nn.Module):
-    """The projections of a grouped-query attention over `input_size`, and its rotary embedding."""
+    """The projections of a grouped-query attention over `input_size`, its norms of heads, and its rotary embedding."""
 
     def __init__(self, config: Any, input_size: int) -> None:
         super().__init__()
@@ -63,11 +63,24 @@ class LlamaAttentionBlock(nn.Module):
         self.k_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        normed = has_option(config, "qk_norm")
+        self.q_norm = Eagle3LlamaRMSNorm(self.head_dim, config.rms_norm_eps) if normed else nn.Identity()
+        self.k_norm = Eagle3LlamaRMSNorm(self.head_dim, config.rms_norm_eps) if normed else nn.Identity()
         self.rotary_emb = Eagle3LlamaRotaryEmbedding(config)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         """[B, T, heads·d] -> [B, heads, T, d]."""
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _queries(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, T, input size] -> [B, h, T, d], before the rotary embedding."""
+        queries: torch.Tensor = self.q_norm(self._heads(self.q_proj(states)))
+        return queries
+
+    def _keys(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, T, input size] -> [B, kv, T, d], before the rotary embedding."""
+        keys: torch.Tensor = self.k_norm(self._heads(self.k_proj(states)))
+        return keys
 
     def _project_output(self, attended: torch.Tensor) -> torch.Tensor:
         """[B, h, T, d] -> [B, T, H]."""
@@ -95,18 +108,22 @@ class Eagle3LlamaAttention(_PeagleAttentionMixin, LlamaAttentionBlock):
 
         Returns: output [B, T, H], and this step's key and value [B, kv, T, d].
         """
-        query = apply_rotary(self._heads(self.q_proj(combined_states)), *rotary)
-        key = apply_rotary(self._heads(self.k_proj(combined_states)), *rotary)
+        query = apply_rotary(self._queries(combined_states), *rotary)
+        key = apply_rotary(self._keys(combined_states), *rotary)
         value = self._heads(self.v_proj(combined_states))
         attended = ttt_attention(query, [*keys, key], [*values, value], mask, self.scale)
         return self._project_output(attended), key, value
 
 
 class Eagle3LlamaDecoderLayer(_PeagleDecoderLayerMixin, nn.Module):
-    """The fused first layer: attends over [norm(embedding) ; norm(carried state)], residual from the carried state."""
+    """The fused first layer: attends over [norm(embedding) ; norm(carried state)], residual from the carried state.
+
+    With `config.norm_before_residual` the residual is the normed state.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        self.norm_before_residual = has_option(config, "norm_before_residual")
         self.hidden_norm = Eagle3LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.input_layernorm = Eagle3LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = Eagle3LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -126,7 +143,7 @@ class Eagle3LlamaDecoderLayer(_PeagleDecoderLayerMixin, nn.Module):
         embeds, states = self.input_layernorm(input_embeds), self.hidden_norm(hidden_states)
         combined = torch.cat((embeds.to(states.dtype), states), dim=-1)
         attended, key, value = self.self_attn(combined, keys, values, mask, rotary)
-        return _after_attention(self, hidden_states, attended), key, value
+        return _after_attention(self, states if self.norm_before_residual else hidden_states, attended), key, value
 
 
 class Eagle3LlamaPeagleLayer(_PeagleVanillaLayerMixin, nn.Module):

@@ -186,15 +186,16 @@ def _layer_step(
     """Return new states [queries, H] from states [rows, H], and this step's keys and values [rows, kv heads, d]."""
     attention = layer.module.self_attn
     normed = rms_norm(states, layer.state_norm)
+    residual = normed if getattr(layer.module, "norm_before_residual", False) else states
     key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, rows.key_value_offsets)
     key, value = key_values.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
-    key = rotate(key, *rows.key_rotary)
+    key = rotate(attention.k_norm(key), *rows.key_rotary)
     if rows.queries is not None:
-        states, normed = _pick(states, rows.queries), _pick(normed, rows.queries)
+        residual, normed = _pick(residual, rows.queries), _pick(normed, rows.queries)
     query = _project(normed, layer.query_weight, layer.query_offsets, rows.query_offsets)
-    query = rotate(query.unflatten(-1, (-1, attention.head_dim)), *rows.query_rotary)
+    query = rotate(attention.q_norm(query.unflatten(-1, (-1, attention.head_dim))), *rows.query_rotary)
     attended = span_attention(query, (*keys, key), (*values, value), rows.spans, attention.scale)
-    states = states + attention.o_proj(attended.flatten(1))
+    states = residual + attention.o_proj(attended.flatten(1))
     mlp, inner = layer.module.mlp, rms_norm(states, layer.module.post_attention_layernorm)
     return states + mlp.down_proj(swiglu(mlp.gate_proj(inner), mlp.up_proj(inner))), key, value
 

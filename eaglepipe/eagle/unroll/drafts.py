@@ -16,6 +16,7 @@ from eaglepipe.eagle.layers.blocks import (
     Eagle3LlamaPeagleLayer,
     Eagle3LlamaRMSNorm,
 )
+from eaglepipe.eagle.layers.windows import smallest_window
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.errors import DraftError
 
@@ -62,6 +63,7 @@ def _has_plain_parts(layer: Any) -> bool:
     attention = layer.self_attn
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     blocks = _is(Eagle3LlamaAttention, attention) and _is(Eagle3LlamaMLP, layer.mlp)
+    blocks = blocks and all(_is_norm(norm) or _is(nn.Identity, norm) for norm in (attention.q_norm, attention.k_norm))
     return blocks and all(map(_is_norm, norms)) and all(_is(nn.Linear, projection) for projection in projections)
 
 
@@ -71,6 +73,15 @@ def _is(kind: type[nn.Module], module: nn.Module) -> bool:
 
 def _is_norm(module: nn.Module) -> bool:
     return _is(Eagle3LlamaRMSNorm, module)
+
+
+def reads_all_slots(draft: Any, batch: PackedBatch) -> bool:
+    """Return whether no document of a batch is longer than a window of the draft's attention."""
+    window = smallest_window(draft.config)
+    if window is None or window >= batch.shape[1]:
+        return True
+    lengths = batch.on_host().seq_lens
+    return lengths is not None and int(lengths.max()) <= window
 
 
 def first_step(draft: Any, batch: PackedBatch) -> Step:

@@ -17,7 +17,7 @@ from eaglepipe.files.digests import DIGESTS_FILE, publish_digests
 from eaglepipe.files.json_object import text_config
 from eaglepipe.files.publish import publish_json, published_folder
 from eaglepipe.files.tensors import CONFIG_FILE, SINGLE_FILE, publish_tensors
-from eaglepipe.recipe.family_settings import Eagle3DraftConfig
+from eaglepipe.recipe.family_settings import Eagle1DraftConfig, Eagle3DraftConfig
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.training.data.batch import TrainingSource
 
@@ -31,6 +31,7 @@ _EAGLE3_KEYS = (
     "norm_output",
     "norm_before_fc",
     "norm_before_residual",
+    "qk_norm",
 )
 
 
@@ -65,6 +66,8 @@ def build_eagle3_draft(
     _record_aux_layers(draft_config, source.spec.aux_layer_ids, int(target["num_hidden_layers"]))
     spec = resolve_eagle3_draft_spec(_architectures(source))
     draft = _seeded_draft(spec, source, draft_config, config, seed)
+    if not config.freeze_embeddings:  # for exports of the draft's folder alone
+        draft.config.embed_requires_grad = True
     draft.set_vocab_mapping(source.vocab.selected_token_ids)
     if config.lm_head_init == "target":
         draft.copy_lm_head_from_target(source.start_tensors()["lm_head.weight"])
@@ -75,7 +78,7 @@ build_peagle_draft = partial(build_eagle3_draft, parallel_drafting=True)
 """A draft whose mask token is the recipe's, else the target's pad token."""
 
 
-def build_eagle1_draft(source: TrainingSource, config: DraftConfig, *, seed: int) -> PreTrainedModel:
+def build_eagle1_draft(source: TrainingSource, config: Eagle1DraftConfig, *, seed: int) -> PreTrainedModel:
     """Return a draft of the target's width, whose features it predicts, with seeded weights and its embeddings."""
     width = text_config(source.target_config)["hidden_size"]
     if config.hidden_size not in (None, width):
@@ -83,8 +86,10 @@ def build_eagle1_draft(source: TrainingSource, config: DraftConfig, *, seed: int
             f"draft.hidden_size is {config.hidden_size}, the target's {width}: an EAGLE-1/2 draft "
             "predicts the target's features and has its width; remove draft.hidden_size"
         )
-    shape = config.model_dump(exclude=_NO_SHAPE)
+    norms = {"input_norm": config.input_norm, "final_norm": config.final_norm}
+    shape = config.model_dump(exclude={*_NO_SHAPE, *norms})
     draft_config = draft_config_from_target(source.target_config, num_aux_hidden_states=1, **shape)
+    draft_config.update(norms)
     for name in _EAGLE3_KEYS:
         delattr(draft_config, name)
     draft_config.bias = False

@@ -63,6 +63,8 @@ def test_any_masks_and_packing_give_the_reference_losses_and_gradients(lengths, 
         {"num_hidden_layers": 2, "norm_output": True},
         {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 10},
         {"draft_size": 41},
+        {"norm_before_fc": True, "norm_before_residual": True, "qk_norm": True, "norm_output": True},
+        {"num_hidden_layers": 2, "norm_before_residual": True, "qk_norm": True, "sliding_window": 64},
     ],
 )
 def test_every_shape_of_draft_gives_the_reference_losses_and_gradients(shape):
@@ -70,6 +72,15 @@ def test_every_shape_of_draft_gives_the_reference_losses_and_gradients(shape):
     documents = [make_document(length, seed, 0.2, draft_size=size) for seed, length in enumerate((50, 7, 42))]
     assert_equal_unrolls(make_draft(**shape), packed([documents[:2], documents[2:]], 60), ttt_steps=5)
     assert_equal_unrolls(make_draft(**shape), padded(documents), ttt_steps=5, head_chunk_rows=3)
+
+
+def test_documents_longer_than_a_window_are_unrolled_slot_by_slot():
+    documents = [make_document(length, seed, 0.6) for seed, length in enumerate((22, 9))]
+    draft, batch = make_draft(sliding_window=3), packed([documents], 34)
+    assert_equal_unrolls(draft, batch, ttt_steps=3)
+    narrow = make_trainer(draft, 3)(**batch).loss
+    draft.config.sliding_window = 64
+    assert not torch.isclose(narrow, make_trainer(draft, 3)(**batch).loss, rtol=1e-5)
 
 
 def test_biases_of_the_projections_are_kept():
