@@ -17,7 +17,9 @@ def export(
     target_name: Annotated[str | None, typer.Option(help="the target's Hub id, if the recipe has a path")] = None,
     push: Annotated[str | None, typer.Option(metavar="REPO", help="upload to this Hub repository as well")] = None,
     check: Annotated[Path | None, typer.Option(metavar="DIR", help="write nothing, check this draft folder")] = None,
-    target: Annotated[Path | None, typer.Option(help="with --check: the target's folder, for sharper checks")] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="the target's folder: for sharper checks, and embeddings that the draft lacks")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a draft for an engine, or --check a draft folder: exit code 2 if it does not fit, 3 if damaged."""
@@ -27,10 +29,9 @@ def export(
         raise ConfigError(f"--to {to or 'is missing'}: one of {', '.join(ENGINES)}")
     if (run is None) == (check is None):
         raise ConfigError("give a run folder to export, or --check DIR")
-    others = {"--target": target} if check is None else {"--out": out, "--target-name": target_name, "--push": push}
+    others = {} if check is None else {"--out": out, "--target-name": target_name, "--push": push}
     if ignored := [name for name, value in others.items() if value is not None]:
-        mode = "without --check" if check is None else "with --check, which writes nothing"
-        raise ConfigError(f"{', '.join(ignored)}: has no meaning {mode}; leave it out")
+        raise ConfigError(f"{', '.join(ignored)}: has no meaning with --check, which writes nothing; leave it out")
     if check is not None:
         from eaglepipe.export.check.check import check_draft
         from eaglepipe.export.target_facts import read_target_facts
@@ -44,7 +45,7 @@ def export(
 
     assert run is not None
     print_line = reporter(as_json)
-    result = export_draft(run, engine, out=out, dtype=dtype, target_name=target_name)
+    result = export_draft(run, engine, out=out, dtype=dtype, target_name=target_name, target=target)
     for finding in result.warnings:
         print_line(finding.line())
     print_line(f"{result.folder}: {result.tensors} tensors, {result.bytes:,} bytes, {dtype}, for {engine}")

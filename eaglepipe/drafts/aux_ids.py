@@ -4,10 +4,21 @@ Boundary b is `output_hidden_states[b]`, the output of layer b-1. vLLM and specu
 as layer outputs; a wrong layer never errors, acceptance just collapses.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from eaglepipe.drafts.reading import Ids
+from eaglepipe.drafts.reading import Ids, eagle_config, is_speculators, read_aux
 from eaglepipe.families import default_boundaries
+
+_MODELOPT = frozenset(
+    {
+        "use_input_layernorm_in_first_layer", "use_last_layernorm", "use_mtp_layernorm", "next_layer_regular",
+        "parallel_draft_step",
+    }
+)  # fmt: skip
+_WHOLE_CONFIG = frozenset({"use_cache", "initializer_range", "attention_dropout", "pretraining_tp"})
+_OTHERS = frozenset({"norm_before_residual", "norm_before_fc", "num_aux_layers"})
+"""Fields of vLLM's and of speculators' drafts, which no config of SpecForge has."""
 
 
 def to_outputs(boundaries: Ids) -> Ids:
@@ -23,6 +34,33 @@ def to_boundaries(outputs: Ids) -> Ids:
 def sglang_ids(boundaries: Ids, *, depth: int | None, model_type: str | None) -> Ids:
     """Return the ids from which SGLang gets these boundaries; for gpt-oss it adds no 1 if the last id is the depth."""
     return boundaries if model_type == "gpt_oss" and depth in boundaries else to_outputs(boundaries)
+
+
+def writer_of_outputs(config: Mapping[str, Any]) -> str | None:
+    """Return the trainer that wrote ids into `eagle_config` alone, if it writes layer outputs; None: it is not known.
+
+    NVIDIA ModelOpt describes its layers beside the ids. SpecForge saves a whole config of transformers, in the native
+    format, and no field of another engine's.
+    """
+    nested = eagle_config(config)
+    if "layer_ids" in nested:  # vLLM's own name, which holds boundaries
+        return None
+    if not _MODELOPT.isdisjoint(nested):
+        return "NVIDIA ModelOpt"
+    architectures = config.get("architectures") or ()
+    is_native = not is_speculators(config) and any(str(name).endswith("ForCausalLMEagle3") for name in architectures)
+    is_whole = len(_WHOLE_CONFIG & config.keys()) > 1
+    return "SpecForge" if is_native and is_whole and config.keys().isdisjoint(_OTHERS) else None
+
+
+def boundaries_of(config: Mapping[str, Any], depth: int | None) -> Ids | None:
+    """Return the boundaries that ids in `eagle_config` alone stand for; None if their meaning is not known."""
+    _, nested = read_aux(config)
+    if nested is None:
+        return None
+    if writer_of_outputs(config) is not None and likely_convention(nested, depth) != "boundaries":
+        return to_boundaries(nested)
+    return None
 
 
 def likely_convention(ids: Ids, depth: int | None) -> Literal["boundaries", "outputs"] | None:

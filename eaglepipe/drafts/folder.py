@@ -10,7 +10,7 @@ import torch
 from eaglepipe.drafts.config_types import config_faults
 from eaglepipe.drafts.pickled import CONVERT, PICKLE_FILE, listed, load_state_dict
 from eaglepipe.drafts.reading import read_shape
-from eaglepipe.drafts.shape import DraftShape, canonical_tensors, faulty_names
+from eaglepipe.drafts.shape import DraftShape, canonical_tensors, faulty_names, without_identity_maps
 from eaglepipe.errors import CorruptError, DraftError
 from eaglepipe.files.digests import check_digests
 from eaglepipe.files.json_object import read_json_object
@@ -28,8 +28,12 @@ class StoredDraft:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors by canonical name."""
-        return canonical_tensors(self.raw_tensors)
+        """The tensors by canonical name, without vocabulary maps of each id to itself."""
+        named = canonical_tensors(self.raw_tensors)
+        try:
+            return without_identity_maps(named, read_shape(self.config, named))
+        except DraftError:  # the config is refused by whoever asks for the shape
+            return named
 
     @cached_property
     def shape(self) -> DraftShape:

@@ -1,7 +1,10 @@
 """Initialises a draft before training from a published one, in any layout."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -9,16 +12,19 @@ from transformers import PreTrainedModel
 from eaglepipe.drafts.aux_ids import to_boundaries
 from eaglepipe.drafts.folder import StoredDraft, draft_weight_files, read_draft_folder
 from eaglepipe.drafts.published_vocab import selected_token_ids
-from eaglepipe.drafts.reading import AUX_IDS, Ids, read_aux, read_rope
+from eaglepipe.drafts.reading import AUX_IDS, UNKNOWN_ROPE, Ids, read_aux, read_rope, rope_scaling
 from eaglepipe.drafts.shape import DraftShape, tensor_faults
 from eaglepipe.errors import CorruptError, DraftError
 from eaglepipe.files.hashing import hash_file, hash_json
 
 SETTINGS = (
     "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "attention_bias", "fc_norm", "norm_output",
+    "attention_bias", "fc_norm", "norm_output", "norm_before_fc", "norm_before_residual", "qk_norm", "sliding_window",
+    "full_attention_layers",
 )  # fmt: skip
 """Fields of a shape that a recipe's `draft` section sets."""
+LEFT_OUT = ("input_norm", "final_norm")
+"""Norms that no engine serves, so that a draft is initialised without them unless the recipe keeps them."""
 _VOCAB_MAPS = {"d2t", "t2d"}
 
 
@@ -54,15 +60,17 @@ def _check_shape(folder: Path, published: DraftShape, built: DraftShape) -> None
     if published.family.reads_aux != built.family.reads_aux:
         labels = published.family.draft_label, built.family.draft_label
         raise DraftError(f"{folder}: an {labels[0]} draft cannot initialise an {labels[1]} draft")
-    for name in ("norm_before_fc", "norm_before_residual"):
-        if getattr(published, name):
-            raise DraftError(f"{folder}: it has {name}, which drafts trained here do not have")
     for name in ("vocab_size", "target_hidden_size", "num_aux"):
         theirs, ours = getattr(published, name), getattr(built, name)
         if theirs != ours:
             raise DraftError(f"{folder}: its {name} is {theirs}, this draft's is {ours}")
-    if differing := [name for name in SETTINGS if getattr(published, name) != getattr(built, name)]:
-        overrides = " ".join(f"draft.{name}={str(getattr(published, name)).lower()}" for name in differing)
+    differing = [name for name in SETTINGS if getattr(published, name) != getattr(built, name)]
+    differing += [name for name in LEFT_OUT if getattr(built, name) and not getattr(published, name)]
+    known = resolve_name(built.family.recipe).model_fields["draft"].annotation.model_fields
+    if strays := [name for name in differing if name not in known]:
+        raise DraftError(f"{folder}: it has {strays[0]}, which {built.family.draft_label} drafts trained here do not have")
+    if differing:
+        overrides = " ".join(f"draft.{name}={json.dumps(getattr(published, name))}" for name in differing)
         raise DraftError(f"{folder}: a draft of another shape than the recipe's; initialise from it with {overrides}")
 
 
@@ -114,16 +122,38 @@ def _check_tensors(folder: Path, published: StoredDraft, built: StoredDraft) -> 
             raise CorruptError(f"{folder}: {name} holds NaN or infinite values")
 
 
+LEFT_OUT_TENSORS = {"layers.0.input_layernorm.weight", "norm.weight"}
+
+
 def _is_redundant(name: str, tensor: torch.Tensor) -> bool:
     is_second_name = name.startswith("layers.") and name.endswith(".hidden_norm.weight")
-    return is_second_name or name in _VOCAB_MAPS or (name == "fc.bias" and not bool(tensor.any()))
+    return is_second_name or name in _VOCAB_MAPS or name in LEFT_OUT_TENSORS or (name == "fc.bias" and not bool(tensor.any()))
 
 
 def _notes(folder: Path, published: StoredDraft, built: StoredDraft, copied: list[str]) -> Iterator[str]:
     left = [name for name in built.tensors if name not in copied and name not in _VOCAB_MAPS]
     rest = f"; {', '.join(left)} as newly built" if left else ""
     yield f"{folder}: initialised from its {len(copied)} tensors{rest}"
-    theirs, ours = read_rope(published.config), read_rope(built.config)
-    theta = 10000.0 if theirs is None else theirs["rope_theta"]
-    if ours is not None and theta != ours["rope_theta"]:
-        yield f"{folder}: published with rope theta {theta:g}; this draft has the target's, {ours['rope_theta']:g}"
+    if dropped := [name for name in LEFT_OUT if getattr(published.shape, name) and not getattr(built.shape, name)]:
+        keep = " ".join(f"draft.{name}=true" for name in dropped)
+        yield f"{folder}: left out its {' and '.join(dropped)}, which no engine serves and training makes up for; {keep} keeps"
+    yield from rope_notes(folder, read_rope(published.config), read_rope(built.config))
+
+
+def rope_notes(folder: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield a note for each way in which a published draft's positions differ from this draft's, the target's."""
+    theirs, ours = (UNKNOWN_ROPE if rope is None else rope for rope in (theirs, ours))
+    if theirs["rope_theta"] != ours["rope_theta"]:
+        yield (
+            f"{folder}: published with rope theta {theirs['rope_theta']:g}; this draft has the target's, "
+            f"{ours['rope_theta']:g}"
+        )
+    one, other = map(rope_scaling, (theirs, ours))
+    if one != other:
+        yield f"{folder}: published with rope scaling {_listed(one)}; this draft has the target's, {_listed(other)}"
+
+
+def _listed(scaling: Mapping[str, Any]) -> str:
+    kind = scaling.get("rope_type", "default")
+    rest = ", ".join(f"{name} {value}" for name, value in scaling.items() if name != "rope_type")
+    return "none" if not scaling else f"{kind} ({rest})" if rest else kind

@@ -11,6 +11,9 @@ from eaglepipe.families import EAGLE1, EAGLE3, FAMILIES, PEAGLE, Family
 
 AUX_IDS = "eagle_aux_hidden_state_layer_ids"
 MASK_TOKEN_NAMES = ("mask_token_id", "pard_token", "ptd_token_id")
+QWEN3 = "qwen3"
+"""`model_type` of drafts that norm the heads of queries and keys."""
+QK_NORM_ARCHITECTURES = frozenset({"Eagle3Qwen3ForCausalLM", "PeagleQwen3ForCausalLM", "Qwen3ForCausalLM"})
 NORM_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 SPECULATORS_TYPES = {family.speculators_type: family for family in FAMILIES.values() if family.speculators_type}
 
@@ -64,6 +67,28 @@ def read_num_aux(config: Mapping[str, Any]) -> int:
     return len((top if is_speculators(config) else nested) or (0, 0, 0))
 
 
+def read_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    """Read the window of each layer, None for full attention; () if no layer has one.
+
+    `layer_types` decides, and not a `sliding_window` alone; in a Qwen3 config, `use_sliding_window` has to be set too.
+    """
+    inner = layer_config(config)
+    window, kinds = inner.get("sliding_window"), inner.get("layer_types") or ()
+    if not window or (inner.get("model_type") == QWEN3 and inner.get("use_sliding_window") is not True):
+        return ()
+    slides = [index < len(kinds) and kinds[index] == "sliding_attention" for index in range(num_layers)]
+    return tuple(int(window) if slide else None for slide in slides) if any(slides) else ()
+
+
+def read_qk_norm(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether a draft norms the heads of queries and keys: it has the tensors, or a class of engines that do."""
+    if "layers.0.self_attn.q_norm.weight" in tensors or config.get("qk_norm"):
+        return True
+    if is_speculators(config):
+        return layer_config(config).get("model_type") == QWEN3
+    return not QK_NORM_ARCHITECTURES.isdisjoint(config.get("architectures") or ())
+
+
 def read_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the rotary parameters, theta among them, in either spelling; None if there is no theta."""
     inner = layer_config(config)
@@ -78,6 +103,20 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if "partial_rotary_factor" in inner:
         rest["partial_rotary_factor"] = inner["partial_rotary_factor"]
     return {**rest, "rope_type": rope_type, "rope_theta": inner["rope_theta"]}
+
+
+UNKNOWN_ROPE: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+"""The rotary parameters that readers take if a config names none."""
+
+
+def rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what changes positions apart from theta, {} if nothing does: spellings of the same rope are equal."""
+    whole = {**rope, "rope_type": rope.get("rope_type", "default")}
+    if whole.get("partial_rotary_factor", 1.0) == 1.0:
+        whole.pop("partial_rotary_factor", None)
+    if whole["rope_type"] == "default":
+        whole = {name: whole[name] for name in ("partial_rotary_factor",) if name in whole}
+    return {name: whole[name] for name in sorted(whole) if name != "rope_theta" and whole[name] is not None}
 
 
 def read_mask_token(config: Mapping[str, Any]) -> int | None:
@@ -121,16 +160,17 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         raise DraftError(f"the config has no {', '.join(absent)}")
     hidden, heads = inner["hidden_size"], inner["num_attention_heads"]
     draft_vocab_size = _size(config, "draft_vocab_size", inner["vocab_size"])
+    family, num_layers = read_family(config, tensors), count_layers(tensors) or _size(inner, "num_hidden_layers", 1)
     if draft_vocab_size > inner["vocab_size"]:
         raise DraftError(f"the config's draft_vocab_size, {draft_vocab_size}, exceeds vocab_size {inner['vocab_size']}")
     return DraftShape(
-        family=read_family(config, tensors),
+        family=family,
         vocab_size=inner["vocab_size"],
         draft_vocab_size=draft_vocab_size,
         hidden_size=hidden,
         target_hidden_size=_size(config, "target_hidden_size", hidden),
         intermediate_size=inner["intermediate_size"],
-        num_hidden_layers=count_layers(tensors) or _size(inner, "num_hidden_layers", 1),
+        num_hidden_layers=num_layers,
         num_attention_heads=heads,
         num_key_value_heads=_size(inner, "num_key_value_heads", heads),
         head_dim=_size(inner, "head_dim", hidden // heads),
@@ -138,6 +178,10 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         **{name: read_norm_flag(config, name) for name in NORM_FLAGS},
         attention_bias=bool(inner.get("attention_bias")),
         mlp_bias=bool(inner.get("mlp_bias")),
+        qk_norm=read_qk_norm(config, tensors),
+        input_norm=not family.reads_aux and "layers.0.input_layernorm.weight" in tensors,
+        final_norm=not family.reads_aux and "norm.weight" in tensors,
+        windows=read_windows(config, num_layers),
     )
 
 

@@ -42,8 +42,22 @@ class DraftShape:
     norm_output: bool = False
     norm_before_fc: bool = False
     norm_before_residual: bool = False
+    qk_norm: bool = False  # RMSNorm of each query and key head
+    input_norm: bool = False  # of the first layer, in drafts that read no aux states
+    final_norm: bool = False  # likewise, of the states that come out
     attention_bias: bool = False
     mlp_bias: bool = False
+    windows: tuple[int | None, ...] = ()  # of attention, one a layer; () if all layers read everything
+
+    @property
+    def sliding_window(self) -> int | None:
+        """The window of the layers that have one."""
+        return max((window for window in self.windows if window is not None), default=None)
+
+    @property
+    def full_attention_layers(self) -> tuple[int, ...]:
+        """Layers without a window, if others have one."""
+        return tuple(index for index, window in enumerate(self.windows) if window is None)
 
     @property
     def fc_inputs(self) -> int:
@@ -68,6 +82,8 @@ def tensor_shapes(shape: DraftShape) -> Shapes:
     shapes: Shapes = {"embed_tokens.weight": (shape.vocab_size, hidden), "fc.weight": (hidden, shape.fc_inputs)}
     if not shape.family.reads_aux:
         shapes["fc.bias"] = (hidden,)
+        if shape.final_norm:
+            shapes["norm.weight"] = (hidden,)
     else:
         shapes |= {"norm.weight": (hidden,), "lm_head.weight": (shape.draft_vocab_size, hidden)}
         if shape.has_vocab_map:
@@ -87,8 +103,11 @@ def _layer_shapes(shape: DraftShape, layer: int) -> Iterator[tuple[str, tuple[in
     hidden, inner, reads_aux = shape.hidden_size, shape.intermediate_size, shape.family.reads_aux
     query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     inputs = 2 * hidden if layer == 0 and reads_aux else hidden
-    for norm in FUSED_NORMS if reads_aux else FUSED_NORMS[2:] if layer == 0 else FUSED_NORMS[1:]:
+    has_input_norm = layer > 0 or shape.input_norm
+    for norm in FUSED_NORMS if reads_aux else FUSED_NORMS[1:] if has_input_norm else FUSED_NORMS[2:]:
         yield f"{norm}.weight", (hidden,)
+    for norm in ("q_norm", "k_norm") if shape.qk_norm else ():
+        yield f"self_attn.{norm}.weight", (shape.head_dim,)
     attention = {"q_proj": (query, inputs), "k_proj": (key, inputs), "v_proj": (key, inputs), "o_proj": (hidden, query)}
     mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
     for part, sizes, has_bias in (("self_attn", attention, shape.attention_bias), ("mlp", mlp, shape.mlp_bias)):
@@ -110,6 +129,20 @@ def tensor_faults(tensors: Mapping[str, torch.Tensor], expected: Shapes, *, opti
             stored = str(tensors[name].dtype).removeprefix("torch.")
             yield f"{name} is stored as {stored}, which is no type of {_ROLES.get(name, 'weights')}"
     yield from (f"unknown {name}" for name in tensors.keys() - expected.keys())
+
+
+def without_identity_maps(tensors: Mapping[str, torch.Tensor], shape: DraftShape) -> dict[str, torch.Tensor]:
+    """Return the tensors without maps that lead from each id to itself; some trainers store them with any draft."""
+    if shape.has_vocab_map:
+        return dict(tensors)
+    identical = {"d2t": lambda offsets: not bool(offsets.any()), "t2d": lambda mask: bool(mask.all())}
+    redundant = {
+        name
+        for name, is_identity in identical.items()
+        if name in tensors and tensors[name].shape == (shape.vocab_size,)
+        if tensors[name].dtype in MAP_DTYPES[name] and is_identity(tensors[name])
+    }
+    return {name: tensor for name, tensor in tensors.items() if name not in redundant}
 
 
 def canonical_name(name: str) -> str:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from eaglepipe.drafts.aux_ids import sglang_ids
-from eaglepipe.drafts.reading import AUX_IDS, NORM_FLAGS
+from eaglepipe.drafts.reading import AUX_IDS, NORM_FLAGS, QWEN3
+from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.export.layouts import Layout
 from eaglepipe.export.trained import TrainedDraft
 
@@ -21,7 +22,7 @@ def engine_config(
     """Return the config in the engine's format; speculators proposes `draft_tokens` tokens at once."""
     dtypes = {"torch_dtype": dtype, "dtype": dtype}
     layer = _layer_fields(draft)
-    config: dict[str, Any] = {"architectures": [draft.shape.family.engine_architectures[layout.engine]]}
+    config: dict[str, Any] = {"architectures": [_architecture(draft, layout)]}
     if layout.writes_speculators_format:
         config |= _speculators_block(draft, target_name, draft_tokens)
         num_aux = {} if draft.shape.num_aux == 3 else {"num_aux_hidden_states": draft.shape.num_aux}
@@ -34,12 +35,23 @@ def engine_config(
     if not draft.shape.family.reads_aux:
         return config
     sizes = {"draft_vocab_size": draft.shape.draft_vocab_size, "num_aux_hidden_states": draft.shape.num_aux}
-    config |= {**sizes, **_draft_fields(draft)}
+    fields = _draft_fields(draft)
+    if not fields["norm_output"]:  # everybody takes it for false, but SpecForge, which takes false for no final norm
+        del fields["norm_output"]
+    if draft.embeddings_trained:
+        fields["embed_requires_grad"] = True
+    config |= {**sizes, **fields}
     if draft.boundaries is not None:  # no ids name the default layers, on which engines agree
         nested = sglang_ids(draft.boundaries, depth=draft.target.depth, model_type=draft.target.model_type)
         config[AUX_IDS] = list(draft.boundaries)
         config["eagle_config"] = {AUX_IDS: list(nested), "use_aux_hidden_state": True}
     return config
+
+
+def _architecture(draft: TrainedDraft, layout: Layout) -> str:
+    if draft.shape.qk_norm and layout.qk_norm_architectures:
+        return layout.qk_norm_architectures[0]
+    return draft.shape.family.engine_architectures[layout.engine]
 
 
 def _speculators_block(draft: TrainedDraft, target_name: str, draft_tokens: int) -> dict[str, Any]:
@@ -57,7 +69,7 @@ def _speculators_block(draft: TrainedDraft, target_name: str, draft_tokens: int)
 
 
 def _draft_fields(draft: TrainedDraft) -> dict[str, Any]:
-    """All four norm flags, whose defaults differ between readers, and fields of some drafts only."""
+    """The norm flags, whose defaults differ between readers, and fields of some drafts only."""
     fields: dict[str, Any] = {name: getattr(draft.shape, name) for name in NORM_FLAGS}
     if draft.shape.has_own_width:
         fields["target_hidden_size"] = draft.shape.target_hidden_size
@@ -69,15 +81,23 @@ def _draft_fields(draft: TrainedDraft) -> dict[str, Any]:
 def _layer_fields(draft: TrainedDraft) -> dict[str, Any]:
     config = draft.config
     return {
-        "model_type": "llama",
+        "model_type": QWEN3 if draft.shape.qk_norm else "llama",
         **{name: getattr(draft.shape, name) for name in _SIZES},
         "hidden_act": config.get("hidden_act", "silu"),
         "rms_norm_eps": config["rms_norm_eps"],
         "max_position_embeddings": config["max_position_embeddings"],
         "attention_bias": draft.shape.attention_bias,
         **_rope_fields(draft.rope),
+        **_window_fields(draft.shape),
         **{name: config[name] for name in _TOKEN_IDS if config.get(name) is not None},
     }
+
+
+def _window_fields(shape: DraftShape) -> dict[str, Any]:
+    if not shape.windows:
+        return {}
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in shape.windows]
+    return {"sliding_window": shape.sliding_window, "use_sliding_window": True, "layer_types": kinds}
 
 
 def _rope_fields(rope: dict[str, Any]) -> dict[str, Any]:

@@ -36,17 +36,40 @@ def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
     if "fc.bias" in draft.tensors and bool(draft.tensors["fc.bias"].any()) and not layout.has_fc_bias:
         yield "vLLM silently drops the trained fc.bias; use --to sglang"
     if shape.norm_before_residual and not layout.serves_norm_before_residual:
-        yield "it takes norm_before_residual for false"
+        yield f"{_reader(layout)} takes norm_before_residual for false; use --to vllm or speculators"
+    if shape.qk_norm and not layout.serves_qk_norm:
+        yield f"{_reader(layout)} has no norms of query and key heads (q_norm, k_norm); use --to vllm or speculators"
+    if shape.qk_norm and shape.attention_bias:
+        yield "vLLM drops o_proj.bias of layers with q_norm and k_norm"
+    if shape.windows and not layout.serves_sliding_window:
+        yield (
+            f"{_reader(layout)} ignores the draft's sliding window of {shape.sliding_window}; use --to vllm or speculators"
+        )
+    if shape.has_own_width and not layout.serves_other_width:
+        yield (
+            f"speculators loads no draft of hidden size {shape.hidden_size} for a target of "
+            f"{shape.target_hidden_size}; use --to vllm"
+        )
+    if norms := [name for name in ("input_norm", "final_norm") if getattr(shape, name)]:
+        yield (
+            f"no engine has the {' and '.join(norms)} of this {family.draft_label} draft (layers.0.input_layernorm, norm), "
+            "and without them its features are others; train on without them: draft.init with train.objective=eagle1"
+        )
     if shape.norm_before_fc and shape.fc_norm:
         yield "norm_before_fc and fc_norm exclude each other"
     if shape.attention_bias and not layout.serves_attention_bias:
-        yield "it has no biases in a draft's attention (attention_bias); use --to vllm"
+        yield f"{_reader(layout)} has no biases in a draft's attention (attention_bias); use --to vllm"
     if shape.mlp_bias:
         yield "no engine is known to load biases of a draft's MLP (mlp_bias)"
     if layout.embeddings == "other width" and draft.embeddings_trained and not shape.has_own_width:
         yield "it always uses the target's embeddings, and this draft trained its own (draft.freeze_embeddings: false)"
     if layout.embeddings == "always" and "embed_tokens.weight" not in draft.tensors:
-        yield "its layout holds the token embeddings, and this draft folder has none"
+        yield "its layout holds the token embeddings, and this draft folder has none; give the target's as --target"
+
+
+def _reader(layout: Layout) -> str:
+    """Return the engine that a portable layout cannot do without."""
+    return "it" if layout.engine == "sglang" else "SGLang"
 
 
 def engine_tensors(draft: TrainedDraft, layout: Layout, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ origin are checked against them. To add an engine, add its name, its `Layout` an
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Engine = Literal["vllm", "sglang", "speculators", "hf"]
@@ -24,7 +24,8 @@ class Layout:
     # config.json
     writes_speculators_format: bool = False
     reads_speculators_format: bool = False
-    also_accepts: tuple[str, ...] = ()  # further `architectures` of families that read aux states
+    also_accepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # further `architectures` by method
+    qk_norm_architectures: tuple[str, ...] = ()  # of drafts that norm query and key heads, which another class serves
     reads_top_ids: bool = True  # aux layer ids at the top level, as boundaries
     reads_nested_ids: Literal["boundaries", "outputs"] | None = None  # meaning of those in `eagle_config`
     needs_draft_vocab_size: bool = False
@@ -35,6 +36,8 @@ class Layout:
     serves_norm_before_residual: bool = True
     serves_attention_bias: bool = True
     serves_sliding_window: bool = True
+    serves_qk_norm: bool = True  # norms of query and key heads
+    serves_other_width: bool = True  # drafts of another hidden size than the target's
     serves_parallel_norms: bool = True  # fc_norm and norm_output of parallel drafts
 
     # Tensors
@@ -66,7 +69,14 @@ LAYOUTS: Mapping[Engine, Layout] = {
         engine="vllm",
         serving=_VLLM_SERVING,
         reads_speculators_format=True,
-        also_accepts=("Eagle3LlamaForCausalLM", "PEagleDraftModel", "Eagle3Qwen3ForCausalLM", "LlamaForCausalLM"),
+        also_accepts={
+            "eagle": ("EagleLlamaForCausalLM",),
+            "eagle3": (
+                "Eagle3LlamaForCausalLM", "LlamaForCausalLM", "Eagle3Qwen2_5vlForCausalLM", "Eagle3Qwen3vlForCausalLM",
+                "Eagle3MiniMaxM2ForCausalLM",
+            ),
+        },
+        qk_norm_architectures=("Eagle3Qwen3ForCausalLM", "Qwen3ForCausalLM"),
         reads_nested_ids="boundaries",
         needs_rope_parameters=False,
         needs_target_width=True,
@@ -83,6 +93,7 @@ LAYOUTS: Mapping[Engine, Layout] = {
         serves_norm_before_residual=False,
         serves_attention_bias=False,
         serves_sliding_window=False,
+        serves_qk_norm=False,
         deeper_norms=("hidden_norm",),
         embeddings="other width",
         shares_head="null size",
@@ -97,6 +108,7 @@ LAYOUTS: Mapping[Engine, Layout] = {
         reads_speculators_format=True,
         needs_rope_theta=False,
         serves_parallel_norms=False,
+        serves_other_width=False,
         first_layer="layers.0",
         first_layer_reader="speculators",
         embeddings="always",
@@ -111,7 +123,9 @@ LAYOUTS: Mapping[Engine, Layout] = {
         needs_norm_flags=True,
         needs_target_width=True,
         serves_norm_before_residual=False,
+        serves_attention_bias=False,
         serves_sliding_window=False,
+        serves_qk_norm=False,
         first_layer_reader="the EAGLE code",
         deeper_norms=("input_layernorm", "hidden_norm"),
         embeddings="always",

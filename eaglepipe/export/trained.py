@@ -9,13 +9,14 @@ import torch
 from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.storage import caches_of
+from eaglepipe.drafts.aux_ids import boundaries_of
 from eaglepipe.drafts.config_types import config_faults
 from eaglepipe.drafts.folder import StoredDraft, read_draft_folder
 from eaglepipe.drafts.reading import Ids, layer_config, read_aux, read_mask_token, read_rope
 from eaglepipe.drafts.shape import DraftShape, tensor_faults, tensor_shapes
 from eaglepipe.errors import DraftError, EaglepipeError
 from eaglepipe.export.run_figures import read_figures
-from eaglepipe.export.target_facts import TargetFacts
+from eaglepipe.export.target_facts import TargetFacts, read_target_facts, target_embeddings
 from eaglepipe.families import default_boundaries
 from eaglepipe.files.digests import check_digests
 from eaglepipe.files.json_object import read_json_object, text_config
@@ -50,8 +51,10 @@ class TrainedDraft:
     cache: Manifest | None  # the first that it was trained from
 
 
-def open_trained(folder: Path) -> TrainedDraft:
+def open_trained(folder: Path, target_folder: Path | None = None) -> TrainedDraft:
     """Open a run folder (with `draft/` inside) or a draft folder, and check that the draft is whole.
+
+    The target's folder adds facts about it, and its token embeddings if the draft folder has none.
 
     Raises:
         DraftError: there is no draft, no engine serves its family, tensors are missing or misshapen, or its aux layers
@@ -78,18 +81,26 @@ def open_trained(folder: Path) -> TrainedDraft:
     if absent := [name for name in REQUIRED if layer_config(draft.config).get(name) is None]:
         raise DraftError(f"{config_file}: no {' and no '.join(absent)}; add what the draft was trained with")
     target = _target_facts(draft.config, recipe, target_config)
+    tensors, embeddings_trained = draft.tensors, _embeddings_trained(draft, recipe)
+    if target_folder is not None:
+        target = target.joined(read_target_facts(target_folder))
+        if not shape.has_own_width:
+            theirs = target_embeddings(target_folder, shape.vocab_size, shape.hidden_size)
+            ours = tensors.setdefault("embed_tokens.weight", theirs)
+            if embeddings_trained is None:
+                embeddings_trained = not torch.equal(ours.to(theirs.dtype), theirs)
     boundaries = None
     if shape.family.reads_aux:
         boundaries = _boundaries(config_file, draft.config, cache, target, has_run=recipe is not None)
     return TrainedDraft(
         folder=draft_folder,
         shape=shape,
-        tensors=draft.tensors,
+        tensors=tensors,
         config=dict(layer_config(draft.config)),
         rope=rope,
         boundaries=boundaries,
         mask_token_id=read_mask_token(draft.config),
-        embeddings_trained=_embeddings_trained(draft, recipe),
+        embeddings_trained=embeddings_trained,
         target=target,
         recipe=recipe,
         train=read_figures(run / TRAIN_FILE),
@@ -131,7 +142,7 @@ def _boundaries(
 ) -> Ids | None:
     """Return custom boundaries, None for the default ones; without the target's depth, ids count as custom."""
     top, nested = read_aux(config)
-    ids = top or (None if cache is None else tuple(cache.spec.aux_layer_ids))
+    ids = top or (None if cache is None else tuple(cache.spec.aux_layer_ids)) or boundaries_of(config, target.depth)
     if ids is None and nested is not None:
         raise DraftError(
             f"{file}: eagle_config names aux layers {list(nested)}, which may be boundaries or "
@@ -150,4 +161,7 @@ def _embeddings_trained(draft: StoredDraft, recipe: Recipe | None) -> bool | Non
         return False
     if draft.shape.has_own_width:
         return True
-    return None if recipe is None else not recipe.draft.freeze_embeddings
+    if recipe is not None:
+        return not recipe.draft.freeze_embeddings
+    recorded = draft.config.get("embed_requires_grad")
+    return recorded if isinstance(recorded, bool) else None

@@ -1,5 +1,6 @@
 """Writes a draft as one engine loads it: weights, config and card, checked before they become visible at once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from eaglepipe.drafts.folder import WEIGHTS_FILE
 from eaglepipe.errors import DraftError
 from eaglepipe.export.card import model_card
 from eaglepipe.export.check.check import check_draft
-from eaglepipe.export.check.findings import Finding
+from eaglepipe.export.check.findings import Finding, warning
 from eaglepipe.export.engine_config import engine_config
 from eaglepipe.export.engine_tensors import engine_tensors, require_servable
-from eaglepipe.export.layouts import LAYOUTS, Engine
+from eaglepipe.export.layouts import LAYOUTS, Engine, Layout
 from eaglepipe.export.target_facts import public_name
 from eaglepipe.export.trained import TrainedDraft, open_trained
 from eaglepipe.files.digests import DIGESTS_FILE, publish_digests
@@ -44,7 +45,13 @@ class ExportResult:
 
 
 def export_draft(
-    source: Path, engine: Engine, *, out: Path | None = None, dtype: str = "bfloat16", target_name: str | None = None
+    source: Path,
+    engine: Engine,
+    *,
+    out: Path | None = None,
+    dtype: str = "bfloat16",
+    target_name: str | None = None,
+    target: Path | None = None,
 ) -> ExportResult:
     """Export the draft of a run folder, or a draft folder, for one engine.
 
@@ -52,6 +59,7 @@ def export_draft(
         out: the folder to write; by default `export/<engine>` in the run folder, `<draft>-<engine>` beside a draft.
         dtype: of the stored weights; training keeps float32 masters.
         target_name: the target's name on the Hub, if the run only knows a local path.
+        target: the target's folder, which gives what the draft's own lacks: token embeddings, the number of layers.
 
     Raises:
         DraftError: there is no whole draft, the engine cannot serve it, or `out` holds something else.
@@ -61,7 +69,7 @@ def export_draft(
         raise DraftError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if target_name is not None and not target_name.isprintable():
         raise DraftError(f"{target_name!r} is not the name of a target; give its Hub id")
-    draft, layout = open_trained(source), LAYOUTS[engine]
+    draft, layout = open_trained(source, target), LAYOUTS[engine]
     require_servable(draft, layout)
     is_run = draft.folder != source
     out = out or (source / "export" / engine if is_run else source.with_name(f"{source.resolve().name}-{engine}"))
@@ -78,7 +86,7 @@ def export_draft(
             CARD_FILE: publish_bytes(folder / CARD_FILE, card),
         }
         publish_digests(folder, digests)
-        warnings = _check_own(folder, draft, engine)
+        warnings = (*_lost(draft, layout), *_check_own(folder, draft, engine))
     return ExportResult(
         folder=out,
         engine=engine,
@@ -87,6 +95,14 @@ def export_draft(
         bytes=(out / WEIGHTS_FILE).stat().st_size,
         warnings=warnings,
     )
+
+
+def _lost(draft: TrainedDraft, layout: Layout) -> Iterator[Finding]:
+    """Yield a warning on token embeddings that are left out and may have been trained."""
+    is_left_out = layout.embeddings == "other width" and not draft.shape.has_own_width
+    if is_left_out and draft.embeddings_trained is None:
+        reason = f"left out: {layout.engine} takes the target's, and whether these were trained is not known"
+        yield warning("embed_tokens.weight", f"{reason}; --target TARGET compares them", "unexpected")
 
 
 def _check_own(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Finding, ...]:

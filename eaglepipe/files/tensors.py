@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
@@ -78,13 +79,43 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         EaglepipeError, ResourceError: the system does not let it be read.
     """
     with explained_read_errors(path), path.open("rb") as stream:
-        declared = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        text = stream.read(min(declared, _MAX_HEADER_BYTES))
+        header, _ = _read_header(path, stream)
+    try:
+        return {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptError(f"{path}: not a safetensors file: {first_line(error)}") from None
+
+
+def load_tensor(path: Path, name: str) -> torch.Tensor:
+    """Load one tensor of a file, on the CPU, and read no more of the file than it holds.
+
+    Raises:
+        CorruptError: absent, malformed, or without that tensor.
+        EaglepipeError, ResourceError: the system does not let it be read.
+    """
+    with explained_read_errors(path), path.open("rb") as stream:
+        header, first = _read_header(path, stream)
+        try:
+            start, end = map(int, header[name]["data_offsets"])
+            alone = json.dumps({name: {**header[name], "data_offsets": [0, end - start]}}).encode()
+            stream.seek(first + start)
+            data = stream.read(end - start)
+            return load(len(alone).to_bytes(_LENGTH_BYTES, "little") + alone + data)[name]
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise CorruptError(f"{path}: {name} cannot be read: {first_line(error)}") from None
+
+
+def _read_header(path: Path, stream: BinaryIO) -> tuple[dict[str, Any], int]:
+    """Return the header of an open file, and where its tensors' bytes begin."""
+    declared = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+    text = stream.read(min(declared, _MAX_HEADER_BYTES))
     try:
         header = json.loads(text.decode())
-        return {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not a safetensors file: {first_line(error)}") from None
+    if not isinstance(header, dict):
+        raise CorruptError(f"{path}: not a safetensors file: its header is no object")
+    return header, _LENGTH_BYTES + declared
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -73,7 +73,6 @@ def test_pickled_head_without_embeddings_or_rope_is_taken_over(tmp_path: Path) -
         "rope_parameters",
         "norm_before_residual",
         "fc_norm",
-        "norm_output",
         "head_dim",
     ):
         del config[name]

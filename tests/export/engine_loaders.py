@@ -120,7 +120,7 @@ def _served(
         rope=rope,
         boundaries=ids,
         fc_norm=config["fc_norm"],
-        norm_output=config["norm_output"],
+        norm_output=config.get("norm_output", False),
         deeper_norm=norm,
         target_ids=draft_ids + weights.get("d2t", torch.zeros_like(draft_ids)),
         mask_token=config.get("mask_token_id"),

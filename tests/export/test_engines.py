@@ -74,6 +74,10 @@ def test_logits_in_the_engine_are_those_of_the_trained_module(
     case: str, engine: str, trained: dict[str, tuple[PreTrainedModel, Path]], tmp_path: Path
 ) -> None:
     (target, _), (draft, folder) = CASES[case], trained[case]
+    if (case, engine) == ("another width", "speculators"):
+        with pytest.raises(DraftError, match="speculators loads no draft of hidden size 24 for a target of 16"):
+            export_draft(folder, "speculators")
+        return
     result = export_draft(folder, engine, out=tmp_path / "out", dtype="float32")  # type: ignore[arg-type]
     for reader in READERS[engine]:
         served = load_as(
@@ -125,7 +129,7 @@ def test_config_holds_the_contracts_fields_and_no_others(
         "architectures", "model_type", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
         "head_dim", "num_hidden_layers", "vocab_size", "draft_vocab_size", "hidden_act", "rms_norm_eps",
         "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias",
-        "num_aux_hidden_states", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output",
+        "num_aux_hidden_states", "norm_before_residual", "norm_before_fc", "fc_norm",
         "tie_word_embeddings", "torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id",
     }  # fmt: skip
     assert LlamaConfig(**config).rope_parameters == GPT_OSS["rope_parameters"]

@@ -7,6 +7,7 @@ from eaglepipe.drafts.reading import (
     AUX_IDS,
     MASK_TOKEN_NAMES,
     NORM_FLAGS,
+    QWEN3,
     SPECULATORS_TYPES,
     eagle_config,
     is_speculators,
@@ -29,7 +30,7 @@ READ = frozenset(
         "sliding_window", "use_sliding_window", "attention_bias", "mlp_bias", "bias", "torch_dtype", "dtype",
         "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "speculators_version",
         "speculators_model_type", "speculators_config", "transformer_layer_config", "auto_map", "embed_requires_grad",
-        *NORM_FLAGS, *MASK_TOKEN_NAMES, *TARGET_ONLY,
+        "max_window_layers", *NORM_FLAGS, *MASK_TOKEN_NAMES, *TARGET_ONLY,
     }
 )  # fmt: skip
 
@@ -40,8 +41,8 @@ def check_config(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -
         yield from _speculators_format(config)
     elif is_speculators(config):
         yield error("speculators_config", f"{layout.engine} cannot read the speculators format")
-    elif config.get("model_type") != "llama":
-        yield error("model_type", f"{config.get('model_type')!r}; it must be 'llama'")
+    elif config.get("model_type") != (expected := QWEN3 if shape.qk_norm and layout.serves_qk_norm else "llama"):
+        yield error("model_type", f"{config.get('model_type')!r}; it must be {expected!r}")
     yield from _architecture(layout, config, shape)
     yield from _sizes(layout, config, shape)
     yield from _rope(layout, layer_config(config))
@@ -91,7 +92,9 @@ def _architecture(layout: Layout, config: Mapping[str, Any], shape: DraftShape) 
     if is_speculators(config):  # readers go by speculators_model_type
         return
     listed = config.get("architectures")
-    accepted = {expected, *(layout.also_accepts if shape.family.reads_aux else ())}
+    accepted = {expected, *layout.also_accepts.get(shape.family.engine_method, ())}
+    if shape.qk_norm and layout.qk_norm_architectures:
+        accepted, expected = {*layout.qk_norm_architectures}, layout.qk_norm_architectures[0]
     if not isinstance(listed, list) or len(listed) != 1 or listed[0] not in accepted:
         hint = "; this is a run's own draft, to be exported" if str(listed).endswith("DraftModel']") else ""
         yield error("architectures", f"{listed!r}; {engine} picks the class by it and expects [{expected!r}]{hint}")
@@ -111,6 +114,8 @@ def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
         yield error("draft_vocab_size", "absent; SGLang reads the attribute and stops")
     if shape.draft_vocab_size > shape.vocab_size:
         yield error("draft_vocab_size", f"{shape.draft_vocab_size}, more than vocab_size {shape.vocab_size}")
+    if shape.has_own_width and not layout.serves_other_width:
+        yield error("target_hidden_size", f"{shape.target_hidden_size}: {layout.engine} loads no draft of another width")
     if "head_dim" not in inner:
         yield warning("head_dim", f"absent; readers take hidden_size / heads = {shape.head_dim}")
     if inner.get("rms_norm_eps") is None:
@@ -155,7 +160,7 @@ def _rope(layout: Layout, inner: Mapping[str, Any]) -> Findings:
 def _norms(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Findings:
     nested = eagle_config(config)
     for name in NORM_FLAGS:
-        if config.get(name) is None and name not in nested:
+        if name != "norm_output" and config.get(name) is None and name not in nested:
             differs = name == "norm_before_residual" and is_speculators(config)
             make = error if differs or layout.needs_norm_flags else warning
             yield make(name, f"absent, and readers' defaults differ; taken as {read_norm_flag(config, name)} here")
@@ -179,9 +184,12 @@ def _layers(layout: Layout, inner: Mapping[str, Any], shape: DraftShape) -> Find
     types = inner.get("layer_types")
     if types is not None and len(types) != shape.num_hidden_layers:
         yield error("layer_types", f"{len(types)} entries for {shape.num_hidden_layers} draft layer(s)")
-    slides = inner.get("sliding_window") or "sliding_attention" in (types or ())
-    if slides and not layout.serves_sliding_window:
+    if shape.windows and not layout.serves_sliding_window:
         yield error("sliding_window", "SGLang ignores it; full attention is portable")
+    if shape.qk_norm and not layout.serves_qk_norm:
+        yield error("model_type", "SGLang's drafts have no norms of query and key heads (q_norm, k_norm)")
+    if shape.qk_norm and shape.attention_bias:
+        yield error("attention_bias", "true, and vLLM drops o_proj.bias of layers with q_norm and k_norm")
     if shape.attention_bias and not layout.serves_attention_bias:
         yield error("attention_bias", "true, and SGLang's drafts have no biases in attention")
     if shape.mlp_bias:

@@ -1,6 +1,7 @@
 """Checks the tensors of a draft folder against those that one engine's loader takes, misses and ignores."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ _MAP_DTYPES = {
     "d2t": ((torch.int64, torch.int32), "offsets are int64 (or int32)"),
     "t2d": ((torch.bool,), "a mask is bool"),
 }
+NORMS_NOT_SERVED = ("layers.0.input_layernorm.weight", "norm.weight")
 _MISSING = {
     "d2t": "without it draft id i is taken for target id i",
     "mask_hidden": "vLLM stops with a ValueError in parallel drafting",
@@ -24,7 +26,7 @@ def check_names(
     layout: Layout, config: Mapping[str, Any], shape: DraftShape, stored: Mapping[str, torch.Tensor]
 ) -> Findings:
     """Yield unexpected, missing and misshapen tensors."""
-    expected = tensor_shapes(shape)
+    expected = tensor_shapes(replace(shape, input_norm=False, final_norm=False))  # which no engine serves
     seen: dict[str, str] = {}
     for raw, tensor in stored.items():
         name = canonical_name(raw)
@@ -35,7 +37,7 @@ def check_names(
         if reason := _misnamed(layout, raw, shape):
             yield error(raw, reason, "unexpected")
         elif name not in expected:
-            yield _unexpected(layout, raw, tensor)
+            yield _unexpected(layout, shape, raw, tensor)
         elif tuple(tensor.shape) != expected[name]:
             size = list(tensor.shape)
             hint = "; it is transposed" if size == list(expected[name])[::-1] and len(size) > 1 else ""
@@ -61,7 +63,7 @@ def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
     return None
 
 
-def _unexpected(layout: Layout, raw: str, tensor: torch.Tensor) -> Finding:
+def _unexpected(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tensor) -> Finding:
     if raw == "t2d" and not layout.reads_t2d:
         return warning(raw, "not read, and there is no smaller vocabulary to map to", "unexpected")
     if layout.is_strict and raw.endswith(".bias"):
@@ -71,6 +73,8 @@ def _unexpected(layout: Layout, raw: str, tensor: torch.Tensor) -> Finding:
     if layout.is_strict and raw.startswith("input_norm."):
         return error(raw, "vLLM silently drops it unless norm_before_fc is true", "unexpected")
     fate = "vLLM's loader stops with a ValueError" if layout.is_strict else f"{layout.engine} silently ignores it"
+    if not shape.family.reads_aux and canonical_name(raw) in NORMS_NOT_SERVED:
+        fate = f"{fate}; engines have no such norm in {shape.family.draft_label} drafts, and its training is lost"
     return error(raw, fate, "unexpected")
 
 
@@ -84,7 +88,7 @@ def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Ten
     if name == "embed_tokens.weight" and layout.embeddings == "other width" and not shape.has_own_width:
         yield warning(raw, "SGLang always uses the target's embeddings in its place", "unexpected")
     if name == "fc.bias" and layout.is_strict and (not layout.writes_fc_bias or bool(tensor.any())):
-        yield _unexpected(layout, raw, tensor)
+        yield _unexpected(layout, shape, raw, tensor)
 
 
 def _is_required(layout: Layout, config: Mapping[str, Any], shape: DraftShape, name: str) -> bool:
