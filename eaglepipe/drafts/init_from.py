@@ -1,10 +1,9 @@
 """Initialises a draft before training from a published one, in any layout."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +11,8 @@ from transformers import PreTrainedModel
 from eaglepipe.drafts.aux_ids import to_boundaries
 from eaglepipe.drafts.folder import StoredDraft, draft_weight_files, read_draft_folder
 from eaglepipe.drafts.published_vocab import selected_token_ids
-from eaglepipe.drafts.reading import AUX_IDS, UNKNOWN_ROPE, Ids, read_aux, read_rope, rope_scaling
+from eaglepipe.drafts.reading import AUX_IDS, Ids, read_aux, read_rope
+from eaglepipe.drafts.rope import rope_differences
 from eaglepipe.drafts.shape import DraftShape, tensor_faults
 from eaglepipe.errors import CorruptError, DraftError
 from eaglepipe.files.hashing import hash_file, hash_json
@@ -68,7 +68,10 @@ def _check_shape(folder: Path, published: DraftShape, built: DraftShape) -> None
     differing += [name for name in LEFT_OUT if getattr(built, name) and not getattr(published, name)]
     known = resolve_name(built.family.recipe).model_fields["draft"].annotation.model_fields
     if strays := [name for name in differing if name not in known]:
-        raise DraftError(f"{folder}: it has {strays[0]}, which {built.family.draft_label} drafts trained here do not have")
+        label = built.family.draft_label
+        raise DraftError(
+            f"{folder}: its {strays[0]} is {getattr(published, strays[0])}, which no {label} draft here has"
+        )
     if differing:
         overrides = " ".join(f"draft.{name}={json.dumps(getattr(published, name))}" for name in differing)
         raise DraftError(f"{folder}: a draft of another shape than the recipe's; initialise from it with {overrides}")
@@ -127,7 +130,12 @@ LEFT_OUT_TENSORS = {"layers.0.input_layernorm.weight", "norm.weight"}
 
 def _is_redundant(name: str, tensor: torch.Tensor) -> bool:
     is_second_name = name.startswith("layers.") and name.endswith(".hidden_norm.weight")
-    return is_second_name or name in _VOCAB_MAPS or name in LEFT_OUT_TENSORS or (name == "fc.bias" and not bool(tensor.any()))
+    return (
+        is_second_name
+        or name in _VOCAB_MAPS
+        or name in LEFT_OUT_TENSORS
+        or (name == "fc.bias" and not bool(tensor.any()))
+    )
 
 
 def _notes(folder: Path, published: StoredDraft, built: StoredDraft, copied: list[str]) -> Iterator[str]:
@@ -136,24 +144,7 @@ def _notes(folder: Path, published: StoredDraft, built: StoredDraft, copied: lis
     yield f"{folder}: initialised from its {len(copied)} tensors{rest}"
     if dropped := [name for name in LEFT_OUT if getattr(published.shape, name) and not getattr(built.shape, name)]:
         keep = " ".join(f"draft.{name}=true" for name in dropped)
-        yield f"{folder}: left out its {' and '.join(dropped)}, which no engine serves and training makes up for; {keep} keeps"
-    yield from rope_notes(folder, read_rope(published.config), read_rope(built.config))
-
-
-def rope_notes(folder: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield a note for each way in which a published draft's positions differ from this draft's, the target's."""
-    theirs, ours = (UNKNOWN_ROPE if rope is None else rope for rope in (theirs, ours))
-    if theirs["rope_theta"] != ours["rope_theta"]:
-        yield (
-            f"{folder}: published with rope theta {theirs['rope_theta']:g}; this draft has the target's, "
-            f"{ours['rope_theta']:g}"
-        )
-    one, other = map(rope_scaling, (theirs, ours))
-    if one != other:
-        yield f"{folder}: published with rope scaling {_listed(one)}; this draft has the target's, {_listed(other)}"
-
-
-def _listed(scaling: Mapping[str, Any]) -> str:
-    kind = scaling.get("rope_type", "default")
-    rest = ", ".join(f"{name} {value}" for name, value in scaling.items() if name != "rope_type")
-    return "none" if not scaling else f"{kind} ({rest})" if rest else kind
+        names = " and ".join(dropped)
+        yield f"{folder}: left out its {names}, which no engine serves and training makes up for; keep with {keep}"
+    for difference in rope_differences(read_rope(published.config), read_rope(built.config)):
+        yield f"{folder}: published with {difference}"

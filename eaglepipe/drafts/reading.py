@@ -105,20 +105,6 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**rest, "rope_type": rope_type, "rope_theta": inner["rope_theta"]}
 
 
-UNKNOWN_ROPE: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
-"""The rotary parameters that readers take if a config names none."""
-
-
-def rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what changes positions apart from theta, {} if nothing does: spellings of the same rope are equal."""
-    whole = {**rope, "rope_type": rope.get("rope_type", "default")}
-    if whole.get("partial_rotary_factor", 1.0) == 1.0:
-        whole.pop("partial_rotary_factor", None)
-    if whole["rope_type"] == "default":
-        whole = {name: whole[name] for name in ("partial_rotary_factor",) if name in whole}
-    return {name: whole[name] for name in sorted(whole) if name != "rope_theta" and whole[name] is not None}
-
-
 def read_mask_token(config: Mapping[str, Any]) -> int | None:
     """Read the token id of masked slots under any of its names."""
     return next((config[name] for name in MASK_TOKEN_NAMES if isinstance(config.get(name), int)), None)

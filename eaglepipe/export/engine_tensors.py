@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.errors import DraftError
 from eaglepipe.export.layouts import Layout
 from eaglepipe.export.trained import TrainedDraft
@@ -21,10 +22,18 @@ def require_servable(draft: TrainedDraft, layout: Layout) -> None:
 
 
 def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
-    shape, family = draft.shape, draft.shape.family
+    family = draft.shape.family
     if layout.engine not in family.engine_architectures:
         yield f"it has no {family.draft_label} drafts"
         return
+    yield from _family_reasons(draft, layout)
+    yield from _norm_reasons(draft.shape, layout)
+    yield from _layer_reasons(draft.shape, layout)
+    yield from _embedding_reasons(draft, layout)
+
+
+def _family_reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
+    shape, family = draft.shape, draft.shape.family
     if family.has_mask_token and draft.mask_token_id is None:
         yield f"the draft's config has no mask_token_id, which {family.draft_label} needs"
     if family.has_mask_token and not layout.serves_parallel_norms and (shape.fc_norm or shape.norm_output):
@@ -35,33 +44,42 @@ def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
         yield f"{family.draft_label} drafts have the target's hidden size"
     if "fc.bias" in draft.tensors and bool(draft.tensors["fc.bias"].any()) and not layout.has_fc_bias:
         yield "vLLM silently drops the trained fc.bias; use --to sglang"
+
+
+def _norm_reasons(shape: DraftShape, layout: Layout) -> Iterator[str]:
+    reader = _reader(layout)
     if shape.norm_before_residual and not layout.serves_norm_before_residual:
-        yield f"{_reader(layout)} takes norm_before_residual for false; use --to vllm or speculators"
-    if shape.qk_norm and not layout.serves_qk_norm:
-        yield f"{_reader(layout)} has no norms of query and key heads (q_norm, k_norm); use --to vllm or speculators"
-    if shape.qk_norm and shape.attention_bias:
-        yield "vLLM drops o_proj.bias of layers with q_norm and k_norm"
-    if shape.windows and not layout.serves_sliding_window:
-        yield (
-            f"{_reader(layout)} ignores the draft's sliding window of {shape.sliding_window}; use --to vllm or speculators"
-        )
-    if shape.has_own_width and not layout.serves_other_width:
-        yield (
-            f"speculators loads no draft of hidden size {shape.hidden_size} for a target of "
-            f"{shape.target_hidden_size}; use --to vllm"
-        )
-    if norms := [name for name in ("input_norm", "final_norm") if getattr(shape, name)]:
-        yield (
-            f"no engine has the {' and '.join(norms)} of this {family.draft_label} draft (layers.0.input_layernorm, norm), "
-            "and without them its features are others; train on without them: draft.init with train.objective=eagle1"
-        )
+        yield f"{reader} takes norm_before_residual for false; use --to vllm or speculators"
     if shape.norm_before_fc and shape.fc_norm:
         yield "norm_before_fc and fc_norm exclude each other"
+    if shape.qk_norm and not layout.serves_qk_norm:
+        yield f"{reader} has no norms of query and key heads (q_norm, k_norm); use --to vllm or speculators"
+    if norms := [name for name in ("input_norm", "final_norm") if getattr(shape, name)]:
+        yield (
+            f"no engine has the {' and '.join(norms)} of this {shape.family.draft_label} draft "
+            "(layers.0.input_layernorm, norm), and without them its features are others; train on without them, by "
+            "draft.init with train.objective=eagle1"
+        )
+
+
+def _layer_reasons(shape: DraftShape, layout: Layout) -> Iterator[str]:
+    reader = _reader(layout)
+    if shape.windows and not layout.serves_sliding_window:
+        window = shape.sliding_window
+        yield f"{reader} ignores the draft's sliding_window of {window}; use --to vllm or speculators"
+    if shape.has_own_width and not layout.serves_other_width:
+        widths = f"hidden size {shape.hidden_size} for a target of {shape.target_hidden_size}"
+        yield f"speculators loads no draft of {widths}; use --to vllm"
     if shape.attention_bias and not layout.serves_attention_bias:
-        yield f"{_reader(layout)} has no biases in a draft's attention (attention_bias); use --to vllm"
+        yield f"{reader} has no biases in a draft's attention (attention_bias); use --to vllm"
+    if shape.attention_bias and shape.qk_norm:
+        yield "vLLM drops o_proj.bias of layers with q_norm and k_norm"
     if shape.mlp_bias:
         yield "no engine is known to load biases of a draft's MLP (mlp_bias)"
-    if layout.embeddings == "other width" and draft.embeddings_trained and not shape.has_own_width:
+
+
+def _embedding_reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
+    if layout.embeddings == "other width" and draft.embeddings_trained and not draft.shape.has_own_width:
         yield "it always uses the target's embeddings, and this draft trained its own (draft.freeze_embeddings: false)"
     if layout.embeddings == "always" and "embed_tokens.weight" not in draft.tensors:
         yield "its layout holds the token embeddings, and this draft folder has none; give the target's as --target"

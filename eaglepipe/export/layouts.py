@@ -72,7 +72,10 @@ LAYOUTS: Mapping[Engine, Layout] = {
         also_accepts={
             "eagle": ("EagleLlamaForCausalLM",),
             "eagle3": (
-                "Eagle3LlamaForCausalLM", "LlamaForCausalLM", "Eagle3Qwen2_5vlForCausalLM", "Eagle3Qwen3vlForCausalLM",
+                "Eagle3LlamaForCausalLM",
+                "LlamaForCausalLM",
+                "Eagle3Qwen2_5vlForCausalLM",
+                "Eagle3Qwen3vlForCausalLM",
                 "Eagle3MiniMaxM2ForCausalLM",
             ),
         },

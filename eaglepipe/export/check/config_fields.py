@@ -115,7 +115,8 @@ def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
     if shape.draft_vocab_size > shape.vocab_size:
         yield error("draft_vocab_size", f"{shape.draft_vocab_size}, more than vocab_size {shape.vocab_size}")
     if shape.has_own_width and not layout.serves_other_width:
-        yield error("target_hidden_size", f"{shape.target_hidden_size}: {layout.engine} loads no draft of another width")
+        states = shape.target_hidden_size
+        yield error("target_hidden_size", f"{states}: speculators loads no draft of another width than its target's")
     if "head_dim" not in inner:
         yield warning("head_dim", f"absent; readers take hidden_size / heads = {shape.head_dim}")
     if inner.get("rms_norm_eps") is None:
