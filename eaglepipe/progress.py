@@ -71,6 +71,11 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
         print(" · ".join(parts), file=sys.stderr, flush=True)
 
 
+def note(message: str) -> None:
+    """Print a line for the user beside a command's output."""
+    print(message, file=sys.stderr, flush=True)
+
+
 def format_seconds(seconds: float) -> str:
     """`1:02:03`, or `2:03` below an hour."""
     minutes, second = divmod(round(seconds), 60)

@@ -13,9 +13,12 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from eaglepipe.errors import CorruptError, TargetError
+from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.files.system_errors import check_readable
 from eaglepipe.files.tensors import INDEX_FILE, SINGLE_FILE, pickled_files, weight_files
+
+GGUF_ORIGIN = "gguf.json"  # in a folder of dequantised weights: which file they come from
 
 
 def target_weight_files(folder: Path) -> list[Path]:
@@ -53,6 +56,24 @@ def open_weights(path: Path) -> Any:
 
 
 def weights_fingerprint(folder: Path) -> str:
+    """Return the fingerprint of a target's weights: that of their tensors, or of the GGUF file that they come from.
+
+    Raises:
+        TargetError: as `tensors_fingerprint`; or dequantised weights that are not those of their GGUF file.
+    """
+    tensors, origin = tensors_fingerprint(folder), folder / GGUF_ORIGIN
+    if not origin.is_file():
+        return tensors
+    fields = read_json_object(origin)
+    if fields.get("tensors") != tensors or not isinstance(fields.get("xxh3_128"), str):
+        raise TargetError(
+            f"{folder}: its weights are not those that {fields.get('file')} was dequantised into; delete the folder, "
+            "and it is made again"
+        )
+    return str(fields["xxh3_128"])
+
+
+def tensors_fingerprint(folder: Path) -> str:
     """Hash name, dtype, shape and bytes of every tensor, in the order of their names: xxh3_128, hex.
 
     Raises:

@@ -34,6 +34,7 @@ from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.adapter import check_no_adapter
 from eaglepipe.target.config_values import check_types, check_values
 from eaglepipe.target.fingerprint import open_weights, target_weight_files
+from eaglepipe.target.gguf import dequantised_folder, find_gguf
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _OTHER_FOLDERS = ["[!a]*/*"]  # all but additional_chat_templates/
@@ -81,13 +82,15 @@ def resolve_folder(config: TargetConfig, *, weights: bool = True) -> Path:
         UnreachableError: the Hub does not answer, and there is no earlier download.
     """
     local = Path(config.path).expanduser()
+    if (file := find_gguf(local)) is not None:
+        return dequantised_folder(file)
     if local.is_dir():
         check_no_adapter(local, config.path)
         if not (local / "config.json").is_file():
-            raise TargetError(f"{local}: not a model folder: it has no config.json")
+            raise TargetError(f"{local}: not a model folder: it has neither config.json nor a GGUF file")
         return local
     if local.exists():
-        raise TargetError(f"{local}: a target is a model folder, this is a file")
+        raise TargetError(f"{local}: a target is a model folder or a GGUF file, and this file is neither")
     patterns = _CONFIG_FILES + (_WEIGHT_FILES if weights else []) + (["*.py"] if config.trust_remote_code else [])
     repository = Repository(
         name=f"target {config.path!r} (no such folder here)", revision=config.revision, error=TargetError

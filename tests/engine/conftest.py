@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.targets import dequantised_smollm2, make_served_project
+from eaglepipe.recipe.config import TargetConfig
+from eaglepipe.target.gguf import ROOT_VARIABLE
+from eaglepipe.target.load import resolve_folder
+from tests.engine.targets import make_served_project, smollm2_gguf
 from tests.tiny_project import TinyProject
 
 
@@ -18,8 +21,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct in float32, with its tokenizer and chat template; read-only for tests."""
-    return dequantised_smollm2(tmp_path_factory.mktemp("smollm2") / "target")
+    """SmolLM2-135M-Instruct, weights in float32, with its tokenizer and chat template; read-only for tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ROOT_VARIABLE, str(tmp_path_factory.mktemp("smollm2")))
+        return resolve_folder(TargetConfig(path=str(smollm2_gguf())))
 
 
 @pytest.fixture(scope="session")

@@ -57,11 +57,11 @@ def test_a_missing_folder_is_named(path, no_network):
 
 
 def test_a_folder_that_holds_no_model_and_a_file_are_named(tmp_path):
-    with pytest.raises(TargetError, match=r"no config\.json"):
+    with pytest.raises(TargetError, match=r"neither config\.json nor a GGUF file"):
         load(tmp_path)
-    (tmp_path / "model.gguf").write_bytes(b"x")
-    with pytest.raises(TargetError, match="this is a file"):
-        load(tmp_path / "model.gguf")
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(TargetError, match="neither"):
+        load(tmp_path / "model.bin")
 
 
 def test_missing_weights_are_named(folder):
