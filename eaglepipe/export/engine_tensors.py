@@ -17,8 +17,7 @@ def require_servable(draft: TrainedDraft, layout: Layout) -> None:
         DraftError: with every reason.
     """
     if reasons := list(_reasons(draft, layout)):
-        lines = "\n  ".join(reasons)
-        raise DraftError(f"{draft.folder}: this draft cannot be served by {layout.engine}\n  {lines}")
+        raise DraftError(f"{draft.folder}: this draft cannot be served by {layout.engine}: {'; '.join(reasons)}")
 
 
 def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:

@@ -92,7 +92,7 @@ PLANTED: dict[str, tuple[tuple[str, ...], Plant, str]] = {
     "rope_theta in one spelling": (NATIVE, no_old_theta, "rope_theta"),
     "unsorted vocabulary": (ALL, unsorted, "do not ascend"),
     "extra verifier norm": (ALL, verifier_norm, "verifier_norm.weight"),
-    "outputs read as boundaries": (("vllm", "speculators"), config_is(**{AUX: [1, 4, 6]}), "layer outputs"),
+    "outputs read as boundaries": (("vllm",), config_is(**{AUX: [1, 4, 6]}), "layer outputs"),
     "boundaries in eagle_config": (("sglang",), nested_ids(2, 5, 7), "boundaries"),
     "outputs in eagle_config alone": (("vllm", "hf"), nested_ids(1, 4, 6), AUX),
     "both spellings alike": (NATIVE, lambda c, t: c.update({AUX: [3, 5, 8], "eagle_config": {AUX: [3, 5, 8]}}), AUX),

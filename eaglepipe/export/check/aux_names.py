@@ -26,7 +26,7 @@ def check_aux(layout: Layout, config: Mapping[str, Any], target: TargetFacts) ->
         yield from _suspected(NESTED, nested, "outputs", target.depth, reader="SGLang takes them for layer outputs")
     elif top and layout.reads_nested_ids == "outputs" and not is_speculators(config):
         yield _only_top(top, target.depth)
-    elif top:
+    elif top and not is_speculators(config):  # in that format, whoever writes ids writes boundaries
         reader = f"{layout.engine} takes them for boundaries"
         yield from _suspected(AUX_IDS, top, "boundaries", target.depth, reader=reader)
     last_nested = target.depth if target.depth is None or target.model_type == "gpt_oss" else target.depth - 1

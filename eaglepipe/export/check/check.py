@@ -74,7 +74,8 @@ def _check_listed(folder: Path) -> Findings:
 
 def _check_dtype(draft: StoredDraft) -> Findings:
     inner = layer_config(draft.config)
-    declared = inner.get("torch_dtype") or inner.get("dtype") or draft.config.get("torch_dtype")
+    levels = (inner, draft.config)
+    declared = next((level[name] for level in levels for name in ("torch_dtype", "dtype") if level.get(name)), None)
     dtypes = {str(t.dtype).removeprefix("torch.") for t in draft.raw_tensors.values() if t.is_floating_point()}
     if declared is None:
         yield warning("torch_dtype", f"absent; the weights are {', '.join(sorted(dtypes))}")
