@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,12 @@ def logits_of(draft: LlamaEagle3DraftModel, io: dict[str, torch.Tensor]) -> torc
     projected = torch.where(first[..., None], projected, draft.masked_projected_hidden())
     mask = peagle_mask(io["anchors"], io["depths"], lengths[0], io["ids"].shape[1])
     return draft.compute_logits(draft.forward_peagle(ids, projected, slots[None], mask))
+
+
+@cache
+def own_logits(name: str) -> torch.Tensor:
+    """Logits of a draft that starts from the folder that speculators saved."""
+    return logits_of(initialised(name), recorded(name))
 
 
 def recorded(name: str) -> dict[str, torch.Tensor]:
