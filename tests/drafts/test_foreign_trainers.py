@@ -1,4 +1,4 @@
-"""Folders in the layouts of SpecForge and NeMo: read, equal to a forward written here, converted, or refused in a line."""
+"""Folders in the layouts of SpecForge and NeMo: equal to a forward written here, converted, or refused in one line."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def specforge(
         weights={**weights, "embed_tokens.weight": MadeTarget().embeddings},
         sizes=config,
         rope=config["rope_parameters"],
-        boundaries=tuple(id + 1 for id in ids or (1, 4, 6)),
+        boundaries=tuple(output + 1 for output in ids or (1, 4, 6)),
         fc_norm=False,
         norm_output=False,
         deeper_norm="",
