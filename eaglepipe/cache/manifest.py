@@ -69,19 +69,30 @@ class ShardEntry(FileEntry):
 
 REFUSED = "refused"
 CODEC_OVERFLOW = "codec_overflow"
-REFUSALS = frozenset({REFUSED, CODEC_OVERFLOW})
+UNFINISHED = "unfinished"
+EMPTY_ANSWER = "empty_answer"
+UNANSWERED = "unanswered"
+LONG_ANSWER = "long_answer"
+OF_ANSWERS = frozenset({UNFINISHED, EMPTY_ANSWER, UNANSWERED, LONG_ANSWER})
+"""Reasons that are known once the target has answered, of caches of its own answers."""
+REFUSALS = frozenset({REFUSED, CODEC_OVERFLOW}) | OF_ANSWERS
 """Reasons of drops that sidecars list sample by sample."""
 
 
 class RefusedSample(Document):
-    """A sample that the target could not be trusted on."""
+    """A sample that the target could not be trusted on, or gave no answer of use to."""
 
     sample_id: str
     reason: str
 
     @property
     def cause(self) -> str:
-        """The reason under which `drops` counts it; a text that begins with `codec` blames the encoding."""
+        """The reason under which `drops` counts it, by the beginning of its text.
+
+        One that begins with `codec` blames the encoding, and one of `OF_ANSWERS`, with a colon, the answer.
+        """
+        if (named := self.reason.partition(":")[0]) in OF_ANSWERS:
+            return named
         return CODEC_OVERFLOW if self.reason.startswith("codec ") else REFUSED
 
 

@@ -78,18 +78,25 @@ class PublishedShard:
 
 
 def seal_cache(
-    folder: Path, plan: Plan, spec: ShardSpec, *, max_length: int, fixed: Iterable[FileEntry] | None = None
+    folder: Path,
+    plan: Plan,
+    spec: ShardSpec,
+    *,
+    max_length: int,
+    fixed: Iterable[FileEntry] | None = None,
+    more: Iterable[FileEntry] = (),
 ) -> Manifest:
     """Hash every file of a cache, write the manifest if all are as they were published, and drop its work folder.
 
     Args:
         fixed: the files besides plan and shards; default: those that are recorded in the cache.
+        more: files besides those.
 
     Raises:
         UnsoundError: naming files that are missing, or differ from what was published; there is no manifest then.
         DataError: the target gave a finite result for no sample at all.
     """
-    fixed = _recorded(folder, plan) if fixed is None else tuple(fixed)
+    fixed = (*(_recorded(folder, plan) if fixed is None else fixed), *more)
     shards = checked_shards(folder, plan)
     if problems := {entry.path: problem for entry in fixed if (problem := file_problem(folder, entry))}:
         raise UnsoundError(folder, problems)

@@ -49,7 +49,8 @@ def declared_sections(recipe: Recipe) -> dict[str, Any]:
     excluded = {"root", "profile"}  # places and names, which do not change what is stored
     if recipe.cache.last_hidden == "supervised":  # absent from plans published before there was a choice
         excluded.add("last_hidden")
-    exclude = {"cache": excluded, "data": {"max_drop_fraction"}, "target": {"engine", "engine_args"}}
+    of_data = {"max_drop_fraction"} | ({"generate"} if recipe.data.generate is None else set())
+    exclude = {"cache": excluded, "data": of_data, "target": {"engine", "engine_args"}}
     declared = recipe.model_dump(mode="json", include={"target", "data", "vocab", "cache"}, exclude=exclude)
     return {**declared, "target": declared["target"] | recipe.target.engine_fields}
 

@@ -18,6 +18,8 @@ Fault = Literal[
     "half_surrogate",
     "template_refuses",
     "no_assistant_turn",
+    "no_user_turn",
+    "already_tokenised",
     "too_short",
     "token_out_of_range",
     "repeated_id",
@@ -27,7 +29,15 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 FAULTS_OF_CONVERSATIONS = frozenset(
-    {"template_refuses", "no_assistant_turn", "too_short", "token_out_of_range", "repeated_id"}
+    {
+        "template_refuses",
+        "no_assistant_turn",
+        "no_user_turn",
+        "already_tokenised",
+        "too_short",
+        "token_out_of_range",
+        "repeated_id",
+    }
 )
 """Faults of rows that were read well; the rows with others are no part of a corpus's fingerprint."""
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -98,16 +98,17 @@ def _sample(
     result = next(encoded)
     if isinstance(result, TemplateError):
         return "template_refuses", str(result)
-    input_ids, all_turns = result
-    turns = _supervised_turns(all_turns, data)
-    if (drop := _drop(input_ids, turns, data, vocab_size)) is not None:
+    input_ids, turns = result
+    whole = TokenSample(sample_id=row.sample_id, source=row.source, input_ids=input_ids, turns=turns)
+    return cut_sample(whole, data, vocab_size)
+
+
+def cut_sample(whole: TokenSample, data: DataConfig, vocab_size: int | None) -> TokenSample | tuple[str, str]:
+    """Return what the settings of `data` keep of a sample, or why nothing is left, with details."""
+    turns, limit = _supervised_turns(whole.turns, data), data.max_length
+    if (drop := _drop(whole.input_ids, turns, data, vocab_size)) is not None:
         return drop
-    return TokenSample(
-        sample_id=row.sample_id,
-        source=row.source,
-        input_ids=input_ids[: data.max_length],
-        turns=turns[: data.max_length],
-    )
+    return replace(whole, input_ids=whole.input_ids[:limit], turns=turns[:limit])
 
 
 def _encoded(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eaglepipe.generation.answering import Answer, Sampling
 from eaglepipe.target.load import LoadedTarget
 from eaglepipe.target.steps.kv_cache import cache_argument, make_cache
-from eaglepipe.target.steps.sampling import distribution, draw
+from eaglepipe.target.steps.sampling import distribution, draw, pick
 
 _COMPACT_BELOW = 0.75  # share of rows still running at which the ended ones are taken out
 
@@ -25,13 +25,14 @@ def generate(
     prompts: Sequence[NDArray[np.int32]],
     sampling: Sampling,
     stop_ids: frozenset[int],
-    generator: torch.Generator,
+    generator: torch.Generator | NDArray[np.float64],
 ) -> list[Answer]:
     """Continue each prompt until a stop token or `max_new_tokens`; one answer a prompt, in their order.
 
     Args:
         prompts: token ids [T] each, not empty.
-        generator: on the target's device; used only when sampling.
+        generator: on the target's device; or the numbers in [0, 1) that choose each row's tokens, one a token:
+            [prompts, max_new_tokens]. Used only when sampling.
     """
     forward = _decoder_step(target)
     input_ids, mask, positions = _left_padded(prompts, sampling.max_new_tokens, target.device)
@@ -43,7 +44,8 @@ def generate(
     alive = np.ones(len(prompts), dtype=np.bool_)  # of the rows in the batch
     for step in range(sampling.max_new_tokens):
         logits = forward(input_ids, mask[:, :num_seen], positions, cache)
-        token = _choose(logits, sampling, generator)
+        draws = generator if isinstance(generator, torch.Generator) else generator[running, step]
+        token = _choose(logits, sampling, draws)
         numbers, sound = token.cpu().numpy(), logits.amax(dim=-1).isfinite().cpu().numpy()
         stopping = np.isin(numbers, list(stop_ids))
         finite[running[alive & ~sound]] = False
@@ -93,8 +95,11 @@ def _left_padded(
     return on_device[0], on_device[1], on_device[2]
 
 
-def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+def _choose(logits: torch.Tensor, sampling: Sampling, draws: torch.Generator | NDArray[np.float64]) -> torch.Tensor:
     """[B, V] -> [B] token ids; rows with NaN get an id without meaning."""
     if sampling.temperature == 0.0:
         return logits.argmax(dim=-1)
-    return draw(distribution(logits, sampling.temperature, sampling.top_p), generator)
+    weights = distribution(logits, sampling.temperature, sampling.top_p)
+    if isinstance(draws, torch.Generator):
+        return draw(weights, draws)
+    return pick(weights, torch.from_numpy(draws).to(weights.device))

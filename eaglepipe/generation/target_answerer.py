@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from eaglepipe.generation.answering import Answer, Prompt, Sampling
 from eaglepipe.generation.generate import generate
@@ -13,9 +14,22 @@ from eaglepipe.target.load import LoadedTarget
 class TargetAnswerer:
     """A loaded target; the same prompts between two rounds of answers always give the same answers."""
 
-    def __init__(self, target: LoadedTarget, sampling: Sampling, stop_ids: frozenset[int], *, batch_size: int) -> None:
+    def __init__(
+        self,
+        target: LoadedTarget,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        *,
+        batch_size: int,
+        own_draws: bool = False,
+    ) -> None:
+        """Keep the settings of all answers.
+
+        Args:
+            own_draws: draw each answer by its prompt's own purpose, whatever is answered beside it.
+        """
         self._target, self._sampling, self._stop_ids = target, sampling, stop_ids
-        self._batch_size = batch_size
+        self._batch_size, self._own_draws = batch_size, own_draws
         self._waiting: list[tuple[int, Prompt]] = []
 
     def add(self, request_id: int, prompt: Prompt) -> None:
@@ -29,10 +43,18 @@ class TargetAnswerer:
             self._waiting = []
             for start in range(0, len(one_round), self._batch_size):
                 batch = one_round[start : start + self._batch_size]
-                generator = _generator(self._target.device, *batch[0][1].purpose, start)
                 prompts = [prompt.token_ids for _, prompt in batch]
-                answers = generate(self._target, prompts, self._sampling, self._stop_ids, generator)
+                draws = (
+                    np.stack([self._numbers(prompt) for _, prompt in batch])
+                    if self._own_draws
+                    else _generator(self._target.device, *batch[0][1].purpose, start)
+                )
+                answers = generate(self._target, prompts, self._sampling, self._stop_ids, draws)
                 yield from zip((request_id for request_id, _ in batch), answers, strict=True)
+
+    def _numbers(self, prompt: Prompt) -> NDArray[np.float64]:
+        """Return the numbers that choose an answer's tokens."""
+        return np.random.default_rng(np.random.SeedSequence(prompt.purpose)).random(self._sampling.max_new_tokens)
 
 
 def _generator(device: torch.device, *purpose: int) -> torch.Generator:

@@ -17,6 +17,7 @@ from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.identity import target_fields
 from eaglepipe.target.load import resolve_folder
+from eaglepipe.target.steps.stops import stop_ids_of_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,17 @@ def _data_fields(inputs: Stage1Inputs, corpus: str) -> dict[str, Any]:
         "max_length": data.max_length,
         "on_long": data.on_long,
         "supervise": data.supervise,
+        **_generate_fields(inputs),
     }
+
+
+def _generate_fields(inputs: Stage1Inputs) -> dict[str, Any]:
+    """Return what decides the target's answers besides target and prompts; nothing for conversations as they are."""
+    settings = inputs.recipe.data.generate
+    if settings is None:
+        return {}
+    ends = stop_ids_of_folder(inputs.folder, inputs.model_config, inputs.chat)
+    return {"generate": {**settings.model_dump(mode="json"), "ends": sorted(ends)}}
 
 
 def _cache_fields(inputs: Stage1Inputs) -> dict[str, Any]:

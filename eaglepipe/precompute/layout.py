@@ -30,7 +30,11 @@ Group = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusLayout:
-    """A corpus in shards: shard i holds the samples of `shards[i]`, group by group; they are in `tokens`."""
+    """A corpus in shards: shard i holds the samples of `shards[i]`, group by group; they are in `tokens`.
+
+    Of prompts that the target is to answer, token counts are the most that there may be, and the vocabulary, unless it
+    has all tokens, is chosen later.
+    """
 
     tokens: StagedTokens
     statistics: StagedStatistics
@@ -48,7 +52,11 @@ class CorpusLayout:
     def forwards(self, shard: int, batch_tokens: int) -> Iterator[Group]:
         """Yield the samples of a shard in order, in batches of `batch_tokens` with padding, or of a longer sample."""
         for group in self.shards[shard]:
-            yield from split_group(group, self.statistics.num_tokens, batch_tokens)
+            yield from self.parts(group, batch_tokens)
+
+    def parts(self, group: Group, batch_tokens: int) -> Iterator[Group]:
+        """Yield a group in batches of that budget."""
+        return split_group(group, self.statistics.num_tokens, batch_tokens)
 
     def shard_tokens(self, shard: int) -> int:
         """Count the tokens of a shard."""
@@ -71,7 +79,8 @@ def lay_out(
     spec = inputs.spec
     statistics = tokens.statistics(spec.vocab_size)
     _drop_repetitions(tokens, statistics, drops)
-    _check_lengths(inputs, statistics)
+    if inputs.recipe.data.generate is None:
+        _check_lengths(inputs, statistics)
     drops.check(statistics.num_distinct, inputs.recipe.data.max_drop_fraction)
     cost = token_cost(
         spec,

@@ -1,15 +1,21 @@
-"""Samples that the target or a codec lost to NaN, Inf or overflow: counted by cause, and never too many in silence."""
+"""Samples that the target or a codec lost to NaN, Inf or overflow, and prompts without an answer of use.
+
+They are counted by cause, and faults are never too many in silence.
+"""
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eaglepipe.cache.manifest import CODEC_OVERFLOW, REFUSED, RefusedSample
+from eaglepipe.cache.manifest import CODEC_OVERFLOW, EMPTY_ANSWER, REFUSED, UNANSWERED, UNFINISHED, RefusedSample
 from eaglepipe.cache.published import published_sidecars
 from eaglepipe.errors import DataError
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.tables import text_table
+
+_FAULTS = frozenset({REFUSED, CODEC_OVERFLOW, EMPTY_ANSWER, UNANSWERED})
+"""Causes that data.max_drop_fraction limits; the others follow from the recipe's lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +27,11 @@ class Lost:
     first: dict[str, str]  # of each cause, id and reason
     total_samples: int  # of the corpus
     total_tokens: int  # of the corpus
+
+    @property
+    def faults(self) -> int:
+        """Samples lost to faults."""
+        return sum(self.samples[cause] for cause in _FAULTS)
 
     def table(self) -> str:
         """Return a line for each cause: samples and tokens with their shares, and the first sample."""
@@ -66,16 +77,19 @@ def check_lost(inputs: Stage1Inputs, plan: PrecomputePlan, report: Callable[[str
         return
     share = f"{count:,} of {lost.total_samples:,} samples ({count / lost.total_samples:.2%})"
     causes = "\n".join([lost.table(), *(f"  {hint}" for hint in _hints(lost))])
-    if count == lost.total_samples:
+    if lost.faults == lost.total_samples:
         raise DataError(f"{plan.folder}: no finite result for any sample:\n{causes}")
-    if count / lost.total_samples > allowed:
+    if count == lost.total_samples:
+        raise DataError(f"{plan.folder}: no prompt has an answer of use:\n{causes}")
+    if lost.faults / lost.total_samples > allowed:
         raise DataError(
             f"{plan.folder}: {share} are lost, and data.max_drop_fraction allows {allowed:.2%}:\n{causes}\n"
             "the computed shards stay: with a larger data.max_drop_fraction the same command goes on without these "
             "samples"
         )
     if report is not None:
-        report(f"lost      {share} have no finite states\n{causes}")
+        what = "have no finite states" if lost.samples.keys() <= {REFUSED, CODEC_OVERFLOW} else "are left out"
+        report(f"lost      {share} {what}\n{causes}")
 
 
 def _refused(plan: PrecomputePlan) -> list[RefusedSample]:
@@ -91,6 +105,8 @@ def _hints(lost: Lost) -> list[str]:
             else "its weights are at fault, or its code"
         )
         hints.append(f"{REFUSED}: the target itself gave NaN or Inf; {advice}")
+    if UNFINISHED in lost.first:
+        hints.append(f"{UNFINISHED}: these answers have no end; raise data.generate.max_new_tokens to keep longer ones")
     if CODEC_OVERFLOW in lost.first:
         hints.append(
             f"{CODEC_OVERFLOW}: the target's numbers are finite, and beyond the range of the codec; choose a wider "

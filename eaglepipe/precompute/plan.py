@@ -1,6 +1,6 @@
 """From checked inputs to a planned cache: tokenise the corpus, identify the cache, publish its plan, or resume one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,15 @@ from eaglepipe.cache.storage import (
     staging_path,
 )
 from eaglepipe.chat.drops import DropLog
-from eaglepipe.chat.faults import FAULTS, FAULTS_OF_CONVERSATIONS
-from eaglepipe.chat.sources import CorpusFingerprint, fingerprint_sources, iter_conversations
-from eaglepipe.chat.tokens import iter_token_samples
+from eaglepipe.chat.faults import FAULTS, FAULTS_OF_CONVERSATIONS, FaultyRow
+from eaglepipe.chat.sources import Conversation, CorpusFingerprint, fingerprint_sources, iter_conversations
+from eaglepipe.chat.tokens import TokenSample, iter_token_samples
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import diff_fields, differing_leaves
 from eaglepipe.files.leftovers import leftover_siblings, remove_abandoned
 from eaglepipe.files.publish import PendingFile, check_free_bytes, explained_os_errors, put_if_absent
+from eaglepipe.precompute.answers.prompts import iter_prompts
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, CorpusLayout, lay_out
@@ -118,7 +119,7 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
             report(note)
         group_tokens = GROUP_TOKENS if document is None else document.batch_tokens
         layout = lay_out(inputs, StagedTokens(file.temporary), drops=drops, group_tokens=group_tokens)
-        if document is None:
+        if document is None and inputs.recipe.data.generate is None:  # answers are shorter than they may be
             check_free_bytes(folder, layout.estimated_bytes, advice=_ROOM_ADVICE)
         _publish_drops(folder, identity.digest, drops, listed)
         file.publish(path=folder / STAGING)
@@ -149,13 +150,20 @@ def staged_corpus(inputs: Stage1Inputs, path: Path) -> Iterator[tuple[PendingFil
     file, listed = PendingFile(path), PendingFile(path.with_name(f"{path.name}.drops"))
     drops = DropLog(listed.stream)
     try:
-        samples = iter_token_samples(rows, inputs.chat, data, drops, inputs.spec.vocab_size)
-        if write_staging(samples, file) == 0:
+        if write_staging(_staged_samples(rows, inputs, drops), file, prompts=data.generate is not None) == 0:
             drops.check(0, data.max_drop_fraction)
         yield file, drops, listed, fingerprint.hexdigest()
     finally:
         file.abort()
         listed.abort()
+
+
+def _staged_samples(
+    rows: Iterable[Conversation | FaultyRow], inputs: Stage1Inputs, drops: DropLog
+) -> Iterator[TokenSample]:
+    if inputs.recipe.data.generate is not None:
+        return iter_prompts(rows, inputs, drops)
+    return iter_token_samples(rows, inputs.chat, inputs.recipe.data, drops, inputs.spec.vocab_size)
 
 
 def _publish_drops(folder: Path, identity: str, drops: DropLog, listed: PendingFile) -> None:

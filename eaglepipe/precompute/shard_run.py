@@ -5,7 +5,7 @@ Any number of processes may do this on one folder: a shard is claimed through a 
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -72,6 +72,11 @@ class ShardRun:
         self._drops = plan.layout.drops.counts.total()
         self._started = time.monotonic()
 
+    @property
+    def plan(self) -> PrecomputePlan:
+        """The plan, with the draft vocabulary by which shards are encoded."""
+        return self._plan
+
     def write_missing(self, worker: Worker) -> int:
         """Compute and publish this worker's missing shards; returns their number.
 
@@ -121,12 +126,10 @@ class ShardRun:
         settings = self._inputs.recipe.precompute
         writer = ShardWriter(folder, shard, spec=self._inputs.spec, identity=self._plan.document.identity)
         with BackgroundShard(writer, queue_jobs=settings.queue_batches) as background:
-            for batch in layout.forwards(shard, settings.batch_tokens):
-                self._stop.raise_if_set(f"the shards published so far stay in {folder}")
-                samples = [layout.tokens.read(int(sample)) for sample in batch]
+            for samples, num_tokens in self._batches(shard):
                 if known and all(sample.sample_id in known for sample in samples):
                     background.submit(partial(_known_items, known, samples))
-                    progress.update(sum(len(sample.input_ids) for sample in samples))
+                    progress.update(num_tokens)
                     continue
                 captured = capture_batch(
                     self._model,
@@ -139,11 +142,25 @@ class ShardRun:
                 background.submit(partial(_known_first, known, captured) if known else captured.samples)
                 self._drops += captured.num_refused
                 self._refused += captured.num_refused
-                self._show(len(captured.finite), progress)
+                self._show(len(captured.finite), num_tokens, progress)
+            for item in self._left_out(shard):
+                background.submit(partial(iter, [item]))
             background.finish()
 
-    def _show(self, num_tokens: int, progress: ProgressLine) -> None:
-        self._tokens += num_tokens
+    def _batches(self, shard: int) -> Iterator[tuple[list[TokenSample], int]]:
+        """Yield the samples of each forward of a shard, and the tokens of the plan that are done with them."""
+        layout = self._plan.layout
+        for batch in layout.forwards(shard, self._inputs.recipe.precompute.batch_tokens):
+            self._stop.raise_if_set(f"the shards published so far stay in {self._plan.folder}")
+            samples = [layout.tokens.read(int(sample)) for sample in batch]
+            yield samples, sum(len(sample.input_ids) for sample in samples)
+
+    def _left_out(self, shard: int) -> Iterable[RefusedItem]:
+        """Return what else of a shard's plan has no sample, once its batches are done."""
+        return ()
+
+    def _show(self, computed: int, num_tokens: int, progress: ProgressLine) -> None:
+        self._tokens += computed
         rate = self._tokens / (time.monotonic() - self._started)
         gigabytes = self._plan.layout.cost.total * self._tokens / 1e9
         progress.update(num_tokens, f"{rate:,.0f} tok/s · {gigabytes:.3g} GB · {self._drops} dropped")
@@ -172,7 +189,10 @@ def _claim(folder: Path, shard: int) -> Iterator[bool]:
 
 def publish_fixed_files(inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel) -> None:
     """Publish the files that are made from the target; those of other workers have the same bytes."""
-    entries = publish_files(plan.folder, fixed_files(inputs, plan.layout.vocab, model))
+    files = fixed_files(inputs, plan.layout.vocab, model)
+    if inputs.recipe.data.generate is not None:
+        del files[VOCAB_FILE]  # its counts are known once all is answered
+    entries = publish_files(plan.folder, files)
     record_files(plan.folder, "target", plan.document.identity, entries)
 
 

@@ -21,6 +21,8 @@ from eaglepipe.chat.sources import fingerprint_sources
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, CorruptError, DraftError, EaglepipeError
 from eaglepipe.files.leftovers import leftover_siblings, leftovers, remove_abandoned
+from eaglepipe.precompute.answers.publish import publish_answers
+from eaglepipe.precompute.answers.run import AnsweringRun
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
@@ -36,10 +38,11 @@ from eaglepipe.precompute.plan import (
 from eaglepipe.precompute.shard_run import ShardRun, Worker, parse_worker, publish_fixed_files
 from eaglepipe.progress import format_seconds
 from eaglepipe.recipe.tree import Recipe
-from eaglepipe.signals import stop_on_signals
-from eaglepipe.target.capture import load_target_model
+from eaglepipe.signals import StopFlag, stop_on_signals
+from eaglepipe.target.capture import HFEagle3TargetModel, load_target_model
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import find_local_weights, resolve_folder
+from eaglepipe.target.model import TargetModel
 
 _SHOWN = 8
 Report = Callable[[str], None]
@@ -162,7 +165,8 @@ def _sealed(inputs: Stage1Inputs, plan: PrecomputePlan, report: Report) -> Manif
     folder = plan.folder
     check_lost(inputs, plan, report)
     try:
-        return seal_cache(folder, plan.document, inputs.spec, max_length=inputs.recipe.data.max_length)
+        answers = () if inputs.recipe.data.generate is None else publish_answers(inputs, plan)
+        return seal_cache(folder, plan.document, inputs.spec, max_length=inputs.recipe.data.max_length, more=answers)
     except UnsoundError:
         if not (folder / MANIFEST_NAME).exists():
             raise
@@ -219,16 +223,20 @@ def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, repo
     columns = ", ".join(f"{name} {size:,.1f}" for name, size in layout.cost.by_column.items() if size >= 1)
     seconds = forward_seconds(inputs, counts.total_tokens)
     report(f"cache     {folder}")
+    generate = inputs.recipe.data.generate
+    limit = "" if generate is None else "at most "
+    what = "samples" if generate is None else f"answers ({generate.n} to a prompt)"
     report(
-        f"corpus    {counts.num_distinct:,} samples, {counts.total_tokens:,} tokens, "
-        f"{counts.total_supervised:,} of them supervised"
+        f"corpus    {counts.num_distinct:,} {what}, {limit}{counts.total_tokens:,} tokens, "
+        f"{limit}{counts.total_supervised:,} of them supervised"
     )
     report(f"dropped   {_dropped(layout, folder)}")
-    report(f"vocab     {vocab.size:,} of {vocab.target_size:,} tokens, which are {vocab.coverage():.2%} of the answers")
+    coverage = f"which are {vocab.coverage():.2%} of the answers" if generate is None else "chosen by the first answers"
+    report(f"vocab     {vocab.size:,} of {vocab.target_size:,} tokens, {coverage}")
     most = "at most " if inputs.spec.kind.settings else ""
     report(f"a token   {most}{layout.cost.total:,.1f} bytes: {columns}")
     report(
-        f"estimate  {layout.estimated_bytes / 1e9:,.3g} GB in {len(layout.shards)} shards, "
+        f"estimate  {limit}{layout.estimated_bytes / 1e9:,.3g} GB in {len(layout.shards)} shards, "
         f"{format_seconds(seconds)} of forward on one device"
     )
 
@@ -261,8 +269,16 @@ def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, r
             recipe.train.family.load(recipe.train.family.draft_spec)(model.architectures)
         except DraftError as error:
             report(f"training   will refuse this cache: {error}")
-        publish_fixed_files(inputs, plan, model)
-        return ShardRun(inputs, plan, model, stop).write_missing(worker)
+        run = _shard_run(inputs, plan, model, stop)
+        publish_fixed_files(inputs, run.plan, model)
+        return run.write_missing(worker)
+
+
+def _shard_run(inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> ShardRun:
+    if inputs.recipe.data.generate is None:
+        return ShardRun(inputs, plan, model, stop)
+    assert isinstance(model, HFEagle3TargetModel)
+    return AnsweringRun(inputs, plan, model, stop)
 
 
 def _complete(folder: Path, manifest: Manifest, started: float, *, shards_written: int = 0) -> PrecomputeResult:

@@ -3,11 +3,13 @@
 Memory stays at a few bytes a sample however long the corpus is. The file is a pure function of its samples.
 """
 
+import json
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,25 @@ _SCHEMA = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "source")]
     + [pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ("input_ids", "turns")]
 )
+_PROMPT_SCHEMA = _SCHEMA.append(pa.field("conversation", pa.string(), nullable=False))
 _BATCH_SAMPLES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedPrompt(TokenSample):
+    """The prompt of a conversation's first answer, and all that its answers need, as JSON; no token is the assistant's.
+
+    `conversation` has its `id`, the `number` of this answer, `messages`, `tools`, `context` and, for the layout,
+    the most tokens that may `follow` the prompt and how many of them the target may write, `answer`.
+    """
+
+    conversation: str
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The conversation's fields."""
+        fields: dict[str, Any] = json.loads(self.conversation)
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +73,17 @@ class StagedStatistics:
         return int(self.num_supervised[self.distinct].sum(dtype=np.int64))
 
 
-def write_staging(samples: Iterable[TokenSample], file: PendingFile) -> int:
-    """Stream samples into `file`, which is not published; returns their number."""
-    num_samples = 0
+def write_staging(samples: Iterable[TokenSample], file: PendingFile, *, prompts: bool = False) -> int:
+    """Stream samples, all or none of which are prompts, into `file`, which is not published; returns their number."""
+    num_samples, schema = 0, _PROMPT_SCHEMA if prompts else _SCHEMA
     with (
         explained_os_errors(file.path),
-        pa.ipc.new_file(pa.PythonFile(file.stream, mode="w"), _SCHEMA) as writer,
+        pa.ipc.new_file(pa.PythonFile(file.stream, mode="w"), schema) as writer,
     ):
         rest = iter(samples)
         while group := list(islice(rest, _BATCH_SAMPLES)):
             num_samples += len(group)
-            writer.write_batch(pa.RecordBatch.from_pylist([vars(sample) for sample in group], schema=_SCHEMA))
+            writer.write_batch(pa.RecordBatch.from_pylist([vars(sample) for sample in group], schema=schema))
     file.stream.flush()
     return num_samples
 
@@ -135,10 +155,11 @@ class StagedTokens:
         counts = np.zeros(vocab_size, np.int64)
         for group in self._groups():
             for sample in group:
-                num_tokens.append(len(sample.input_ids))
-                num_supervised.append(int(supervised_tokens(sample.turns).sum()))
+                num_of_sample, num_supervised_of_sample = _counts(sample)
+                num_tokens.append(num_of_sample)
+                num_supervised.append(num_supervised_of_sample)
                 id_hashes.append(xxhash.xxh3_64_intdigest(sample.sample_id.encode()))
-                content_hashes.append(xxhash.xxh3_64_intdigest(sample.input_ids.tobytes() + sample.turns.tobytes()))
+                content_hashes.append(xxhash.xxh3_64_intdigest(_content(sample)))
                 digests.append(_digest(sample))
             _check_range(group, vocab_size)
             add_counts(counts, np.concatenate([sample.input_ids[sample.turns > 0] for sample in group]))
@@ -159,9 +180,21 @@ class StagedTokens:
             yield [_from_batch(batch, row) for row in range(batch.num_rows)]
 
 
+def _counts(sample: TokenSample) -> tuple[int, int]:
+    """Return the tokens and supervised tokens of a sample; of a prompt, the most that they may be once answered."""
+    if not isinstance(sample, StagedPrompt):
+        return len(sample.input_ids), int(supervised_tokens(sample.turns).sum())
+    fields = sample.fields
+    return len(sample.input_ids) + fields["follow"], min(fields["answer"], fields["follow"])
+
+
+def _content(sample: TokenSample) -> bytes:
+    content = sample.input_ids.tobytes() + sample.turns.tobytes()
+    return content + sample.conversation.encode() if isinstance(sample, StagedPrompt) else content
+
+
 def _digest(sample: TokenSample) -> int:
-    names = f"{sample.sample_id}\0{sample.source}\0".encode()
-    return xxhash.xxh3_64_intdigest(names + sample.input_ids.tobytes() + sample.turns.tobytes())
+    return xxhash.xxh3_64_intdigest(f"{sample.sample_id}\0{sample.source}\0".encode() + _content(sample))
 
 
 def _by_id(ids: NDArray[np.uint64], contents: NDArray[np.uint64]) -> tuple[NDArray[np.int64], ...]:
@@ -184,10 +217,11 @@ def _check_range(group: list[TokenSample], vocab_size: int) -> None:
 
 
 def _from_batch(batch: pa.RecordBatch, row: int) -> TokenSample:
-    sample_id, source, input_ids, turns = (column[row] for column in batch.columns)
-    return TokenSample(
-        sample_id=sample_id.as_py(),
-        source=source.as_py(),
-        input_ids=input_ids.values.to_numpy(),
-        turns=turns.values.to_numpy(),
-    )
+    sample_id, source, input_ids, turns, *conversation = (column[row] for column in batch.columns)
+    fields = {
+        "sample_id": sample_id.as_py(),
+        "source": source.as_py(),
+        "input_ids": input_ids.values.to_numpy(),
+        "turns": turns.values.to_numpy(),
+    }
+    return StagedPrompt(conversation=conversation[0].as_py(), **fields) if conversation else TokenSample(**fields)

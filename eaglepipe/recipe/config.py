@@ -87,6 +87,22 @@ class SourceConfig(Section):
     )
 
 
+class GenerateConfig(Section):
+    """How the target answers the prompts of `data.sources` itself, while its states are captured."""
+
+    max_new_tokens: PositiveInt = Field(512, description="of one answer; those that do not end by then are left out")
+    temperature: NonNegative = Field(0.0, description="0: greedy")
+    top_p: Share = 1.0
+    n: Annotated[int, Field(gt=0, le=1000, strict=True)] = Field(1, description="answers to each prompt")
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> "GenerateConfig":
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(f"n is {self.n}, and at temperature 0 all answers to a prompt are the same")
+        return self
+
+
 class DataConfig(Section):
     """Conversations, and how they are turned into token ids and a loss mask."""
 
@@ -105,6 +121,23 @@ class DataConfig(Section):
         None, description="path of a Jinja file, or the name of one of the tokenizer's templates; default: its own"
     )
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_object)] = {}
+    generate: GenerateConfig | None = Field(
+        None,
+        description="let the target answer every user turn of the sources in the same pass; assistant turns in them "
+        "are replaced",
+    )
+
+    @model_validator(mode="after")
+    def _prompts_are_texts(self) -> "DataConfig":
+        if self.generate is None:
+            return self
+        for source in self.sources:
+            if source.format == "tokenized":
+                raise ValueError(
+                    f"generate needs prompts as text, and source {source.path} is `format: tokenized`: leave generate "
+                    "out to capture the states of its token ids"
+                )
+        return self
 
 
 class VocabConfig(Section):

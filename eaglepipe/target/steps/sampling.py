@@ -21,7 +21,12 @@ def distribution(logits: torch.Tensor, temperature: float, top_p: float = 1.0) -
 
 def draw(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One token for each row of weights [..., V], which need not add up to 1: int64 [...]."""
+    drawn = torch.rand(*weights.shape[:-1], generator=generator, device=weights.device, dtype=torch.float64)
+    return pick(weights, drawn)
+
+
+def pick(weights: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """The same by numbers in [0, 1), float64 [...], that were drawn before."""
     heights = weights.double().cumsum(dim=-1)
-    drawn = torch.rand(*weights.shape[:-1], 1, generator=generator, device=weights.device, dtype=torch.float64)
-    picked = torch.searchsorted(heights, drawn * heights[..., -1:], right=True)
+    picked = torch.searchsorted(heights, drawn[..., None] * heights[..., -1:], right=True)
     return picked.squeeze(-1).clamp(max=weights.shape[-1] - 1)
