@@ -26,7 +26,7 @@ from tests.processes import run_eaglepipe
 from tests.stage_one import quiet, shard_bytes
 from tests.tiny_project import TinyProject
 
-ROWS = [conversation(number) for number in range(20)]
+ROWS = [conversation(number) for number in range(30)]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_sampling_settings_decide_the_identity_and_batches_do_not(recipe: Recipe
 def test_small_vocabulary_is_chosen_by_the_first_answers(
     target: Path, recipe: Recipe, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vocabulary, "FIRST_PROMPTS", 8)
+    monkeypatch.setattr(vocabulary, "FIRST_PROMPTS", 12)
     small = answering_recipe(target, tmp_path, ROWS, generate=SAMPLED, vocab={"draft_size": 64})
     cache = Cache.open(Path(run_precompute(small, report=quiet).folder))
     assert cache.vocab.size == 64
