@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from eaglepipe.chat.drops import DropLog
 from eaglepipe.chat.sources import iter_conversations
 from eaglepipe.chat.tokens import TokenSample, iter_token_samples, supervised_tokens
+from eaglepipe.precompute.answers.prompts import iter_prompts
 from eaglepipe.precompute.inputs import Stage1Inputs
+from eaglepipe.precompute.staging import count_tokens
 from eaglepipe.vocab import add_counts
 
 _FIRST_TOKENS = 4096
@@ -36,7 +38,7 @@ class CorpusCounts:
 
 
 def count_corpus(inputs: Stage1Inputs) -> CorpusCounts:
-    """Tokenise the recipe's corpus and count.
+    """Tokenise the recipe's corpus and count; of prompts that are to be answered, the most tokens that there may be.
 
     Raises:
         DataError: no sample is left, too many rows are faulty, or samples are beyond the target's positions.
@@ -46,6 +48,8 @@ def count_corpus(inputs: Stage1Inputs) -> CorpusCounts:
     samples = tokens = supervised = first_tokens = longer = longest = 0
     first: list[TokenSample] = []
     rows, limit = iter_conversations(data.sources), inputs.max_positions or sys.maxsize
+    if data.generate is not None:
+        return _count_prompts(inputs, drops)
     for sample in iter_token_samples(rows, inputs.chat, data, drops, inputs.spec.vocab_size):
         mask = supervised_tokens(sample.turns)
         samples, tokens, supervised = samples + 1, tokens + len(mask), supervised + int(mask.sum())
@@ -63,4 +67,20 @@ def count_corpus(inputs: Stage1Inputs) -> CorpusCounts:
         drops=dict(+drops.counts),
         token_counts=counts,
         first=tuple(first),
+    )
+
+
+def _count_prompts(inputs: Stage1Inputs, drops: DropLog) -> CorpusCounts:
+    data, samples, tokens, supervised = inputs.recipe.data, 0, 0, 0
+    for prompt in iter_prompts(iter_conversations(data.sources), inputs, drops):
+        num_tokens, num_supervised = count_tokens(prompt)
+        samples, tokens, supervised = samples + 1, tokens + num_tokens, supervised + num_supervised
+    drops.check(samples, data.max_drop_fraction)
+    return CorpusCounts(
+        samples=samples,
+        tokens=tokens,
+        supervised_tokens=supervised,
+        drops=dict(+drops.counts),
+        token_counts=np.zeros(inputs.spec.vocab_size, np.int64),
+        first=(),
     )

@@ -9,6 +9,7 @@ import torch
 from eaglepipe.cache.supervision.columns import NUM_ENTRIES, Columns
 from eaglepipe.cache.supervision.sparse import SparseRule, sparsify, to_draft_index
 from eaglepipe.chat.tokens import supervised_tokens
+from eaglepipe.errors import ConfigError
 from eaglepipe.estimate.corpus_counts import CorpusCounts
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.target.capture import load_target_model
@@ -22,8 +23,14 @@ def measure_entries(inputs: Stage1Inputs, counts: CorpusCounts, rules: Sequence[
 
     Raises:
         EaglepipeError: the target cannot be loaded.
+        ConfigError: the target is yet to answer the prompts.
     """
     recipe = inputs.recipe
+    if recipe.data.generate is not None:
+        raise ConfigError(
+            "--measure needs answers, and data.generate has not made them yet; give --entries, or leave it out for the "
+            "most that cache.max_entries allows"
+        )
     model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, recipe.precompute.device)
     vocab = build_draft_vocab(counts.token_counts, recipe.vocab.draft_size, inputs.spec.vocab_size, inputs.special_ids)
     num_entries = dict.fromkeys(rules, 0)

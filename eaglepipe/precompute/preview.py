@@ -8,6 +8,8 @@ from eaglepipe.chat.sources import check_regenerated, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import load_tokenizer
 from eaglepipe.chat.tokens import iter_token_samples
+from eaglepipe.precompute.answers.prompts import iter_prompts
+from eaglepipe.precompute.inputs import read_stage1_inputs
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.target.load import resolve_folder
 
@@ -25,7 +27,9 @@ def preview_recipe(recipe: Recipe, *, count: int, colour: bool) -> str:
     chat = load_chat_tokenizer(load_tokenizer(folder, recipe.target.trust_remote_code), recipe.data)
     drops = DropLog()
     rows = iter_conversations(recipe.data.sources)
-    samples = list(islice(iter_token_samples(rows, chat, recipe.data, drops), count))
+    generate = recipe.data.generate is not None
+    read = iter_prompts(rows, read_stage1_inputs(recipe), drops) if generate else None
+    samples = list(islice(read or iter_token_samples(rows, chat, recipe.data, drops), count))
     text = preview_samples(samples, chat.tokenizer, colour=colour)
     if not (dropped := drops.counts.total()):
         return text

@@ -13,6 +13,7 @@ from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, ConfigError, CorruptError, DataError, TargetError
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import PendingFile
+from eaglepipe.precompute.answers.publish import ANSWERS_FILE
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, CorpusLayout, lay_out
@@ -75,6 +76,11 @@ def planned_again(recipe: Recipe, folder: Path, plan: Plan | None, identity: str
         EaglepipeError: target or corpus are not at hand.
         CacheError: they are not those of the cache; names the fields that differ.
     """
+    if recipe.data.generate is not None:
+        raise CacheError(
+            f"{folder}: its answers were sampled while it was made, and another run may sample others; make a cache "
+            f"of {folder / ANSWERS_FILE} by the same recipe without data.generate, or of other answers in a new folder"
+        )
     with ExitStack() as stack:
         with _explained(folder):
             inputs = read_stage1_inputs(recipe)

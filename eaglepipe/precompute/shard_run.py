@@ -190,9 +190,9 @@ def _claim(folder: Path, shard: int) -> Iterator[bool]:
 def publish_fixed_files(inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel) -> None:
     """Publish the files that are made from the target; those of other workers have the same bytes."""
     files = fixed_files(inputs, plan.layout.vocab, model)
-    if inputs.recipe.data.generate is not None:
-        del files[VOCAB_FILE]  # its counts are known once all is answered
     entries = publish_files(plan.folder, files)
+    if inputs.recipe.data.generate is not None:  # the counts of its vocabulary are known once all is answered
+        entries = tuple(entry for entry in entries if entry.path != VOCAB_FILE)
     record_files(plan.folder, "target", plan.document.identity, entries)
 
 

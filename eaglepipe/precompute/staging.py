@@ -155,7 +155,7 @@ class StagedTokens:
         counts = np.zeros(vocab_size, np.int64)
         for group in self._groups():
             for sample in group:
-                num_of_sample, num_supervised_of_sample = _counts(sample)
+                num_of_sample, num_supervised_of_sample = count_tokens(sample)
                 num_tokens.append(num_of_sample)
                 num_supervised.append(num_supervised_of_sample)
                 id_hashes.append(xxhash.xxh3_64_intdigest(sample.sample_id.encode()))
@@ -180,7 +180,7 @@ class StagedTokens:
             yield [_from_batch(batch, row) for row in range(batch.num_rows)]
 
 
-def _counts(sample: TokenSample) -> tuple[int, int]:
+def count_tokens(sample: TokenSample) -> tuple[int, int]:
     """Return the tokens and supervised tokens of a sample; of a prompt, the most that they may be once answered."""
     if not isinstance(sample, StagedPrompt):
         return len(sample.input_ids), int(supervised_tokens(sample.turns).sum())
