@@ -43,6 +43,7 @@ from eaglepipe.errors import (
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 from eaglepipe.files.system_errors import require_threads, uncaught_error
 from eaglepipe.signals import STOP_SIGNALS
+from eaglepipe.stop_watch import unhurried, watch_stops
 
 app = typer.Typer(
     name="eaglepipe",
@@ -68,6 +69,7 @@ def main(command: typer.Typer = app) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
+    watch_stops(_report)
     end_with_launcher()
     try:
         command()
@@ -95,9 +97,14 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def _fail(error: EaglepipeError) -> None:
+    with unhurried():  # not while the process is being ended anyway
+        _report(error)
+    sys.exit(error.exit_code)
+
+
+def _report(error: EaglepipeError) -> None:
     if not RankReport.write(error):
         _print_error(str(error), error.exit_code)
-    sys.exit(error.exit_code)
 
 
 def _print_error(message: str, code: int) -> None:
@@ -109,7 +116,8 @@ def _print_error(message: str, code: int) -> None:
 def _end_as_ranks(gpus: int | None) -> None:
     """Run this very command once more, as ranks, and end as they do; nothing if it is one of them, or the only one."""
     if gpus is not None and not is_launched():
-        ending = run_ranks([sys.executable, "-m", "eaglepipe", *sys.argv[1:]], gpus)
+        with unhurried():  # each rank answers signals by itself
+            ending = run_ranks([sys.executable, "-m", "eaglepipe", *sys.argv[1:]], gpus)
         _print_error(ending.message, ending.code)
         sys.exit(ending.code)
 

@@ -1,4 +1,7 @@
-"""SIGTERM, SIGINT and SIGUSR1 ask a run to stop after the step it is in; a second one ends it at once."""
+"""SIGTERM, SIGINT and SIGUSR1 ask a run to stop after the step it is in; a second one ends it at once.
+
+A step that is worth less than the wait for it is abandoned. `stop_watch` ends those that no handler can reach.
+"""
 
 import signal
 import threading
@@ -19,6 +22,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._abandonable: list[str] = []  # what is saved, of each such block that runs
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
@@ -27,6 +31,31 @@ class StopFlag:
         """Raise StoppedError if a signal came; `saved` is the part of its message about saved work."""
         if self.signal_name is not None:
             raise StoppedError(f"stopped by {self.signal_name}; {saved}. Run the same command again to continue")
+
+    @contextmanager
+    def abandonable(self, saved: str) -> Iterator[None]:
+        """Let a signal end the block between any two of its operations, as it leaves nothing half done.
+
+        Raises:
+            StoppedError: as `raise_if_set`, from inside the block, before it or at its end.
+        """
+        self.raise_if_set(saved)
+        self._abandonable.append(saved)
+        try:
+            yield
+        finally:
+            self._abandonable.pop()
+        self.raise_if_set(saved)  # a library may have swallowed the error
+
+    def ask(self, number: int) -> None:
+        """Set the flag, as the handler of a signal.
+
+        Raises:
+            StoppedError: an abandonable block is running.
+        """
+        self.signal_name = signal.Signals(number).name
+        if self._abandonable:
+            self.raise_if_set(self._abandonable[-1])
 
 
 @contextmanager
@@ -43,7 +72,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
     def ask_to_stop(number: int, _: FrameType | None) -> None:
         nonlocal asked_at
         if not flag:
-            flag.signal_name, asked_at = signal.Signals(number).name, time.monotonic()
+            asked_at = time.monotonic()
+            flag.ask(number)
         elif time.monotonic() - asked_at > _SAME_REQUEST_SECONDS:
             signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)

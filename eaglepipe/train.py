@@ -23,6 +23,7 @@ from eaglepipe.files.publish import publish_bytes, publish_json
 from eaglepipe.recipe.load import dump_recipe
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
+from eaglepipe.stop_watch import unhurried
 from eaglepipe.training.data.aux_subset import choose_aux_layers
 from eaglepipe.training.data.batch import TrainingSource
 from eaglepipe.training.data.source import open_caches
@@ -155,11 +156,13 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
             checkpoints=folder / "checkpoints",
             contract=contract,
         )
-        state = train(run, state, stop)
+        due = checkpoint is not None and checkpoint.evaluation_due
+        state = train(run, state, stop, evaluation_due=due)
 
         result = _result(folder, plan, state)
         if world.is_main:
-            _publish(folder, learner, state, result)
+            with unhurried():
+                _publish(folder, learner, state, result)
         world.barrier()
         return result
 

@@ -32,6 +32,7 @@ class Checkpoint:
     folder: Path
     state: RunState
     contract: dict[str, Any]  # values that a resumed run must agree with
+    evaluation_due: bool = False  # the run was ended before the evaluation of this step
 
     def draft_tensors(self) -> dict[str, torch.Tensor]:
         return load_tensors(self.folder / DRAFT_FILE)
@@ -47,6 +48,7 @@ def save_checkpoint(
     contract: Mapping[str, Any],
     draft: Mapping[str, torch.Tensor],
     optimizer: Mapping[str, torch.Tensor],
+    evaluation_due: bool = False,
 ) -> Path:
     """Publish a checkpoint of this step, replacing one of the same step.
 
@@ -56,6 +58,8 @@ def save_checkpoint(
     final = root / step_name(state.step)
     with published_folder(final) as folder:
         values = {"version": VERSION, "state": asdict(state), "contract": dict(contract)}
+        if evaluation_due:
+            values["evaluation_due"] = True
         digests = {
             DRAFT_FILE: publish_tensors(folder / DRAFT_FILE, draft),
             OPTIMIZER_FILE: publish_tensors(folder / OPTIMIZER_FILE, optimizer),
@@ -86,7 +90,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not isinstance(contract, dict):
         raise CorruptError(f"{folder / STATE_FILE}: not a run's state (it has no contract)")
     try:
-        return Checkpoint(folder=folder, state=state_from_json(values.get("state")), contract=contract)
+        state, due = state_from_json(values.get("state")), values.get("evaluation_due") is True
+        return Checkpoint(folder=folder, state=state, contract=contract, evaluation_due=due)
     except ValueError as error:
         raise CorruptError(f"{folder / STATE_FILE}: not a run's state ({error})") from None
 

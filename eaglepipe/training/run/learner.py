@@ -1,6 +1,6 @@
 """The learner: trainer module, optimizer and decoder on one device; one call an optimizer step."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -84,12 +84,19 @@ class Learner:
         as_trained = config.evaluated == config
         self._measured = self.module if as_trained else self.evaluation.make_module(self.draft, source).to(world.device)
 
-    def step(self, batches: Iterable[EncodedBatch], counts: torch.Tensor, learning_rate: float) -> StepOutcome:
+    def step(
+        self,
+        batches: Iterable[EncodedBatch],
+        counts: torch.Tensor,
+        learning_rate: float,
+        before_update: Callable[[], object] = lambda: None,
+    ) -> StepOutcome:
         """Take one optimizer step.
 
         Args:
             batches: this rank's micro-batches, possibly none.
             counts: int64 [K], elements in the loss at each depth over all micro-batches and ranks.
+            before_update: is called when all gradients are there, before anything that a checkpoint holds changes.
         """
         self.module.train()
         normalizers = to_device(self.objective.normalizers(counts), self._world.device)
@@ -105,10 +112,11 @@ class Learner:
             counters = counters + _counters(metrics)
             if self._alphas is not None:
                 self._alphas.add(metrics.alpha_sums)
-        if self._alphas is not None:
-            self._alphas.close(counts)
         parameters = list(trainable_parameters(self.draft).values())
         sum_gradients(parameters, self._world)
+        before_update()
+        if self._alphas is not None:
+            self._alphas.close(counts)
         grad_norm = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate

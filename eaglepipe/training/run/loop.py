@@ -1,10 +1,11 @@
 """The loop of stage 2: steps, log rows, evaluations, checkpoints and stopping, at moments fixed by the step number.
 
 What a checkpoint of step n holds includes everything that step n caused, its evaluation too, so continuing from it is
-the same as never having stopped.
+the same as never having stopped. A step that is cut because it takes too long after a signal is taken again.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from eaglepipe.errors import StoppedError
 from eaglepipe.progress import ProgressLine
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.signals import StopFlag
+from eaglepipe.stop_watch import rescued_by, unhurried
 from eaglepipe.training.data.batch import EncodedBatch, StepHeader, TrainingSource
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
@@ -48,33 +50,60 @@ class TrainingRun:
         return state.step >= self.plan.total_steps or out_of_patience
 
 
-def train(run: TrainingRun, state: RunState, stop: StopFlag) -> RunState:
+@dataclass(kw_only=True)
+class _Current:
+    """The state after the last step, and whether the evaluation of that step is still to come."""
+
+    state: RunState
+    evaluation_due: bool = False
+
+
+def train(run: TrainingRun, state: RunState, stop: StopFlag, *, evaluation_due: bool = False) -> RunState:
     """Continue a run from a state to its end.
+
+    Args:
+        evaluation_due: whether the run was ended before the evaluation of the state's step.
 
     Raises:
         StoppedError: a signal came; the step it came in is finished and saved.
         DraftError: the loss is not a finite number.
     """
-    if run.finished(state):
+    if run.finished(state) and not evaluation_due:
         return state
     total, is_main = run.plan.total_steps, run.world.is_main
+    now = _Current(state=state, evaluation_due=evaluation_due or state.step == 0)
     with (
         ProgressLine("train", total=total, unit="step", initial=state.step, enabled=is_main) as progress,
         _loader(run, state) as loader,
+        rescued_by(lambda: _rescue(run, now, loader)),
     ):
-        if state.step == 0:
-            state = _evaluate(run, state, progress.write)
+        if now.evaluation_due:
+            _evaluate(run, now, progress.write)
+            if state.step > 0:
+                _save(run, now.state)
         run.log.start()
+        if run.finished(now.state):
+            return now.state
         for header, batches in loader:
-            state = _take_step(run, state, header, batches)
-            stopping = run.world.any(bool(stop))
-            state = _after_step(run, state, loader, progress, stopping=stopping)
-            if run.finished(state):
+            with ExitStack() as unhurried_part:
+                hold = partial(unhurried_part.enter_context, unhurried())
+                now.state = _take_step(run, now.state, header, batches, hold)
+                stopping = run.world.any(bool(stop))
+                evaluating, saving = _after_step(run, now, loader, progress, stopping=stopping)
+            if evaluating:
+                best_before = now.state.best_step
+                _evaluate(run, now, progress.write)
+                saving = saving or now.state.best_step != best_before or run.finished(now.state)
+            if saving:
+                _save(run, now.state)
+            if evaluating or saving:
+                run.log.start()
+            if run.finished(now.state):
                 break
             if stopping:
                 name = stop.signal_name or "a signal on another rank"
-                raise StoppedError(f"stopped by {name} after step {state.step} with everything saved; run it again")
-    return state
+                raise StoppedError(f"stopped by {name} after step {now.state.step} with everything saved; run it again")
+    return now.state
 
 
 def _loader(run: TrainingRun, state: RunState) -> Loader:
@@ -90,12 +119,18 @@ def _loader(run: TrainingRun, state: RunState) -> Loader:
     )
 
 
-def _take_step(run: TrainingRun, state: RunState, header: StepHeader, batches: Iterator[EncodedBatch]) -> RunState:
+def _take_step(
+    run: TrainingRun,
+    state: RunState,
+    header: StepHeader,
+    batches: Iterator[EncodedBatch],
+    before_update: Callable[[], object],
+) -> RunState:
     sizes = torch.tensor([header.num_tokens, header.num_supervised, header.num_slots])
     totals = run.world.sum(torch.cat([header.counts, sizes]))
     num_tokens, num_supervised, num_slots = totals[-3:].tolist()
     rate = learning_rate(state.step, total_steps=run.plan.total_steps, config=run.config)
-    outcome = run.learner.step(batches, totals[:-3], rate)
+    outcome = run.learner.step(batches, totals[:-3], rate, before_update)
     state = replace(
         state,
         step=state.step + 1,
@@ -116,46 +151,64 @@ def _take_step(run: TrainingRun, state: RunState, header: StepHeader, batches: I
 
 
 def _after_step(
-    run: TrainingRun, state: RunState, loader: Loader, progress: ProgressLine, *, stopping: bool
-) -> RunState:
-    last = state.step >= run.plan.total_steps
-    evaluating = last or state.step % run.config.eval_every_steps == 0
-    saving = last or stopping or state.step % run.config.checkpoint_every_steps == 0
+    run: TrainingRun, now: _Current, loader: Loader, progress: ProgressLine, *, stopping: bool
+) -> tuple[bool, bool]:
+    """Log a step; returns whether it is evaluated and saved."""
+    last = now.state.step >= run.plan.total_steps
+    evaluating = last or now.state.step % run.config.eval_every_steps == 0
+    saving = last or stopping or now.state.step % run.config.checkpoint_every_steps == 0
     status = ""
-    if evaluating or saving or state.step % run.config.log_every_steps == 0:
-        state, status = run.log.close(state, loader.waited_seconds)
+    if evaluating or saving or now.state.step % run.config.log_every_steps == 0:
+        now.state, status = run.log.close(now.state, loader.waited_seconds)
     progress.update(1, status)
-    if evaluating:
-        best_before = state.best_step
-        state = _evaluate(run, state, progress.write)
-        saving = saving or state.best_step != best_before or run.finished(state)
-    if saving:
-        _save(run, state)
-    if evaluating or saving:
-        run.log.start()
-    return state
+    now.evaluation_due = evaluating
+    return evaluating, saving
 
 
-def _evaluate(run: TrainingRun, state: RunState, say: Callable[[str], None]) -> RunState:
-    samples = run.plan.evaluated
-    if len(samples) == 0:
-        return state
-    evaluation = evaluate(
-        run.learner, run.source, samples, config=run.config, limits=run.plan.limits, world=run.world, step=state.step
-    )
-    run.log.add_evaluation(evaluation)
-    say(evaluation.describe())
-    return state.after_evaluation(evaluation)
+def _evaluate(run: TrainingRun, now: _Current, say: Callable[[str], None]) -> None:
+    samples, state = run.plan.evaluated, now.state
+    evaluation = None
+    if len(samples) > 0:
+        limits = run.plan.limits
+        evaluation = evaluate(
+            run.learner, run.source, samples, config=run.config, limits=limits, world=run.world, step=state.step
+        )
+    with unhurried():
+        if evaluation is not None:
+            run.log.add_evaluation(evaluation)
+            say(evaluation.describe())
+            now.state = state.after_evaluation(evaluation)
+        now.evaluation_due = False
 
 
 def _save(run: TrainingRun, state: RunState) -> None:
     if run.world.is_main:
-        save_checkpoint(
-            run.checkpoints,
-            state=state,
-            contract=run.contract,
-            draft=run.learner.draft_tensors(),
-            optimizer=run.learner.optimizer_tensors(),
-        )
-        prune_checkpoints(run.checkpoints, keep=run.config.keep_checkpoints, step=state.step)
+        with unhurried():
+            _publish(run, state)
     run.world.barrier()
+
+
+def _publish(run: TrainingRun, state: RunState, *, evaluation_due: bool = False) -> None:
+    save_checkpoint(
+        run.checkpoints,
+        state=state,
+        contract=run.contract,
+        draft=run.learner.draft_tensors(),
+        optimizer=run.learner.optimizer_tensors(),
+        evaluation_due=evaluation_due,
+    )
+    prune_checkpoints(run.checkpoints, keep=run.config.keep_checkpoints, step=state.step)
+
+
+def _rescue(run: TrainingRun, now: _Current, loader: Loader) -> str:
+    """Save the last whole step while the next one is being computed, which has changed none of its tensors.
+
+    With several ranks, whose sums need all of them, the window of the log that is open stays without rows.
+    """
+    state = now.state
+    if not run.world.is_main or state.step == 0:
+        return "it had not finished a step, run it again"
+    if run.world.size == 1 and not run.log.is_empty:
+        state, _ = run.log.close(state, loader.waited_seconds)
+    _publish(run, state, evaluation_due=now.evaluation_due)
+    return f"everything up to step {state.step} is saved, run it again"

@@ -32,6 +32,11 @@ class StepLog:
         self._started = 0.0
         self._waited_before = 0.0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was added since the last closing."""
+        return not self._steps
+
     def start(self) -> None:
         """Begin a window now, so that evaluations and checkpoints between windows are not counted."""
         self._started = time.monotonic()

@@ -1,0 +1,105 @@
+"""The end of a process that does not answer a stop signal: its main thread is deep in a library, or its step is long.
+
+Python runs handlers of signals in the main thread alone, between two of its instructions. A thread that watches for
+signals ends the process by itself, which loses nothing: files appear whole or not at all, blocks that must not be cut
+are waited for (`unhurried`), and what only memory holds is saved first (`rescued_by`).
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from eaglepipe.errors import StoppedError
+from eaglepipe.signals import STOP_SIGNALS
+
+_PATIENCE_SECONDS = 2.5  # in which a stage stops by itself
+
+
+class _Gate:
+    """Blocks that the end of the process waits for; once it is closed, none begins."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside, self._closed = 0, False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._changed:
+            while self._closed:
+                self._changed.wait()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside == 0)
+            self._closed = True
+
+
+_gate = _Gate()
+_rescues: list[Callable[[], str]] = []
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Make the end of the process wait for the block; does not begin once the process is being ended."""
+    with _gate.held():
+        yield
+
+
+@contextmanager
+def rescued_by(rescue: Callable[[], str]) -> Iterator[None]:
+    """Save by `rescue` if the process is ended inside the block; it returns what is saved, for the message.
+
+    It runs in a thread of its own while the block goes on, up to the next unhurried block.
+    """
+    _rescues.append(rescue)
+    try:
+        yield
+    finally:
+        _rescues.remove(rescue)
+
+
+def watch_stops(end: Callable[[StoppedError], None]) -> None:
+    """Watch for stop signals from now on, in a thread; children that are forked are not watched.
+
+    Args:
+        end: reports the error, before the process ends with its exit code.
+    """
+    waiting, woken = socket.socketpair()
+    woken.setblocking(False)
+    thread = threading.Thread(target=_watch, args=(waiting, end), name="stop-watch", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads: signals are answered between two instructions only
+        return
+    signal.set_wakeup_fd(woken.detach(), warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    """Keep a forked child from waking its parent's thread."""
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+def _watch(waiting: socket.socket, end: Callable[[StoppedError], None]) -> None:
+    number = 0
+    while number not in STOP_SIGNALS:
+        number = waiting.recv(1)[0]  # of other handled signals too
+    time.sleep(_PATIENCE_SECONDS)
+    _gate.close()
+    saved = [rescue() for rescue in reversed(_rescues)]
+    message = "; ".join(text for text in saved if text) or "what was published stays, run it again to continue"
+    error = StoppedError(f"stopped by {signal.Signals(number).name}; {message}")
+    end(error)
+    os._exit(error.exit_code)
