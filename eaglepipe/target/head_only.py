@@ -19,10 +19,11 @@ from eaglepipe.errors import TargetError
 from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.progress import without_library_output
 from eaglepipe.recipe.config import TargetConfig
+from eaglepipe.target.checkpoint_keys import check_all_loaded
 from eaglepipe.target.hollow.model import find_packing, give_states, hollow_class
 from eaglepipe.target.hollow.plain_weights import check_not_quantised
 from eaglepipe.target.layers import find_decoder, find_final_norm
-from eaglepipe.target.load import LoadedTarget, check_all_loaded, read_model_config, resolve_folder, text_config_of
+from eaglepipe.target.load import LoadedTarget, read_model_config, resolve_folder, text_config_of
 from eaglepipe.target.loaded_head import (
     LoadedHead,
     config_fields,

@@ -7,7 +7,6 @@ import importlib.util
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -32,9 +31,11 @@ from eaglepipe.hub.fetch import Repository, from_hub
 from eaglepipe.progress import without_library_output
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.adapter import check_no_adapter
+from eaglepipe.target.checkpoint_keys import check_all_loaded
 from eaglepipe.target.config_values import check_types, check_values
 from eaglepipe.target.fingerprint import open_weights, target_weight_files
-from eaglepipe.target.gguf import dequantised_folder, find_gguf
+from eaglepipe.target.gguf.files import find_gguf
+from eaglepipe.target.gguf.folder import dequantised_folder
 
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _OTHER_FOLDERS = ["[!a]*/*"]  # all but additional_chat_templates/
@@ -272,20 +273,3 @@ def num_parameters(model_config: PretrainedConfig, trust_remote_code: bool = Fal
     ):
         model = auto_class(model_config).from_config(model_config, trust_remote_code=trust_remote_code)
         return sum(parameter.numel() for parameter in model.parameters())
-
-
-def check_all_loaded(info: dict[str, Any], path: str) -> None:
-    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
-        wrong = sorted(_described(key) for key in info.get(kind) or ())
-        if wrong:
-            shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-            raise TargetError(
-                f"target {path!r}: the checkpoint does not fit its config: {kind.replace('_', ' ')}: {shown}"
-            )
-
-
-def _described(key: Any) -> str:
-    """A key of the checkpoint; with its two shapes if they differ."""
-    if isinstance(key, tuple):
-        return f"{key[0]} is {list(key[1])}, not {list(key[2])}"
-    return str(key)

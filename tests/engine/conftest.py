@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.recipe.config import TargetConfig
-from eaglepipe.target.gguf import ROOT_VARIABLE
+from eaglepipe.target.gguf.folder import ROOT_VARIABLE
 from eaglepipe.target.load import resolve_folder
 from tests.engine.targets import make_served_project, smollm2_gguf
 from tests.tiny_project import TinyProject

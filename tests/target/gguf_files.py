@@ -1,6 +1,7 @@
 """GGUF files as llama.cpp's converter writes them, of tiny Llamas."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,19 @@ _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 def write_gguf(
     path: Path,
     model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     architecture: str = "llama",
+    *,
+    extra: Mapping[str, np.ndarray] | None = None,
+    without: str | None = None,
 ) -> None:
-    """Write a model with a byte-level BPE tokenizer; matrices become `kind`, vectors stay float32."""
+    """Write a model with a byte-level BPE tokenizer, if any; matrices become `kind`, vectors stay float32.
+
+    Args:
+        extra: tensors to add, or to put in place of the model's, by their names in the file.
+        without: name of a tensor to leave out.
+    """
     config, writer = model.config, GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -41,13 +50,16 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, tokenizer)
-    for name, tensor in model.state_dict().items():
-        values = _as_stored(name, tensor.float(), model)
+    if tokenizer is not None:
+        _add_tokenizer(writer, tokenizer)
+    tensors = {_stored_name(name): _as_stored(name, value.float(), model) for name, value in model.state_dict().items()}
+    for name, values in {**tensors, **(extra or {})}.items():
+        if name == without:
+            continue
         if values.ndim == 1 or kind == GGMLQuantizationType.F32:
-            writer.add_tensor(_stored_name(name), values)
+            writer.add_tensor(name, values)
         else:
-            writer.add_tensor(_stored_name(name), quants.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(name, quants.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
