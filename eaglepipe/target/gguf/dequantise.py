@@ -56,6 +56,9 @@ def _config(file: Path, header: GgufHeader) -> PretrainedConfig:
     config: PretrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     if hasattr(config, "_model_name_or_path"):
         del config._model_name_or_path
+    width = header.of_architecture("expert_feed_forward_length")
+    if width is not None and hasattr(config, "moe_intermediate_size"):  # left at its default by some releases
+        config.moe_intermediate_size = int(width)
     restore_rope(file, header, config, _rope_factors(file, header))
     config.architectures = [type(_without_weights(config)).__name__]
     config.dtype = _computing_dtype(header)
@@ -68,6 +71,7 @@ def _model(file: Path, header: GgufHeader, config: PretrainedConfig) -> PreTrain
         read, info = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
+            config=deepcopy(config),
             dtype=torch.float32,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # they are refused below, in one line
