@@ -25,7 +25,7 @@ from eaglepipe.cache.writer import BackgroundShard, RefusedItem, ShardWriter
 from eaglepipe.chat.tokens import TokenSample
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.publish import json_bytes
-from eaglepipe.precompute.batch_job import CapturedBatch, capture_batch
+from eaglepipe.precompute.encode import EncodedStates, RowMasks, StateEncoder, cached_samples, num_refused
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.lost import check_lost
 from eaglepipe.precompute.plan import PrecomputePlan
@@ -68,6 +68,13 @@ class ShardRun:
 
     def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> None:
         self._inputs, self._plan, self._model, self._stop = inputs, plan, model, stop
+        self._encoder = StateEncoder(
+            head_logits=model.head_logits,
+            vocab=plan.layout.vocab,
+            spec=inputs.spec,
+            rule=inputs.sparse_rule,
+            head_chunk_rows=inputs.recipe.precompute.head_chunk_rows,
+        )
         self._tokens = self._refused = 0
         self._drops = plan.layout.drops.counts.total()
         self._started = time.monotonic()
@@ -131,18 +138,13 @@ class ShardRun:
                     background.submit(partial(_known_items, known, samples))
                     progress.update(num_tokens)
                     continue
-                captured = capture_batch(
-                    self._model,
-                    samples,
-                    layout.vocab,
-                    spec=self._inputs.spec,
-                    rule=self._inputs.sparse_rule,
-                    head_chunk_rows=settings.head_chunk_rows,
-                )
-                background.submit(partial(_known_first, known, captured) if known else captured.samples)
-                self._drops += captured.num_refused
-                self._refused += captured.num_refused
-                self._show(len(captured.finite), num_tokens, progress)
+                states = self._model.capture_tokens([sample.input_ids for sample in samples])
+                encoded = self._encoder.encode(states, RowMasks.of(samples, self._encoder.rule))
+                background.submit(partial(_known_first, known or {}, samples, encoded))
+                refused = num_refused(samples, encoded)
+                self._drops += refused
+                self._refused += refused
+                self._show(sum(len(sample.input_ids) for sample in samples), num_tokens, progress)
             for item in self._left_out(shard):
                 background.submit(partial(iter, [item]))
             background.finish()
@@ -170,8 +172,10 @@ def _known_items(known: Mapping[str, KnownItem], samples: list[TokenSample]) -> 
     return (known[sample.sample_id] for sample in samples)
 
 
-def _known_first(known: Mapping[str, KnownItem], captured: CapturedBatch) -> Iterator[KnownItem]:
-    for item in captured.samples():
+def _known_first(
+    known: Mapping[str, KnownItem], samples: list[TokenSample], encoded: EncodedStates
+) -> Iterator[KnownItem]:
+    for item in cached_samples(samples, encoded):
         yield known.get(item.sample_id if isinstance(item, CachedSample) else item[0], item)
 
 
