@@ -148,7 +148,7 @@ def precompute(
     as_json: JsonOption = False,
 ) -> None:
     """Stage 1: run the target once, leave a cache. Run it again to resume."""
-    from eaglepipe.precompute.shard_run import parse_worker
+    from eaglepipe.precompute.claims import parse_worker
     from eaglepipe.precompute.stage import run_precompute
 
     if gpus is not None and workers is not None:

@@ -21,10 +21,11 @@ from eaglepipe.bench.made_project import stage_one_recipe, write_target, write_t
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.manifest import SHARDS_FOLDER
 from eaglepipe.chat.tokens import supervised_tokens
+from eaglepipe.precompute.claims import Worker
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import Group
 from eaglepipe.precompute.plan import PrecomputePlan, begin_plan
-from eaglepipe.precompute.shard_run import ShardRun, Worker, publish_fixed_files
+from eaglepipe.precompute.shard_run import ShardRun, publish_fixed_files
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.signals import StopFlag
 from eaglepipe.tables import text_table

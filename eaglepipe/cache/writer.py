@@ -27,9 +27,10 @@ from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_by
 
 RefusedItem = tuple[str, str]
 """Id of a sample that is left out, and the reason."""
+ShardItem = CachedSample | RefusedItem
 WrittenSample = tuple[str, int, int, str]
 """Id, tokens, supervised tokens and source."""
-Job = Callable[[], Iterable[CachedSample | RefusedItem]]
+Job = Callable[[], Iterable[ShardItem]]
 """Makes some of a shard's samples."""
 
 
@@ -80,7 +81,7 @@ class ShardWriter:
     def num_bytes(self) -> int:
         return self._sink.num_bytes
 
-    def add(self, item: CachedSample | RefusedItem) -> None:
+    def add(self, item: ShardItem) -> None:
         """Write a sample, or record one that is left out."""
         if isinstance(item, CachedSample):
             self.write(item)

@@ -31,17 +31,16 @@ from eaglepipe.cache_tools.damage import Damage, find_damage, shards_against_sid
 from eaglepipe.cache_tools.rederive import command_of
 from eaglepipe.cache_tools.salvage import known_items, rebuild_sidecar
 from eaglepipe.cache_tools.verify import verify_cache
-from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.leftovers import leftovers, remove_abandoned
 from eaglepipe.files.lock import FOLDER_LOCK, write_lock
 from eaglepipe.files.publish import publish_bytes
 from eaglepipe.precompute.plan import PrecomputePlan, publish_list
 from eaglepipe.precompute.redo import PlannedAgain, declared_recipe, planned_again
-from eaglepipe.precompute.shard_run import ShardRun, fixed_files
+from eaglepipe.precompute.runners import shard_runner
+from eaglepipe.precompute.shard_run import fixed_files
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
-from eaglepipe.target.capture import load_target_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ def repair_cache(
         if left.needs_target:
             for path, reason in left.described().items():
                 report(f"{folder / path}: {reason}")
-            made = _make_again(folder, left, recipe or _declared(folder, left, overrides))
+            made = _make_again(folder, left, recipe or _declared(folder, left, overrides), report)
         new_manifest = made.is_sealed or _update_manifest(folder, left, made)
     if not (verified := verify_cache(folder)).ok:
         raise CorruptError(f"{folder}: still damaged after its repair: {verified.problems[0]}")
@@ -145,7 +144,7 @@ def _declared(folder: Path, damage: Damage, overrides: Sequence[str]) -> Recipe:
     return declared_recipe(folder, damage.plan, overrides)
 
 
-def _make_again(folder: Path, damage: Damage, recipe: Recipe) -> _Made:
+def _make_again(folder: Path, damage: Damage, recipe: Recipe, report: Callable[[str], None]) -> _Made:
     """Publish what target and corpus are needed for."""
     declared = damage.manifest or damage.plan
     identity = None if declared is None else declared.identity
@@ -158,14 +157,13 @@ def _make_again(folder: Path, damage: Damage, recipe: Recipe) -> _Made:
         files, reasons = _publish_drops(folder, damage, again), damage.described()
         samples = 0
         if damage.manifest is None or damage.shards or damage.files.keys() - {DROPS_FILE}:
-            device = resolve_device(recipe.precompute.device)
-            model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, str(device))
-            made = fixed_files(inputs, plan.layout.vocab, model)
+            runner = shard_runner(inputs, plan, stop, report)
+            made = fixed_files(inputs, plan.layout.vocab, runner.target)
             names = made.keys() if damage.manifest is None else made.keys() & damage.files.keys()
             files |= {name: file_entry(name, made[name]) for name in names}
             reasons |= _publish_differing(folder, {name: made[name] for name in names})
             if damage.shards:
-                samples = ShardRun(inputs, plan, model, stop).write_again(
+                samples = runner.write_again(
                     damage.shards, lambda shard: known_items(folder, shard, inputs.spec, plan.document.identity)
                 )
         if damage.manifest is None:

@@ -1,17 +1,13 @@
 """The part of stage 1 that needs the target: claim a shard, run its batches, let a thread write it, publish it.
 
-Any number of processes may do this on one folder: a shard is claimed through a file lock that ends with its process.
+Any number of processes may do this on one folder (see `claims`).
 """
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
-from filelock import FileLock, Timeout
 from safetensors.torch import save
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
@@ -19,12 +15,11 @@ from eaglepipe.cache.fixed_files import publish_files, record_files
 from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.seal import HEAD_FILE
-from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.cache.writer import BackgroundShard, RefusedItem, ShardWriter
+from eaglepipe.cache.writer import BackgroundShard, ShardItem, ShardWriter
 from eaglepipe.chat.tokens import TokenSample
-from eaglepipe.errors import ConfigError
 from eaglepipe.files.publish import json_bytes
+from eaglepipe.precompute.claims import Worker, claimed_shard
 from eaglepipe.precompute.encode import EncodedStates, RowMasks, StateEncoder, cached_samples, num_refused
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.lost import check_lost
@@ -32,35 +27,8 @@ from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.progress import ProgressLine
 from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
-from eaglepipe.target.model import TargetModel
+from eaglepipe.target.model import TargetModel, TargetParts
 from eaglepipe.vocab import DraftVocab, vocab_tensors
-
-KnownItem = CachedSample | RefusedItem
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worker:
-    """Process `rank` of `count` that share a cache: it takes the shards with number % count == rank."""
-
-    rank: int = 0
-    count: int = 1
-
-    def takes(self, shard: int) -> bool:
-        return shard % self.count == self.rank
-
-
-def parse_worker(text: str | None = None) -> Worker:
-    """Return the share `i/n`; of None, the share that torchrun gives this process, else all.
-
-    Raises:
-        ConfigError: another text.
-    """
-    if text is None:
-        return Worker(rank=int(os.environ.get("RANK", "0")), count=int(os.environ.get("WORLD_SIZE", "1")))
-    rank, _, count = text.partition("/")
-    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-        raise ConfigError(f"--workers {text!r}: expected i/n with 0 <= i < n, such as 0/4")
-    return Worker(rank=int(rank), count=int(count))
 
 
 class ShardRun:
@@ -84,6 +52,11 @@ class ShardRun:
         """The plan, with the draft vocabulary by which shards are encoded."""
         return self._plan
 
+    @property
+    def target(self) -> TargetModel:
+        """The target that is run."""
+        return self._model
+
     def write_missing(self, worker: Worker) -> int:
         """Compute and publish this worker's missing shards; returns their number.
 
@@ -97,14 +70,14 @@ class ShardRun:
         written = 0
         with ProgressLine("precompute", total=total, unit="tok", plain_interval_seconds=5.0) as progress:
             for shard in shards:
-                with _claim(folder, shard) as claimed:
+                with claimed_shard(folder, shard) as claimed:
                     if claimed and isinstance(read_published(folder, self._plan.document, shard), str):
                         self._write(shard, progress)
                         written += 1
                         self._check_lost()
         return written
 
-    def write_again(self, shards: Collection[int], known_of: Callable[[int], Mapping[str, KnownItem]]) -> int:
+    def write_again(self, shards: Collection[int], known_of: Callable[[int], Mapping[str, ShardItem]]) -> int:
         """Publish shards anew; what is known of a shard, by sample id, is written as it is.
 
         Returns:
@@ -128,7 +101,7 @@ class ShardRun:
         if self._refused > allowed:
             check_lost(self._inputs, self._plan, report=None)
 
-    def _write(self, shard: int, progress: ProgressLine, known: Mapping[str, KnownItem] | None = None) -> None:
+    def _write(self, shard: int, progress: ProgressLine, known: Mapping[str, ShardItem] | None = None) -> None:
         folder, layout = self._plan.folder, self._plan.layout
         settings = self._inputs.recipe.precompute
         writer = ShardWriter(folder, shard, spec=self._inputs.spec, identity=self._plan.document.identity)
@@ -168,30 +141,18 @@ class ShardRun:
         progress.update(num_tokens, f"{rate:,.0f} tok/s · {gigabytes:.3g} GB · {self._drops} dropped")
 
 
-def _known_items(known: Mapping[str, KnownItem], samples: list[TokenSample]) -> Iterator[KnownItem]:
+def _known_items(known: Mapping[str, ShardItem], samples: list[TokenSample]) -> Iterator[ShardItem]:
     return (known[sample.sample_id] for sample in samples)
 
 
 def _known_first(
-    known: Mapping[str, KnownItem], samples: list[TokenSample], encoded: EncodedStates
-) -> Iterator[KnownItem]:
+    known: Mapping[str, ShardItem], samples: list[TokenSample], encoded: EncodedStates
+) -> Iterator[ShardItem]:
     for item in cached_samples(samples, encoded):
         yield known.get(item.sample_id if isinstance(item, CachedSample) else item[0], item)
 
 
-@contextmanager
-def _claim(folder: Path, shard: int) -> Iterator[bool]:
-    """Hold a lock on a shard, which ends with its process; False if another process holds it."""
-    locks = folder / WORK_FOLDER / "claims"
-    locks.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(locks / f"{shard:05d}.lock", blocking=False):
-            yield True
-    except Timeout:
-        yield False
-
-
-def publish_fixed_files(inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel) -> None:
+def publish_fixed_files(inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetParts) -> None:
     """Publish the files that are made from the target; those of other workers have the same bytes."""
     files = fixed_files(inputs, plan.layout.vocab, model)
     entries = publish_files(plan.folder, files)
@@ -200,7 +161,7 @@ def publish_fixed_files(inputs: Stage1Inputs, plan: PrecomputePlan, model: Targe
     record_files(plan.folder, "target", plan.document.identity, entries)
 
 
-def fixed_files(inputs: Stage1Inputs, vocab: DraftVocab, model: TargetModel) -> dict[str, bytes]:
+def fixed_files(inputs: Stage1Inputs, vocab: DraftVocab, model: TargetParts) -> dict[str, bytes]:
     """Return the files that are made from the target, by their paths inside the cache."""
     start = model.draft_start_tensors(vocab, full_head=inputs.recipe.cache.full_head)
     files = {

@@ -3,7 +3,6 @@
 Killed anywhere and run again, it redoes only the shards that were not published.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import cache_root, list_caches, named_caches, staging_path
 from eaglepipe.chat.sources import fingerprint_sources
-from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, CorruptError, DraftError, EaglepipeError
 from eaglepipe.files.leftovers import leftover_siblings, leftovers, remove_abandoned
 from eaglepipe.precompute.answers.publish import publish_answers
-from eaglepipe.precompute.answers.run import AnsweringRun
+from eaglepipe.precompute.claims import Worker, parse_worker
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
@@ -35,14 +33,13 @@ from eaglepipe.precompute.plan import (
     preview_plan,
     resume_plan,
 )
-from eaglepipe.precompute.shard_run import ShardRun, Worker, parse_worker, publish_fixed_files
+from eaglepipe.precompute.runners import shard_runner
+from eaglepipe.precompute.shard_run import publish_fixed_files
 from eaglepipe.progress import format_seconds
 from eaglepipe.recipe.tree import Recipe
-from eaglepipe.signals import StopFlag, stop_on_signals
-from eaglepipe.target.capture import HFEagle3TargetModel, load_target_model
+from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import find_local_weights, resolve_folder
-from eaglepipe.target.model import TargetModel
 
 _SHOWN = 8
 Report = Callable[[str], None]
@@ -261,24 +258,15 @@ def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, r
         return 0
     remove_abandoned(leftovers(plan.folder))
     check_lost(inputs, plan, report=None)
-    recipe, local_rank = inputs.recipe, os.environ.get("LOCAL_RANK")  # under torchrun, each process takes its own GPU
-    device = resolve_device(recipe.precompute.device, None if local_rank is None else int(local_rank))
+    recipe = inputs.recipe
     with stop_on_signals() as stop:
-        model = load_target_model(recipe.target, inputs.spec.aux_layer_ids, str(device))
+        runner = shard_runner(inputs, plan, stop, report)
         try:  # before the forward, not after it, that stage 2 will have no draft; the cache may serve other families
-            recipe.train.family.load(recipe.train.family.draft_spec)(model.architectures)
+            recipe.train.family.load(recipe.train.family.draft_spec)(runner.target.architectures)
         except DraftError as error:
             report(f"training   will refuse this cache: {error}")
-        run = _shard_run(inputs, plan, model, stop)
-        publish_fixed_files(inputs, run.plan, model)
-        return run.write_missing(worker)
-
-
-def _shard_run(inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> ShardRun:
-    if inputs.recipe.data.generate is None:
-        return ShardRun(inputs, plan, model, stop)
-    assert isinstance(model, HFEagle3TargetModel)
-    return AnsweringRun(inputs, plan, model, stop)
+        publish_fixed_files(inputs, runner.plan, runner.target)
+        return runner.write_missing(worker)
 
 
 def _complete(folder: Path, manifest: Manifest, started: float, *, shards_written: int = 0) -> PrecomputeResult:

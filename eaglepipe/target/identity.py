@@ -34,7 +34,7 @@ def target_fields(
         "config": _hash(stable),
         "weights": weights,
         "revision": target.revision,
-        "dtype": _computing_dtype(folder, model_config) if target.dtype == "auto" else target.dtype,
+        "dtype": computing_dtype(folder, model_config) if target.dtype == "auto" else target.dtype,
     }
     if target.trust_remote_code and (code := code_fingerprint(folder)) is not None:
         fields["code"] = code
@@ -48,7 +48,7 @@ def _hash(value: Any) -> str:
     return hash_json(json.loads(json.dumps(value, default=str), parse_constant=str))
 
 
-def _computing_dtype(folder: Path, model_config: PretrainedConfig) -> str:
+def computing_dtype(folder: Path, model_config: PretrainedConfig) -> str:
     """Return the dtype that a target of `dtype: auto` gets: its config's, or that of its first floating weight."""
     declared = getattr(model_config, "dtype", None)
     if declared is not None:

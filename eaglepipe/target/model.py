@@ -23,16 +23,29 @@ class CapturedStates:
     last_hidden: torch.Tensor  # [..., Ht] after the final norm
 
 
-class TargetModel(Protocol):
+class TargetParts(Protocol):
+    """What a cache keeps of a target besides its states."""
+
+    @property
+    def architectures(self) -> list[str]:
+        """Names by which a draft is chosen."""
+
+    def head_spec(self) -> HeadSpec:
+        """Return the scale and soft cap that turn raw head outputs into logits."""
+
+    def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
+        """Return the tensors of `target.safetensors`: embeddings, head rows [D] or all [V], final norm; on the CPU."""
+
+    def config_json(self) -> dict[str, Any]:
+        """Return the fields of the target's config.json."""
+
+
+class TargetModel(TargetParts, Protocol):
     """A target that is loaded for capture at its aux boundaries."""
 
     @property
     def device(self) -> torch.device:
         """Device of the states."""
-
-    @property
-    def architectures(self) -> list[str]:
-        """Names by which a draft is chosen."""
 
     def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> CapturedStates:
         """Run the target over a batch of sequences of token ids [T] each; returns the states of their N tokens.
@@ -43,12 +56,3 @@ class TargetModel(Protocol):
 
     def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
         """Return the target's logits, float32 [n, V], of last hidden states [n, Ht]."""
-
-    def head_spec(self) -> HeadSpec:
-        """Return the scale and soft cap that turn raw head outputs into logits."""
-
-    def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
-        """Return the tensors of `target.safetensors`: embeddings, head rows [D] or all [V], final norm; on the CPU."""
-
-    def config_json(self) -> dict[str, Any]:
-        """Return the fields of the target's config.json."""

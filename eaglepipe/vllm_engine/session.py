@@ -28,11 +28,12 @@ _NOTHING_LOST = "nothing was written that a rerun would miss"
 class Engine:
     """A running engine. Requests are answered in any order; `add`, `finished` and `call` belong to one thread."""
 
-    def __init__(self, connection: Connection, process: subprocess.Popen[bytes], log: Path, stop: StopFlag) -> None:
-        self._connection, self._process, self._log, self._stop = connection, process, log, stop
+    def __init__(
+        self, connection: Connection, process: subprocess.Popen[bytes], log: Path, stop: StopFlag, saved: str
+    ) -> None:
+        self._connection, self._process, self._log, self._stop, self._saved = connection, process, log, stop, saved
         self._unfinished: set[str] = set()
         self._answers: deque[EngineAnswer] = deque()
-        self.saved = _NOTHING_LOST  # what a stop leaves, in the words of its message
 
     @property
     def num_unfinished(self) -> int:
@@ -100,8 +101,8 @@ class Engine:
     def _receive(self) -> str:
         """Wait for one message and keep its content; returns its name."""
         while not self._connection.poll(_POLL_SECONDS):
-            self._stop.raise_if_set(self.saved)
-        self._stop.raise_if_set(self.saved)
+            self._stop.raise_if_set(self._saved)
+        self._stop.raise_if_set(self._saved)
         try:
             name, content = self._connection.recv()
         except (EOFError, OSError):
@@ -152,6 +153,8 @@ def open_engine(
     worker_extension: str | None = None,
     defaults: Mapping[str, Any] | None = None,
     python: Path | None = None,
+    device: str = "auto",
+    saved: str = _NOTHING_LOST,
     stop: StopFlag | None = None,
     report: Callable[[str], None],
 ) -> Iterator[Engine]:
@@ -164,6 +167,8 @@ def open_engine(
         worker_extension: `module.Class` whose methods `Engine.call` reaches.
         defaults: arguments that `target.engine_args` may set otherwise.
         python: another interpreter, which has vLLM and eaglepipe.
+        device: `auto`, or the first of the devices that the engine may use.
+        saved: what a stop leaves, as its message has it.
         stop: the flag of a block that has installed the handlers of signals already.
 
     Raises:
@@ -187,8 +192,8 @@ def open_engine(
     started = time.monotonic()
     with _stopping(stop) as flag, tempfile.TemporaryDirectory(prefix="eaglepipe-engine-") as scratch:
         log = Path(scratch) / "vllm.log"
-        with _process(engine_python(python), log) as (process, connection):
-            engine = Engine(connection, process, log, flag)
+        with _process(engine_python(python), log, engine_environment(arguments, device)) as (process, connection):
+            engine = Engine(connection, process, log, flag, saved)
             connection.send(setup)
             engine.wait_ready()
             report(f"engine    vLLM {version} started in {time.monotonic() - started:.0f} s")
@@ -205,7 +210,9 @@ def _stopping(stop: StopFlag | None) -> Iterator[StopFlag]:
 
 
 @contextmanager
-def _process(python: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
+def _process(
+    python: str, log: Path, environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
     """Start the engine's process, in a session of its own so that a terminal's Ctrl-C reaches this process only."""
     ours, theirs = socket.socketpair()
     lifeline, held = os.pipe()
@@ -218,7 +225,7 @@ def _process(python: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], 
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs.fileno(), lifeline),
                 start_new_session=True,
-                env=engine_environment(),
+                env=environment,
             )
         theirs.close()
         connection = Connection(ours.detach())

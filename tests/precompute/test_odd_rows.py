@@ -16,8 +16,8 @@ from eaglepipe.cache.storage import find_cache
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, DataError
 from eaglepipe.estimate.prices import estimate_recipe
+from eaglepipe.precompute.claims import Worker
 from eaglepipe.precompute.preview import preview_recipe
-from eaglepipe.precompute.shard_run import Worker
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.target.positions import max_positions
 from tests.stage_one import quiet

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from eaglepipe.cache.manifest import Sidecar, load_document
 from eaglepipe.cache.opening import load_plan
 from eaglepipe.chat.drops import DropLog
+from eaglepipe.precompute.claims import Worker
 from eaglepipe.precompute.content_identity import cache_identity
 from eaglepipe.precompute.inputs import read_stage1_inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, lay_out, plan_shards, split_group
-from eaglepipe.precompute.shard_run import Worker
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.precompute.staging import StagedTokens
 from eaglepipe.recipe.config import PrecomputeConfig

@@ -15,7 +15,7 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.seal import seal_cache
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, StoppedError
 from eaglepipe.precompute import stage
-from eaglepipe.precompute.shard_run import Worker
+from eaglepipe.precompute.claims import Worker
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.tree import Recipe
 from tests.cache.damage import flip

@@ -16,8 +16,8 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.supervision.columns import take_rows
 from eaglepipe.errors import CacheError, ConfigError, DataError, EaglepipeError, ResourceError, TargetError, VocabError
 from eaglepipe.estimate.prices import estimate_recipe
+from eaglepipe.precompute.claims import Worker, parse_worker
 from eaglepipe.precompute.preview import preview_recipe
-from eaglepipe.precompute.shard_run import Worker, parse_worker
 from eaglepipe.precompute.stage import run_precompute
 from tests.stage_one import cache_of, quiet, shard_bytes
 from tests.tiny_project import TinyProject
