@@ -39,7 +39,8 @@ from eaglepipe.precompute.answers.prompts import iter_prompts
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, CorpusLayout, lay_out
-from eaglepipe.precompute.staging import StagedTokens, write_staging
+from eaglepipe.precompute.staging import StagedTokens, count_tokens, write_staging
+from eaglepipe.recipe.config import TargetConfig
 
 _ROOM_ADVICE = "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"
 STAGING = f"{WORK_FOLDER}/tokens.arrow"
@@ -150,7 +151,8 @@ def staged_corpus(inputs: Stage1Inputs, path: Path) -> Iterator[tuple[PendingFil
     file, listed = PendingFile(path), PendingFile(path.with_name(f"{path.name}.drops"))
     drops = DropLog(listed.stream)
     try:
-        if write_staging(_staged_samples(rows, inputs, drops), file, prompts=data.generate is not None) == 0:
+        samples = _served(_staged_samples(rows, inputs, drops), inputs.recipe.target, drops)
+        if write_staging(samples, file, prompts=data.generate is not None) == 0:
             drops.check(0, data.max_drop_fraction)
         yield file, drops, listed, fingerprint.hexdigest()
     finally:
@@ -164,6 +166,17 @@ def _staged_samples(
     if inputs.recipe.data.generate is not None:
         return iter_prompts(rows, inputs, drops)
     return iter_token_samples(rows, inputs.chat, inputs.recipe.data, drops, inputs.spec.vocab_size)
+
+
+def _served(samples: Iterable[TokenSample], target: TargetConfig, drops: DropLog) -> Iterator[TokenSample]:
+    """Yield the samples that the target's engine may read at once, answers of any length included."""
+    limit = target.engine_args.get("max_model_len")
+    for sample in samples:
+        if limit is None or (num_tokens := count_tokens(sample)[0]) <= limit:
+            yield sample
+            continue
+        detail = f"{num_tokens:,} tokens, and target.engine_args.max_model_len is {limit:,}"
+        drops.add("too_long_for_engine", where=f"sample id {sample.sample_id!r}", source=sample.source, detail=detail)
 
 
 def _publish_drops(folder: Path, identity: str, drops: DropLog, listed: PendingFile) -> None:

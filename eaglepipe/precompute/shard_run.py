@@ -16,7 +16,7 @@ from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.seal import HEAD_FILE
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.cache.writer import BackgroundShard, ShardItem, ShardWriter
+from eaglepipe.cache.writer import BackgroundShard, RefusedItem, ShardItem, ShardWriter
 from eaglepipe.chat.tokens import TokenSample
 from eaglepipe.files.publish import json_bytes
 from eaglepipe.precompute.claims import Worker, claimed_shard
@@ -102,8 +102,7 @@ class ShardRun:
             check_lost(self._inputs, self._plan, report=None)
 
     def _write(self, shard: int, progress: ProgressLine, known: Mapping[str, ShardItem] | None = None) -> None:
-        folder, layout = self._plan.folder, self._plan.layout
-        settings = self._inputs.recipe.precompute
+        folder, settings = self._plan.folder, self._inputs.recipe.precompute
         writer = ShardWriter(folder, shard, spec=self._inputs.spec, identity=self._plan.document.identity)
         with BackgroundShard(writer, queue_jobs=settings.queue_batches) as background:
             for samples, num_tokens in self._batches(shard):

@@ -25,12 +25,14 @@ def engine_arguments(
     kv_transfer: Mapping[str, Any] | None,
     worker_extension: str | None,
     defaults: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of an engine that serves token ids; the recipe's `engine_args` decide over defaults.
 
     Args:
         max_length: tokens of the longest request, those that are generated included.
         defaults: arguments that the recipe may set otherwise.
+        overrides: arguments that decide over the recipe's.
     """
     arguments: dict[str, Any] = {
         "max_model_len": max_length,
@@ -38,6 +40,7 @@ def engine_arguments(
         **({"gpu_memory_utilization": _ROOM_FOR_CAPTURE} if torch.cuda.is_available() else _cpu_defaults()),
         **(defaults or {}),
         **target.engine_args,
+        **(overrides or {}),
         "model": str(folder),
         "dtype": _dtype(target, folder),
         "trust_remote_code": target.trust_remote_code,

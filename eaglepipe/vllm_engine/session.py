@@ -152,6 +152,7 @@ def open_engine(
     kv_transfer: Mapping[str, Any] | None = None,
     worker_extension: str | None = None,
     defaults: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     python: Path | None = None,
     device: str = "auto",
     saved: str = _NOTHING_LOST,
@@ -166,6 +167,7 @@ def open_engine(
         kv_transfer: vLLM's `kv_transfer_config`.
         worker_extension: `module.Class` whose methods `Engine.call` reaches.
         defaults: arguments that `target.engine_args` may set otherwise.
+        overrides: arguments that decide over `target.engine_args`.
         python: another interpreter, which has vLLM and eaglepipe.
         device: `auto`, or the first of the devices that the engine may use.
         saved: what a stop leaves, as its message has it.
@@ -187,6 +189,7 @@ def open_engine(
         kv_transfer=kv_transfer,
         worker_extension=worker_extension,
         defaults=defaults,
+        overrides=overrides,
     )
     setup = EngineSetup(arguments=arguments, given=tuple(target.engine_args))
     started = time.monotonic()

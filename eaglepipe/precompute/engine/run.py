@@ -94,10 +94,11 @@ class EngineRun:
         inputs, plan = self._inputs, self._plan
         job = CaptureJob.of(inputs, plan.folder, plan.document.identity)
         batch_tokens = inputs.recipe.precompute.batch_tokens
+        longest = int(plan.layout.statistics.num_tokens.max()) + 1  # an engine generates a token at least
         return open_engine(
             inputs.recipe.target,
             self._head.target.folder,
-            max_length=int(plan.layout.statistics.num_tokens.max()) + 1,
+            max_length=longest,
             speculative={
                 "method": "extract_hidden_states",
                 "num_speculative_tokens": 1,
@@ -111,6 +112,7 @@ class EngineRun:
             },
             worker_extension=f"{_ROOM}.extension.CaptureExtension",
             defaults={"max_num_batched_tokens": batch_tokens, "max_num_seqs": min(_MOST_SEQUENCES, batch_tokens)},
+            overrides={"max_model_len": longest},
             device=inputs.recipe.precompute.device,
             saved=f"the shards published so far stay in {plan.folder}",
             stop=self._stop,
