@@ -16,6 +16,7 @@ _MODELOPT = frozenset(
         "parallel_draft_step",
     }
 )  # fmt: skip
+_DEEPSEEK = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2")
 _WHOLE_CONFIG = frozenset({"use_cache", "initializer_range", "attention_dropout", "pretraining_tp"})
 _OTHERS = frozenset({"norm_before_residual", "norm_before_fc", "num_aux_layers"})
 """Fields of vLLM's and of speculators' drafts, which no config of SpecForge has."""
@@ -31,9 +32,29 @@ def to_boundaries(outputs: Ids) -> Ids:
     return tuple(output + 1 for output in outputs)
 
 
-def sglang_ids(boundaries: Ids, *, depth: int | None, model_type: str | None) -> Ids:
-    """Return the ids from which SGLang gets these boundaries; for gpt-oss it adds no 1 if the last id is the depth."""
-    return boundaries if model_type == "gpt_oss" and depth in boundaries else to_outputs(boundaries)
+def sglang_ids(boundaries: Ids, *, depth: int | None, model_type: str | None) -> Ids | None:
+    """Return the ids from which SGLang captures these boundaries, None if there are none.
+
+    It adds 1 to each; but not for gpt-oss if the last id is the depth, nor for DeepSeek-V3 if the first id is not 1.
+    """
+    candidates = (to_outputs(boundaries), boundaries)
+    captured = {ids: sglang_boundaries(ids, depth=depth, model_type=model_type) for ids in candidates}
+    return next((ids for ids in candidates if captured[ids] == boundaries), None)
+
+
+def sglang_boundaries(ids: Ids, *, depth: int | None, model_type: str | None) -> Ids:
+    """Return the boundaries that SGLang captures for ids of a config."""
+    is_as_written = (model_type == "gpt_oss" and depth in ids) or (model_type in _DEEPSEEK and ids[0] != 1)
+    return ids if is_as_written else to_boundaries(ids)
+
+
+def sglang_fault(boundaries: Ids, *, depth: int | None, model_type: str | None) -> str | None:
+    """Return why SGLang cannot capture these boundaries of a target, None if it can."""
+    if depth is not None and depth in boundaries and model_type != "gpt_oss":
+        return f"SGLang captures nothing at the final boundary {depth} of targets other than gpt-oss"
+    if sglang_ids(boundaries, depth=depth, model_type=model_type) is None:
+        return f"SGLang adds 1 to ids of {model_type} targets if the first is 1, so none stand for {list(boundaries)}"
+    return None
 
 
 def writer_of_outputs(config: Mapping[str, Any]) -> str | None:

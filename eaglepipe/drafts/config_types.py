@@ -61,7 +61,7 @@ _SIZES = (
 _FLAGS = (
     "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "attention_bias", "mlp_bias", "bias",
     "tie_word_embeddings", "use_sliding_window", "embed_requires_grad", "use_aux_hidden_state",
-    "qk_norm", "parallel_drafting",
+    "qk_norm", "parallel_drafting", "use_aux_norm",
 )  # fmt: skip
 _COUNTS = ("num_hidden_layers", "num_aux_hidden_states", "target_num_hidden_layers")
 _FIELDS: Mapping[str, _Kind] = {

@@ -60,7 +60,7 @@ def _check_shape(folder: Path, published: DraftShape, built: DraftShape) -> None
     if published.family.reads_aux != built.family.reads_aux:
         labels = published.family.draft_label, built.family.draft_label
         raise DraftError(f"{folder}: an {labels[0]} draft cannot initialise an {labels[1]} draft")
-    for name in ("vocab_size", "target_hidden_size", "num_aux"):
+    for name in ("vocab_size", "target_hidden_size", "num_aux", "hidden_act"):
         theirs, ours = getattr(published, name), getattr(built, name)
         if theirs != ours:
             raise DraftError(f"{folder}: its {name} is {theirs}, this draft's is {ours}")

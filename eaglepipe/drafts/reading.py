@@ -41,6 +41,8 @@ def read_norm_flag(config: Mapping[str, Any], name: str) -> bool:
     """Read a norm flag: `eagle_config` wins for norm_before_fc, speculators takes norm_before_residual for true."""
     if name == "norm_before_fc" and name in eagle_config(config):
         return bool(eagle_config(config)[name])
+    if name == "fc_norm" and config.get("use_aux_norm"):  # SGLang's older name
+        return True
     if config.get(name) is not None:
         return bool(config[name])
     declared = _speculators_family(config)
@@ -164,6 +166,7 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         **{name: read_norm_flag(config, name) for name in NORM_FLAGS},
         attention_bias=bool(inner.get("attention_bias")),
         mlp_bias=bool(inner.get("mlp_bias")),
+        hidden_act=inner.get("hidden_act") or "silu",
         qk_norm=read_qk_norm(config, tensors),
         input_norm=not family.reads_aux and "layers.0.input_layernorm.weight" in tensors,
         final_norm=not family.reads_aux and "norm.weight" in tensors,

@@ -47,6 +47,7 @@ class DraftShape:
     final_norm: bool = False  # likewise, of the states that come out
     attention_bias: bool = False
     mlp_bias: bool = False
+    hidden_act: str = "silu"
     windows: tuple[int | None, ...] = ()  # of attention, one a layer; () if all layers read everything
 
     @property

@@ -44,7 +44,8 @@ def engine_config(
     if draft.boundaries is not None:  # no ids name the default layers, on which engines agree
         nested = sglang_ids(draft.boundaries, depth=draft.target.depth, model_type=draft.target.model_type)
         config[AUX_IDS] = list(draft.boundaries)
-        config["eagle_config"] = {AUX_IDS: list(nested), "use_aux_hidden_state": True}
+        if nested is not None:
+            config["eagle_config"] = {AUX_IDS: list(nested), "use_aux_hidden_state": True}
     return config
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from eaglepipe.drafts.aux_ids import sglang_fault
 from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.errors import DraftError
 from eaglepipe.export.layouts import Layout
@@ -28,6 +29,8 @@ def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
     yield from _family_reasons(draft, layout)
     yield from _norm_reasons(draft.shape, layout)
     yield from _layer_reasons(draft.shape, layout)
+    if layout.reads_nested_ids == "outputs" and "sglang" in family.engine_architectures and family.reads_aux:
+        yield from _aux_reasons(draft)
     yield from _embedding_reasons(draft, layout)
 
 
@@ -66,6 +69,8 @@ def _layer_reasons(shape: DraftShape, layout: Layout) -> Iterator[str]:
     if shape.windows and not layout.serves_sliding_window:
         window = shape.sliding_window
         yield f"{reader} ignores the draft's sliding_window of {window}; use --to vllm or speculators"
+    if shape.windows and shape.full_attention_layers and not layout.serves_mixed_windows:
+        yield "vLLM serves no draft whose layers differ in their sliding_window; use --to speculators to go on training"
     if shape.has_own_width and not layout.serves_other_width:
         widths = f"hidden size {shape.hidden_size} for a target of {shape.target_hidden_size}"
         yield f"speculators loads no draft of {widths}; use --to vllm"
@@ -73,8 +78,18 @@ def _layer_reasons(shape: DraftShape, layout: Layout) -> Iterator[str]:
         yield f"{reader} has no biases in a draft's attention (attention_bias); use --to vllm"
     if shape.attention_bias and shape.qk_norm:
         yield "vLLM drops o_proj.bias of layers with q_norm and k_norm"
+    if shape.hidden_act != "silu":
+        yield f"engines' drafts have silu, not {shape.hidden_act} (hidden_act)"
     if shape.mlp_bias:
         yield "no engine is known to load biases of a draft's MLP (mlp_bias)"
+
+
+def _aux_reasons(draft: TrainedDraft) -> Iterator[str]:
+    if draft.shape.num_aux == 1 and not draft.shape.has_own_width:
+        yield "SGLang skips fc and fc_norm with one aux layer of the target's width; use --to vllm"
+    target = draft.target
+    if draft.boundaries and (fault := sglang_fault(draft.boundaries, depth=target.depth, model_type=target.model_type)):
+        yield f"{fault}; use --to vllm"
 
 
 def _embedding_reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:

@@ -15,8 +15,8 @@ from eaglepipe.files.tensors import CONFIG_FILE, load_tensor, tensor_shapes, wei
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _READ = (
-    "model_type", "num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings", "rope_theta",
-    "rope_scaling", "rope_parameters", "partial_rotary_factor",
+    "architectures", "model_type", "num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings",
+    "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ def read_target_facts(path: Path) -> TargetFacts:
     if faults := list(config_faults({name: text.get(name) for name in _READ})):
         raise DraftError(f"{file}: {'; '.join(faults)}; give the target's own folder")
     return TargetFacts(
+        architectures=tuple(text.get("architectures") or ()),
         model_type=text.get("model_type"),
         depth=text.get("num_hidden_layers"),
         vocab_size=text.get("vocab_size"),

@@ -1,7 +1,7 @@
 """Writes a draft as one engine loads it: weights, config and card, checked before they become visible at once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from eaglepipe.drafts.folder import WEIGHTS_FILE
 from eaglepipe.errors import DraftError
 from eaglepipe.export.card import model_card
-from eaglepipe.export.check.check import check_draft
+from eaglepipe.export.check.check import UNCAPTURED, check_draft
 from eaglepipe.export.check.findings import Finding, warning
 from eaglepipe.export.engine_config import engine_config
 from eaglepipe.export.engine_tensors import engine_tensors, require_servable
@@ -111,7 +111,11 @@ def _check_own(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Findi
     Custom layers may look like another convention's, which a check without the run has to suspect.
     """
     report = check_draft(folder, engine, draft.target)
-    findings = tuple(finding for finding in report.findings if not finding.is_suspicion)
+    findings = tuple(
+        replace(finding, severity="warning") if finding.name == UNCAPTURED else finding
+        for finding in report.findings
+        if not finding.is_suspicion
+    )
     if faults := [finding.line() for finding in findings if finding.severity == "error"]:
         raise DraftError(f"{draft.folder}: nothing is exported\n  " + "\n  ".join(faults))
     return findings

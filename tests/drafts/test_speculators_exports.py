@@ -26,7 +26,10 @@ from tests.drafts.speculators_drafts import (
 UNSERVED: dict[str, dict[str, tuple[str, ...]]] = {
     "defaults": {"sglang": ("norm_before_residual", "sliding_window of 4")},
     "qwen3": {"sglang": ("norm_before_residual", "q_norm", "sliding_window of 4")},
-    "three_layers": {"sglang": ("norm_before_residual", "sliding_window of 5")},
+    "three_layers": {
+        "sglang": ("norm_before_residual", "sliding_window of 5"),
+        "vllm": ("layers differ in their sliding_window",),
+    },
     "peagle": {"sglang": ("no P-EAGLE",), "hf": ("q_norm", "norm_before_residual", "sliding_window")},
     "peagle_whole_vocabulary": {"sglang": ("no P-EAGLE",)},
 }

@@ -73,6 +73,8 @@ def _sglang(
     explicit = config.get("eagle_config", {}).get("eagle_aux_hidden_state_layer_ids")
     are_boundaries = explicit is not None and gpt_oss and max(explicit) == depth
     ids = (2, depth // 2, depth - 3) if explicit is None else tuple(i if are_boundaries else i + 1 for i in explicit)
+    assert gpt_oss or depth not in ids, "no other target captures anything behind its last layer"
+    assert len(ids) > 1 or config.get("target_hidden_size", config["hidden_size"]) != config["hidden_size"]
     weights = _initial(config, config, num_aux=config.get("num_aux_hidden_states", 3), parallel=False)
     for name, tensor in stored.items():
         inner = name.removeprefix("model.").replace("midlayer.", "layers.0.")

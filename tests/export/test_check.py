@@ -89,7 +89,7 @@ PLANTED: dict[str, tuple[tuple[str, ...], Plant, str]] = {
     "missing norm": (ALL, without("norm.weight"), "norm.weight"),
     "transposed fc": (ALL, transposed_fc, "transposed"),
     "no rope_theta": (ALL, no_theta, "rope_theta"),
-    "rope_theta in one spelling": (NATIVE, no_old_theta, "rope_theta"),
+    "rope_theta in one spelling": (("hf",), no_old_theta, "rope_theta"),
     "unsorted vocabulary": (ALL, unsorted, "do not ascend"),
     "extra verifier norm": (ALL, verifier_norm, "verifier_norm.weight"),
     "outputs read as boundaries": (("vllm",), config_is(**{AUX: [1, 4, 6]}), "layer outputs"),

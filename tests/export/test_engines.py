@@ -22,7 +22,7 @@ CASES: dict[str, tuple[MadeTarget, dict[str, Any]]] = {
     "eagle3": (MadeTarget(), {}),
     "eagle3.1": (MadeTarget(), {"fc_norm": True, "norm_output": True}),
     "whole vocabulary": (MadeTarget(draft_size=VOCAB), {}),
-    "custom layers": (MadeTarget(aux_layer_ids=(1, 4, 6, 10)), {"fc_norm": True}),
+    "custom layers": (MadeTarget(aux_layer_ids=(1, 4, 6, 9)), {"fc_norm": True}),
     "heads that do not split H": (MadeTarget(), {"head_dim": 6, "num_attention_heads": 4}),
     "several layers": (MadeTarget(), {"num_hidden_layers": 3}),
     "another width": (MadeTarget(), {"hidden_size": 24, "freeze_embeddings": False, "lm_head_init": "random"}),
@@ -115,8 +115,8 @@ def test_default_layers_are_written_by_no_id_and_custom_ones_in_both_spellings(
         (export_draft(trained["custom layers"][1], "vllm", out=tmp_path / "b").folder / "config.json").read_text()
     )
     assert "eagle_aux_hidden_state_layer_ids" not in default and "eagle_config" not in default
-    assert custom["eagle_aux_hidden_state_layer_ids"] == [1, 4, 6, 10] and custom["num_aux_hidden_states"] == 4
-    assert custom["eagle_config"] == {"eagle_aux_hidden_state_layer_ids": [0, 3, 5, 9], "use_aux_hidden_state": True}
+    assert custom["eagle_aux_hidden_state_layer_ids"] == [1, 4, 6, 9] and custom["num_aux_hidden_states"] == 4
+    assert custom["eagle_config"] == {"eagle_aux_hidden_state_layer_ids": [0, 3, 5, 8], "use_aux_hidden_state": True}
 
 
 def test_config_holds_the_contracts_fields_and_no_others(

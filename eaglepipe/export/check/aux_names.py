@@ -5,8 +5,25 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from eaglepipe.drafts.aux_ids import likely_convention, sglang_ids, to_boundaries, to_outputs
-from eaglepipe.drafts.reading import AUX_IDS, Ids, eagle_config, is_speculators, read_aux, read_num_aux
+from eaglepipe.drafts.aux_ids import (
+    likely_convention,
+    sglang_boundaries,
+    sglang_fault,
+    sglang_ids,
+    to_boundaries,
+    to_outputs,
+)
+from eaglepipe.drafts.reading import (
+    AUX_IDS,
+    Ids,
+    eagle_config,
+    is_speculators,
+    layer_config,
+    read_aux,
+    read_num_aux,
+    read_qk_norm,
+)
+from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.export.check.findings import Finding, Findings, error, warning
 from eaglepipe.export.layouts import Layout
 from eaglepipe.export.target_facts import TargetFacts
@@ -14,10 +31,12 @@ from eaglepipe.export.target_facts import TargetFacts
 NESTED = f"eagle_config.{AUX_IDS}"
 
 
-def check_aux(layout: Layout, config: Mapping[str, Any], target: TargetFacts) -> Findings:
+def check_aux(layout: Layout, config: Mapping[str, Any], shape: DraftShape, target: TargetFacts) -> Findings:
     """Yield findings on the aux layers."""
     yield from _malformed(config)
     top, nested = read_aux(config)
+    if layout.reads_nested_ids == "outputs" and "sglang" in shape.family.engine_architectures:
+        yield from _in_sglang(_captured_by_sglang(top, nested, target), shape, target)
     if top and nested:
         yield from _disagreement(top, nested, target)
     elif nested and layout.reads_top_ids:
@@ -32,9 +51,34 @@ def check_aux(layout: Layout, config: Mapping[str, Any], target: TargetFacts) ->
     last_nested = target.depth if target.depth is None or target.model_type == "gpt_oss" else target.depth - 1
     yield from _range_and_order(AUX_IDS, top, target.depth, target.depth)
     yield from _range_and_order(NESTED, nested, last_nested, target.depth)
-    ids, count = top or nested, read_num_aux(config)
+    ids, count = top or nested, _expected_count(layout, config)
     if ids is not None and len(ids) != count:
-        yield error("num_aux_hidden_states", f"readers expect {count} aux layers, the ids name {len(ids)}")
+        yield error("num_aux_hidden_states", f"{layout.engine} expects {count} aux layers, the ids name {len(ids)}")
+
+
+def _in_sglang(boundaries: Ids | None, shape: DraftShape, target: TargetFacts) -> Findings:
+    if shape.num_aux == 1 and not shape.has_own_width:
+        yield error("num_aux_hidden_states", "1: SGLang then skips fc and fc_norm of drafts of the target's width")
+    if boundaries and (fault := sglang_fault(boundaries, depth=target.depth, model_type=target.model_type)):
+        yield error(AUX_IDS, fault)
+
+
+def _captured_by_sglang(top: Ids | None, nested: Ids | None, target: TargetFacts) -> Ids | None:
+    if nested is None:
+        return top
+    return sglang_boundaries(nested, depth=target.depth, model_type=target.model_type)
+
+
+def _expected_count(layout: Layout, config: Mapping[str, Any]) -> int:
+    """Return the number of aux layers that `fc` of an engine has; vLLM's Llama drafts never count top-level ids."""
+    counts_top = layout.engine == "speculators" or read_qk_norm(config, {})
+    if is_speculators(config) and not counts_top:
+        declared = layer_config(config).get("num_aux_hidden_states")
+        return declared if isinstance(declared, int) else 3
+    top, nested = read_aux(config)
+    if counts_top and top and not nested and config.get("num_aux_hidden_states") is None:
+        return len(top)
+    return read_num_aux(config)
 
 
 def _malformed(config: Mapping[str, Any]) -> Findings:
@@ -47,14 +91,14 @@ def _malformed(config: Mapping[str, Any]) -> Findings:
 
 def _disagreement(top: Ids, nested: Ids, target: TargetFacts) -> Findings:
     expected = sglang_ids(top, depth=target.depth, model_type=target.model_type)
-    if nested == expected:
+    if expected is None or nested == expected:
         return
     hint = ""
     if target.depth is None and target.model_type in (None, "gpt_oss") and nested == top:
         hint = "; right only for a gpt-oss target whose depth is the last id (--target would settle it)"
     yield error(
         NESTED,
-        f"vLLM captures boundaries {list(top)}, SGLang {list(to_boundaries(nested))}; "
+        f"vLLM captures boundaries {list(top)}, SGLang {list(_captured_by_sglang(None, nested, target) or ())}; "
         f"for boundaries {list(top)} this must be {list(expected)}{hint}",
     )
 

@@ -6,18 +6,22 @@ from typing import Any
 
 from eaglepipe.drafts.folder import WEIGHTS_FILE, StoredDraft, draft_weight_files, read_draft_folder
 from eaglepipe.drafts.reading import layer_config, read_rope
+from eaglepipe.drafts.rope import describe_scaling, rope_scaling
 from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.errors import DraftError
 from eaglepipe.export.check.aux_names import check_aux
 from eaglepipe.export.check.config_fields import check_config
 from eaglepipe.export.check.findings import CheckReport, Finding, Findings, error, warning
 from eaglepipe.export.check.tensor_names import check_names, check_pairs
+from eaglepipe.export.check.uncapturable import UNCAPTURABLE
 from eaglepipe.export.check.vocab_maps import check_vocab
 from eaglepipe.export.layouts import LAYOUTS, Engine, Layout
 from eaglepipe.export.target_facts import TargetFacts
 from eaglepipe.files.digests import DIGESTS_FILE, read_digests
 from eaglepipe.files.tensors import CONFIG_FILE, INDEX_FILE, WEIGHT_SUFFIX, pickled_files
 
+UNCAPTURED = "target"
+"""Name of the finding on a target that an engine, in the version that was read, cannot draft for."""
 _READ_FILES = (CONFIG_FILE, INDEX_FILE, "hf_quant_config.json", "quantize_config.json", "quant_config.json")
 """Files beside weights by which engines decide how to load them."""
 
@@ -39,12 +43,13 @@ def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None)
         *_check_files(folder, layout),
         *_check_listed(folder),
         *check_config(layout, draft.config, shape),
-        *(check_aux(layout, draft.config, target) if shape.family.reads_aux else ()),
+        *(check_aux(layout, draft.config, shape, target) if shape.family.reads_aux else ()),
         *check_names(layout, draft.config, shape, draft.raw_tensors),
         *check_pairs(shape, draft.tensors),
         *check_vocab(shape, draft.tensors),
         *_check_dtype(draft),
         *_check_against_target(draft.config, shape, target),
+        *_check_captured(layout, shape, target),
     ]
     findings.sort(key=lambda finding: (finding.severity, finding.kind, finding.name))
     return CheckReport(folder=folder, engine=engine, findings=tuple(findings))
@@ -83,6 +88,13 @@ def _check_dtype(draft: StoredDraft) -> Findings:
         yield warning("torch_dtype", f"{declared}, but there are weights in {', '.join(others)}")
 
 
+def _check_captured(layout: Layout, shape: DraftShape, target: TargetFacts) -> Findings:
+    """Yield targets whose aux states the engine that serves the layout does not give out."""
+    named = sorted(UNCAPTURABLE.intersection(target.architectures))
+    if named and shape.family.reads_aux and layout.engine in ("vllm", "speculators"):
+        yield error(UNCAPTURED, f"vLLM captures no aux states of {named[0]}, so {layout.engine} drafts have no input")
+
+
 def _check_against_target(config: Mapping[str, Any], shape: DraftShape, target: TargetFacts) -> Findings:
     if target.vocab_size not in (None, shape.vocab_size):
         yield error("vocab_size", f"{shape.vocab_size}, the target's config has {target.vocab_size}")
@@ -95,3 +107,7 @@ def _check_against_target(config: Mapping[str, Any], shape: DraftShape, target: 
     rope = read_rope(config)
     if rope is not None and target.rope is not None and rope["rope_theta"] != target.rope["rope_theta"]:
         yield warning("rope_theta", f"{rope['rope_theta']}, the target's is {target.rope['rope_theta']}")
+    if rope is not None and target.rope is not None:
+        ours, theirs = rope_scaling(rope), rope_scaling(target.rope)
+        if ours != theirs:
+            yield warning("rope_scaling", f"{describe_scaling(ours)}, the target's is {describe_scaling(theirs)}")

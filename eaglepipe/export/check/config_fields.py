@@ -30,7 +30,7 @@ READ = frozenset(
         "sliding_window", "use_sliding_window", "attention_bias", "mlp_bias", "bias", "torch_dtype", "dtype",
         "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "speculators_version",
         "speculators_model_type", "speculators_config", "transformer_layer_config", "auto_map", "embed_requires_grad",
-        "max_window_layers", *NORM_FLAGS, *MASK_TOKEN_NAMES, *TARGET_ONLY,
+        "max_window_layers", "use_aux_norm", *NORM_FLAGS, *MASK_TOKEN_NAMES, *TARGET_ONLY,
     }
 )  # fmt: skip
 
@@ -50,7 +50,7 @@ def check_config(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -
         yield from _norms(layout, config, shape)
     yield from _layers(layout, layer_config(config), shape)
     if shape.family.has_mask_token:
-        yield from _mask_token(config)
+        yield from _mask_token(config, shape)
     if strays := sorted(config.keys() - READ):
         yield warning("other fields", f"nothing in a draft's loader reads {', '.join(strays)}")
 
@@ -121,7 +121,7 @@ def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
         yield warning("head_dim", f"absent; readers take hidden_size / heads = {shape.head_dim}")
     if inner.get("rms_norm_eps") is None:
         yield warning("rms_norm_eps", "absent; readers take 1e-6")
-    if config.get("tie_word_embeddings"):
+    if config.get("tie_word_embeddings") and layout.reads_tied_embeddings:
         yield error("tie_word_embeddings", "true: the draft's lm_head would be its embeddings")
     if "target_hidden_size" in config and config["target_hidden_size"] is None and not is_speculators(config):
         make = error if layout.needs_target_width else warning
@@ -137,11 +137,12 @@ def _rope(layout: Layout, inner: Mapping[str, Any]) -> Findings:
     if read_rope(inner) is None:
         yield error("rope_theta", "absent, in rope_parameters too: engines silently take 10000")
         return
-    if not layout.needs_rope_theta:
+    if layout.writes_speculators_format:
         return
     modern = inner.get("rope_parameters")
     if inner.get("rope_theta") is None:
-        yield error("rope_theta", "only in rope_parameters: releases that read rope_theta alone take 10000")
+        make = error if layout.needs_rope_theta else warning
+        yield make("rope_theta", "only in rope_parameters: releases that read rope_theta alone take 10000")
         return
     if not isinstance(modern, Mapping) or "rope_theta" not in modern:
         make = error if layout.needs_rope_parameters else warning
@@ -169,6 +170,8 @@ def _norms(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
         yield error("norm_before_residual", "true, which SGLang does not support: it serves as if it were false")
     if shape.norm_before_fc and shape.fc_norm:
         yield error("norm_before_fc", "norm_before_fc and fc_norm exclude each other")
+    if config.get("use_aux_norm") and not config.get("fc_norm") and not layout.reads_aux_norms:
+        yield error("use_aux_norm", "only SGLang reads it; write fc_norm: true")
     before_fc = nested.get("norm_before_fc")
     if before_fc is not None and "norm_before_fc" in config and bool(before_fc) != bool(config["norm_before_fc"]):
         yield error("eagle_config.norm_before_fc", "contradicts the top level, and wins")
@@ -187,19 +190,29 @@ def _layers(layout: Layout, inner: Mapping[str, Any], shape: DraftShape) -> Find
         yield error("layer_types", f"{len(types)} entries for {shape.num_hidden_layers} draft layer(s)")
     if shape.windows and not layout.serves_sliding_window:
         yield error("sliding_window", "SGLang ignores it; full attention is portable")
+    if shape.full_attention_layers:
+        make = warning if layout.serves_mixed_windows else error
+        yield make("layer_types", "some layers have a sliding window and others none: vLLM stops at such a draft")
     if shape.qk_norm and not layout.serves_qk_norm:
         yield error("model_type", "SGLang's drafts have no norms of query and key heads (q_norm, k_norm)")
     if shape.qk_norm and shape.attention_bias:
         yield error("attention_bias", "true, and vLLM drops o_proj.bias of layers with q_norm and k_norm")
     if shape.attention_bias and not layout.serves_attention_bias:
         yield error("attention_bias", "true, and SGLang's drafts have no biases in attention")
+    if inner.get("bias") and layout.is_strict:
+        yield error("bias", "true: vLLM gives o_proj a bias that no tensor fills; fc has none there")
+    if shape.hidden_act != "silu":
+        yield error("hidden_act", f"{shape.hidden_act!r}; engines' drafts have silu")
     if shape.mlp_bias:
         yield error("mlp_bias", "true, and no engine is known to load biases of a draft's MLP")
 
 
-def _mask_token(config: Mapping[str, Any]) -> Findings:
-    if read_mask_token(config) is None:
+def _mask_token(config: Mapping[str, Any], shape: DraftShape) -> Findings:
+    token = read_mask_token(config)
+    if token is None:
         yield error("mask_token_id", "P-EAGLE needs it, as mask_token_id and pard_token")
+    elif not 0 <= token < shape.vocab_size:
+        yield error("mask_token_id", f"{token} is no id of the target's vocabulary of {shape.vocab_size}")
     elif is_speculators(config) and config.get("mask_token_id") is None:
         yield error("mask_token_id", "this format requires this name (KeyError without it)")
     values = {config[name] for name in MASK_TOKEN_NAMES if isinstance(config.get(name), int)}

@@ -27,6 +27,8 @@ def check_names(
 ) -> Findings:
     """Yield unexpected, missing and misshapen tensors."""
     expected = tensor_shapes(replace(shape, input_norm=False, final_norm=False))  # which no engine serves
+    if layout.has_fc_bias and config.get("bias"):
+        expected["fc.bias"] = (shape.hidden_size,)
     seen: dict[str, str] = {}
     for raw, tensor in stored.items():
         name = canonical_name(raw)
@@ -85,6 +87,8 @@ def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Ten
         yield error(raw, f"{tensor.dtype}; {rule}", "values")
     elif not bool(torch.isfinite(tensor).all()):
         yield error(raw, "it holds NaN or infinite values", "values")
+    elif "norm" in name and not bool(tensor.any()):
+        yield error(raw, "all zeros: nothing comes out of this norm", "values")
     if name == "embed_tokens.weight" and layout.embeddings == "other width" and not shape.has_own_width:
         yield warning(raw, "SGLang always uses the target's embeddings in its place", "unexpected")
     if name == "fc.bias" and layout.is_strict and (not layout.writes_fc_bias or bool(tensor.any())):
