@@ -74,8 +74,28 @@ def verify(
 
 
 @app.command("diff")
-def diff(a: CacheArgument, b: CacheArgument, as_json: JsonOption = False) -> None:
+def diff(
+    a: CacheArgument,
+    b: CacheArgument,
+    values: Annotated[bool, typer.Option("--values", help="compare the samples' numbers, matched by id")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="with --values: exit code 2 if a deviation is larger, or tokens differ")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Compare two caches, complete or not, field by field; exit code 2 if they differ."""
+    if values:
+        from eaglepipe.cache_tools.values.compare import diff_values
+
+        if tolerance is not None and not 0 <= tolerance < float("inf"):
+            raise ConfigError(f"--tolerance {tolerance}: give a number from 0 on")
+        compared = diff_values(a, b, tolerance=tolerance)
+        print_report(compared, as_json)
+        if not compared.within_tolerance:
+            raise typer.Exit(EXIT_USER)
+        return
+    if tolerance is not None:
+        raise ConfigError("--tolerance is about numbers: give --values, too")
     from eaglepipe.cache.compare import diff_caches
 
     report = diff_caches(a, b)
