@@ -18,6 +18,11 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(resource_folder("pipelines").glob("*.yaml"))}
 
 
+def shipped_prompts() -> dict[str, Path]:
+    """Name -> file of every set of prompts in `pipelines/prompts/`."""
+    return {path.stem: path for path in sorted((resource_folder("pipelines") / "prompts").glob("*.jsonl"))}
+
+
 def schema_folder(version: int) -> Path:
     """The folder of one version of the cache schema."""
     return resource_folder("cache_schemas") / f"v{version}"

@@ -24,6 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_recipes_schemas_licence_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "eaglepipe/_data/pipelines/demo.yaml" in names
+    assert "eaglepipe/_data/pipelines/prompts/chat.jsonl" in names
     assert "eaglepipe/_data/cache_schemas/v1/shard.json" in names
     assert "eaglepipe/evaluation/report/page.html.jinja" in names
     assert "eaglepipe/py.typed" in names

@@ -33,6 +33,8 @@ class DecodedAnswer:
 
     token_ids: tuple[int, ...]  # including the stop token that ended it
     rounds: tuple[int, ...]  # without the first token, which the prompt's forward gives
+    accepted: tuple[int, ...] = field(default=(), compare=False)
+    """Guesses that each round accepted, beyond the end of the answer too; none of text that was only replayed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,12 @@ class _Row:
     criteria: StoppingCriteria
     answer: list[int] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
     ended: bool = False
+
+    def decoded(self) -> DecodedAnswer:
+        rounds, accepted = tuple(self.rounds), tuple(self.accepted)
+        return DecodedAnswer(token_ids=tuple(self.answer), rounds=rounds, accepted=accepted)
 
     def append(self, tokens: Sequence[int]) -> int:
         """Add tokens up to the end of the answer; return how many that were."""
@@ -94,7 +101,7 @@ def speculate(
         batch = order[start : start + batch_size]
         rows = [_Row(prompt=number, sequence=prompts[number].tolist(), criteria=criteria) for number in batch]
         _decode_batch(target, drafter, rows, rule, generator)
-        answers |= {row.prompt: DecodedAnswer(token_ids=tuple(row.answer), rounds=tuple(row.rounds)) for row in rows}
+        answers |= {row.prompt: row.decoded() for row in rows}
     seconds = time.monotonic() - started
     return DecodedAnswers(answers=tuple(answers[prompt] for prompt in range(len(prompts))), seconds=seconds)
 
@@ -153,6 +160,7 @@ def _append_paths(rows: list[_Row], read: TargetOutput, paths: AcceptedPaths, gu
     next_tokens = F.pad(on_path[:, 1:], (0, 1)).scatter(1, counts[:, None] - 1, paths.next_token[:, None])
     for row, tokens, count in zip(rows, next_tokens.tolist(), counts.tolist(), strict=True):
         row.rounds.append(row.append(tokens[:count]))
+        row.accepted.append(count - 1)
     batch = torch.arange(len(counts), device=counts.device)[:, None]
     return VerifiedSlots(
         aux=read.states.aux[batch, paths.nodes],

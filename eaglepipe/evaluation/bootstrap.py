@@ -14,13 +14,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure and its 95% interval."""
+    """A figure and its 95% interval, None if there are only totals."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def text(self, digits: int = 3) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.{digits}f}"
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 

@@ -9,12 +9,14 @@ from typing import Any
 from eaglepipe.evaluation.bootstrap import Estimate
 from eaglepipe.evaluation.heldout_figures import HeldoutFigures
 from eaglepipe.evaluation.measurement import Measurement
+from eaglepipe.evaluation.served.gap import Gap
 from eaglepipe.evaluation.target_match import TargetMatch
 from eaglepipe.tables import text_table
 
 _HELDOUT_COLUMNS = ("data", "samples", "slots", "loss", "acceptance length [95%]", "outside draft vocabulary")
 _COLUMNS = ("drafter", "shape", "K", "T", "top-p", "batch", "data", "kind", "prompts", "acceptance length [95%]",
             "tokens/forward", "speed", "identical", "rounds accepting more than 0, 1, ... guesses")  # fmt: skip
+_SERVED_COLUMNS = ("as engines count", "gap", "tokens/s")  # only if an engine served the draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class EvalReport:
     own_text_share: float  # of the replayed text, the share that is the target's greedy choice
     unseen_vocabulary_share: float | None  # of held-out targets; in the draft vocabulary and in no training answer
     measurements: tuple[Measurement, ...]
+    gaps: tuple[Gap, ...] = ()  # between served and real figures
     target: TargetMatch
 
     def to_json(self) -> dict[str, Any]:
@@ -38,6 +41,7 @@ class EvalReport:
             "own_text_share": self.own_text_share,
             "unseen_vocabulary_share": self.unseen_vocabulary_share,
             "target_matches": self.target.matches,
+            "gaps": [gap.to_json() for gap in self.gaps],
             "figures": [measurement.to_json() for measurement in self.measurements],
             "table": self.table(),
         }
@@ -57,16 +61,31 @@ class EvalReport:
             *self._vocabulary_note(),
             "",
             "rounds as an engine makes them: tokens a round adds",
-            text_table(dict.fromkeys(_COLUMNS, "left"), map(_cells, self.measurements), indent=2),
+            self._rounds_table(),
             f"  simulated: rounds replayed on cached text, {self.own_text_share:.1%} of it the target's greedy choice",
         ]
         for measurement in self.measurements:
             if measurement.first_difference is not None:
-                note = f"differs from the target alone on {measurement.first_difference}"
+                engine = measurement.conditions.engine
+                where = "" if engine is None else f" in {engine}"
+                note = f"differs from the target alone{where} on {measurement.first_difference}"
                 lines.append(f"  {measurement.method.label}: {note}")
+        if any(measurement.conditions.kind == "served" for measurement in self.measurements):
+            lines.append("  as engines count: 1 + accepted / rounds, guesses beyond the end of an answer included")
+        lines += [f"  {line}" for gap in self.gaps for line in gap.lines()]
         if self.target.warning is not None:
             lines.append(f"  WARNING: {self.target.warning}")
         return "\n".join(lines)
+
+    def _rounds_table(self) -> str:
+        """Return a row for each measurement; those of an engine have columns of their own, before the last."""
+        rows = [_cells(measurement) for measurement in self.measurements]
+        columns = list(_COLUMNS)
+        if any(measurement.conditions.kind == "served" for measurement in self.measurements):
+            columns[-1:-1] = _SERVED_COLUMNS
+            served = [_served_cells(measurement, self.gaps) for measurement in self.measurements]
+            rows = [(*row[:-1], *more, row[-1]) for row, more in zip(rows, served, strict=True)]
+        return text_table(dict.fromkeys(columns, "left"), rows, indent=2)
 
     def _vocabulary_note(self) -> list[str]:
         if self.unseen_vocabulary_share is None:
@@ -99,13 +118,27 @@ def _cells(measurement: Measurement) -> tuple[str, ...]:
         f"{conditions.rule.top_p:g}",
         str(conditions.batch_size),
         conditions.data,
-        conditions.kind,
+        conditions.kind_label,
         str(measurement.prompts),
         measurement.acceptance_length.text(2),
         f"{measurement.tokens_per_forward:.2f}",
         "" if measurement.speedup is None else f"{measurement.speedup:.2f}x",
         {None: "", True: "yes", False: "NO"}[measurement.identical],
         " ".join(f"{share:.0%}" for share in measurement.acceptance_by_depth),
+    )
+
+
+def _served_cells(measurement: Measurement, gaps: Sequence[Gap]) -> tuple[str, ...]:
+    conditions = measurement.conditions
+    count = measurement.count if measurement.method.depth else None
+    gap = None
+    if conditions.kind == "served":
+        key = (measurement.method.label, conditions.data)
+        gap = next((gap for gap in gaps if (gap.method, gap.data) == key), None)
+    return (
+        "" if count is None else f"{count.acceptance_length:.2f}",
+        "" if gap is None else f"{gap.length:+.1%}",
+        "" if measurement.tokens_per_s is None else f"{measurement.tokens_per_s:,.0f}",
     )
 
 

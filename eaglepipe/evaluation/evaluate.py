@@ -1,22 +1,31 @@
-"""`eaglepipe eval`: measure the draft of a run, simulated from its cache and, if a target is given, by decoding."""
+"""`eaglepipe eval`: measure the draft of a run, simulated from its cache and, if there is a target, by decoding.
 
+An engine may serve the draft as well, so that the same table holds simulated, real and served figures.
+"""
+
+from dataclasses import replace
 from pathlib import Path
 
 from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.text_drafters import bigram_drafter, lookup_drafter
 from eaglepipe.decoding.verify import SamplingRule
+from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.bigram import Ints, bigram_acceptance_length, bigram_table
 from eaglepipe.evaluation.drafting import chain_drafter, tree_drafter
 from eaglepipe.evaluation.eval_report import EvalReport
 from eaglepipe.evaluation.finished_run import FinishedRun, open_run
 from eaglepipe.evaluation.heldout_figures import heldout_figures
+from eaglepipe.evaluation.measured_sets import Measured
 from eaglepipe.evaluation.options import GREEDY, EvalOptions, Report
-from eaglepipe.evaluation.prompts import cached_turns
-from eaglepipe.evaluation.real_decoding import measure_real, open_target
+from eaglepipe.evaluation.prompts import PromptSet, cached_turns, read_prompt_sets
+from eaglepipe.evaluation.real_decoding import OpenTarget, measure_real, open_target
 from eaglepipe.evaluation.replay import measure_replayed, own_text_share
+from eaglepipe.evaluation.served.gap import Gap
+from eaglepipe.evaluation.served.judge import judge_engine
 from eaglepipe.evaluation.target_match import TargetMatch
 from eaglepipe.evaluation.vocabulary_origin import VocabularyOrigin
 from eaglepipe.files.publish import publish_json
+from eaglepipe.target.load import find_local_weights
 from eaglepipe.training.run.distributed import join_world
 
 
@@ -24,14 +33,16 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
     """Measure a run's draft and leave `eval.json` in its folder.
 
     Raises:
-        EaglepipeError: run, caches or target are missing or do not fit together.
+        EaglepipeError: run, caches or target are missing or do not fit together, or an engine cannot serve the draft.
     """
     run = open_run(folder, options.caches, max_samples=options.num_samples)
+    options = _with_target(run, options)
     with join_world(options.device) as world:
         run.draft.to(world.device)
         trees = [tree_drafter(run, shape) for shape in options.trees]
         # The target is opened before the minutes that reading the cache takes: it may not fit the run.
         target = None if options.target is None else open_target(run, options, world.device, report)
+        sets = [] if target is None else _prompt_sets(target, options)
 
         report(f"{len(run.heldout)} held-out samples, from the cache alone")
         heldout = heldout_figures(run, world, seed=options.seed)
@@ -43,10 +54,15 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         turns = cached_turns(run, options.num_prompts, max_new_tokens=options.max_new_tokens)
         chains = _chain_drafters(run, options, GREEDY, bigrams)
         measurements = measure_replayed(run, chains, turns, options, report)
+        measured: list[Measured] = []
+        gaps: list[Gap] = []
         if target is not None:
-            prompts = target.prompts or [turn.prompt for turn in turns]
+            sets = sets or [PromptSet(name="held-out prompts", prompts=[turn.prompt for turn in turns])]
             drafters = [*_chain_drafters(run, options, options.rule, bigrams), *trees]
-            measurements += measure_real(target, drafters, prompts, options, report)
+            measured = measure_real(target, drafters, sets, options, report)
+            if options.engine is not None:
+                served, gaps = judge_engine(run, target, sets, measured, options=options, report=report)
+                measured += served
 
     result = EvalReport(
         run=str(folder),
@@ -54,11 +70,31 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         bigram_acceptance_length=bigram_length,
         own_text_share=own_text_share(run.source, turns),
         unseen_vocabulary_share=origin.unseen_share(),
-        measurements=tuple(measurements),
+        measurements=(*measurements, *(one.measurement for one in measured)),
+        gaps=tuple(gaps),
         target=TargetMatch() if target is None else target.match,
     )
     publish_json(folder / "eval.json", result.to_json())
     return result
+
+
+def _with_target(run: FinishedRun, options: EvalOptions) -> EvalOptions:
+    """Return the options with the recipe's target if an engine is to serve it and none is named."""
+    if options.engine is None or options.target is not None:
+        return options
+    if (found := find_local_weights(run.recipe.target)) is None:
+        raise EaglepipeError(
+            f"--engine serves the target, and {run.recipe.target.path} is not on this machine; give its folder with "
+            "--target"
+        )
+    return replace(options, target=found)
+
+
+def _prompt_sets(target: OpenTarget, options: EvalOptions) -> list[PromptSet]:
+    if not options.prompts:
+        return []
+    vocab_size = target.stepping.model.target.vocab_size
+    return read_prompt_sets(options.prompts, target.chat, vocab_size, options.num_prompts)
 
 
 def _chain_drafters(run: FinishedRun, options: EvalOptions, rule: SamplingRule, bigrams: Ints) -> list[Drafter]:

@@ -10,16 +10,22 @@ from eaglepipe.decoding.decode import DecodedAnswers
 from eaglepipe.decoding.drafters import DraftMethod
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.evaluation.bootstrap import Estimate, bootstrap
+from eaglepipe.evaluation.engine_count import EngineCount, count_accepted
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConditions:
     """What a draft method is measured on, without which its figures mean little."""
 
-    kind: Literal["simulated", "real"]
+    kind: Literal["simulated", "real", "served"]
     data: str
     rule: SamplingRule
     batch_size: int
+    engine: str | None = None  # of served figures, with its version
+
+    @property
+    def kind_label(self) -> str:
+        return self.kind if self.engine is None else f"{self.kind}, {self.engine}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,7 @@ class Measurement:
     acceptance_length: Estimate  # tokens that a round adds
     tokens_per_forward: float  # of the target, including the prompts' own forwards
     acceptance_by_depth: tuple[float, ...]  # share of rounds that accepted more than k guesses and added a token
+    count: EngineCount | None = None  # as engines count; None of replayed text
     tokens_per_s: float | None = None
     speedup: float | None = None  # over the target alone
     identical: bool | None = None  # to the target alone, token for token
@@ -49,6 +56,7 @@ class Measurement:
             "acceptance_length": length["value"],
             "acceptance_length_interval": [length["low"], length["high"]],
             **fields,
+            "count": None if self.count is None else self.count.to_json(),
         }
 
 
@@ -83,6 +91,7 @@ def measure(
         acceptance_length=length,
         tokens_per_forward=decoded.num_tokens / (len(added) + len(decoded.answers)),
         acceptance_by_depth=tuple(float((added > k + 1).mean()) if len(added) else 0.0 for k in range(method.depth)),
+        count=None if conditions.kind == "simulated" else count_accepted(decoded.answers, method.depth),
         tokens_per_s=speed,
         speedup=None if alone is None or speed is None else speed * alone.seconds / alone.num_tokens,
         identical=first_difference is None if compared else None,

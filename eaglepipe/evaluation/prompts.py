@@ -1,7 +1,8 @@
 """Prompts to decode: the tokens before each assistant turn, of held-out samples or of a file of conversations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation, iter_conversations
 from eaglepipe.chat.tokenizer import ChatTokenizer
-from eaglepipe.errors import DataError
+from eaglepipe.errors import DataError, EaglepipeError
 from eaglepipe.evaluation.finished_run import FinishedRun
 from eaglepipe.recipe.config import SourceConfig
+from eaglepipe.resources import shipped_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,18 @@ class Prompt:
     @property
     def label(self) -> str:
         return f"{self.sample_id}, answer after {len(self.token_ids)} tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """Prompts of one origin, whose figures are kept apart."""
+
+    name: str
+    prompts: Sequence[Prompt]
+
+    @property
+    def sample_ids(self) -> list[str]:
+        return [prompt.sample_id for prompt in self.prompts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +66,43 @@ def cached_turns(run: FinishedRun, max_turns: int | None = None, *, max_new_toke
     return list(islice(turns, max_turns))
 
 
+def read_prompt_sets(
+    names: Sequence[Path], chat: ChatTokenizer | None, vocab_size: int, max_prompts: int | None = None
+) -> list[PromptSet]:
+    """Return a set for each name: that of a set that ships, or a file of conversations.
+
+    Raises:
+        DataError: as `file_prompts`.
+        EaglepipeError: there is no tokenizer to read prompts with, or a prompt holds an id beyond the vocabulary.
+    """
+    if chat is None:
+        raise EaglepipeError(f"{names[0]}: the target has no tokenizer to read prompts with")
+    sets = []
+    for name in names:
+        prompts = file_prompts(_prompt_file(name), chat, max_prompts)
+        for prompt in prompts:
+            if (largest := int(prompt.token_ids.max())) >= vocab_size:
+                raise EaglepipeError(
+                    f"{name}: prompt {prompt.sample_id!r} holds token id {largest}, for which the target "
+                    f"has no embedding: its vocabulary has {vocab_size}"
+                )
+        sets.append(PromptSet(name=name.name, prompts=prompts))
+    return sets
+
+
+def _prompt_file(name: Path) -> Path:
+    shipped = shipped_prompts()
+    if not name.exists() and name.parent == Path() and not name.suffix:
+        if str(name) in shipped:
+            return shipped[str(name)]
+        close = get_close_matches(str(name), shipped, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"those that ship: {', '.join(shipped)}"
+        raise DataError(f"no prompts {str(name)!r}, neither a file nor a set that ships; {hint}")
+    return name
+
+
 def file_prompts(file: Path, chat: ChatTokenizer, max_prompts: int | None = None) -> list[Prompt]:
-    """Return a prompt for each assistant turn of a file of conversations, or all messages if there is no such turn.
+    """Return the prompts of a file of conversations: one for each assistant turn, and one for an unanswered end.
 
     Raises:
         DataError: no such file, a malformed row, or no prompt.
@@ -91,5 +140,7 @@ def _prompt_ids(conversation: Conversation, chat: ChatTokenizer) -> Iterator[NDA
         return
     messages = conversation.messages
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index > 0]
-    for index in answers or [len(messages)]:
+    if not answers or messages[-1]["role"] != "assistant":
+        answers.append(len(messages))
+    for index in answers:
         yield chat.token_ids(chat.template.render(messages[:index], conversation.tools, prompt=True))

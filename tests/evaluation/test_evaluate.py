@@ -181,7 +181,7 @@ def test_another_target_is_refused_before_anything_is_measured(own_text: OwnText
     messages: list[str] = []
     with pytest.raises(EaglepipeError, match="vocab_size 67"):
         evaluate_run(own_text.run, options, messages.append)
-    missing = replace(options, target=own_text.target, prompts=tmp_path / "nowhere.jsonl")
+    missing = replace(options, target=own_text.target, prompts=(tmp_path / "nowhere.jsonl",))
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
         evaluate_run(own_text.run, missing, messages.append)
     assert not messages
