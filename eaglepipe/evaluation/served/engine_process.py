@@ -95,7 +95,7 @@ def _process(interpreter: str, scratch: Path, job: EngineJob) -> Iterator["subpr
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                env=engine_environment(),
+                env=engine_environment(job.arguments, "auto"),
             )
         except OSError as error:
             raise EaglepipeError(

@@ -83,8 +83,10 @@ def _engine_arguments(job: dict[str, Any]) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     arguments = dict(job["engine"])
-    if current_platform.is_cpu():  # where compilation takes minutes
+    if current_platform.is_cpu():  # where compilation takes minutes, and the cache all of a share of the memory
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         arguments.setdefault("enforce_eager", True)
+        arguments.setdefault("kv_cache_memory_bytes", min(4 * 2**30, total // 8))
     if "speculative_config" in arguments:
         arguments.setdefault("per_request_spec_decode_metrics", "detailed")
     return arguments
