@@ -36,7 +36,7 @@ def check_aux(layout: Layout, config: Mapping[str, Any], shape: DraftShape, targ
     yield from _malformed(config)
     top, nested = read_aux(config)
     if layout.reads_nested_ids == "outputs" and "sglang" in shape.family.engine_architectures:
-        yield from _in_sglang(_captured_by_sglang(top, nested, target), shape, target)
+        yield from _in_sglang(top or _captured_by_sglang(nested, target), shape, target)
     if top and nested:
         yield from _disagreement(top, nested, target)
     elif nested and layout.reads_top_ids:
@@ -63,10 +63,8 @@ def _in_sglang(boundaries: Ids | None, shape: DraftShape, target: TargetFacts) -
         yield error(AUX_IDS, fault)
 
 
-def _captured_by_sglang(top: Ids | None, nested: Ids | None, target: TargetFacts) -> Ids | None:
-    if nested is None:
-        return top
-    return sglang_boundaries(nested, depth=target.depth, model_type=target.model_type)
+def _captured_by_sglang(nested: Ids | None, target: TargetFacts) -> Ids | None:
+    return nested and sglang_boundaries(nested, depth=target.depth, model_type=target.model_type)
 
 
 def _expected_count(layout: Layout, config: Mapping[str, Any]) -> int:
@@ -98,7 +96,7 @@ def _disagreement(top: Ids, nested: Ids, target: TargetFacts) -> Findings:
         hint = "; right only for a gpt-oss target whose depth is the last id (--target would settle it)"
     yield error(
         NESTED,
-        f"vLLM captures boundaries {list(top)}, SGLang {list(_captured_by_sglang(None, nested, target) or ())}; "
+        f"vLLM captures boundaries {list(top)}, SGLang {list(_captured_by_sglang(nested, target) or ())}; "
         f"for boundaries {list(top)} this must be {list(expected)}{hint}",
     )
 
