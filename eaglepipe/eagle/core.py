@@ -23,7 +23,7 @@ from eaglepipe.eagle.unroll.checks import (
     check_vocabulary,
 )
 from eaglepipe.eagle.unroll.compact import unroll_compact
-from eaglepipe.eagle.unroll.drafts import check_methods, is_plain, reads_all_slots
+from eaglepipe.eagle.unroll.drafts import check_methods, is_plain
 from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult, none_yet
 from eaglepipe.eagle.unroll.reference import unroll_reference
 from eaglepipe.eagle.unroll.slot_plan import plan_unroll
@@ -72,8 +72,7 @@ class Eagle3TrainerModule(nn.Module):
         ttt_steps: K, an int of at least 1.
         step_decay: weight of step k is step_decay^k, in (0, 1].
         implementation: `compact` computes only the slots that a loss depends on, `reference` every slot at every step;
-            losses and gradients are the same. A draft of another class, and documents longer than a window of its
-            attention, are always unrolled as `reference`.
+            losses and gradients are the same. A draft of another class is always unrolled as `reference`.
         head_chunk_rows: rows whose logits the compact implementation holds at once; None: as many as suit the device.
         loss: what a step minimises.
 
@@ -204,8 +203,7 @@ class Eagle3TrainerModule(nn.Module):
         )
 
     def _unroll(self, inputs: TrainerInputs, settings: LossSettings) -> UnrollResult:
-        has_compact = is_plain(self.draft_model) and reads_all_slots(self.draft_model, inputs.batch)
-        if self.implementation == "reference" or not has_compact:
+        if self.implementation == "reference" or not is_plain(self.draft_model):
             draft_size = len(self.selected_token_ids)
             return unroll_reference(self.draft_model, inputs, settings, draft_size=draft_size)
         plan = plan_unroll(

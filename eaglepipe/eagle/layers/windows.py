@@ -23,11 +23,6 @@ def layer_windows(config: Any) -> tuple[int | None, ...]:
     return tuple(int(window) if slide else None for slide in slides)
 
 
-def smallest_window(config: Any) -> int | None:
-    """Return the smallest window of a draft's layers, None if all read everything."""
-    return min((window for window in layer_windows(config) if window is not None), default=None)
-
-
 def in_window(mask: torch.Tensor, window: int | None) -> torch.Tensor:
     """Return the part of bool [..., T, T], True where a slot may read another, that lies in the window."""
     if window is None or window >= mask.shape[-1]:

@@ -3,7 +3,7 @@
 Shapes: n queries, kv key-value heads with G query heads each, C cached keys, d head size; m and s: of one block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +27,10 @@ class Attended(NamedTuple):
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Of queries, keys and values."""
+Mask = bool | torch.Tensor
+"""Of a block: causal, everything, or what is added to its scores [m, s]."""
+WINDOWED_QUERIES = 512
+"""Queries under a window whose mask is written out at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class SpanBySpan:
 
     spans: tuple[SlotSpan, ...]
     scale: float
+    window: int | None = None  # slots that a query reads, its own included; None: all
 
     def forward(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -42,7 +47,7 @@ class SpanBySpan:
         """Attend queries [n, kv, G, d] to [C, kv, d]; return the output and the normaliser of an `Attended`."""
         output = torch.empty_like(queries, memory_format=torch.contiguous_format)
         normaliser = queries.new_empty(queries.shape[:-1], dtype=torch.promote_types(queries.dtype, torch.float32))
-        for rows, blocks in _blocks(self.spans):
+        for rows, blocks in self._blocks(queries):
             parts = [
                 _block_forward(queries[rows], keys[block], values[block], causal, self.scale)
                 for block, causal in blocks
@@ -54,7 +59,7 @@ class SpanBySpan:
         """Return the gradients inside a softmax whose whole are the `output` and `normaliser` of `attended`."""
         queries, keys, values, output, normaliser = attended
         totals = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
-        for rows, blocks in _blocks(self.spans):
+        for rows, blocks in self._blocks(queries):
             for block, causal in blocks:
                 part = Attended(queries[rows], keys[block], values[block], output[rows], normaliser[rows])
                 gradients = _block_backward(grad_output[rows], part, causal, self.scale)
@@ -62,16 +67,36 @@ class SpanBySpan:
                     total[places] += gradient
         return totals
 
+    def _blocks(self, queries: torch.Tensor) -> Iterator[tuple[slice, list[tuple[slice, Mask]]]]:
+        """Yield each span's queries, and its blocks of cached keys: the triangle of the span itself, and all before it.
 
-def _blocks(spans: Sequence[SlotSpan]) -> Iterator[tuple[slice, list[tuple[slice, bool]]]]:
-    """Yield each span's queries, and its blocks of cached keys: the triangle of the span itself, and all before it."""
-    offset = 0
-    for span in spans:
-        blocks = [(slice(span.first, span.first + span.count), True)]
-        if span.first > span.document:
-            blocks.append((slice(span.document, span.first), False))
-        yield slice(offset, offset + span.count), blocks
-        offset += span.count
+        With a window, pieces of a span and one block of keys each.
+        """
+        offset = 0
+        for span in self.spans:
+            stop = span.first + span.count
+            if self.window is None or stop - span.document <= self.window:
+                blocks: list[tuple[slice, Mask]] = [(slice(span.first, stop), True)]
+                if span.first > span.document:
+                    blocks.append((slice(span.document, span.first), False))
+                yield slice(offset, offset + span.count), blocks
+            else:
+                yield from _windowed_blocks(span, offset, self.window, queries)
+            offset += span.count
+
+
+def _windowed_blocks(
+    span: SlotSpan, offset: int, window: int, queries: torch.Tensor
+) -> Iterator[tuple[slice, list[tuple[slice, Mask]]]]:
+    stop = span.first + span.count
+    for first in range(span.first, stop, WINDOWED_QUERIES):
+        last = min(first + WINDOWED_QUERIES, stop)
+        keys = slice(max(span.document, first - window + 1), last)
+        distance = torch.arange(first, last)[:, None] - torch.arange(keys.start, keys.stop)
+        mask = torch.zeros(distance.shape, dtype=queries.dtype)
+        mask.masked_fill_((distance < 0) | (distance >= window), -torch.inf)
+        rows = slice(offset + first - span.first, offset + last - span.first)
+        yield rows, [(keys, mask.to(queries.device))]
 
 
 def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]], output: torch.Tensor, normaliser: torch.Tensor) -> None:
@@ -99,7 +124,7 @@ def _block_heads(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 
 
 def _block_forward(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool, scale: float
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: Mask, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries [m, kv, G, d] over keys [s, kv, d] -> output [m, kv, G, d], log-sum-exp [m, kv, G]."""
     forward = _flash_forward_cpu if queries.device.type == "cpu" else _plain_forward
@@ -107,7 +132,7 @@ def _block_forward(
     return output.permute(2, 0, 1, 3), normaliser.permute(2, 0, 1)
 
 
-def _block_backward(grad_output: torch.Tensor, block: Attended, causal: bool, scale: float) -> Gradients:
+def _block_backward(grad_output: torch.Tensor, block: Attended, causal: Mask, scale: float) -> Gradients:
     """Return the gradients of one block inside a softmax whose whole are its `output` and `normaliser`."""
     heads = _block_heads(block.queries, block.keys, block.values)
     attended = Attended(*heads, _heads_first(block.output), block.normaliser.permute(1, 2, 0))
@@ -117,19 +142,27 @@ def _block_backward(grad_output: torch.Tensor, block: Attended, causal: bool, sc
 
 
 def _flash_forward_cpu(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool, scale: float
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: Mask, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    output, normaliser = _flash(queries, keys, values, 0.0, causal, scale=scale)
+    output, normaliser = _flash(queries, keys, values, 0.0, causal is True, attn_mask=_added(causal), scale=scale)
     return output, normaliser
 
 
-def _flash_backward_cpu(grad_output: torch.Tensor, attended: Attended, causal: bool, scale: float) -> Gradients:
-    grad_queries, grad_keys, grad_values = _flash_backward(grad_output, *attended, 0.0, causal, scale=scale)
+def _flash_backward_cpu(grad_output: torch.Tensor, attended: Attended, causal: Mask, scale: float) -> Gradients:
+    grad_queries, grad_keys, grad_values = _flash_backward(
+        grad_output, *attended, 0.0, causal is True, attn_mask=_added(causal), scale=scale
+    )
     return grad_queries, grad_keys, grad_values
 
 
-def _scores(queries: torch.Tensor, keys: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
+def _added(mask: Mask) -> torch.Tensor | None:
+    return mask[None, None] if isinstance(mask, torch.Tensor) else None
+
+
+def _scores(queries: torch.Tensor, keys: torch.Tensor, causal: Mask, scale: float) -> torch.Tensor:
     scores = (queries @ keys.transpose(-1, -2)).to(torch.promote_types(queries.dtype, torch.float32)) * scale
+    if isinstance(causal, torch.Tensor):
+        return scores + causal
     if not causal:
         return scores
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
@@ -137,13 +170,13 @@ def _scores(queries: torch.Tensor, keys: torch.Tensor, causal: bool, scale: floa
 
 
 def _plain_forward(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool, scale: float
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: Mask, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scores = _scores(queries, keys, causal, scale)
     return scores.softmax(-1).to(values.dtype) @ values, scores.logsumexp(-1)
 
 
-def _plain_backward(grad_output: torch.Tensor, attended: Attended, causal: bool, scale: float) -> Gradients:
+def _plain_backward(grad_output: torch.Tensor, attended: Attended, causal: Mask, scale: float) -> Gradients:
     queries, keys, values, output, normaliser = attended
     weights = (_scores(queries, keys, causal, scale) - normaliser[..., None]).exp_()
     delta = (grad_output * output).sum(-1, keepdim=True)

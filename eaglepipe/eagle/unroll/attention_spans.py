@@ -25,6 +25,8 @@ def span_attention(
     values: Sequence[torch.Tensor],
     spans: StepSpans,
     scale: float,
+    *,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Take one softmax over step 0's keys up to each query, and one column for each later step, of the same slot.
 
@@ -32,16 +34,19 @@ def span_attention(
         queries: [n, h, d], span after span.
         keys, values: [C, kv, d] of step 0, then k of [n, kv, d].
         spans: where each span's queries and keys are among the C cached ones.
+        window: step 0's keys that each query reads, its own included; None: all of its document up to its own.
 
     Returns: [n, h, d].
     """
     grouped = queries.unflatten(1, (keys[0].shape[1], -1))
-    kernel = _choose_kernel(grouped, spans, scale)
+    kernel = _choose_kernel(grouped, spans, scale, window)
     attended: torch.Tensor = _SpanAttention.apply(grouped, kernel, scale, len(keys) - 1, *keys, *values)
     return attended.flatten(1, 2)
 
 
-def _choose_kernel(queries: torch.Tensor, spans: StepSpans, scale: float) -> CausalKernel:
+def _choose_kernel(queries: torch.Tensor, spans: StepSpans, scale: float, window: int | None) -> CausalKernel:
+    if window is not None and any(span.first + span.count - span.document > window for span in spans.spans):
+        return SpanBySpan(spans=spans.spans, scale=scale, window=window)
     if spans.tables is not None and spans.spans and varlen_works(queries.device, queries.dtype, *queries.shape[1:]):
         return Varlen(tables=spans.tables, scale=scale)
     return SpanBySpan(spans=spans.spans, scale=scale)

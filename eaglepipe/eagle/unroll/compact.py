@@ -17,6 +17,7 @@ from eaglepipe.eagle.kernels.fused_lk import lk_head_loss
 from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
 from eaglepipe.eagle.layers.fused_ops import rms_norm, rotate, swiglu
 from eaglepipe.eagle.layers.rope import Rotary
+from eaglepipe.eagle.layers.windows import layer_windows
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.attention_spans import span_attention
 from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult
@@ -36,6 +37,7 @@ class _Layer:
     key_value_weight: torch.Tensor  # [kv, H]
     query_offsets: torch.Tensor | None  # of embeddings and biases, [step 0's queries, q] or [q]; None: 0
     key_value_offsets: torch.Tensor | None  # [C, kv] or [kv]
+    window: int | None = None  # of its attention
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
 
@@ -114,7 +116,8 @@ def _head_loss(
 def _split_layers(
     draft: LlamaEagle3DraftModel, token_ids: torch.Tensor, active: torch.Tensor, dtype: torch.dtype
 ) -> list[_Layer]:
-    fused, *deeper = (_plain_layer(layer) for layer in draft.model.layers)
+    windows = layer_windows(draft.config)
+    fused, *deeper = map(_plain_layer, draft.model.layers, windows)
     width = draft.config.hidden_size
     embeds = rms_norm(draft.model.embed_tokens(token_ids).to(dtype), fused.state_norm)
     query_embeds = embeds if deeper else _pick(embeds, active)
@@ -129,7 +132,7 @@ def _split_layers(
     return [first, *deeper]
 
 
-def _plain_layer(layer: Any) -> _Layer:
+def _plain_layer(layer: Any, window: int | None) -> _Layer:
     query, key, value = layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
     return _Layer(
         module=layer,
@@ -138,6 +141,7 @@ def _plain_layer(layer: Any) -> _Layer:
         key_value_weight=torch.cat((key.weight, value.weight)),
         query_offsets=query.bias,
         key_value_offsets=None if key.bias is None else torch.cat((key.bias, value.bias)),
+        window=window,
     )
 
 
@@ -194,7 +198,7 @@ def _layer_step(
         residual, normed = _pick(residual, rows.queries), _pick(normed, rows.queries)
     query = _project(normed, layer.query_weight, layer.query_offsets, rows.query_offsets)
     query = rotate(attention.q_norm(query.unflatten(-1, (-1, attention.head_dim))), *rows.query_rotary)
-    attended = span_attention(query, (*keys, key), (*values, value), rows.spans, attention.scale)
+    attended = span_attention(query, (*keys, key), (*values, value), rows.spans, attention.scale, window=layer.window)
     states = residual + attention.o_proj(attended.flatten(1))
     mlp, inner = layer.module.mlp, rms_norm(states, layer.module.post_attention_layernorm)
     return states + mlp.down_proj(swiglu(mlp.gate_proj(inner), mlp.up_proj(inner))), key, value

@@ -16,7 +16,6 @@ from eaglepipe.eagle.layers.blocks import (
     Eagle3LlamaPeagleLayer,
     Eagle3LlamaRMSNorm,
 )
-from eaglepipe.eagle.layers.windows import smallest_window
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.errors import DraftError
 
@@ -73,15 +72,6 @@ def _is(kind: type[nn.Module], module: nn.Module) -> bool:
 
 def _is_norm(module: nn.Module) -> bool:
     return _is(Eagle3LlamaRMSNorm, module)
-
-
-def reads_all_slots(draft: Any, batch: PackedBatch) -> bool:
-    """Return whether no document of a batch is longer than a window of the draft's attention."""
-    window = smallest_window(draft.config)
-    if window is None or window >= batch.shape[1]:
-        return True
-    lengths = batch.on_host().seq_lens
-    return lengths is not None and int(lengths.max()) <= window
 
 
 def first_step(draft: Any, batch: PackedBatch) -> Step:

@@ -74,9 +74,12 @@ def test_every_shape_of_draft_gives_the_reference_losses_and_gradients(shape):
     assert_equal_unrolls(make_draft(**shape), padded(documents), ttt_steps=5, head_chunk_rows=3)
 
 
-def test_documents_longer_than_a_window_are_unrolled_slot_by_slot():
-    documents = [make_document(length, seed, 0.6) for seed, length in enumerate((22, 9))]
-    draft, batch = make_draft(sliding_window=3), packed([documents], 34)
+@pytest.mark.parametrize("shape", [{}, {"num_hidden_layers": 3, "full_attention_layers": (1,)}])
+@pytest.mark.parametrize("pieces", [512, 4])
+def test_documents_longer_than_a_window_give_the_reference_losses_and_gradients(shape, pieces, monkeypatch):
+    monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks.WINDOWED_QUERIES", pieces)
+    documents = [make_document(length, seed, 0.4) for seed, length in enumerate((42, 9, 30))]
+    draft, batch = make_draft(sliding_window=3, **shape), packed([documents[:2], documents[2:]], 54)
     assert_equal_unrolls(draft, batch, ttt_steps=3)
     narrow = make_trainer(draft, 3)(**batch).loss
     draft.config.sliding_window = 64
