@@ -39,7 +39,7 @@ from eaglepipe.precompute.answers.prompts import iter_prompts
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, CorpusLayout, lay_out
-from eaglepipe.precompute.staging import StagedTokens, count_tokens, write_staging
+from eaglepipe.precompute.staging import StagedPrompt, StagedTokens, count_tokens, write_staging
 from eaglepipe.recipe.config import TargetConfig
 
 _ROOM_ADVICE = "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"
@@ -169,10 +169,10 @@ def _staged_samples(
 
 
 def _served(samples: Iterable[TokenSample], target: TargetConfig, drops: DropLog) -> Iterator[TokenSample]:
-    """Yield the samples that the target's engine may read at once, answers of any length included."""
+    """Yield the samples that the target's engine may read at once; prompts are checked as they are staged."""
     limit = target.engine_args.get("max_model_len")
     for sample in samples:
-        if limit is None or (num_tokens := count_tokens(sample)[0]) <= limit:
+        if limit is None or isinstance(sample, StagedPrompt) or (num_tokens := count_tokens(sample)[0]) <= limit:
             yield sample
             continue
         detail = f"{num_tokens:,} tokens, and target.engine_args.max_model_len is {limit:,}"

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from eaglepipe.cache.writer import ShardItem
 from eaglepipe.devices import resolve_device
+from eaglepipe.precompute.answers.engine_run import AnsweringEngineRun
 from eaglepipe.precompute.answers.run import AnsweringRun
 from eaglepipe.precompute.claims import Worker
 from eaglepipe.precompute.engine.run import EngineRun
@@ -65,7 +66,12 @@ def _transformers(inputs: Stage1Inputs, plan: PrecomputePlan, stop: StopFlag, _:
     return AnsweringRun(inputs, plan, model, stop)
 
 
+def _vllm(inputs: Stage1Inputs, plan: PrecomputePlan, stop: StopFlag, report: Report) -> ShardRunner:
+    kind = EngineRun if inputs.recipe.data.generate is None else AnsweringEngineRun
+    return kind(inputs, plan, stop, report)
+
+
 _RUNNERS: dict[str, Callable[[Stage1Inputs, PrecomputePlan, StopFlag, Report], ShardRunner]] = {
     "transformers": _transformers,
-    "vllm": EngineRun,
+    "vllm": _vllm,
 }

@@ -13,8 +13,9 @@ from difflib import get_close_matches
 from multiprocessing.connection import Connection
 from typing import Any
 
-from eaglepipe.vllm_engine.messages import EngineAnswer, EngineFailure, EngineSampling, EngineSetup
+from eaglepipe.vllm_engine.messages import EngineAnswer, EngineFailure, EngineSampling, EngineSetup, stops_at
 
+_READ_STOP = "eaglepipe_read_stop"
 _MEMORY_WORDS = ("out of memory", "memory utilization", "available memory", "kv cache memory", "no memory")
 
 
@@ -32,6 +33,7 @@ class Host:
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise _ArgumentError(f"{name}: vLLM's engine has no such argument{hint}")
         self._connection = connection
+        self._read_stop: dict[str, EngineSampling] = {}
         self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**setup.arguments))
         self._scheduler = self._engine.engine_core.engine_core.scheduler
 
@@ -40,7 +42,10 @@ class Host:
         while True:
             while self._connection.poll(0 if self._has_work() else None):
                 self._handle(*self._connection.recv())
-            answers = [answer for output in self._engine.step() if (answer := _answer(output)) is not None]
+            outputs = self._engine.step()
+            if self._read_stop:
+                self._end_stopped()
+            answers = [answer for output in outputs if (answer := self._answer(output)) is not None]
             if answers:
                 self._connection.send(("answers", answers))
 
@@ -58,18 +63,40 @@ class Host:
         from vllm.sampling_params import RequestOutputKind
 
         transfer = dict(sampling.kv_transfer_params)
+        extra: dict[str, Any] = {"kv_transfer_params": transfer} if transfer else {}
+        if sampling.read_stop:
+            self._read_stop[request_id] = sampling
+            extra[_READ_STOP] = list(sampling.stop_token_ids)
         params = SamplingParams(
-            max_tokens=sampling.max_tokens,
+            max_tokens=sampling.max_tokens + sampling.read_stop,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed,
-            stop_token_ids=list(sampling.stop_token_ids),
+            stop_token_ids=[] if sampling.read_stop else list(sampling.stop_token_ids),
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={"kv_transfer_params": transfer} if transfer else None,
+            extra_args=extra or None,
         )
         self._engine.add_request(request_id, {"type": "token", "prompt_token_ids": token_ids}, params)
+
+    def _end_stopped(self) -> None:
+        """Give requests that read the token that stopped them the length at which their next token ends them."""
+        for request in self._scheduler.running:
+            stops = (request.sampling_params.extra_args or {}).get(_READ_STOP) if request.sampling_params else None
+            if stops and request.num_output_tokens and stops_at(request.output_token_ids[-2:], stops) is not None:
+                request.max_tokens = min(request.max_tokens, request.num_output_tokens + 1)
+
+    def _answer(self, output: Any) -> EngineAnswer | None:
+        answer = _answer(output)
+        sampling = None if answer is None else self._read_stop.pop(answer.request_id, None)
+        if answer is None or sampling is None:
+            return answer
+        end = stops_at(answer.token_ids[: sampling.max_tokens], sampling.stop_token_ids)
+        read = answer.token_ids[: sampling.max_tokens if end is None else end + 1]
+        return EngineAnswer(
+            request_id=answer.request_id, token_ids=read, stop_reason="length" if end is None else "stop"
+        )
 
     def _call(self, method: str, args: tuple[Any, ...]) -> list[Any]:
         return list(self._engine.engine_core.collective_rpc(method, None, args))

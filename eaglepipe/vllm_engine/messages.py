@@ -1,6 +1,6 @@
 """What an engine is asked and answers; plain values that both processes know without vLLM."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ class EngineSampling:
     top_p: float = 1.0
     seed: int | None = None  # of this request alone
     stop_token_ids: tuple[int, ...] = ()
+    read_stop: bool = False  # let the target read the token that stopped it, so that it has states, and take one more
     kv_transfer_params: Mapping[str, Any] = field(default_factory=dict)  # for the engine's connector
 
 
@@ -40,3 +41,8 @@ class EngineFailure:
 
     kind: str  # `argument`, `memory` or `engine`
     reason: str
+
+
+def stops_at(token_ids: Sequence[int], stop_token_ids: Collection[int]) -> int | None:
+    """Return the place of the first stop token, None if there is none."""
+    return next((place for place, token in enumerate(token_ids) if token in stop_token_ids), None)

@@ -1,6 +1,6 @@
 """The answers to staged prompts, from the log of their shard or from whoever answers, who then is never asked again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -41,6 +41,11 @@ class Prompts:
         return [known[prompt.sample_id] for prompt in prompts]
 
     def _answer(self, prompts: Sequence[StagedPrompt]) -> list[Answered]:
+        outcomes = dict(self.answer_new(prompts))
+        return [outcomes[prompt.sample_id] for prompt in prompts]
+
+    def answer_new(self, prompts: Sequence[StagedPrompt]) -> Iterator[tuple[str, Answered]]:
+        """Yield the outcomes of prompts by their ids as they come; they are not logged."""
         inputs = self.inputs
         settings, chat = inputs.recipe.data.generate, inputs.chat
         assert settings is not None and chat is not None
@@ -55,11 +60,9 @@ class Prompts:
         by_number = {draw_number(prompt): prompt for prompt in prompts}
         conversations = [(number, staged_conversation(prompt)) for number, prompt in by_number.items()]
         tokenizer = chat.fingerprint()
-        outcomes = {
-            number: answered(by_number[number], rewritten, inputs, tokenizer=tokenizer)
-            for number, rewritten in rewriter.rewrite(conversations)
-        }
-        return [outcomes[number] for number in by_number]
+        for number, rewritten in rewriter.rewrite(conversations):
+            prompt = by_number[number]
+            yield prompt.sample_id, answered(prompt, rewritten, inputs, tokenizer=tokenizer)
 
 
 def draw_number(prompt: StagedPrompt) -> int:

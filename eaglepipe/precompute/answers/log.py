@@ -22,14 +22,16 @@ class ShardAnswers:
 
     def __init__(self, folder: Path, shard: int) -> None:
         self.path = folder / ANSWERS_FOLDER / f"{shard:05d}.jsonl"
+        self._end: int | None = None  # behind the last whole line, once that is known
 
     def read(self) -> dict[str, Answered]:
         """Return the outcomes by the ids of their prompts, up to the first line that is torn or damaged."""
-        return self._read()[0]
+        outcomes, self._end = self._read()
+        return outcomes
 
     def append(self, outcomes: Iterable[Answered]) -> None:
         """Add outcomes in the place of all that follows the last whole line."""
-        num_bytes = self._read()[1]
+        num_bytes = self._read()[1] if self._end is None else self._end
         data = b"".join(map(_line, outcomes))
         with explained_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,7 @@ class ShardAnswers:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+        self._end = num_bytes + len(data)
 
     def _read(self) -> tuple[dict[str, Answered], int]:
         outcomes: dict[str, Answered] = {}

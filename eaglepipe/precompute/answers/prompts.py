@@ -23,11 +23,13 @@ _PROMPT_CHARACTERS = 2**21  # a token needs hundreds of bytes while a text is to
 _TOKENS_OF_A_HEADER = 8  # that a template writes around a message; of an estimate
 
 
-def answer_positions(inputs: Stage1Inputs) -> int | None:
-    """Return how many tokens prompt and answer may have together; None if there is no limit."""
+def answer_positions(inputs: Stage1Inputs) -> int:
+    """Return how many tokens prompt and answer may have together; no token after data.max_length is kept."""
+    data, settings = inputs.recipe.data, inputs.recipe.data.generate
+    assert settings is not None
     own, engine = inputs.max_positions, inputs.recipe.target.engine_args.get("max_model_len")
     limits = [limit for limit in (own, engine) if isinstance(limit, int) and not isinstance(limit, bool)]
-    return min(limits, default=None)
+    return min([data.max_length + settings.max_new_tokens, *limits])
 
 
 def iter_prompts(
@@ -40,7 +42,7 @@ def iter_prompts(
     """
     settings, limit = inputs.recipe.data.generate, answer_positions(inputs)
     assert settings is not None
-    if limit is not None and settings.max_new_tokens >= limit:
+    if settings.max_new_tokens >= limit:
         raise ConfigError(
             f"data.generate.max_new_tokens is {settings.max_new_tokens:,}, and the target reads {limit:,} tokens at "
             "once, prompt included: lower it"
@@ -74,7 +76,7 @@ def staged_conversation(prompt: StagedPrompt) -> Conversation:
     )
 
 
-def _staged(row: Conversation | FaultyRow, inputs: Stage1Inputs, limit: int | None) -> StagedPrompt | tuple[str, str]:
+def _staged(row: Conversation | FaultyRow, inputs: Stage1Inputs, limit: int) -> StagedPrompt | tuple[str, str]:
     """Return the prompt of a row, or the reason that there is none and its details."""
     if isinstance(row, FaultyRow):
         return row.reason, row.detail
@@ -106,12 +108,12 @@ def _staged(row: Conversation | FaultyRow, inputs: Stage1Inputs, limit: int | No
     )
 
 
-def _drop(text: str, input_ids: TokenIds, inputs: Stage1Inputs, limit: int | None) -> tuple[str, str] | None:
+def _drop(text: str, input_ids: TokenIds, inputs: Stage1Inputs, limit: int) -> tuple[str, str] | None:
     """Return why a prompt cannot be answered, as a reason and its details."""
     data, settings = inputs.recipe.data, inputs.recipe.data.generate
     assert settings is not None
     longest, by = data.max_length - 2, f"data.max_length {data.max_length:,}"  # the least answer: a token and an end
-    if limit is not None and limit - settings.max_new_tokens < longest:
+    if limit - settings.max_new_tokens < longest:
         longest, by = limit - settings.max_new_tokens, f"max_new_tokens of the target's {limit:,} positions"
     if len(text) > _PROMPT_CHARACTERS or len(input_ids) > longest:
         return "too_long", f"at least {len(input_ids):,} tokens in its prompt, and {by} leaves room for {longest:,}"

@@ -53,12 +53,12 @@ class Answers(Protocol):
 
 
 def with_vocabulary(
-    inputs: Stage1Inputs, plan: PrecomputePlan, answers: Answers, *, batch_tokens: int, stop: StopFlag
+    inputs: Stage1Inputs, plan: PrecomputePlan, answers: Answers, *, batch_tokens: int | None, stop: StopFlag
 ) -> PrecomputePlan:
     """Return the plan with its draft vocabulary, which is chosen now if no other process has.
 
     Args:
-        batch_tokens: of prompts that are answered together.
+        batch_tokens: of prompts that are answered together; None: all of a shard.
     """
     if inputs.spec.draft_vocab_size == inputs.spec.vocab_size:
         return plan
@@ -113,14 +113,17 @@ def count_answers(inputs: Stage1Inputs, outcomes: list[Answered], counts: NDArra
 
 
 def _choose(
-    inputs: Stage1Inputs, plan: PrecomputePlan, answers: Answers, batch_tokens: int, stop: StopFlag
+    inputs: Stage1Inputs, plan: PrecomputePlan, answers: Answers, batch_tokens: int | None, stop: StopFlag
 ) -> ChosenVocab:
     counts, num_prompts = np.zeros(inputs.spec.vocab_size, np.int64), 0
     groups = list(first_groups(plan.layout))
     total = sum(len(group) for _, group in groups)
+    if batch_tokens is None:
+        shards = sorted({shard for shard, _ in groups})
+        groups = [(shard, np.concatenate([group for own, group in groups if own == shard])) for shard in shards]
     with ProgressLine("vocabulary", total=total, unit="prompts", plain_interval_seconds=5.0) as progress:
         for shard, group in groups:
-            for part in plan.layout.parts(group, batch_tokens):
+            for part in [group] if batch_tokens is None else plan.layout.parts(group, batch_tokens):
                 stop.raise_if_set(f"the answers so far stay in {plan.folder}")
                 count_answers(inputs, answers(shard, part), counts)
                 num_prompts += len(part)

@@ -7,7 +7,7 @@ request is held until its rows are read: a slow disk slows the engine down and n
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import torch
 from eaglepipe.chat.tokens import TokenSample
 from eaglepipe.errors import EaglepipeError, ResourceError
 from eaglepipe.precompute.encode import RowMasks, StateEncoder, cached_samples, joined
+from eaglepipe.precompute.engine.held import HeldAnswers
 from eaglepipe.precompute.engine.request import SampleRequest
 from eaglepipe.precompute.engine.shards import ShardsInMaking
 from eaglepipe.target.model import CapturedStates
@@ -69,6 +70,7 @@ class CaptureThread:
             window_rows: rows that are read at once; default: by their bytes.
             around: makes the context in which the thread computes, such as a stream of its own.
         """
+        self._held = HeldAnswers(shards)
         self._encoder, self._final_norm, self._shards, self._around = encoder, final_norm, shards, around
         self._jobs: deque[FinishedRequest | Callable[[], None]] = deque()
         self._changed = threading.Condition()
@@ -87,6 +89,18 @@ class CaptureThread:
         """Queue the samples of a shard that need no states."""
         with self._changed:
             self._jobs.append(lambda: self._shards.put_known(shard, num_places, places, Path(spare)))
+            self._changed.notify_all()
+
+    def settle(self, outcomes: Sequence[Mapping[str, Any]], shard: int, num_places: int | None) -> None:
+        """Queue what becomes of answers of a shard (see `HeldAnswers.settle`), and its number of places once known."""
+
+        def settled() -> None:
+            self._held.settle(shard, outcomes)
+            if num_places is not None:
+                self._shards.end(shard, num_places)
+
+        with self._changed:
+            self._jobs.append(settled)
             self._changed.notify_all()
 
     def status(self) -> dict[str, Any]:
@@ -142,7 +156,10 @@ class CaptureThread:
         refused = 0
         for job, item in zip(finished, cached_samples(samples, encoded), strict=True):
             refused += isinstance(item, tuple)
-            self._shards.put(job.request.shard, job.request.num_places, job.request.place, item)
+            if job.request.output_turn is None:
+                self._shards.put(job.request.shard, job.request.num_places, job.request.place, item)
+            else:
+                self._held.take(job.request.key, item)
         with self._changed:
             self._tokens += sum(job.num_tokens for job in finished)
             self._refused += refused

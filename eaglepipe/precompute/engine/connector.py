@@ -85,8 +85,8 @@ class CaptureConnector(KVConnectorBase_V1, SupportsHMA):
         asked = SampleRequest.from_params(params)
         if asked is None or not block_ids or request.status.name == "FINISHED_ABORTED":
             return False, None
-        # The last token of an answer was never read, so that it has no states.
-        token_ids = list(request.prompt_token_ids if asked.output_turn is None else request.all_token_ids[:-1])
+        prompt = request.prompt_token_ids
+        token_ids = asked.read_tokens(prompt, request.all_token_ids[len(prompt) :])
         self._pending.append(
             PendingSave(request_id=request.request_id, params=params, token_ids=token_ids, block_ids=list(block_ids))
         )

@@ -19,6 +19,12 @@ class CaptureExtension:
         if thread is not None:
             thread.put_known(shard, num_places, places, spare)
 
+    def eaglepipe_settle(self, outcomes: list[dict[str, Any]], shard: int, num_places: int | None) -> None:
+        """Say what becomes of answers of a shard, and how many places it has once that is known."""
+        thread = _thread()
+        if thread is not None:
+            thread.settle(outcomes, shard, num_places)
+
 
 def _thread() -> CaptureThread | None:
     from vllm.distributed.kv_transfer import get_kv_transfer_group

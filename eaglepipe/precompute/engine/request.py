@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eaglepipe.chat.tokens import TokenSample
+from eaglepipe.vllm_engine.messages import stops_at
 
 _KEY = "eaglepipe"
 
@@ -23,6 +24,12 @@ class SampleRequest:
     source: str
     turns: tuple[tuple[int, int], ...]  # of the prompt: the number of a turn and how many tokens it has, one by one
     output_turn: int | None = None  # the turn of tokens that the engine generates; None: they are left out
+    stop_token_ids: tuple[int, ...] = ()  # of which the first ends that turn
+
+    @property
+    def key(self) -> str:
+        """The name under which the sample of an answer is held until it is known what becomes of it."""
+        return self.sample_id
 
     @classmethod
     def of(cls, sample: TokenSample, *, shard: int, place: int, num_places: int) -> "SampleRequest":
@@ -50,7 +57,8 @@ class SampleRequest:
 
     def to_params(self) -> dict[str, Any]:
         """Return the request's `kv_transfer_params`."""
-        return {_KEY: {**vars(self), "turns": [list(run) for run in self.turns]}}
+        runs = [list(run) for run in self.turns]
+        return {_KEY: {**vars(self), "turns": runs, "stop_token_ids": list(self.stop_token_ids)}}
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any] | None) -> "SampleRequest | None":
@@ -58,7 +66,16 @@ class SampleRequest:
         fields = (params or {}).get(_KEY)
         if fields is None:
             return None
-        return cls(**{**fields, "turns": tuple((int(turn), int(length)) for turn, length in fields["turns"])})
+        turns = tuple((int(turn), int(length)) for turn, length in fields["turns"])
+        return cls(**{**fields, "turns": turns, "stop_token_ids": tuple(fields["stop_token_ids"])})
+
+    def read_tokens(self, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
+        """Return the tokens that have states: of the answer, those up to its end, but not the last one sampled."""
+        if self.output_turn is None:
+            return list(prompt)
+        read = list(answer[:-1])
+        end = stops_at(read, self.stop_token_ids)
+        return [*prompt, *(read if end is None else read[: end + 1])]
 
 
 def run_lengths(values: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,6 @@ from typing import Any
 from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import ShardItem
-from eaglepipe.errors import ConfigError
 from eaglepipe.files.leftovers import held_temporary, leftovers, release, remove_abandoned
 from eaglepipe.precompute.claims import Worker, claimed_shard
 from eaglepipe.precompute.engine.feed import Claim, Feed
@@ -34,8 +33,6 @@ class EngineRun:
     ) -> None:
         """Raises EaglepipeError if vLLM is missing, or the target's head cannot be read by itself."""
         require_vllm()
-        if inputs.recipe.data.generate is not None:
-            raise ConfigError("data.generate needs target.engine: transformers")
         self._inputs, self._plan, self._stop, self._report = inputs, plan, stop, report
         self._head = load_head_only(inputs.recipe.target)
 
@@ -93,8 +90,7 @@ class EngineRun:
     def _engine(self) -> Any:
         inputs, plan = self._inputs, self._plan
         job = CaptureJob.of(inputs, plan.folder, plan.document.identity)
-        batch_tokens = inputs.recipe.precompute.batch_tokens
-        longest = int(plan.layout.statistics.num_tokens.max()) + 1  # an engine generates a token at least
+        longest = self._longest()
         return open_engine(
             inputs.recipe.target,
             self._head.target.folder,
@@ -111,13 +107,22 @@ class EngineRun:
                 "kv_connector_extra_config": {JOB: job.to_text()},
             },
             worker_extension=f"{_ROOM}.extension.CaptureExtension",
-            defaults={"max_num_batched_tokens": batch_tokens, "max_num_seqs": min(_MOST_SEQUENCES, batch_tokens)},
+            defaults=self._defaults(),
             overrides={"max_model_len": longest},
             device=inputs.recipe.precompute.device,
             saved=f"the shards published so far stay in {plan.folder}",
             stop=self._stop,
             report=self._report,
         )
+
+    def _longest(self) -> int:
+        """Return the tokens of the longest request."""
+        return int(self._plan.layout.statistics.num_tokens.max()) + 1  # an engine generates a token at least
+
+    def _defaults(self) -> dict[str, Any]:
+        """Return arguments of the engine that a recipe may set otherwise."""
+        batch_tokens = self._inputs.recipe.precompute.batch_tokens
+        return {"max_num_batched_tokens": batch_tokens, "max_num_seqs": min(_MOST_SEQUENCES, batch_tokens)}
 
     def _claims(self, shards: list[int]) -> Iterator[Claim]:
         """Yield the shards that no other process holds or has published."""

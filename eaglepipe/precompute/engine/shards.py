@@ -11,6 +11,9 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardItem, ShardWriter, shard_path, sidecar_path
 
+UNKNOWN_PLACES = 2**62
+"""Number of places of a shard that is not known yet."""
+
 
 @dataclass
 class ShardInMaking:
@@ -28,6 +31,10 @@ class ShardInMaking:
         while self.next_place in self.waiting:
             self.writer.add(self.waiting.pop(self.next_place))
             self.next_place += 1
+        return self.finished()
+
+    def finished(self) -> bool:
+        """Publish the shard if all its places are filled; returns whether they are."""
         if self.next_place < self.num_places:
             return False
         self.writer.finish()
@@ -44,12 +51,25 @@ class ShardsInMaking:
 
     def put(self, shard: int, num_places: int, place: int, item: ShardItem) -> None:
         """Take the sample of a place in a shard, which is opened if it is its first and published if it is its last."""
+        if self._opened(shard, num_places).put(place, item):
+            self._close(shard)
+
+    def end(self, shard: int, num_places: int) -> None:
+        """Say how many places a shard has whose number was not known; it is published if all are filled."""
+        in_making = self._opened(shard, num_places)
+        in_making.num_places = num_places
+        if in_making.finished():
+            self._close(shard)
+
+    def _opened(self, shard: int, num_places: int) -> ShardInMaking:
         if shard not in self._open:
             writer = ShardWriter(self._folder, shard, spec=self._spec, identity=self._identity)
             self._open[shard] = ShardInMaking(writer=writer, num_places=num_places)
-        if self._open[shard].put(place, item):
-            del self._open[shard]
-            self.published.append(shard)
+        return self._open[shard]
+
+    def _close(self, shard: int) -> None:
+        del self._open[shard]
+        self.published.append(shard)
 
     def put_known(self, shard: int, num_places: int, places: Mapping[str, int], spare: Path) -> None:
         """Take the known samples of a shard, whose places go by their ids, from the folder of `write_spare`."""
