@@ -104,4 +104,4 @@ class AnswerOutput(Generic[R]):
 def _left_out(row: Row) -> Row:
     """Return a row of the log without the rows that are written to the output."""
     status = "ended_early" if row["status"] == "written" else row["status"]
-    return {key: value for key, value in row.items() if key not in ("rows", "tokens")} | {"status": status}
+    return {key: value for key, value in row.items() if key not in ("rows", "tokens", "figures")} | {"status": status}

@@ -3,8 +3,8 @@
 Prompts are added at any time and answers come back in any order, so that an engine always has a full batch.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,10 +25,11 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids [T], not empty, and the messages that they render; `purpose` numbers the draws of its answer."""
+    """Token ids [T], not empty, their text and the messages it renders; `purpose` numbers the draws of its answer."""
 
     token_ids: NDArray[np.int32]
     purpose: tuple[int, ...] = (0,)
+    text: str = ""
     messages: Sequence[Message] = ()
     tools: Tools = ()
 
@@ -45,6 +46,7 @@ class Unanswered:
     status: Literal["skipped", "error"]
     reason: str
     detail: str = ""
+    passing: bool = False  # the same prompt may be answered later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Answer:
     ended: bool  # by a stop token; False if max_new_tokens came first
     finite: bool = True  # False if the target gave NaN or Inf, which ends a row too
     unanswered: Unanswered | None = None  # then there are no tokens
+    figures: Mapping[str, int] = field(default_factory=dict)  # to be added up
 
 
 class Answerer(Protocol):

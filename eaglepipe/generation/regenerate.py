@@ -6,7 +6,7 @@ whole window; the output appears whole, by rename, when every row has its outcom
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -20,6 +20,8 @@ from eaglepipe.errors import ConfigError, DataError
 from eaglepipe.generation.answer_log import AnswerLog, Tally
 from eaglepipe.generation.answer_output import AnswerOutput
 from eaglepipe.generation.answering import Sampling
+from eaglepipe.generation.endpoint.numbered_log import NumberedLog
+from eaglepipe.generation.endpoint.run import Limits, Outcomes, answer_by_endpoint, figures_of, log_of, warnings_of
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
 from eaglepipe.generation.target_answerer import TargetAnswerer
 from eaglepipe.progress import ProgressLine, format_seconds
@@ -36,7 +38,7 @@ from eaglepipe.target.load import (
     text_config_of,
 )
 from eaglepipe.target.positions import max_positions
-from eaglepipe.target.steps.stops import stop_ids
+from eaglepipe.target.steps.stops import stop_ids, stop_ids_of_folder
 
 FORMAT = 2  # of the output's rows: token ids beside the messages
 WINDOW_BATCHES = 8  # of rows that are sorted by length together, and that a kill may cost
@@ -59,6 +61,7 @@ class RegenerateResult:
     ended_early_by_reason: dict[str, int]  # conversations whose later turns are left out
     tokens: int  # generated, in conversations that were answered
     seconds: float  # of this run; 0 if there was nothing left to do
+    figures: dict[str, int] = field(default_factory=dict)  # of answers that an endpoint gave without token ids
 
 
 def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
@@ -78,7 +81,8 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     if recipe.regenerate is None:
         raise ConfigError("the recipe has no `regenerate` section: give it sources and an output")
     settings, output = recipe.regenerate, Path(recipe.regenerate.output).expanduser()
-    folder = resolve_folder(recipe.target)
+    by_endpoint = settings.endpoint is not None
+    folder = resolve_folder(recipe.target, weights=not by_endpoint)
     prompts = recipe.data.model_copy(update={"sources": settings.sources})
     chat = load_chat_tokenizer(load_tokenizer(folder, recipe.target.trust_remote_code), prompts)
     model_config = read_model_config(folder, recipe.target)
@@ -86,30 +90,44 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     check_tokenizer_fits(chat.plain_vocab_size, text_config_of(model_config, recipe.target.path).vocab_size)
     corpus = fingerprint_sources(settings.sources)
     identity = {
-        "target": target_fields(
-            folder,
-            model_config,
-            recipe.target,
-            weights=weights_fingerprint(folder),
+        "target": (
+            {"endpoint_model": settings.model or recipe.target.path}
+            if by_endpoint
+            else target_fields(folder, model_config, recipe.target, weights=weights_fingerprint(folder))
         ),
         "tokenizer": chat.fingerprint(),
         "template": {"source": chat.template.sources(), "variables": dict(chat.template.variables)},
         "data": corpus.row_digest(),
         "format": FORMAT,
         "supervise": recipe.data.supervise,
-        "sampling": settings.model_dump(mode="json", exclude={"sources", "output"}),
+        "sampling": settings.sampling_fields(),
     }
     files = AnswerOutput(path=output, setting="regenerate.output", identity=identity, result=RegenerateResult)
     if (finished := files.finished_earlier()) is not None:
         report(f"{output}: complete already, nothing to do")
         return finished
-    with files.open_log(settings.batch_size * WINDOW_BATCHES) as log:
+    window_rows = settings.batch_size * WINDOW_BATCHES
+    with log_of(files.log, identity) if by_endpoint else files.open_log(window_rows) as log:
         started = time.monotonic()
         if log.tally.rows < corpus.num_rows:
-            _answer_rest(recipe, settings, chat, log, corpus.num_rows, report=report)
+            if isinstance(log, NumberedLog):
+                text_config = text_config_of(model_config, recipe.target.path)
+                limits = Limits(
+                    vocab_size=int(text_config.vocab_size),
+                    max_positions=max_positions(text_config),
+                    stop_ids=stop_ids_of_folder(folder, model_config, chat),
+                )
+                outcomes = Outcomes(faulty=_faulty, of=_outcome_row(recipe, chat))
+                answer_by_endpoint(
+                    recipe, chat, log, limits=limits, num_rows=corpus.num_rows, outcomes=outcomes, report=report
+                )
+            else:
+                _answer_rest(recipe, settings, chat, log, corpus.num_rows, report=report)
         result = _result(output, log.tally, time.monotonic() - started)
+        if by_endpoint:
+            result = replace(result, figures=figures_of(log.rows()))
         files.publish(log, result)
-    files.log.unlink()
+    files.log.unlink(missing_ok=True)
     report(summary(result))
     return result
 
@@ -127,7 +145,7 @@ def summary(result: RegenerateResult) -> str:
     ]
     lines += [f"  skipped {count:,}: {reason}" for reason, count in result.skipped_by_reason.items()]
     lines += [f"  error {count:,}: {reason}" for reason, count in result.errors_by_reason.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + warnings_of(result.figures))
 
 
 def _answer_rest(
@@ -150,7 +168,7 @@ def _answer_rest(
             max_positions=max_positions(target.text_config),
             seed=settings.seed,
         )
-        row_of = partial(_row, tokenizer=chat.fingerprint(), last_only=recipe.data.supervise == "last")
+        row_of = _outcome_row(recipe, chat)
         started, num_tokens = time.monotonic(), 0
         with ProgressLine("regenerate", total=num_rows, unit="conversations", initial=done) as progress:
             for window in count(done // window_rows):
@@ -167,6 +185,10 @@ def _answer_rest(
                 )
                 num_tokens += sum(outcome.num_tokens for outcome in outcomes.values())
                 progress.update(len(rows), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
+
+
+def _outcome_row(recipe: Recipe, chat: ChatTokenizer) -> Callable[[Conversation, Rewritten], dict[str, Any]]:
+    return partial(_row, tokenizer=chat.fingerprint(), last_only=recipe.data.supervise == "last")
 
 
 def _faulty(row: FaultyRow) -> dict[str, Any]:

@@ -4,8 +4,9 @@ Each conversation goes through its turns by itself, many at a time; whoever answ
 the turn before it is answered.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,8 @@ class Rewritten:
     num_tokens: int = 0  # generated, with the ends of turns
     reason: str = ""  # one of few, for counting
     detail: str = ""
+    passing: bool = False  # of an error: a later attempt may succeed
+    figures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,9 @@ class Rewriter:
             if self._prompt(draft):
                 purpose = (self.seed, number if window is None else window, draft.turn)
                 before, tools = draft.messages[: draft.positions[draft.turn]], draft.conversation.tools
-                prompt = Prompt(token_ids=draft.prompt, purpose=purpose, messages=before, tools=tools)
+                prompt = Prompt(
+                    token_ids=draft.prompt, purpose=purpose, text=draft.prompt_text, messages=before, tools=tools
+                )
                 self.answerer.add(number, prompt)
             else:
                 del drafts[number]
@@ -120,7 +125,11 @@ class Rewriter:
     def _take(self, draft: "_Draft", answer: Answer) -> None:
         """Take an answer, or the reason that it is of no use."""
         draft.num_tokens += len(answer.token_ids)
-        if answer.unanswered is not None:
+        draft.figures.update(answer.figures)
+        if answer.unanswered is not None and answer.unanswered.passing:
+            unanswered = answer.unanswered
+            draft.outcome = Rewritten(status="error", reason=unanswered.reason, detail=unanswered.detail, passing=True)
+        elif answer.unanswered is not None:
             draft.close(answer.unanswered.status, answer.unanswered.reason, answer.unanswered.detail)
         elif not answer.finite:
             draft.close("error", "the target gave NaN or Inf")
@@ -154,6 +163,7 @@ class _Draft:
         self.turn = self.num_tokens = 0
         self.prompt, self.prompt_text = np.empty(0, dtype=np.int32), ""
         self.rows: list[AnswerRow] = []
+        self.figures: Counter[str] = Counter()
         self.outcome: Rewritten | None = None
         self.messages: list[Message] = list(conversation.messages or ())
         self.positions = [
@@ -170,7 +180,12 @@ class _Draft:
         """Decide the outcome; turns that were answered before stay, without the later ones."""
         status = "written" if self.rows else status
         self.outcome = Rewritten(
-            status=status, rows=tuple(self.rows), reason=reason, detail=detail, num_tokens=self.num_tokens
+            status=status,
+            rows=tuple(self.rows),
+            reason=reason,
+            detail=detail,
+            num_tokens=self.num_tokens,
+            figures=dict(self.figures),
         )
 
     def answer(self, token_ids: NDArray[np.int32], read: AnswerMessage) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, field_validator, model_validator
 
+from eaglepipe.recipe.endpoints import Endpoints, RequestFields, VariableName
 from eaglepipe.recipe.engine_args import check_engine_args, content_args
 from eaglepipe.recipe.scalars import json_object
 from eaglepipe.recipe.texts import FileText, PathText, check_text
@@ -211,3 +212,45 @@ class RegenerateConfig(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     batch_size: PositiveInt = 64
     seed: Seed = 0
+    endpoint: Endpoints | None = Field(
+        None, description="servers of the target that answer by OpenAI's protocol, instead of the target loaded here"
+    )
+    api_key_env: VariableName | None = Field(None, description="environment variable that holds the endpoints' key")
+    model: str | None = Field(None, min_length=1, description="name of the target there; default: target.path")
+    concurrency: PositiveInt = Field(64, description="requests to all endpoints at a time")
+    timeout_s: Annotated[float, Field(gt=0.0, le=1e6)] = Field(1800.0, description="for one answer")
+    retries: Annotated[int, Field(ge=0, le=100, strict=True)] = Field(5, description="of a request that failed")
+    backoff_s: NonNegative = Field(1.0, description="wait before the first retry; doubled each time, up to a minute")
+    max_failed_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0, description="share of rows that may be left out because their requests failed to the end"
+    )
+    request: Annotated[RequestFields, BeforeValidator(json_object)] = Field(
+        {}, description="further fields of each request, such as top_k"
+    )
+
+    @model_validator(mode="after")
+    def _has_an_endpoint(self) -> "RegenerateConfig":
+        if self.endpoint is None and (unused := sorted(self.model_fields_set & set(ENDPOINT_FIELDS))):
+            raise ValueError(f"{', '.join(unused)} need regenerate.endpoint")
+        return self
+
+    def sampling_fields(self) -> dict[str, Any]:
+        """Return the settings that decide the answers, for the identity of the output."""
+        fields = self.model_dump(mode="json", exclude={"sources", "output", *ENDPOINT_FIELDS})
+        if self.endpoint is None:
+            return fields
+        del fields["batch_size"]
+        return fields | ({"request": self.request} if self.request else {})
+
+
+ENDPOINT_FIELDS = (
+    "endpoint",
+    "api_key_env",
+    "model",
+    "concurrency",
+    "timeout_s",
+    "retries",
+    "backoff_s",
+    "max_failed_fraction",
+    "request",
+)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from eaglepipe.families import FAMILIES
+from eaglepipe.recipe.endpoints import SECRET_FIELDS
 from eaglepipe.recipe.foreign import families_with
 
 
@@ -30,7 +31,8 @@ def explain(error: ValidationError, tree: type[BaseModel], *, objective: str) ->
         elif item["type"] == "string_type" and isinstance(item["input"], bool | int | float):
             yield f"{location}: text is needed, and YAML reads this as {item['input']!r}; write it in quotes"
         else:
-            value = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+            secret = any(name in SECRET_FIELDS for name in item["loc"])
+            value = "" if secret or isinstance(item["input"], dict) else f" (given: {item['input']!r})"
             yield f"{location}: {item['msg'].removeprefix('Value error, ')}{value}"
 
 

@@ -1,0 +1,1 @@
+"""`data regenerate` by servers that speak OpenAI's protocol."""
