@@ -46,12 +46,18 @@ def evaluate(
     draft: Annotated[
         Path | None, typer.Option(help="with --engine: judge this exported folder, not an export of its own")
     ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="address of a running vLLM or SGLang server of target and draft, to judge it")
+    ] = None,
+    endpoint_key_env: Annotated[
+        str | None, typer.Option(help="environment variable with the key of --endpoint")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a draft: simulated from its cache, decoding with the target, and as an engine serves it."""
     from eaglepipe.decoding.verify import SamplingRule
     from eaglepipe.evaluation.evaluate import evaluate_run
-    from eaglepipe.evaluation.options import EvalOptions
+    from eaglepipe.evaluation.options import EndpointOptions, EvalOptions
 
     needs_target = {
         "--tree": tree,
@@ -61,6 +67,11 @@ def evaluate(
         "--batch-size": batch_size > 1,
         "--ignore-end": ignore_end,
     }
+    if endpoint is not None:
+        for name in ("--temperature", "--top-p", "--prompts", "--batch-size"):
+            needs_target.pop(name)
+    elif endpoint_key_env is not None:
+        raise ConfigError("--endpoint-key-env: for a running server; name it with --endpoint")
     if ignored := [name for name, value in needs_target.items() if value and target is None and engine is None]:
         raise ConfigError(f"{', '.join(ignored)}: for decoding with the target; give its folder with --target")
     needs_engine = {"--engine-python": engine_python, "--engine-args": engine_args, "--draft": draft}
@@ -81,6 +92,7 @@ def evaluate(
         device=device,
         seed=seed,
         engine=engine_options(engine, engine_python, engine_args or [], draft),
+        endpoint=None if endpoint is None else EndpointOptions(url=endpoint, key_variable=endpoint_key_env),
     )
     print_report(evaluate_run(run, options, reporter(as_json)), as_json)
 

@@ -30,6 +30,7 @@ class EvalReport:
     unseen_vocabulary_share: float | None  # of held-out targets; in the draft vocabulary and in no training answer
     measurements: tuple[Measurement, ...]
     gaps: tuple[Gap, ...] = ()  # between served and real figures
+    notes: tuple[str, ...] = ()
     target: TargetMatch
 
     def to_json(self) -> dict[str, Any]:
@@ -41,6 +42,7 @@ class EvalReport:
             "own_text_share": self.own_text_share,
             "unseen_vocabulary_share": self.unseen_vocabulary_share,
             "target_matches": self.target.matches,
+            "notes": list(self.notes),
             "gaps": [gap.to_json() for gap in self.gaps],
             "figures": [measurement.to_json() for measurement in self.measurements],
             "table": self.table(),
@@ -73,6 +75,7 @@ class EvalReport:
         if any(measurement.conditions.kind == "served" for measurement in self.measurements):
             lines.append("  as engines count: 1 + accepted / rounds, guesses beyond the end of an answer included")
         lines += [f"  {line}" for gap in self.gaps for line in gap.lines()]
+        lines += [f"  {note}" for note in self.notes]
         if self.target.warning is not None:
             lines.append(f"  WARNING: {self.target.warning}")
         return "\n".join(lines)

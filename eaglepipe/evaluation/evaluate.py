@@ -20,12 +20,15 @@ from eaglepipe.evaluation.options import GREEDY, EvalOptions, Report
 from eaglepipe.evaluation.prompts import PromptSet, cached_turns, read_prompt_sets
 from eaglepipe.evaluation.real_decoding import OpenTarget, measure_real, open_target
 from eaglepipe.evaluation.replay import measure_replayed, own_text_share
-from eaglepipe.evaluation.served.gap import Gap
+from eaglepipe.evaluation.served.endpoint import EndpointFigures, measure_endpoint
+from eaglepipe.evaluation.served.gap import Gap, compare_totals
 from eaglepipe.evaluation.served.judge import judge_engine
 from eaglepipe.evaluation.target_match import TargetMatch
 from eaglepipe.evaluation.vocabulary_origin import VocabularyOrigin
+from eaglepipe.files.json_object import text_config
 from eaglepipe.files.publish import publish_json
-from eaglepipe.target.load import find_local_weights
+from eaglepipe.precompute.inputs import read_chat_tokenizer
+from eaglepipe.target.load import find_local_weights, resolve_folder
 from eaglepipe.training.run.distributed import join_world
 
 
@@ -42,7 +45,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         trees = [tree_drafter(run, shape) for shape in options.trees]
         # The target is opened before the minutes that reading the cache takes: it may not fit the run.
         target = None if options.target is None else open_target(run, options, world.device, report)
-        sets = [] if target is None else _prompt_sets(target, options)
+        sets = _prompt_sets(run, target, options)
 
         report(f"{len(run.heldout)} held-out samples, from the cache alone")
         heldout = heldout_figures(run, world, seed=options.seed)
@@ -56,13 +59,20 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         measurements = measure_replayed(run, chains, turns, options, report)
         measured: list[Measured] = []
         gaps: list[Gap] = []
+        endpoint: EndpointFigures | None = None
+        sets = sets or [PromptSet(name="held-out prompts", prompts=[turn.prompt for turn in turns])]
+        if options.endpoint is not None:
+            ends = None if target is None else frozenset[int]() if options.ignore_end else target.stop_ids
+            endpoint = measure_endpoint(run, sets, ends, options=options, report=report)
+            options = replace(options, depths=tuple(dict.fromkeys((*options.depths, endpoint.depth))))
         if target is not None:
-            sets = sets or [PromptSet(name="held-out prompts", prompts=[turn.prompt for turn in turns])]
             drafters = [*_chain_drafters(run, options, options.rule, bigrams), *trees]
             measured = measure_real(target, drafters, sets, options, report)
             if options.engine is not None:
                 served, gaps = judge_engine(run, target, sets, measured, options=options, report=report)
                 measured += served
+            if endpoint is not None:
+                gaps += compare_totals(endpoint.measurements, measured, seed=options.seed)
 
     result = EvalReport(
         run=str(folder),
@@ -70,7 +80,12 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         bigram_acceptance_length=bigram_length,
         own_text_share=own_text_share(run.source, turns),
         unseen_vocabulary_share=origin.unseen_share(),
-        measurements=(*measurements, *(one.measurement for one in measured)),
+        measurements=(
+            *measurements,
+            *(one.measurement for one in measured),
+            *(() if endpoint is None else endpoint.measurements),
+        ),
+        notes=() if endpoint is None else endpoint.notes,
         gaps=tuple(gaps),
         target=TargetMatch() if target is None else target.match,
     )
@@ -90,11 +105,16 @@ def _with_target(run: FinishedRun, options: EvalOptions) -> EvalOptions:
     return replace(options, target=found)
 
 
-def _prompt_sets(target: OpenTarget, options: EvalOptions) -> list[PromptSet]:
+def _prompt_sets(run: FinishedRun, target: OpenTarget | None, options: EvalOptions) -> list[PromptSet]:
+    """Read the prompts that are named, with the tokenizer of the target or, without one, of the recipe's."""
     if not options.prompts:
         return []
-    vocab_size = target.stepping.model.target.vocab_size
-    return read_prompt_sets(options.prompts, target.chat, vocab_size, options.num_prompts)
+    if target is not None:
+        chat = target.chat
+    else:
+        chat = read_chat_tokenizer(run.recipe, resolve_folder(run.recipe.target, weights=False))
+    vocab_size = int(text_config(run.source.target_config)["vocab_size"])
+    return read_prompt_sets(options.prompts, chat, vocab_size, options.num_prompts)
 
 
 def _chain_drafters(run: FinishedRun, options: EvalOptions, rule: SamplingRule, bigrams: Ints) -> list[Drafter]:

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from eaglepipe.evaluation.bootstrap import bootstrap
+from eaglepipe.evaluation.bootstrap import Estimate, bootstrap
 from eaglepipe.evaluation.engine_count import EngineCount, count_rows
 from eaglepipe.evaluation.measured_sets import Measured
+from eaglepipe.evaluation.measurement import Measurement
 
 MAX_LENGTH_GAP = 0.02  # of the acceptance length
 MAX_POSITION_GAP = 0.02  # of the rounds, at any position
@@ -78,8 +80,8 @@ class Gap:
 def compare(served: Measured, real: Measured, *, seed: int) -> Gap:
     """Compare counts of one method on the same prompts; samples are drawn in pairs to tell a gap from noise."""
     depth = real.measurement.method.depth
-    served_count, real_count = served.measurement.count, real.measurement.count
-    assert served_count is not None and real_count is not None
+    served_count = served.measurement.count
+    assert served_count is not None
     ids = real.prompts.sample_ids
     answers = zip(served.decoded.answers, real.decoded.answers, strict=True)
     other = [one.token_ids != another.token_ids for one, another in answers]
@@ -87,8 +89,21 @@ def compare(served: Measured, real: Measured, *, seed: int) -> Gap:
         [count_rows(side.decoded.answers, ids, depth) for side in (served, real)], axis=1
     )  # [N, 2 * (1 + K)]
     estimates = bootstrap(rows, lambda sums: _differences(sums, depth), seed=seed)
-    limits = (MAX_LENGTH_GAP, *(MAX_POSITION_GAP for _ in range(depth)))
-    length = estimates[0]
+    return _gap(
+        served.measurement,
+        served_count,
+        real,
+        estimates,
+        other_texts=sum(other) if real.measurement.conditions.rule.greedy else 0,
+    )
+
+
+def _gap(
+    served: Measurement, count: EngineCount, real: Measured, estimates: Sequence[Estimate], *, other_texts: int
+) -> Gap:
+    assert real.measurement.count is not None
+    length, *positions = estimates
+    limits = (MAX_LENGTH_GAP, *(MAX_POSITION_GAP for _ in positions))
     assert length.low is not None and length.high is not None
     beyond = any(
         abs(estimate.value) > limit and not (estimate.low or 0) <= 0 <= (estimate.high or 0)
@@ -97,14 +112,33 @@ def compare(served: Measured, real: Measured, *, seed: int) -> Gap:
     return Gap(
         method=real.measurement.method.label,
         data=real.measurement.conditions.data,
-        engine=str(served.measurement.conditions.engine),
-        served=served_count,
-        real=real_count,
+        engine=str(served.conditions.engine),
+        served=count,
+        real=real.measurement.count,
         length_interval=(length.low, length.high),
         is_beyond_noise=beyond,
-        prompts=len(ids),
-        other_texts=sum(other) if real.measurement.conditions.rule.greedy else 0,
+        prompts=real.measurement.prompts,
+        other_texts=other_texts,
     )
+
+
+def compare_totals(served: Sequence[Measurement], real: Sequence[Measured], *, seed: int) -> list[Gap]:
+    """Compare totals of a server with the real figures of the same method and prompts; noise is that of the latter."""
+    found = {(m.measurement.method, m.measurement.conditions.data): m for m in real}
+    gaps = []
+    for total in served:
+        match = found.get((total.method, total.conditions.data))
+        if match is None or total.count is None or match.measurement.count is None:
+            continue
+        depth = len(total.count.accepted_by_position)
+        shares = np.array(total.count.acceptance_by_position)
+        rows = count_rows(match.decoded.answers, match.prompts.sample_ids, match.measurement.method.depth)
+        if depth < match.measurement.method.depth:  # the server does not tell positions, only all together
+            rows = np.stack([rows[:, 0], rows[:, 1:].sum(axis=1)], axis=1)
+        constant = np.concatenate([[1.0], shares])
+        estimates = bootstrap(rows, partial(_differences_to, constant=constant), seed=seed)
+        gaps.append(_gap(total, total.count, match, estimates, other_texts=0))
+    return gaps
 
 
 def pair(served: Sequence[Measured], real: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
@@ -112,6 +146,12 @@ def pair(served: Sequence[Measured], real: Sequence[Measured]) -> list[tuple[Mea
     found = {(m.measurement.method, m.measurement.conditions.data): m for m in real}
     keys = [(m, (m.measurement.method, m.measurement.conditions.data)) for m in served if m.measurement.method.depth]
     return [(m, found[key]) for m, key in keys if key in found]
+
+
+def _differences_to(sums: np.ndarray, *, constant: np.ndarray) -> np.ndarray:
+    """Return `_differences` of served counts that are totals alone: [..., 1 + K] of real sums [..., 1 + K]."""
+    served = np.broadcast_to(constant, (*sums.shape[:-1], len(constant)))
+    return _differences(np.concatenate([served, sums], axis=-1), len(constant) - 1)
 
 
 def _differences(sums: np.ndarray, depth: int) -> np.ndarray:
