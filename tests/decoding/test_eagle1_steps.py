@@ -14,8 +14,9 @@ from tests.decoding.tiny_decoding import tiny_stepping
 DEPTH, LENGTH, VOCAB, HIDDEN = 4, 12, 31, 32
 
 
-def random_draft(num_layers: int) -> LlamaEagleDraftModel:
+def random_draft(num_layers: int, *, has_norms: bool = False) -> LlamaEagleDraftModel:
     config = draft_config_from_target(tiny_stepping().target.text_config, num_hidden_layers=num_layers)
+    config.update({"input_norm": has_norms, "final_norm": has_norms})
     torch.manual_seed(4)
     draft = LlamaEagleDraftModel(config).float().eval()
     with torch.no_grad():
@@ -24,10 +25,11 @@ def random_draft(num_layers: int) -> LlamaEagleDraftModel:
     return draft
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("num_layers", "has_norms"), [(1, False), (2, False), (1, True)])
 @torch.no_grad()
-def test_a_chain_from_any_slot_gives_the_logits_of_the_trained_chain(num_layers: int) -> None:
-    draft = random_draft(num_layers)
+def test_a_chain_from_any_slot_gives_the_logits_of_the_trained_chain(num_layers: int, has_norms: bool) -> None:
+    draft = random_draft(num_layers, has_norms=has_norms)
+    assert ("norm.weight" in draft.state_dict()) == has_norms
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(VOCAB, (2, LENGTH + DEPTH + 1), generator=generator)
     features = torch.randn(2, LENGTH + DEPTH, HIDDEN, generator=generator)

@@ -5,12 +5,19 @@ import torch
 
 from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.decoding.eagle3_steps import PeagleSteps
+from eaglepipe.eagle.peagle_attention import peagle_mask
 from tests.decoding.tiny_decoding import tiny_draft, tiny_stepping
 
 DEPTH, LENGTH = 4, 9
 
 
-@pytest.mark.parametrize("settings", [{}, {"fc_norm": True, "norm_output": True}, {"num_hidden_layers": 3}])
+OPTIONS = {"norm_before_fc": True, "norm_before_residual": True, "qk_norm": True}
+WINDOWS = {"num_hidden_layers": 3, "sliding_window": 4, "full_attention_layers": (1,)}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"fc_norm": True, "norm_output": True}, {"num_hidden_layers": 3}, OPTIONS, WINDOWS]
+)
 @torch.no_grad()
 def test_all_depths_behind_any_slot_are_those_of_the_training_pass(settings: dict[str, object]) -> None:
     draft = tiny_draft(tiny_stepping(), 16, parallel_drafting=True, mask_token_id=30, **settings)
@@ -48,6 +55,6 @@ def trained(draft: object, aux: torch.Tensor, next_tokens: torch.Tensor) -> torc
     projected = draft.project_hidden_states(aux)
     hidden = torch.cat((projected, draft.masked_projected_hidden().expand(DEPTH - 1, -1)))
     total = num_slots + DEPTH
-    mask = draft.build_peagle_block_mask(anchor, depth, torch.tensor([total]), total)
+    mask = peagle_mask(anchor, depth, torch.tensor([total]), total)
     states = draft.forward_peagle(ids[None], hidden[None], (anchor + depth)[None], mask)
     return draft.compute_logits(states)[0, num_slots - 1 :]

@@ -45,7 +45,8 @@ def check_config(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -
         yield error("model_type", f"{config.get('model_type')!r}; it must be {expected!r}")
     yield from _architecture(layout, config, shape)
     yield from _sizes(layout, config, shape)
-    yield from _rope(layout, layer_config(config))
+    if not is_speculators(config) or read_rope(config) is None:  # that format has one spelling
+        yield from _rope(layout, layer_config(config))
     if shape.family.reads_aux:
         yield from _norms(layout, config, shape)
     yield from _layers(layout, layer_config(config), shape)
