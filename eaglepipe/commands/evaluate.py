@@ -13,7 +13,7 @@ from eaglepipe.errors import ConfigError
 
 def evaluate(
     run: RunArgument,
-    target: Annotated[Path | None, typer.Option(help="the target's folder, to decode with it too")] = None,
+    target: Annotated[Path | None, typer.Option(help="the target's folder or GGUF file, to decode with it too")] = None,
     cache: RunCaches = None,
     k: Annotated[
         list[int] | None, typer.Option("--k", min=1, max=99, help="length of the drafted chain; repeatable (5)")

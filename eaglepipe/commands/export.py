@@ -18,7 +18,8 @@ def export(
     push: Annotated[str | None, typer.Option(metavar="REPO", help="upload to this Hub repository as well")] = None,
     check: Annotated[Path | None, typer.Option(metavar="DIR", help="write nothing, check this draft folder")] = None,
     target: Annotated[
-        Path | None, typer.Option(help="the target's folder: for sharper checks, and embeddings that the draft lacks")
+        Path | None,
+        typer.Option(help="the target's folder or GGUF file: for sharper checks, and embeddings that the draft lacks"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,6 +33,8 @@ def export(
     others = {} if check is None else {"--out": out, "--target-name": target_name, "--push": push}
     if ignored := [name for name, value in others.items() if value is not None]:
         raise ConfigError(f"{', '.join(ignored)}: has no meaning with --check, which writes nothing; leave it out")
+    if target is not None:
+        target = _model_folder(target)
     if check is not None:
         from eaglepipe.export.check.check import check_draft
         from eaglepipe.export.target_facts import read_target_facts
@@ -56,3 +59,14 @@ def export(
         address = push_folder(result.folder, push)
         print_line(f"pushed to {address}")
     print_json({**result.to_json(), "pushed_to": address}, as_json)
+
+
+def _model_folder(target: Path) -> Path:
+    """Return the folder of a target's config and weights; of a GGUF file, that of its dequantised weights."""
+    from eaglepipe.target.gguf.files import find_gguf
+
+    if (file := find_gguf(target.expanduser())) is None:
+        return target
+    from eaglepipe.target.gguf.folder import dequantised_folder
+
+    return dequantised_folder(file)

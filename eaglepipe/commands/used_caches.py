@@ -66,7 +66,10 @@ def _corpus_files(recipe: Recipe) -> Iterator[Path]:
 def _target_files(recipe: Recipe) -> list[Path]:
     folder = Path(recipe.target.path).expanduser()
     try:
-        return [file for pattern in ("config.json", "tokenizer*", "*.safetensors") for file in folder.glob(pattern)]
+        if folder.is_file():  # GGUF
+            return [folder]
+        patterns = ("config.json", "tokenizer*", "*.safetensors", "*.gguf")
+        return [file for pattern in patterns for file in folder.glob(pattern)]
     except OSError:
         return []
 

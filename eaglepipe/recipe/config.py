@@ -43,7 +43,9 @@ class Section(BaseModel):
 class TargetConfig(Section):
     """The target model."""
 
-    path: PathText = Field(min_length=1, description="local folder, or a Hub id (fetched through huggingface_hub)")
+    path: PathText = Field(
+        min_length=1, description="local folder or GGUF file, or a Hub id (fetched through huggingface_hub)"
+    )
     revision: str | None = None
     dtype: DType = "auto"
     trust_remote_code: bool = False

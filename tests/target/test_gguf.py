@@ -9,12 +9,15 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 from transformers import AutoTokenizer, LlamaForCausalLM
+from typer.testing import CliRunner
 
+from eaglepipe.cli import app
 from eaglepipe.errors import TargetError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import load_target, resolve_folder
+from tests.export.made_drafts import MadeTarget, make_draft, save_draft
 from tests.processes import run_eaglepipe
 from tests.target.gguf_files import write_gguf
 from tests.tiny_project import TinyProject
@@ -101,6 +104,18 @@ def test_changed_weights_are_no_longer_those_of_the_file(exact: Path) -> None:
     weights.write_bytes(data)
     with pytest.raises(TargetError, match=r"not those that tiny-f32\.gguf was dequantised into; delete the folder"):
         weights_fingerprint(weights.parent)
+
+
+def test_a_draft_is_checked_against_it_as_against_the_models_own_folder(
+    exact: Path, project: TinyProject, tmp_path: Path
+) -> None:
+    draft = save_draft(make_draft(MadeTarget()), tmp_path / "draft")
+    told = [
+        CliRunner().invoke(app, ["export", "--check", str(draft), "--to", "vllm", "--target", str(target)]).stdout
+        for target in (project.target, exact, exact.parent)
+    ]
+    assert told[0]
+    assert told[0] == told[1] == told[2]
 
 
 def test_several_files_and_parts_are_refused(exact: Path, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def write_model(file: Path, header: GgufHeader, folder: Path) -> None:
         with explained_os_errors(folder):
             model.save_pretrained(folder)
             config.save_pretrained(folder)
+            for path in folder.iterdir():  # safetensors leaves its files readable by their owner alone
+                path.chmod((folder / "config.json").stat().st_mode)
         if "tokenizer.ggml.model" in header.metadata:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
             tokenizer.save_pretrained(folder)
