@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from eaglepipe.devices import resolve_device
-from eaglepipe.errors import TargetError
+from eaglepipe.errors import TargetError, first_line
 from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.progress import without_library_output
 from eaglepipe.recipe.config import TargetConfig
@@ -52,8 +52,13 @@ class HeadOnlyTarget:
         self._device = device
         self._quantization = quantization
         decoder, head = find_decoder(target.model), find_head(target)
-        with explained_forward(target):
+        try:
             last_hidden = find_packing(target.model, decoder, probe_ids(target), target.hidden_size)
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise TargetError(
+                f"{type(target.model).__name__}: its decoder does not run apart from its layers ({first_line(error)}), "
+                "so its final norm and head cannot be used alone; set target.engine: transformers"
+            ) from error
         expected = probe_logits(target)
         self._norm = _checked_norm(target, decoder)
         spec = find_head_spec(target, head, last_hidden[0], expected)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import JambaConfig, LlamaConfig, LlamaForCausalLM
+from transformers import BambaConfig, JambaConfig, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from eaglepipe.errors import TargetError
 from eaglepipe.recipe.config import TargetConfig
@@ -21,6 +21,7 @@ EVERY = {
     **tiny_architectures.CONFIGS,
     **CONFIGS,
     "jamba": JambaConfig(**HYBRID, num_experts=2, mamba_dt_rank=4, attn_layer_offset=1, attn_layer_period=2),
+    "bamba": BambaConfig(**HYBRID, attn_layer_indices=[1, 3], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8),
 }
 # One of each form: offset norms and soft caps, scales, a norm with a bias, tied heads, parts beside the text, experts.
 FORMS = {
@@ -36,6 +37,7 @@ FORMS = {
     "Llama4ForConditionalGeneration": "auto",
     "DeepseekV3ForCausalLM": "auto",
     "jamba": "auto",
+    "bamba": "auto",
 }
 FLOAT8 = torch.float8_e4m3fn
 
@@ -116,6 +118,15 @@ def test_quantised_embeddings_and_heads_are_refused_by_the_name_of_the_tensor(te
     with pytest.raises(TargetError, match="|".join(rf"tensor {name}," for name in replaced_by)) as refused:
         load_head_only(config)
     assert "target.engine: transformers" in str(refused.value)
+
+
+def test_a_decoder_that_ends_in_more_than_a_norm_is_refused(tmp_path):
+    sizes = {name: value for name, value in HYBRID.items() if name != "num_key_value_heads"}
+    save_target(OPTConfig(**sizes, ffn_dim=48, word_embed_proj_dim=16), tmp_path)
+    with pytest.raises(
+        TargetError, match=r"OPTForCausalLM: its decoder does not run apart.*target\.engine: transformers"
+    ):
+        load_head_only(TargetConfig(path=str(tmp_path)))
 
 
 def test_a_part_that_is_missing_or_of_another_shape_is_refused(tmp_path):

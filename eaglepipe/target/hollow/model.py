@@ -13,6 +13,8 @@ from eaglepipe.files.library_errors import explained_library_errors
 from eaglepipe.target.layers import find_decoder, find_layers
 from eaglepipe.target.load import auto_class
 
+_PACKINGS = (0, 1, 2)
+
 
 class _Layer(nn.Module):
     """In place of a decoder layer, with its attributes: hands on its input, or the states that it is given."""
@@ -23,11 +25,11 @@ class _Layer(nn.Module):
             if not name.startswith("_"):
                 setattr(self, name, value)
         self.given: torch.Tensor | None = None
-        self.packed = False  # some decoders take the first of what a layer returns
+        self.packing = 0  # items of the tuple that this decoder's layers return; 0: the states themselves
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         states = self.given if self.given is not None else args[0] if args else inputs["hidden_states"]
-        return (states,) if self.packed else states
+        return (states, None)[: self.packing] if self.packing else states
 
 
 class _Absent(nn.Module):
@@ -63,16 +65,20 @@ def hollow_class(
 
 
 def find_packing(model: PreTrainedModel, decoder: nn.Module, ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
-    """Let the layers return what this decoder expects of one; returns the last hidden states [1, T, Ht] of `ids`."""
+    """Let the layers return what this decoder expects of one; returns the last hidden states [1, T, Ht] of `ids`.
+
+    Raises:
+        RuntimeError, IndexError, ValueError, TypeError, AttributeError: the decoder's own, with whatever they return.
+    """
     layers = _layers(model, decoder)
-    for packed in (False, True):
+    for packing in _PACKINGS:
         for layer in layers:
-            layer.packed = packed
+            layer.packing = packing
         try:
             with torch.no_grad():
                 states: torch.Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):
-            if packed:
+            if packing == _PACKINGS[-1]:
                 raise
             continue
         if states.shape == (*ids.shape, hidden_size):
