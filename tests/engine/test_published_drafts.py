@@ -85,7 +85,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         return out if out.exists() else export_draft(ROOT / name, "vllm", out=out, dtype="float32").folder
 
     folders = {name: exported(name) for name in EXPORTED}
-    folders |= {f"{name}_as_saved": ROOT / name for name in (*AS_SAVED, MIXED)}
+    for name in (*AS_SAVED, MIXED):  # without what is recorded beside them, which vLLM would load
+        folders[f"{name}_as_saved"] = planted(ROOT / name, root / f"{name}_as_saved", lambda c, t: None)
     folders |= {
         name: planted(exported(source), root / name, plant) for name, (source, plant) in {**LOADED, **REFUSED}.items()
     }
