@@ -1,11 +1,12 @@
 """`eaglepipe data regenerate`: the target answers the prompts itself, since a draft must learn the target's own text.
 
-Windows of rows are answered in order and appended to `<output>.part`, so that a killed run continues after the last
-whole window; the output appears whole, by rename, when every row has its outcome.
+Outcomes are appended in the order of the input to `<output>.part`, from which a killed run continues: by transformers
+a window of rows at a time, by an engine row by row. The output appears whole, by rename, when
+every row has its outcome.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
@@ -22,28 +23,29 @@ from eaglepipe.generation.answer_output import AnswerOutput
 from eaglepipe.generation.answering import Sampling
 from eaglepipe.generation.endpoint.numbered_log import NumberedLog
 from eaglepipe.generation.endpoint.run import Limits, Outcomes, answer_by_endpoint, figures_of, log_of, warnings_of
+from eaglepipe.generation.opening import Answering, open_answerer
+from eaglepipe.generation.ordered_log import OrderedRows, Windows
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
-from eaglepipe.generation.target_answerer import TargetAnswerer
 from eaglepipe.progress import ProgressLine, format_seconds
 from eaglepipe.recipe.config import RegenerateConfig
 from eaglepipe.recipe.tree import Recipe
-from eaglepipe.signals import stop_on_signals
+from eaglepipe.signals import StopFlag, stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.identity import target_fields
 from eaglepipe.target.load import (
     check_tokenizer_fits,
-    load_target,
     read_model_config,
     resolve_folder,
     text_config_of,
 )
 from eaglepipe.target.positions import max_positions
-from eaglepipe.target.steps.stops import stop_ids, stop_ids_of_folder
+from eaglepipe.target.steps.stops import stop_ids_of_folder
 
 FORMAT = 2  # of the output's rows: token ids beside the messages
 WINDOW_BATCHES = 8  # of rows that are sorted by length together, and that a kill may cost
 
 Report = Callable[[str], None]
+RowOf = Callable[[Conversation, Rewritten], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,15 @@ class RegenerateResult:
     tokens: int  # generated, in conversations that were answered
     seconds: float  # of this run; 0 if there was nothing left to do
     figures: dict[str, int] = field(default_factory=dict)  # of answers that an endpoint gave without token ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What is answered, and by the target in which folder."""
+
+    settings: RegenerateConfig
+    folder: Path
+    num_rows: int
 
 
 def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
@@ -89,6 +100,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
     # before the fingerprint, which takes time and memory by the largest id
     check_tokenizer_fits(chat.plain_vocab_size, text_config_of(model_config, recipe.target.path).vocab_size)
     corpus = fingerprint_sources(settings.sources)
+    in_windows = recipe.target.engine == "transformers"  # then the rows of a window share their draws
     identity = {
         "target": (
             {"endpoint_model": settings.model or recipe.target.path}
@@ -100,13 +112,16 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
         "data": corpus.row_digest(),
         "format": FORMAT,
         "supervise": recipe.data.supervise,
-        "sampling": settings.sampling_fields(),
+        "sampling": {
+            name: value for name, value in settings.sampling_fields().items() if in_windows or name != "batch_size"
+        },
     }
     files = AnswerOutput(path=output, setting="regenerate.output", identity=identity, result=RegenerateResult)
     if (finished := files.finished_earlier()) is not None:
         report(f"{output}: complete already, nothing to do")
         return finished
-    window_rows = settings.batch_size * WINDOW_BATCHES
+    inputs = _Inputs(settings=settings, folder=folder, num_rows=corpus.num_rows)
+    window_rows = settings.batch_size * WINDOW_BATCHES if in_windows else 1
     with log_of(files.log, identity) if by_endpoint else files.open_log(window_rows) as log:
         started = time.monotonic()
         if log.tally.rows < corpus.num_rows:
@@ -122,7 +137,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
                     recipe, chat, log, limits=limits, num_rows=corpus.num_rows, outcomes=outcomes, report=report
                 )
             else:
-                _answer_rest(recipe, settings, chat, log, corpus.num_rows, report=report)
+                _answer_rest(recipe, inputs, chat, log, report=report)
         result = _result(output, log.tally, time.monotonic() - started)
         if by_endpoint:
             result = replace(result, figures=figures_of(log.rows()))
@@ -148,46 +163,88 @@ def summary(result: RegenerateResult) -> str:
     return "\n".join(lines + warnings_of(result.figures))
 
 
-def _answer_rest(
-    recipe: Recipe, settings: RegenerateConfig, chat: ChatTokenizer, log: AnswerLog, num_rows: int, *, report: Report
-) -> None:
-    done, window_rows = log.tally.rows, settings.batch_size * WINDOW_BATCHES
+def _answer_rest(recipe: Recipe, inputs: "_Inputs", chat: ChatTokenizer, log: AnswerLog, *, report: Report) -> None:
+    settings, done = inputs.settings, log.tally.rows
     if done:
-        report(f"continuing after {done:,} of {num_rows:,} conversations")
+        report(f"continuing after {done:,} of {inputs.num_rows:,} conversations")
+    how = Answering(
+        chat=chat,
+        sampling=Sampling(**settings.model_dump(include={"max_new_tokens", "temperature", "top_p"})),
+        batch_size=settings.batch_size,
+    )
+    saved = f"the conversations that were answered are in {log.path}"
     rest = islice(iter_conversations(settings.sources), done, None)
-    with stop_on_signals() as stop:
-        target = load_target(recipe.target, recipe.precompute.device)
-        check_tokenizer_fits(chat.plain_vocab_size, target.vocab_size)
-        sampling = Sampling(**settings.model_dump(include={"max_new_tokens", "temperature", "top_p"}))
-        ends = stop_ids(target, chat)
+    row_of = _outcome_row(recipe, chat)
+    with (
+        stop_on_signals() as stop,
+        open_answerer(recipe, inputs.folder, how, stop=stop, saved=saved, report=report) as opened,
+        ProgressLine("regenerate", total=inputs.num_rows, unit="conversations", initial=done) as progress,
+    ):
         rewriter = Rewriter(
-            answerer=TargetAnswerer(target, sampling, ends, batch_size=settings.batch_size),
+            answerer=opened.answerer,
             chat=chat,
             max_new_tokens=settings.max_new_tokens,
-            vocab_size=target.vocab_size,
-            max_positions=max_positions(target.text_config),
+            vocab_size=opened.vocab_size,
+            max_positions=opened.max_positions,
             seed=settings.seed,
         )
-        row_of = _outcome_row(recipe, chat)
+        answering = _Answering(rest=rest, log=log, row_of=row_of, progress=progress)
+        if opened.at_once is None:
+            answering.in_windows(rewriter, settings.batch_size * WINDOW_BATCHES, stop)
+        else:
+            answering.in_stream(rewriter, opened.at_once)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answering:
+    """Rows on their way through a rewriter to the log, and a line about them."""
+
+    rest: Iterator[Conversation | FaultyRow]
+    log: AnswerLog
+    row_of: RowOf
+    progress: ProgressLine
+
+    def in_windows(self, rewriter: Rewriter, window_rows: int, stop: StopFlag) -> None:
+        """Answer whole windows, whose rows share their draws."""
         started, num_tokens = time.monotonic(), 0
-        with ProgressLine("regenerate", total=num_rows, unit="conversations", initial=done) as progress:
-            for window in count(done // window_rows):
-                stop.raise_if_set(f"{log.tally.rows:,} of {num_rows:,} conversations are in {log.path}")
-                if not (rows := list(islice(rest, window_rows))):
-                    break
-                readable = [(number, row) for number, row in enumerate(rows) if isinstance(row, Conversation)]
-                outcomes = dict(rewriter.rewrite(readable, window=window))
-                log.append(
-                    [
-                        _faulty(row) if isinstance(row, FaultyRow) else row_of(row, outcomes[number])
-                        for number, row in enumerate(rows)
-                    ]
-                )
-                num_tokens += sum(outcome.num_tokens for outcome in outcomes.values())
-                progress.update(len(rows), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
+        for window in count(self.log.tally.rows // window_rows):
+            stop.raise_if_set(f"{self.log.tally.rows:,} conversations are in {self.log.path}")
+            if not (rows := list(islice(self.rest, window_rows))):
+                break
+            readable = [(number, row) for number, row in enumerate(rows) if isinstance(row, Conversation)]
+            outcomes = dict(rewriter.rewrite(readable, window=window))
+            self.log.append(
+                [
+                    _faulty(row) if isinstance(row, FaultyRow) else self.row_of(row, outcomes[number])
+                    for number, row in enumerate(rows)
+                ]
+            )
+            num_tokens += sum(outcome.num_tokens for outcome in outcomes.values())
+            self.progress.update(len(rows), f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
+
+    def in_stream(self, rewriter: Rewriter, at_once: int) -> None:
+        """Answer rows as they come, each with draws of its own; the log has them in the order of the input."""
+        started, num_tokens = time.monotonic(), 0
+        on_their_way: dict[int, Conversation] = {}
+        with Windows(self.log, 1) as windows:
+            ordered = OrderedRows(windows, self.log.tally.rows)
+
+            def readable() -> Iterator[tuple[int, Conversation]]:
+                for number, row in enumerate(self.rest, start=self.log.tally.rows):
+                    if isinstance(row, FaultyRow):
+                        ordered.put(number, _faulty(row))
+                        self.progress.update(1)
+                    else:
+                        on_their_way[number] = row
+                        yield number, row
+
+            for number, rewritten in rewriter.rewrite(readable(), at_once=at_once):
+                ordered.put(number, self.row_of(on_their_way.pop(number), rewritten))
+                num_tokens += rewritten.num_tokens
+                self.progress.update(1, f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
 
 
-def _outcome_row(recipe: Recipe, chat: ChatTokenizer) -> Callable[[Conversation, Rewritten], dict[str, Any]]:
+def _outcome_row(recipe: Recipe, chat: ChatTokenizer) -> RowOf:
     return partial(_row, tokenizer=chat.fingerprint(), last_only=recipe.data.supervise == "last")
 
 
