@@ -1,4 +1,4 @@
-"""`eaglepipe data`: look at the conversations, or let the target answer them."""
+"""`eaglepipe data`: look at the conversations, or let the target answer or write them."""
 
 import sys
 from dataclasses import asdict
@@ -29,4 +29,13 @@ def regenerate(recipe: RecipeArgument, overrides: Overrides = None, as_json: Jso
     from eaglepipe.generation.regenerate import run_regenerate
 
     result = run_regenerate(load(recipe, overrides), report=reporter(as_json))
+    print_json(asdict(result), as_json)
+
+
+@app.command("synthesize")
+def synthesize(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonOption = False) -> None:
+    """Let the target write prompts itself, for want of a data set. Run it again to resume."""
+    from eaglepipe.generation.synthesis.synthesize import run_synthesize
+
+    result = run_synthesize(load(recipe, overrides), report=reporter(as_json))
     print_json(asdict(result), as_json)

@@ -256,3 +256,39 @@ ENDPOINT_FIELDS = (
     "max_failed_fraction",
     "request",
 )
+
+
+class SynthesizeConfig(Section):
+    """Settings of `eaglepipe data synthesize`, in which the target writes users' turns itself."""
+
+    output: FileText = Field(description="JSONL file of prompts as messages, for sources of `regenerate` or `data`")
+    count: PositiveInt = Field(1000, description="prompts that are wanted")
+    max_draws: PositiveInt | None = Field(None, description="draws at most; default: 10 for each prompt")
+    system: tuple[str, ...] = Field((), description="system messages, taken in turn; default: the template's own")
+    max_new_tokens: PositiveInt = 256
+    temperature: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0
+    top_p: Share = 1.0
+    min_tokens: PositiveInt = Field(4, description="of a prompt; shorter ones are left out")
+    max_tokens: PositiveInt | None = Field(None, description="of a prompt; longer ones are left out")
+    max_repetition: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.3, description="share of a prompt's token 4-grams that occurred in it before"
+    )
+    max_similarity: Share = Field(
+        0.7, description="Jaccard similarity of character 5-grams at which a prompt repeats an earlier one; 1: never"
+    )
+    batch_size: PositiveInt = 64
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _lengths_leave_room(self) -> "SynthesizeConfig":
+        longest = min(self.max_new_tokens, self.max_tokens or self.max_new_tokens)
+        if self.min_tokens > longest:
+            raise ValueError(f"min_tokens is {self.min_tokens}, and no prompt has more than {longest} tokens")
+        if self.max_draws is not None and self.max_draws < self.count:
+            raise ValueError(f"max_draws is {self.max_draws}, fewer than count, {self.count}")
+        return self
+
+    @property
+    def most_draws(self) -> int:
+        """The number of draws after which there are no more, whatever was kept."""
+        return self.max_draws or 10 * self.count

@@ -10,6 +10,7 @@ from eaglepipe.recipe.config import (
     PrecomputeConfig,
     RegenerateConfig,
     Section,
+    SynthesizeConfig,
     TargetConfig,
     VocabConfig,
 )
@@ -28,6 +29,7 @@ class Recipe(Section):
     draft: DraftConfig = DraftConfig()
     train: TrainConfig
     regenerate: RegenerateConfig | None = None
+    synthesize: SynthesizeConfig | None = None
 
     @model_validator(mode="after")
     def _rows_fit_their_budget(self) -> Self:
