@@ -88,6 +88,8 @@ def _open_vllm(
         folder,
         max_length=length,
         defaults={} if on_gpu else _whole_prompts(length),
+        device=recipe.precompute.device,
+        saved=saved,
         stop=stop,
         report=report,
     ) as engine:
