@@ -84,11 +84,7 @@ def _aux_layers(judged: dict[str, Any], own: dict[str, Any], boundaries: tuple[i
         yield f"config.json names no aux layers, so the engine takes its default ones, not {list(boundaries)}"
         return
     shift = {read - trained for read, trained in zip(ids, boundaries, strict=False)}
-    off = (
-        f", off by {shift.pop():+d}: layer outputs and boundaries are counted from another layer"
-        if len(shift) == 1
-        else ""
-    )
+    off = f", all off by {shift.pop():+d}, as layer outputs are from boundaries" if len(shift) == 1 else ""
     yield f"{AUX_IDS} is {list(ids)}, the draft was trained on boundaries {list(boundaries)}{off}"
 
 

@@ -20,6 +20,7 @@ from eaglepipe.evaluation.real_decoding import OpenTarget
 from eaglepipe.evaluation.served.engine_process import EngineJob, EngineRun, run_engine
 from eaglepipe.export.write import DTYPES, export_draft
 
+_USUAL_LENGTH = 1024  # of requests; a shorter engine was seen to draft otherwise than a longer one
 _WARM_UP = 2  # prompts
 _FREE_SHARE = 0.85  # of the memory that is free on the device
 
@@ -62,13 +63,7 @@ def measure_served(
         if depth == 0:
             method = no_drafter(target.stepping.device).method
         report(f"serving {count_prompts(sets)} prompts in vLLM: {method.label if depth else 'the target alone'}")
-        job = EngineJob(
-            arguments=_arguments(run, target, folder, sets, depth=depth, options=options),
-            sampling=_sampling(target, options),
-            warm_up=[prompt.token_ids.tolist() for prompt in sets[0].prompts[:_WARM_UP]],
-            prompt_sets=[[prompt.token_ids.tolist() for prompt in part.prompts] for part in sets],
-        )
-        served = run_engine(job, options.engine.python)
+        served = run_engine(engine_job(run, target, folder, sets, depth=depth, options=options), options.engine.python)
         alone = alone or served
         measured += measure_sets(
             sets,
@@ -80,6 +75,18 @@ def measure_served(
             seed=options.seed,
         )
     return measured
+
+
+def engine_job(
+    run: FinishedRun, target: OpenTarget, folder: Path, sets: Sequence[PromptSet], *, depth: int, options: EvalOptions
+) -> EngineJob:
+    """Return the job of serving prompts with the draft in `folder` at a depth, or, at depth 0, without it."""
+    return EngineJob(
+        arguments=_arguments(run, target, folder, sets, depth=depth, options=options),
+        sampling=_sampling(target, options),
+        warm_up=[prompt.token_ids.tolist() for prompt in sets[0].prompts[:_WARM_UP]],
+        prompt_sets=[[prompt.token_ids.tolist() for prompt in part.prompts] for part in sets],
+    )
 
 
 def speculative_config(run: FinishedRun, folder: Path, depth: int) -> dict[str, Any]:
@@ -97,6 +104,8 @@ def _arguments(
     longest = max(len(prompt.token_ids) for part in sets for prompt in part.prompts)
     # Rounds near the end of the longest answer guess beyond it, and the engine cuts guesses beyond its own length.
     room = longest + options.max_new_tokens + max(options.depths) + 1
+    positions = getattr(loaded.text_config, "max_position_embeddings", None) or room
+    room = max(room, min(_USUAL_LENGTH, positions))
     arguments = {
         "max_model_len": room,
         "max_num_seqs": options.batch_size,
