@@ -59,7 +59,8 @@ def open_answerer(
         with _open_vllm(recipe, folder, how, stop=stop, saved=saved, report=report) as opened:
             yield opened
         return
-    target = load_target(recipe.target, recipe.precompute.device)
+    with stop.abandonable(saved):
+        target = load_target(recipe.target, recipe.precompute.device)
     check_tokenizer_fits(how.chat.plain_vocab_size, target.vocab_size)
     ends = stop_ids(target, how.chat) | how.ends
     yield OpenAnswerer(

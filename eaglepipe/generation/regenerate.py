@@ -212,7 +212,8 @@ class _Answering:
             if not (rows := list(islice(self.rest, window_rows))):
                 break
             readable = [(number, row) for number, row in enumerate(rows) if isinstance(row, Conversation)]
-            outcomes = dict(rewriter.rewrite(readable, window=window))
+            with stop.abandonable(f"{self.log.tally.rows:,} conversations are in {self.log.path}"):
+                outcomes = dict(rewriter.rewrite(readable, window=window))
             self.log.append(
                 [
                     _faulty(row) if isinstance(row, FaultyRow) else self.row_of(row, outcomes[number])

@@ -110,8 +110,9 @@ class ShardRun:
                     background.submit(partial(_known_items, known, samples))
                     progress.update(num_tokens)
                     continue
-                states = self._model.capture_tokens([sample.input_ids for sample in samples])
-                encoded = self._encoder.encode(states, RowMasks.of(samples, self._encoder.rule))
+                with self._stop.abandonable(self._saved):
+                    states = self._model.capture_tokens([sample.input_ids for sample in samples])
+                    encoded = self._encoder.encode(states, RowMasks.of(samples, self._encoder.rule))
                 background.submit(partial(_known_first, known or {}, samples, encoded))
                 refused = num_refused(samples, encoded)
                 self._drops += refused
@@ -121,11 +122,15 @@ class ShardRun:
                 background.submit(partial(iter, [item]))
             background.finish()
 
+    @property
+    def _saved(self) -> str:
+        return f"the shards published so far stay in {self._plan.folder}"
+
     def _batches(self, shard: int) -> Iterator[tuple[list[TokenSample], int]]:
         """Yield the samples of each forward of a shard, and the tokens of the plan that are done with them."""
         layout = self._plan.layout
         for batch in layout.forwards(shard, self._inputs.recipe.precompute.batch_tokens):
-            self._stop.raise_if_set(f"the shards published so far stay in {self._plan.folder}")
+            self._stop.raise_if_set(self._saved)
             samples = [layout.tokens.read(int(sample)) for sample in batch]
             yield samples, sum(len(sample.input_ids) for sample in samples)
 
