@@ -75,6 +75,14 @@ def made(tmp_path: Path, target: MadeTarget, engine: Any, objective: str = "eagl
     return export_draft(folder, engine, out=tmp_path / "out").folder
 
 
+def test_maps_of_each_id_to_itself_are_a_fault_for_vllm_alone(tmp_path: Path) -> None:
+    """Its loader has no parameter for d2t if the draft's vocabulary is the target's, and stops with a ValueError."""
+    for engine in ("vllm", "sglang", "speculators"):
+        folder = made(tmp_path / engine, MadeTarget(draft_size=VOCAB), engine)
+        report = check_draft(planted(folder, tmp_path / engine / "maps", identity_maps), engine)  # type: ignore[arg-type]
+        assert reports(report, "d2t") == (engine == "vllm") and report.ok == (engine != "vllm"), report.table()
+
+
 def test_norms_of_query_and_key_heads_are_right_in_vllm_and_named_for_sglang(tmp_path: Path) -> None:
     folder = made(tmp_path, MadeTarget(), "vllm", **QWEN3)
     config = json.loads((folder / "config.json").read_text())

@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
-from eaglepipe.drafts.shape import WEIGHT_DTYPES, DraftShape, canonical_name, tensor_shapes
+from eaglepipe.drafts.shape import (
+    WEIGHT_DTYPES,
+    DraftShape,
+    canonical_name,
+    tensor_shapes,
+    without_identity_maps,
+)
 from eaglepipe.export.check.findings import Finding, Findings, error, warning
 from eaglepipe.export.layouts import Layout
 
@@ -66,6 +72,8 @@ def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
 
 
 def _unexpected(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tensor) -> Finding:
+    if canonical_name(raw) not in without_identity_maps({canonical_name(raw): tensor}, shape) and not layout.is_strict:
+        return warning(raw, "a map of each id to itself, which is not needed; vLLM stops at such a d2t", "unexpected")
     if raw == "t2d" and not layout.reads_t2d:
         return warning(raw, "not read, and there is no smaller vocabulary to map to", "unexpected")
     if layout.is_strict and raw.endswith(".bias"):
