@@ -4,6 +4,7 @@ It is driven through a connection and ends with the process that started it, how
 """
 
 import os
+import queue
 import signal
 import sys
 import threading
@@ -34,20 +35,41 @@ class Host:
                 raise _ArgumentError(f"{name}: vLLM's engine has no such argument{hint}")
         self._connection = connection
         self._read_stop: dict[str, EngineSampling] = {}
+        self._messages: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**setup.arguments))
         self._scheduler = self._engine.engine_core.engine_core.scheduler
 
     def serve(self) -> None:
         """Handle messages between the engine's steps until the connection closes."""
+        threading.Thread(target=self._receive, daemon=True).start()
         while True:
-            while self._connection.poll(0 if self._has_work() else None):
-                self._handle(*self._connection.recv())
+            while (message := self._next_message()) != ():
+                if message is None:
+                    self._engine.engine_core.shutdown()
+                    return
+                self._handle(*message)
             outputs = self._engine.step()
             if self._read_stop:
                 self._end_stopped()
             answers = [answer for output in outputs if (answer := self._answer(output)) is not None]
             if answers:
                 self._connection.send(("answers", answers))
+
+    def _receive(self) -> None:
+        """Take messages off the connection as they come, so that whoever sends never waits for a step."""
+        while True:
+            try:
+                self._messages.put(self._connection.recv())
+            except (EOFError, OSError):
+                self._messages.put(None)
+                return
+
+    def _next_message(self) -> tuple[Any, ...] | None:
+        """Return a message, None after the last, or () if there is none and the engine has work."""
+        try:
+            return self._messages.get(block=not self._has_work())
+        except queue.Empty:
+            return ()
 
     def _has_work(self) -> bool:
         return bool(self._engine.has_unfinished_requests() or self._scheduler.has_requests())
@@ -164,8 +186,6 @@ def main() -> None:
         host = Host(connection, setup)
         connection.send(("ready", None))
         host.serve()
-    except EOFError:
-        return
     except BaseException as error:
         traceback.print_exc()
         connection.send(("dead", failure_of(error)))

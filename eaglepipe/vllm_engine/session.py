@@ -22,6 +22,7 @@ from eaglepipe.vllm_engine.messages import EngineAnswer, EngineFailure, EngineSa
 from eaglepipe.vllm_engine.requirements import engine_python, require_vllm
 
 _POLL_SECONDS = 0.2
+_CLOSING_SECONDS = 10
 _NOTHING_LOST = "nothing was written that a rerun would miss"
 
 
@@ -234,6 +235,9 @@ def _process(
         connection = Connection(ours.detach())
         try:
             yield process, connection
+            connection.close()
+            with suppress(subprocess.TimeoutExpired):  # workers release what they share
+                process.wait(timeout=_CLOSING_SECONDS)
         finally:
             connection.close()
             with suppress(ProcessLookupError):

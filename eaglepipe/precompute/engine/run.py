@@ -34,7 +34,9 @@ class EngineRun:
         """Raises EaglepipeError if vLLM is missing, or the target's head cannot be read by itself."""
         require_vllm()
         self._inputs, self._plan, self._stop, self._report = inputs, plan, stop, report
-        self._head = load_head_only(inputs.recipe.target)
+        self._saved = f"the shards published so far stay in {plan.folder}"
+        with stop.abandonable(self._saved):
+            self._head = load_head_only(inputs.recipe.target)
 
     @property
     def plan(self) -> PrecomputePlan:
@@ -110,7 +112,7 @@ class EngineRun:
             defaults=self._defaults(),
             overrides={"max_model_len": longest},
             device=inputs.recipe.precompute.device,
-            saved=f"the shards published so far stay in {plan.folder}",
+            saved=self._saved,
             stop=self._stop,
             report=self._report,
         )
