@@ -28,6 +28,7 @@ from eaglepipe.target.load import (
     text_config_of,
 )
 from eaglepipe.target.positions import max_positions
+from eaglepipe.vllm_engine.extraction import check_extraction
 from eaglepipe.vocab import draft_vocab_size
 
 
@@ -105,6 +106,8 @@ def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
     check_regenerated(recipe)
     folder = resolve_folder(recipe.target, weights=False)
     model_config = read_model_config(folder, recipe.target)
+    if recipe.target.engine == "vllm":
+        check_extraction(model_config, recipe.target.engine_args, path=recipe.target.path, on_gpu=True)
     config = text_config_of(model_config, recipe.target.path)
     num_layers = int(config.num_hidden_layers)
     declared = recipe.cache.aux_layer_ids

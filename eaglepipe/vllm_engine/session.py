@@ -22,7 +22,7 @@ from eaglepipe.vllm_engine.messages import EngineAnswer, EngineFailure, EngineSa
 from eaglepipe.vllm_engine.requirements import engine_python, require_vllm
 
 _POLL_SECONDS = 0.2
-_CLOSING_SECONDS = 10
+_CLOSING_SECONDS = 5
 _NOTHING_LOST = "nothing was written that a rerun would miss"
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import torch
+
 from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import ShardItem
@@ -18,6 +20,7 @@ from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.progress import ProgressLine
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.head_only import HeadOnlyTarget, load_head_only
+from eaglepipe.vllm_engine.extraction import check_extraction
 from eaglepipe.vllm_engine.requirements import require_vllm
 from eaglepipe.vllm_engine.session import open_engine
 
@@ -31,8 +34,10 @@ class EngineRun:
     def __init__(
         self, inputs: Stage1Inputs, plan: PrecomputePlan, stop: StopFlag, report: Callable[[str], None]
     ) -> None:
-        """Raises EaglepipeError if vLLM is missing, or the target's head cannot be read by itself."""
+        """Raises EaglepipeError if vLLM is missing or has no states of the target, or its head cannot be read alone."""
         require_vllm()
+        target, on_gpu = inputs.recipe.target, torch.cuda.is_available()
+        check_extraction(inputs.model_config, target.engine_args, path=target.path, on_gpu=on_gpu)
         self._inputs, self._plan, self._stop, self._report = inputs, plan, stop, report
         self._saved = f"the shards published so far stay in {plan.folder}"
         with stop.abandonable(self._saved):
