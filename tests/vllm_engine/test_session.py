@@ -73,6 +73,7 @@ def test_answers_come_with_the_ids_of_their_requests_and_calls_reach_every_worke
         (NO_MEMORY, ResourceError, "vLLM has not enough memory: CUDA out of memory. Lower gpu_memory_utilization"),
         (KILLED, ResourceError, "vLLM was killed, mostly because memory ran out"),
     ],
+    ids=["dies", "no memory", "killed"],
 )
 def test_an_engine_that_dies_says_why(first: int, kind: type[EaglepipeError], message: str) -> None:
     with engine() as opened, pytest.raises(kind) as failure:
@@ -90,6 +91,7 @@ def test_an_engine_that_dies_says_why(first: int, kind: type[EaglepipeError], me
         ({"quantization": "absent"}, ConfigError, "vLLM refuses them: quantization absent is not supported"),
         ({"gpu_memory_utilization": 2}, ResourceError, "Free memory is less than desired"),
     ],
+    ids=["unknown", "value", "memory"],
 )
 def test_arguments_that_cannot_be_used_are_refused_in_words(
     arguments: dict[str, object], kind: type[EaglepipeError], message: str
