@@ -31,7 +31,7 @@ from tests.precompute.engine.writing_engine import WritingEngine
 from tests.stage_one import quiet
 from tests.tiny_project import TinyProject
 
-ROWS = [conversation(number) for number in range(14)]
+ROWS = [conversation(number) for number in range(8)]
 
 
 @pytest.fixture(scope="module")
