@@ -38,6 +38,8 @@ class Host:
         self._messages: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**setup.arguments))
         self._scheduler = self._engine.engine_core.engine_core.scheduler
+        speculative = setup.arguments.get("speculative_config") or {}
+        self._only_captures = speculative.get("method") == "extract_hidden_states"
 
     def serve(self) -> None:
         """Handle messages between the engine's steps until the connection closes."""
@@ -49,6 +51,8 @@ class Host:
                     return
                 self._handle(*message)
             outputs = self._engine.step()
+            if self._only_captures:
+                self._forget_drafts()
             if self._read_stop:
                 self._end_stopped()
             answers = [answer for output in outputs if (answer := self._answer(output)) is not None]
@@ -101,6 +105,11 @@ class Host:
             extra_args=extra or None,
         )
         self._engine.add_request(request_id, {"type": "token", "prompt_token_ids": token_ids}, params)
+
+    def _forget_drafts(self) -> None:
+        """Take the drafts away that stand for captured states: to verify them on a CPU biases what is sampled."""
+        for request in self._scheduler.running:
+            request.spec_token_ids = []
 
     def _end_stopped(self) -> None:
         """Give requests that read the token that stopped them the length at which their next token ends them."""

@@ -93,7 +93,7 @@ class AnsweringEngineRun(EngineRun):
     def _defaults(self) -> dict[str, Any]:
         settings = self._inputs.recipe.data.generate
         assert settings is not None
-        defaults = super()._defaults()
+        defaults = {**super()._defaults(), "async_scheduling": False}  # a step is planned after the one before it
         if torch.cuda.is_available() or settings.temperature == 0:
             return defaults
         # On CPU, vLLM cannot draw by a request's own seed if its prompt is read in parts.
