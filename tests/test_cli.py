@@ -43,7 +43,6 @@ def test_help_imports_nothing_heavy() -> None:
         (["cache", "ls", "nowhere"], "does not exist"),
         (["eval", "x", "--tree", "4x2", "--batch-size", "2"], "--tree, --batch-size: for decoding with the target"),
         (["eval", "x", "--k", "100"], "--k"),
-        (["export", "x", "--to", "vllm", "--target", "y"], "--target: has no meaning without --check"),
         (["export", "--check", "x", "--to", "vllm", "--push", "a/b"], "--push: has no meaning with --check"),
         (["recipe", "cp", "demo", "/dev/null/demo.yaml"], "cannot be written"),
     ],

@@ -80,7 +80,7 @@ REFUSALS = frozenset({REFUSED, CODEC_OVERFLOW}) | OF_ANSWERS
 
 
 class RefusedSample(Document):
-    """A sample that the target could not be trusted on, or gave no answer of use to."""
+    """A sample that the target could not be trusted on."""
 
     sample_id: str
     reason: str

@@ -107,7 +107,7 @@ def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
     folder = resolve_folder(recipe.target, weights=False)
     model_config = read_model_config(folder, recipe.target)
     if recipe.target.engine == "vllm":
-        check_extraction(model_config, recipe.target.engine_args, path=recipe.target.path, on_gpu=True)
+        check_extraction(model_config, recipe.target.engine_args, path=recipe.target.path)
     config = text_config_of(model_config, recipe.target.path)
     num_layers = int(config.num_hidden_layers)
     declared = recipe.cache.aux_layer_ids

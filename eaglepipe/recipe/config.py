@@ -232,7 +232,9 @@ class RegenerateConfig(Section):
 
     @model_validator(mode="after")
     def _has_an_endpoint(self) -> "RegenerateConfig":
-        if self.endpoint is None and (unused := sorted(self.model_fields_set & set(ENDPOINT_FIELDS))):
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        unused = sorted(name for name in ENDPOINT_FIELDS if getattr(self, name) != defaults[name])
+        if self.endpoint is None and unused:
             raise ValueError(f"{', '.join(unused)} need regenerate.endpoint")
         return self
 

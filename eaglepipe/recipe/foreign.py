@@ -29,9 +29,15 @@ def drop_foreign_defaults(raw: Mapping[str, Any], recipe_class: type[BaseModel])
             recipe[section] = {
                 key: value
                 for key, value in recipe[section].items()
-                if key in own or all(field.default != value for field in families_with((section, key)).values())
+                if key in own or not any(_is_default(field, value) for field in families_with((section, key)).values())
             }
     return recipe
+
+
+def _is_default(field: FieldInfo, value: Any) -> bool:
+    """Return whether a value, which may come from JSON and so have lists for tuples, is a field's default."""
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    return bool(default == (list(value) if isinstance(value, tuple) else value))
 
 
 def _fields(recipe_class: type[BaseModel], section: str) -> dict[str, FieldInfo]:

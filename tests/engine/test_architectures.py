@@ -7,7 +7,6 @@ from transformers.models.auto.modeling_auto import (
 
 from eaglepipe.vllm_engine.architectures import (
     RECURRENT_WITHOUT_AUX_STATES,
-    RELAYING_AUX_STATES,
     WITHOUT_AUX_STATES,
 )
 
@@ -21,7 +20,7 @@ def test_the_tables_are_what_the_engines_classes_say():
     mappings = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     known = {name for mapping in mappings for value in mapping.values() for name in _names(value)}
     seen = 0
-    for name in (known & ModelRegistry.models.keys()) | refused | RELAYING_AUX_STATES:
+    for name in (known & ModelRegistry.models.keys()) | refused:
         try:
             model = ModelRegistry.models[name].load_model_cls()
         except ImportError:  # parts that read images need packages that are not there

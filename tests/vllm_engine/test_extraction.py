@@ -13,10 +13,10 @@ REFUSED = {
 }
 
 
-def check(name, on_gpu=False, **engine_args):
+def check(name, **engine_args):
     config = CONFIGS[name]
     config.architectures = [name]
-    check_extraction(config, engine_args, path="org/model", on_gpu=on_gpu)
+    check_extraction(config, engine_args, path="org/model")
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -34,15 +34,12 @@ def test_targets_whose_states_the_engine_keeps_are_refused_with_the_alternative(
 def test_recurrent_targets_are_refused(kind):
     config = kind(architectures=[kind.__name__.replace("Config", "ForCausalLM")])
     with pytest.raises(TargetError, match=r"recurrent state.*target\.engine: transformers"):
-        check_extraction(config, {}, path="m", on_gpu=True)
+        check_extraction(config, {}, path="m")
 
 
-def test_stages_of_a_pipeline_that_pass_no_states_on_are_refused():
-    check("LlamaForCausalLM", on_gpu=True, pipeline_parallel_size=2)
-    with pytest.raises(ConfigError, match=r"pipeline_parallel_size: 2: with vLLM on CPU .*tensor_parallel_size"):
+def test_pipelines_of_stages_are_refused():
+    with pytest.raises(ConfigError, match=r"pipeline_parallel_size: 2: .*tensor_parallel_size"):
         check("LlamaForCausalLM", pipeline_parallel_size=2)
-    with pytest.raises(ConfigError, match=r"pipeline_parallel_size: 4: with GptOssForCausalLM"):
-        check("GptOssForCausalLM", on_gpu=True, pipeline_parallel_size=4)
 
 
 def test_the_engine_cannot_be_told_to_run_the_code_of_transformers():

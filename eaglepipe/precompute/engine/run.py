@@ -6,8 +6,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import torch
-
 from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import ShardItem
@@ -36,8 +34,8 @@ class EngineRun:
     ) -> None:
         """Raises EaglepipeError if vLLM is missing or has no states of the target, or its head cannot be read alone."""
         require_vllm()
-        target, on_gpu = inputs.recipe.target, torch.cuda.is_available()
-        check_extraction(inputs.model_config, target.engine_args, path=target.path, on_gpu=on_gpu)
+        target = inputs.recipe.target
+        check_extraction(inputs.model_config, target.engine_args, path=target.path)
         self._inputs, self._plan, self._stop, self._report = inputs, plan, stop, report
         self._saved = f"the shards published so far stay in {plan.folder}"
         with stop.abandonable(self._saved):
