@@ -30,6 +30,7 @@ def server(served_project: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_LENGTH), "--enforce-eager"]
+    arguments += ["--kv-cache-memory-bytes", str(64 * 2**20)]
     arguments += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096"]  # seeds on CPU need whole prompts
     command = [
         sys.executable,
