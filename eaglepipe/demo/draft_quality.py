@@ -5,7 +5,7 @@ from typing import Any
 
 from eaglepipe.evaluation.eval_report import EvalReport
 from eaglepipe.evaluation.evaluate import evaluate_run
-from eaglepipe.evaluation.measurement import Measurement
+from eaglepipe.evaluation.figures.measurement import Measurement
 from eaglepipe.evaluation.options import EvalOptions
 
 DEPTH, PROMPTS, NEW_TOKENS = 5, 16, 128

@@ -6,9 +6,9 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
-from eaglepipe.evaluation.bootstrap import Estimate
+from eaglepipe.evaluation.figures.bootstrap import Estimate
+from eaglepipe.evaluation.figures.measurement import Measurement
 from eaglepipe.evaluation.heldout_figures import HeldoutFigures
-from eaglepipe.evaluation.measurement import Measurement
 from eaglepipe.evaluation.served.gap import Gap
 from eaglepipe.evaluation.target_match import TargetMatch
 from eaglepipe.tables import text_table

@@ -13,9 +13,9 @@ from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.bigram import Ints, bigram_acceptance_length, bigram_table
 from eaglepipe.evaluation.drafting import chain_drafter, tree_drafter
 from eaglepipe.evaluation.eval_report import EvalReport
+from eaglepipe.evaluation.figures.measured_sets import Measured
 from eaglepipe.evaluation.finished_run import FinishedRun, open_run
 from eaglepipe.evaluation.heldout_figures import heldout_figures
-from eaglepipe.evaluation.measured_sets import Measured
 from eaglepipe.evaluation.options import GREEDY, EvalOptions, Report
 from eaglepipe.evaluation.prompts import PromptSet, cached_turns, read_prompt_sets
 from eaglepipe.evaluation.real_decoding import OpenTarget, measure_real, open_target

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from eaglepipe.cache.types import CachedSample
-from eaglepipe.evaluation.bootstrap import Estimate, Floats, bootstrap
+from eaglepipe.evaluation.figures.bootstrap import Estimate, Floats, bootstrap
 from eaglepipe.evaluation.finished_run import FinishedRun
 from eaglepipe.training.data.batch import DataPosition, StepPlan
 from eaglepipe.training.data.supervision_rows import without_first_row

@@ -10,9 +10,9 @@ from eaglepipe.decoding.decode import DecodedAnswers, StoppingCriteria, speculat
 from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.text_drafters import no_drafter
 from eaglepipe.errors import EaglepipeError
+from eaglepipe.evaluation.figures.measured_sets import Measured, count_prompts, measure_sets
+from eaglepipe.evaluation.figures.measurement import EvalConditions
 from eaglepipe.evaluation.finished_run import FinishedRun
-from eaglepipe.evaluation.measured_sets import Measured, count_prompts, measure_sets
-from eaglepipe.evaluation.measurement import EvalConditions
 from eaglepipe.evaluation.options import EvalOptions, Report
 from eaglepipe.evaluation.prompts import PromptSet
 from eaglepipe.evaluation.target_match import TargetMatch, match_target

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.decoding.decode import DecodedAnswer, DecodedAnswers
 from eaglepipe.decoding.drafters import Drafter, VerifiedSlots
+from eaglepipe.evaluation.figures.measurement import EvalConditions, Measurement, measure
 from eaglepipe.evaluation.finished_run import FinishedRun
-from eaglepipe.evaluation.measurement import EvalConditions, Measurement, measure
 from eaglepipe.evaluation.options import GREEDY, EvalOptions, Report
 from eaglepipe.evaluation.prompts import CachedTurn
 from eaglepipe.training.data.batch import TrainingSource

@@ -10,7 +10,7 @@ import pytest
 
 from eaglepipe.commands.evaluate import engine_arguments, engine_options
 from eaglepipe.errors import ConfigError, EaglepipeError
-from eaglepipe.evaluation.engine_count import EngineCount
+from eaglepipe.evaluation.figures.engine_count import EngineCount
 from eaglepipe.evaluation.served.causes import likely_causes
 from eaglepipe.evaluation.served.engine_process import EngineJob, decoded_answer, require_engine, run_engine
 from eaglepipe.evaluation.served.gap import Gap

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from eaglepipe.decoding.drafters import DraftMethod
 from eaglepipe.errors import EaglepipeError
-from eaglepipe.evaluation.bootstrap import Estimate
-from eaglepipe.evaluation.engine_count import EngineCount
+from eaglepipe.evaluation.figures.bootstrap import Estimate
+from eaglepipe.evaluation.figures.engine_count import EngineCount
+from eaglepipe.evaluation.figures.measured_sets import ALL_SETS
+from eaglepipe.evaluation.figures.measurement import EvalConditions, Measurement
 from eaglepipe.evaluation.finished_run import FinishedRun
-from eaglepipe.evaluation.measured_sets import ALL_SETS
-from eaglepipe.evaluation.measurement import EvalConditions, Measurement
 from eaglepipe.evaluation.options import EvalOptions, Report
 from eaglepipe.evaluation.prompts import PromptSet
 from eaglepipe.evaluation.served.server import Counters, Server, ServerAnswer, generated, open_server

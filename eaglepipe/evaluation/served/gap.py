@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from eaglepipe.evaluation.bootstrap import Estimate, bootstrap
-from eaglepipe.evaluation.engine_count import EngineCount, count_rows
-from eaglepipe.evaluation.measured_sets import Measured
-from eaglepipe.evaluation.measurement import Measurement
+from eaglepipe.evaluation.figures.bootstrap import Estimate, bootstrap
+from eaglepipe.evaluation.figures.engine_count import EngineCount, count_rows
+from eaglepipe.evaluation.figures.measured_sets import Measured
+from eaglepipe.evaluation.figures.measurement import Measurement
 
 MAX_LENGTH_GAP = 0.02  # of the acceptance length
 MAX_POSITION_GAP = 0.02  # of the rounds, at any position

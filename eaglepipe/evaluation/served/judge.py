@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from eaglepipe.evaluation.figures.measured_sets import Measured
 from eaglepipe.evaluation.finished_run import FinishedRun
-from eaglepipe.evaluation.measured_sets import Measured
 from eaglepipe.evaluation.options import EvalOptions, Report
 from eaglepipe.evaluation.prompts import PromptSet
 from eaglepipe.evaluation.real_decoding import OpenTarget

@@ -11,9 +11,9 @@ import torch
 
 from eaglepipe.decoding.drafters import DraftMethod
 from eaglepipe.decoding.text_drafters import no_drafter
+from eaglepipe.evaluation.figures.measured_sets import Measured, count_prompts, measure_sets
+from eaglepipe.evaluation.figures.measurement import EvalConditions
 from eaglepipe.evaluation.finished_run import FinishedRun
-from eaglepipe.evaluation.measured_sets import Measured, count_prompts, measure_sets
-from eaglepipe.evaluation.measurement import EvalConditions
 from eaglepipe.evaluation.options import EngineOptions, EvalOptions, Report
 from eaglepipe.evaluation.prompts import PromptSet
 from eaglepipe.evaluation.real_decoding import OpenTarget

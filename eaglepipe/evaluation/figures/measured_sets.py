@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from eaglepipe.decoding.decode import DecodedAnswers
 from eaglepipe.decoding.drafters import DraftMethod
-from eaglepipe.evaluation.divergence import describe_difference
-from eaglepipe.evaluation.measurement import EvalConditions, Measurement, measure
+from eaglepipe.evaluation.figures.divergence import describe_difference
+from eaglepipe.evaluation.figures.measurement import EvalConditions, Measurement, measure
 from eaglepipe.evaluation.prompts import PromptSet
 from eaglepipe.target.capture import HFEagle3TargetModel
 

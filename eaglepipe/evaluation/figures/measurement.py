@@ -9,8 +9,8 @@ import numpy as np
 from eaglepipe.decoding.decode import DecodedAnswers
 from eaglepipe.decoding.drafters import DraftMethod
 from eaglepipe.decoding.verify import SamplingRule
-from eaglepipe.evaluation.bootstrap import Estimate, bootstrap
-from eaglepipe.evaluation.engine_count import EngineCount, count_accepted
+from eaglepipe.evaluation.figures.bootstrap import Estimate, bootstrap
+from eaglepipe.evaluation.figures.engine_count import EngineCount, count_accepted
 
 
 @dataclass(frozen=True, kw_only=True)
