@@ -18,6 +18,7 @@ from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.layers import find_decoder, find_layers, rope_kinds, validate_aux_layer_ids
 from eaglepipe.target.load import LoadedTarget, load_target
 from eaglepipe.target.loaded_head import (
+    HeadedTarget,
     LoadedHead,
     config_fields,
     explained_forward,
@@ -27,11 +28,9 @@ from eaglepipe.target.loaded_head import (
     probe_logits,
 )
 from eaglepipe.target.model import CapturedStates, TargetModel
-from eaglepipe.target_head import HeadSpec
-from eaglepipe.vocab import DraftVocab
 
 
-class HFEagle3TargetModel:
+class HFEagle3TargetModel(HeadedTarget):
     """A transformers causal LM as a source of aux states, last hidden states and logits.
 
     Boundary b is the output of decoder layer b-1 (`output_hidden_states[b]`); the last one, b = n, is taken before the
@@ -51,19 +50,9 @@ class HFEagle3TargetModel:
         self._head = LoadedHead(target=target, decoder=self._decoder, module=module, spec=spec)
 
     @property
-    def hidden_size(self) -> int:
-        """Ht."""
-        return self.target.hidden_size
-
-    @property
     def device(self) -> torch.device:
         """Device of the states."""
         return self.target.device
-
-    @property
-    def architectures(self) -> list[str]:
-        """Names by which a draft is chosen."""
-        return self.target.architectures
 
     def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> CapturedStates:
         """Run the decoder over sequences of token ids [T] in one padded forward; returns the states of their tokens."""
@@ -109,18 +98,6 @@ class HFEagle3TargetModel:
                 handle.remove()
         aux = torch.stack([taken[boundary] for boundary in self.aux_layer_ids], dim=2)
         return CapturedStates(aux=aux, last_hidden=output.last_hidden_state)
-
-    def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
-        """Return the target's logits, float32 [N, V], of last hidden states [N, Ht]."""
-        return self._head.logits(last_hidden)
-
-    def head_spec(self) -> HeadSpec:
-        """Return the scale and soft cap that turn raw head outputs into logits."""
-        return self._head.spec
-
-    def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
-        """Return the tensors that a draft starts from, as `LoadedHead.start_tensors`."""
-        return self._head.start_tensors(vocab, full_head=full_head)
 
     def config_json(self) -> dict[str, Any]:
         """Return the fields of the target's config.json, its architectures named."""

@@ -25,6 +25,7 @@ from eaglepipe.target.hollow.plain_weights import check_not_quantised
 from eaglepipe.target.layers import find_decoder, find_final_norm
 from eaglepipe.target.load import LoadedTarget, read_model_config, resolve_folder, text_config_of
 from eaglepipe.target.loaded_head import (
+    HeadedTarget,
     LoadedHead,
     config_fields,
     explained_forward,
@@ -33,11 +34,9 @@ from eaglepipe.target.loaded_head import (
     probe_ids,
     probe_logits,
 )
-from eaglepipe.target_head import HeadSpec
-from eaglepipe.vocab import DraftVocab
 
 
-class HeadOnlyTarget:
+class HeadOnlyTarget(HeadedTarget):
     """All of a `TargetModel` but `capture_tokens`; equal, bit for bit, to that of the whole target."""
 
     def __init__(self, target: LoadedTarget, device: torch.device, quantization: dict[str, Any] | None) -> None:
@@ -67,11 +66,6 @@ class HeadOnlyTarget:
         head.to(device)
 
     @property
-    def hidden_size(self) -> int:
-        """Ht."""
-        return self.target.hidden_size
-
-    @property
     def dtype(self) -> torch.dtype:
         """Type of the target's states and head."""
         return self.target.dtype
@@ -81,28 +75,11 @@ class HeadOnlyTarget:
         """Device of the final norm and the head."""
         return self._device
 
-    @property
-    def architectures(self) -> list[str]:
-        """Names by which a draft is chosen."""
-        return self.target.architectures
-
     @torch.no_grad()
     def final_norm(self, states: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states [..., Ht] of states at the last boundary, which is before the final norm."""
         last_hidden: torch.Tensor = self._norm(states)
         return last_hidden
-
-    def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
-        """Return the target's logits, float32 [N, V], of last hidden states [N, Ht]."""
-        return self._head.logits(last_hidden)
-
-    def head_spec(self) -> HeadSpec:
-        """Return the scale and soft cap that turn raw head outputs into logits."""
-        return self._head.spec
-
-    def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
-        """Return the tensors that a draft starts from, as `LoadedHead.start_tensors`."""
-        return self._head.start_tensors(vocab, full_head=full_head)
 
     def config_json(self) -> dict[str, Any]:
         """Return the fields of the target's config.json, its architectures named."""

@@ -55,6 +55,35 @@ class LoadedHead:
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
+class HeadedTarget:
+    """The part of a `TargetModel` that a loaded target's config and head answer."""
+
+    target: LoadedTarget
+    _head: LoadedHead
+
+    @property
+    def hidden_size(self) -> int:
+        """Ht."""
+        return self.target.hidden_size
+
+    @property
+    def architectures(self) -> list[str]:
+        """Names by which a draft is chosen."""
+        return self.target.architectures
+
+    def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
+        """Return the target's logits, float32 [N, V], of last hidden states [N, Ht]."""
+        return self._head.logits(last_hidden)
+
+    def head_spec(self) -> HeadSpec:
+        """Return the scale and soft cap that turn raw head outputs into logits."""
+        return self._head.spec
+
+    def draft_start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
+        """Return the tensors that a draft starts from, as `LoadedHead.start_tensors`."""
+        return self._head.start_tensors(vocab, full_head=full_head)
+
+
 def probe_ids(target: LoadedTarget) -> torch.Tensor:
     """Return the ids by which a target's own logits are compared with ours: int64 [1, T]."""
     return torch.arange(PROBE_LENGTH, device=target.device)[None] % target.vocab_size
