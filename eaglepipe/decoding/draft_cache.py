@@ -26,11 +26,12 @@ class Placement:
 class DraftCache:
     """Keys and values of one layer. Entry t of a row is its verified slot t; guesses lie behind the longest row.
 
-    A layer with a window attends to entries less than `window` positions before a token alone.
+    A layer with a window attends to entries less than `window` positions before a token alone or, with `looks_ahead`,
+    on either side of it.
     """
 
-    def __init__(self, window: int | None = None) -> None:
-        self._window = window
+    def __init__(self, window: int | None = None, *, looks_ahead: bool = False) -> None:
+        self._window, self._looks_ahead = window, looks_ahead
         self._entries: torch.Tensor | None = None  # [2, B, S, kv, d], zero until written
         self._positions: torch.Tensor | None = None  # int64 [B, S], of the entries
 
@@ -58,7 +59,8 @@ class DraftCache:
             return mask
         assert self._positions is not None
         distance = placement.position_ids[:, :, None] - self._positions[:, None, : mask.shape[-1]]
-        return mask & (distance < self._window)
+        nearest = 1 - self._window if self._looks_ahead else 0
+        return mask & (distance >= nearest) & (distance < self._window)
 
     def read(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of the first `length` entries, [B, kv, length, d] each."""
@@ -81,8 +83,7 @@ def cached_attention(
     """
     heads, cos, sin = (-1, attention.head_dim), rotary[0][:, :, None], rotary[1][:, :, None]
     query = apply_rotary(attention.q_norm(attention.q_proj(inputs).unflatten(-1, heads)), cos, sin)
-    key = apply_rotary(attention.k_norm(attention.k_proj(inputs).unflatten(-1, heads)), cos, sin)
-    cache.write(key, attention.v_proj(inputs).unflatten(-1, heads), placement)
+    cache_keys(attention, inputs, rotary, cache, placement)
     keys, values = cache.read(placement.attention_mask.shape[-1])
     groups = query.shape[2] // keys.shape[1]
     queries = query.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, kv, groups·n, d]
@@ -91,3 +92,10 @@ def cached_attention(
     merged = attended.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2)
     output: torch.Tensor = attention.o_proj(merged)
     return output
+
+
+def cache_keys(attention: Any, inputs: torch.Tensor, rotary: Rotary, cache: DraftCache, placement: Placement) -> None:
+    """Write the keys and values of new tokens, as `cached_attention` takes them; of `placement` no mask is read."""
+    heads, cos, sin = (-1, attention.head_dim), rotary[0][:, :, None], rotary[1][:, :, None]
+    key = apply_rotary(attention.k_norm(attention.k_proj(inputs).unflatten(-1, heads)), cos, sin)
+    cache.write(key, attention.v_proj(inputs).unflatten(-1, heads), placement)

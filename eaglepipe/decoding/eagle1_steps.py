@@ -8,14 +8,14 @@ from typing import Any, Self
 import torch
 
 from eaglepipe.decoding.draft_cache import Placement, cached_attention
-from eaglepipe.decoding.draft_steps import DraftSteps
+from eaglepipe.decoding.draft_steps import SequentialSteps
 from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.errors import EaglepipeError
 from eaglepipe.target_head import HeadSpec, TargetHead
 from eaglepipe.training.data.batch import TrainingSource
 
 
-class Eagle1Steps(DraftSteps):
+class Eagle1Steps(SequentialSteps):
     """Steps of a `LlamaEagleDraftModel`, with the rows of the target's head that the cache keeps."""
 
     name = "EAGLE-1"

@@ -8,13 +8,13 @@ from typing import Any, Self
 import torch
 
 from eaglepipe.decoding.draft_cache import Placement, cached_attention
-from eaglepipe.decoding.draft_steps import DraftSteps
+from eaglepipe.decoding.draft_steps import ParallelSteps, SequentialSteps
 from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.eagle.layers.windows import layer_windows
 from eaglepipe.training.data.batch import TrainingSource
 
 
-class Eagle3Steps(DraftSteps):
+class Eagle3Steps(SequentialSteps):
     """Steps of a `LlamaEagle3DraftModel`."""
 
     name = "EAGLE-3"
@@ -55,7 +55,7 @@ class Eagle3Steps(DraftSteps):
         return output
 
 
-class PeagleSteps(Eagle3Steps):
+class PeagleSteps(Eagle3Steps, ParallelSteps):
     """Steps of an EAGLE-3 draft that was trained to draft all depths at once."""
 
     name = "P-EAGLE"

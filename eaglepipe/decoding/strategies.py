@@ -3,11 +3,12 @@
 Shapes: B rows, K depth, w nodes that a tree level grows from, M nodes grown, N proposed, D draft vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 
-from eaglepipe.decoding.draft_steps import DraftSteps
+from eaglepipe.decoding.draft_steps import DraftSteps, ParallelSteps, SequentialSteps
 from eaglepipe.decoding.drafters import DraftMethod, Proposal, VerifiedSlots, chain_proposal
-from eaglepipe.decoding.eagle3_steps import PeagleSteps
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.target.steps.sampling import distribution, draw
 
@@ -15,7 +16,7 @@ from eaglepipe.target.steps.sampling import distribution, draw
 class _SteppedDrafter:
     """State and logits of each row's newest slot, renewed by every `extend`."""
 
-    def __init__(self, steps: DraftSteps) -> None:
+    def __init__(self, steps: SequentialSteps) -> None:
         self._steps = steps
 
     def begin(self, num_rows: int) -> None:
@@ -32,7 +33,7 @@ class _SteppedDrafter:
 class ChainDrafter(_SteppedDrafter):
     """Drafts K tokens one after the other: each the likeliest, or sampled from the draft's own distribution."""
 
-    def __init__(self, steps: DraftSteps, depth: int, rule: SamplingRule) -> None:
+    def __init__(self, steps: SequentialSteps, depth: int, rule: SamplingRule) -> None:
         super().__init__(steps)
         self._rule = rule
         self.method = DraftMethod(drafter=steps.name, shape="chain", depth=depth, size=depth)
@@ -46,15 +47,16 @@ class ChainDrafter(_SteppedDrafter):
             if step < depth:
                 visible = torch.ones(len(token), 1, step, dtype=torch.bool, device=token.device)
                 state, logits = self._steps.step(token, state, visible, step)
-        sampled = [probs for _, probs in chain if probs is not None]
-        tokens = torch.cat([token for token, _ in chain], dim=1)
-        return chain_proposal(tokens, torch.cat(sampled, dim=1) if sampled else None)
+        return _proposal(chain)
 
 
 class ParallelDrafter:
-    """Drafts a P-EAGLE chain of K tokens in one pass; no depth's distribution depends on the tokens before it."""
+    """Drafts a chain of K tokens in one pass of the draft's layers.
 
-    def __init__(self, steps: PeagleSteps, depth: int, rule: SamplingRule) -> None:
+    The depths are chosen at once, or, if the steps are chained, one after the other by the draft's head alone.
+    """
+
+    def __init__(self, steps: ParallelSteps, depth: int, rule: SamplingRule) -> None:
         self._steps, self._rule = steps, rule
         self.method = DraftMethod(drafter=steps.name, shape="chain", depth=depth, size=depth)
 
@@ -63,12 +65,20 @@ class ParallelDrafter:
 
     def extend(self, verified: VerifiedSlots) -> None:
         self._logits = self._steps.draft_all(verified, self.method.depth)
+        self._newest = verified.next_tokens.gather(1, verified.counts[:, None] - 1)
 
     def propose(self, generator: torch.Generator) -> Proposal:
-        return chain_proposal(*_choose_guesses(self._steps, self._logits, self._rule, generator))
+        if not self._steps.is_chained:
+            return chain_proposal(*_choose_guesses(self._steps, self._logits, self._rule, generator))
+        previous, chain = self._newest, []
+        for depth in range(self.method.depth):
+            logits = self._steps.follow(self._logits[:, depth], previous[:, 0])[:, None]
+            previous, probs = _choose_guesses(self._steps, logits, self._rule, generator)
+            chain.append((previous, probs))
+        return _proposal(chain)
 
     def select(self, rows: torch.Tensor) -> None:
-        self._logits = self._logits[rows]
+        self._logits, self._newest = self._logits[rows], self._newest[rows]
         self._steps.select(rows)
 
 
@@ -79,7 +89,7 @@ class TreeDrafter(_SteppedDrafter):
     draws decide which are accepted (see `verify`).
     """
 
-    def __init__(self, steps: DraftSteps, *, depth: int, width: int, size: int) -> None:
+    def __init__(self, steps: SequentialSteps, *, depth: int, width: int, size: int) -> None:
         super().__init__(steps)
         self._width = width
         self.method = DraftMethod(drafter=steps.name, shape="tree", depth=depth, size=size)
@@ -105,6 +115,13 @@ class TreeDrafter(_SteppedDrafter):
             visible = torch.cat((visible.gather(1, grown_from.expand_as(visible)), itself), dim=-1)
         tokens, parents = _best_nodes(scores, tokens, parents, self.method.size)
         return Proposal(tokens=self._steps.to_target_ids(tokens), parents=parents)
+
+
+def _proposal(chain: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> Proposal:
+    """Return the chain of guesses [B, 1] and distributions [B, 1, V] that `_choose_guesses` gave at each depth."""
+    sampled = [probs for _, probs in chain if probs is not None]
+    tokens = torch.cat([token for token, _ in chain], dim=1)
+    return chain_proposal(tokens, torch.cat(sampled, dim=1) if sampled else None)
 
 
 def _choose_guesses(

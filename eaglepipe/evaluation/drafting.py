@@ -39,6 +39,6 @@ def tree_drafter(run: FinishedRun, shape: TreeShape) -> Drafter:
 
 
 def _draft_steps(run: FinishedRun) -> Any:
-    """Return the `DraftSteps` of the run's family, `PeagleSteps` if it is parallel."""
+    """Return the `DraftSteps` of the run's family: `ParallelSteps` if it is parallel, `SequentialSteps` otherwise."""
     family = run.recipe.train.family
     return family.load(family.steps).from_source(run.draft, run.source)

@@ -5,8 +5,10 @@ import torch
 
 from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.decoding.eagle3_steps import PeagleSteps
+from eaglepipe.decoding.strategies import ParallelDrafter
+from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.eagle.peagle_attention import peagle_mask
-from tests.decoding.tiny_decoding import tiny_draft, tiny_stepping
+from tests.decoding.tiny_decoding import ChainedSteps, tiny_draft, tiny_stepping
 
 DEPTH, LENGTH = 4, 9
 
@@ -58,3 +60,33 @@ def trained(draft: object, aux: torch.Tensor, next_tokens: torch.Tensor) -> torc
     mask = peagle_mask(anchor, depth, torch.tensor([total]), total)
     states = draft.forward_peagle(ids[None], hidden[None], (anchor + depth)[None], mask)
     return draft.compute_logits(states)[0, num_slots - 1 :]
+
+
+@torch.no_grad()
+def test_a_chained_head_follows_the_token_chosen_before_and_the_newest_at_first() -> None:
+    draft = tiny_draft(tiny_stepping(), 16, parallel_drafting=True, mask_token_id=30)
+    generator = torch.Generator().manual_seed(5)
+    verified = VerifiedSlots(
+        aux=torch.randn(2, 4, 3, 32, generator=generator),
+        last_hidden=None,
+        next_tokens=torch.tensor([[3, 4, 5, 9], [7, 8, 0, 0]]),
+        counts=torch.tensor([4, 2]),
+        sequences=(),
+    )
+    steps = ChainedSteps(draft)
+    steps.begin(2)
+    logits = steps.draft_all(verified, DEPTH)
+    expected = []
+    for row, newest in enumerate((9, 8)):
+        chain = [newest]
+        for depth in range(DEPTH):
+            scores = logits[row, depth].clone()
+            scores[chain[-1] % 16] += 3.0
+            chain.append(2 * int(scores.argmax()))
+        expected.append(chain[1:])
+    drafter = ParallelDrafter(steps, DEPTH, SamplingRule())
+    drafter.begin(2)
+    drafter.extend(verified)
+    assert drafter.propose(generator).tokens.tolist() == expected
+    drafter.select(torch.tensor([1]))
+    assert drafter.propose(generator).tokens.tolist() == expected[1:]

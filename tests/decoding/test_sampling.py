@@ -7,11 +7,11 @@ import torch
 from eaglepipe.decoding.decode import StoppingCriteria, speculate
 from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.eagle3_steps import Eagle3Steps
-from eaglepipe.decoding.strategies import ChainDrafter, TreeDrafter
+from eaglepipe.decoding.strategies import ChainDrafter, ParallelDrafter, TreeDrafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.target.steps.sampling import distribution
 from eaglepipe.target.steps.stepping import SteppingTarget
-from tests.decoding.tiny_decoding import tiny_draft, tiny_stepping
+from tests.decoding.tiny_decoding import ChainedSteps, tiny_draft, tiny_stepping
 
 VOCAB, DRAFT_VOCAB, DRAWS = 6, 3, 20_000
 PROMPT = [4, 4]
@@ -40,11 +40,16 @@ def joint_distribution(target: SteppingTarget, rule: SamplingRule) -> torch.Tens
 
 
 def drafter(name: str, target: SteppingTarget, rule: SamplingRule) -> Drafter:
+    if name == "chained":
+        parallel = tiny_draft(target, DRAFT_VOCAB, parallel_drafting=True, mask_token_id=0)
+        return ParallelDrafter(ChainedSteps(parallel), 2, rule)
     steps = Eagle3Steps(tiny_draft(target, DRAFT_VOCAB))
     return ChainDrafter(steps, 2, rule) if name == "chain" else TreeDrafter(steps, depth=2, width=2, size=5)
 
 
-@pytest.mark.parametrize(("name", "rule"), [("chain", PLAIN), ("chain", NUCLEUS), ("tree", NUCLEUS)])
+@pytest.mark.parametrize(
+    ("name", "rule"), [("chain", PLAIN), ("chain", NUCLEUS), ("chained", NUCLEUS), ("tree", NUCLEUS)]
+)
 def test_the_first_three_tokens_are_distributed_as_the_targets_own(
     target: SteppingTarget, name: str, rule: SamplingRule
 ) -> None:

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig
 
 from eaglepipe.decoding.drafters import DraftMethod, Proposal, VerifiedSlots
+from eaglepipe.decoding.eagle3_steps import PeagleSteps
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.target.capture import HFEagle3TargetModel
@@ -43,6 +44,16 @@ def tiny_draft(target: SteppingTarget, draft_vocab: int | None = None, **setting
     if config.draft_vocab_size < config.vocab_size:
         draft.set_vocab_mapping(torch.arange(config.draft_vocab_size) * 2)
     return draft
+
+
+class ChainedSteps(PeagleSteps):
+    """Draft all depths at once, then let each depth's logits depend strongly on the token before it."""
+
+    is_chained = True
+
+    def follow(self, logits: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        favoured = previous % logits.shape[-1]
+        return logits + 3.0 * torch.nn.functional.one_hot(favoured, logits.shape[-1])
 
 
 class OracleDrafter:
