@@ -119,7 +119,7 @@ class StepPath:
 
     def products(self) -> list[Products]:
         """Return the matrix products of a pass of the compact path."""
-        config, chunk = self.module.draft_model.config, rows_at_once(self._setup.device)
+        config, chunk = self.module.draft_model.config, rows_at_once(self._setup.device, self._setup.dtype)
         return [product for plan in self.plans() for product in unroll_products(config, plan, head_chunk_rows=chunk)]
 
     def plans(self) -> list[UnrollPlan]:

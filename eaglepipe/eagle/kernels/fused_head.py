@@ -15,6 +15,7 @@ from eaglepipe.eagle.kernels import row_kernels
 from eaglepipe.eagle.kernels.one_backward import scaled, take_gradients
 from eaglepipe.eagle.kernels.probe import agrees
 from eaglepipe.eagle.kernels.row_ops import RowLosses, row_blocks, row_dots, softmax_in_place, take_rows
+from eaglepipe.target_head import HALF_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +84,22 @@ def fused_head_loss(
         chunk_rows: rows whose logits are held at once; None: those of `rows_at_once`.
     """
     device = hidden_states.device.type
-    chunk_rows = rows_at_once(hidden_states.device) if chunk_rows is None else chunk_rows
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    chunk_rows = rows_at_once(hidden_states.device, dtype) if chunk_rows is None else chunk_rows
     loss, row_losses, predicted = _FusedHeadLoss.apply(
         hidden_states, weight, targets, target_rows, row_weights, chunk_rows, dtype, torch.is_grad_enabled()
     )
     return HeadLoss(loss=loss, row_losses=row_losses, predicted=predicted)
 
 
-def rows_at_once(device: torch.device) -> int:
-    """Return the rows of a chunk on this device.
+def rows_at_once(device: torch.device, dtype: torch.dtype = torch.float32) -> int:
+    """Return the rows of a chunk on this device, with products in `dtype`.
 
-    The weight's gradient is read and written once a chunk, which a fast device feels; logits fill memory.
+    The weight's gradient is read and written once a chunk, which fast products feel; logits fill memory.
     """
-    return 512 if device.type == "cpu" else 4096
+    if device.type != "cpu":
+        return 4096
+    return 2048 if dtype in HALF_TYPES else 512
 
 
 class _FusedHeadLoss(torch.autograd.Function):
@@ -119,13 +122,15 @@ class _FusedHeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if wants_gradient and ctx.needs_input_grad[1] else None
         cast_weight = weight.to(dtype)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            buffer = row_weights.new_empty(min(chunk_rows, num_rows), weight.shape[0], dtype=torch.float32)
+            stays_narrow = hidden_states.device.type == "cpu" and dtype in HALF_TYPES
+            shape, held = (min(chunk_rows, num_rows), weight.shape[0]), dtype if stays_narrow else torch.float32
+            buffer = row_weights.new_empty(shape, dtype=held)
             for start in range(0, num_rows, chunk_rows):
                 span = slice(start, min(start + chunk_rows, num_rows))
                 hidden = hidden_states[span].to(dtype)
                 logits = buffer[: hidden.shape[0]]
                 _matmul_into(logits, hidden, cast_weight)
-                rows = targets.losses(logits, target_rows[span], dtype)
+                rows = _losses(targets, logits, target_rows[span], dtype)
                 row_losses[span], predicted[span], grad_logits = rows.losses, rows.predicted, rows.gradient
                 if grad_hidden is not None:
                     grad_hidden[span] = (grad_logits @ cast_weight) * row_weights[span, None]
@@ -141,6 +146,17 @@ class _FusedHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = [scaled(gradient, grads[0]) for gradient in take_gradients(ctx)]
         return *gradients, None, None, None, None, None, None
+
+
+def _losses(targets: TargetRows, logits: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> RowLosses:
+    """Return `targets.losses` of logits in float32; narrower ones are widened in blocks that stay in the cache."""
+    if logits.dtype not in HALF_TYPES:
+        return targets.losses(logits, rows, dtype)
+    losses, predicted = logits.new_empty(len(rows), dtype=torch.float32), torch.empty_like(rows)
+    for block in row_blocks(logits):
+        part = targets.losses(logits[block].float(), rows[block], torch.float32)
+        losses[block], predicted[block], logits[block] = part.losses, part.predicted, part.gradient
+    return RowLosses(losses=losses, predicted=predicted, gradient=logits)
 
 
 def _matmul_into(logits: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> None:
