@@ -28,6 +28,8 @@ class AnswerOutput(Generic[R]):
     setting: str
     identity: Mapping[str, Any]
     result: type[R]
+    log_identity: Mapping[str, Any] | None = None
+    """What a log was begun with, if an unfinished one may be continued under other settings."""
 
     @property
     def log(self) -> Path:
@@ -41,7 +43,8 @@ class AnswerOutput(Generic[R]):
 
     def open_log(self, window_rows: int) -> AnswerLog:
         """Open or continue the log, as `AnswerLog` does."""
-        return AnswerLog(self.log, self.identity, window_rows, setting=self.setting)
+        begun_with = self.identity if self.log_identity is None else self.log_identity
+        return AnswerLog(self.log, begun_with, window_rows, setting=self.setting)
 
     def finished_earlier(self) -> R | None:
         """Return the result of the run that made the output, if there is one; what killed runs left is removed.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
@@ -52,6 +53,8 @@ class SynthesizeResult:
 def run_synthesize(recipe: Recipe, report: Report = print) -> SynthesizeResult:
     """Write `synthesize.count` prompts of the target's own into `synthesize.output`, or finish an earlier run.
 
+    An unfinished run may be finished with another `count` or `max_draws`; with a lower one all that it has stays.
+
     Rows are messages with an id. Draws that are left out are in `<output>.left-out.jsonl` with their reasons: turns
     that did not end, too short or too long ones, such as repeat themselves or an earlier one.
 
@@ -72,7 +75,7 @@ def run_synthesize(recipe: Recipe, report: Report = print) -> SynthesizeResult:
     check_tokenizer_fits(chat.plain_vocab_size, text_config.vocab_size)
     draws = _draws(settings, chat, max_positions(text_config))
     batched = recipe.target.engine == "transformers"  # then the other draws of a batch decide a draw, too
-    identity = {
+    identity: dict[str, Any] = {
         "target": target_fields(folder, model_config, recipe.target, weights=weights_fingerprint(folder)),
         "tokenizer": chat.fingerprint(),
         "template": {"source": chat.template.sources(), "variables": dict(chat.template.variables)},
@@ -83,6 +86,7 @@ def run_synthesize(recipe: Recipe, report: Report = print) -> SynthesizeResult:
         path=Path(settings.output).expanduser(),
         setting="synthesize.output",
         identity=identity,
+        log_identity={**identity, "synthesize": _draw_settings(identity["synthesize"])},
         result=SynthesizeResult,
     )
     if (finished := files.finished_earlier()) is not None:
@@ -127,6 +131,11 @@ def _draws(settings: SynthesizeConfig, chat: ChatTokenizer, room: int | None) ->
         max_repetition=settings.max_repetition,
     )
     return Draws(openings=openings, rules=rules, seed=settings.seed)
+
+
+def _draw_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out when to stop, which changes no draw."""
+    return {name: value for name, value in settings.items() if name not in ("count", "max_draws")}
 
 
 def _is_complete(settings: SynthesizeConfig, tally: Tally) -> bool:

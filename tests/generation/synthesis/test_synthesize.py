@@ -127,6 +127,19 @@ def test_killed_and_stopped_and_run_again_it_writes_the_same_bytes(make_recipe, 
     assert (result.draws, result.left_out_by_reason) == (undisturbed.draws, undisturbed.left_out_by_reason)
 
 
+def test_an_unfinished_run_is_finished_with_another_count(make_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("eaglepipe.generation.ordered_log._FLUSH_SECONDS", 0.0)
+    output, log = tmp_path / "prompts.jsonl", tmp_path / "prompts.jsonl.part"
+    run(make_recipe(count=60, max_draws=4000))
+    expected = output.read_bytes()
+    output.unlink()
+    assert start_and_signal(make_recipe(count=90, max_draws=5000), log, signal.SIGKILL) == -signal.SIGKILL
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        run(make_recipe(count=60, max_draws=4000, seed=7))
+    run(make_recipe(count=60, max_draws=4000))
+    assert output.read_bytes() == expected
+
+
 def test_a_finished_output_is_left_alone_and_one_of_other_settings_refused(make_recipe, tmp_path):
     first = run(make_recipe(count=3))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
