@@ -23,7 +23,9 @@ class Family:
     recipe: str
     """`module:class` of its `Recipe`, with the settings of `draft` and `train` that it has of its own."""
     depths_setting: str = "ttt_steps"
-    """Setting of `train` that holds the number of depths."""
+    """Setting of `train` that holds the number of depths, `anchor_slots` more if a draft works on blocks."""
+    anchor_slots: int = 0
+    """Slots at the start of a block that guess nothing."""
     objective: str
     """`module:class` of its `Objective`."""
     builder: str
@@ -114,10 +116,26 @@ PEAGLE = Family(
     is_parallel=True,
     has_mask_token=True,
 )
+DFLASH = Family(
+    name="dflash",
+    label="DFlash",
+    recipe="eaglepipe.recipe.block_settings:DflashRecipe",
+    depths_setting="block_size",
+    anchor_slots=1,
+    draft_label="DFlash",
+    objective="eaglepipe.training.objectives.dflash:DflashObjective",
+    builder="eaglepipe.training.objectives.dflash_builder:build_dflash_draft",
+    draft_spec="eaglepipe.eagle.registry:resolve_dflash_draft_spec",
+    steps="eaglepipe.decoding.dflash_steps:DflashSteps",
+    engine_architectures={},
+    engine_method="dflash",
+    own_tensor="hidden_norm.weight",
+    is_parallel=True,
+)
 EAGLE2 = replace(EAGLE1, name="eagle2", label="EAGLE-2")
 """Trained as EAGLE-1; its drafts are decoded as a dynamic tree."""
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (EAGLE3, EAGLE1, EAGLE2, PEAGLE)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (EAGLE3, EAGLE1, EAGLE2, PEAGLE, DFLASH)}
 DEFAULT_FAMILY = EAGLE3
 """Family of a recipe without `train.objective`."""
 

@@ -28,7 +28,8 @@ def demo_recipe(folder: Path, *, size: DemoSize = STANDARD, objective: str = DEF
     publish_json(file, moved.model_dump(mode="json"))
     overrides = [f"cache.root={(folder / 'caches').as_posix()}", f"train.objective={objective}"]
     overrides += [f"train.output_dir={(folder / f'train{name_suffix(objective)}').as_posix()}", *size.settings]
-    overrides += [f"train.{family.depths_setting}={size.depths or shipped.train.depths}", *family.unmet_needs({})]
+    depths = (size.depths or shipped.train.depths) + family.anchor_slots
+    overrides += [f"train.{family.depths_setting}={depths}", *family.unmet_needs({})]
     recipe = load_recipe(file, overrides)
     publish_bytes(file, dump_recipe(recipe).encode())  # whole, so that the next draft can be trained from it
     return recipe

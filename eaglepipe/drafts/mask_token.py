@@ -1,4 +1,4 @@
-"""The token id that stands for unknown tokens in P-EAGLE: one that no conversation holds, kept for a run's lifetime."""
+"""The token id that stands for unknown tokens: one that no conversation holds, kept for a run's lifetime."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,9 @@ import numpy as np
 
 from eaglepipe.drafts.reading import read_mask_token
 from eaglepipe.errors import DraftError, EaglepipeError
+from eaglepipe.families import PEAGLE
 from eaglepipe.files.json_object import read_json_object, text_config
+from eaglepipe.recipe.block_settings import DflashDraftConfig
 from eaglepipe.recipe.family_settings import PeagleDraftConfig
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.recipe.tree import Recipe
@@ -21,21 +23,47 @@ def with_mask_token(recipe: Recipe, source: TrainingSource, run_folder: Path) ->
     """Return the recipe with its mask token: its own, that of the run or draft it goes on from, else an unused one.
 
     Raises:
-        DraftError: every id is used, and the target names no pad token.
+        DraftError: every id is used, and the target names no pad token; or a block draft is given a used one.
     """
     draft = recipe.draft
-    if not isinstance(draft, PeagleDraftConfig) or draft.mask_token_id is not None:
+    if not isinstance(draft, PeagleDraftConfig | DflashDraftConfig):
         return recipe
-    earlier = run_folder / "recipe.yaml"
-    if checkpoint_folders(run_folder / "checkpoints") and earlier.is_file():
-        stored = load_recipe(earlier).draft
-        token = stored.mask_token_id if isinstance(stored, PeagleDraftConfig) else None
-    elif (token := _token_of_init(draft.init)) is None:
-        token = unused_token(source)
+    token = draft.mask_token_id
+    if token is None:
+        token = _token_of_run(run_folder) if _has_begun(run_folder) else _token_of_init(draft.init)
+        if token is None and (isinstance(draft, DflashDraftConfig) or not _has_begun(run_folder)):
+            token = unused_token(source, recipe.train.family.label)
+    if isinstance(draft, DflashDraftConfig) and token is not None:
+        _check_unused(token, source)
     return recipe.model_copy(update={"draft": draft.model_copy(update={"mask_token_id": token})})
 
 
-def unused_token(source: TrainingSource) -> int:
+def _has_begun(run_folder: Path) -> bool:
+    return bool(checkpoint_folders(run_folder / "checkpoints")) and (run_folder / "recipe.yaml").is_file()
+
+
+def _token_of_run(run_folder: Path) -> int | None:
+    stored = load_recipe(run_folder / "recipe.yaml").draft
+    return stored.mask_token_id if isinstance(stored, PeagleDraftConfig | DflashDraftConfig) else None
+
+
+def _check_unused(token: int, source: TrainingSource) -> None:
+    """Refuse a token that means something already: where it is context, its embedding is a token's.
+
+    Raises:
+        DraftError: naming the token.
+    """
+    vocab_size = int(text_config(source.target_config)["vocab_size"])
+    if token >= vocab_size:
+        raise DraftError(f"mask token {token} is outside the target's vocabulary of {vocab_size} ids")
+    if _used_tokens(source, vocab_size)[token]:
+        raise DraftError(
+            f"mask token {token} is a token of this corpus, so a block could not tell it from a token to guess; set "
+            "draft.mask_token_id to an id that no conversation holds, or remove it to have one chosen"
+        )
+
+
+def unused_token(source: TrainingSource, label: str = PEAGLE.label) -> int:
     """Return the target's pad token if the corpus does not use it, else the highest unused id.
 
     Reserved ids are the highest in most vocabularies. bos and eos are never chosen; pad is if every id is used.
@@ -58,7 +86,7 @@ def unused_token(source: TrainingSource) -> int:
     if pad is not None:
         return pad
     raise DraftError(
-        "P-EAGLE without mask token: the corpus uses every token id, and the target's config has no pad_token_id; set "
+        f"{label} without mask token: the corpus uses every token id, and the target's config has no pad_token_id; set "
         "draft.mask_token_id to an id that is rare"
     )
 

@@ -19,6 +19,7 @@ from eaglepipe.eagle.layers.blocks import (
 )
 from eaglepipe.eagle.layers.rope import Eagle3LlamaRotaryEmbedding
 from eaglepipe.eagle.layers.target_rows import TargetEmbeddingsMixin, copy_rows
+from eaglepipe.eagle.layers.vocab_maps import fill_vocab_maps
 from eaglepipe.eagle.layers.windows import in_window, layer_windows
 from eaglepipe.eagle.peagle_draft import _PeagleDraftMixin
 from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
@@ -186,14 +187,4 @@ class LlamaEagle3DraftModel(_PeagleDraftMixin, TargetEmbeddingsMixin, PreTrained
         Raises:
             DraftError: for ids that are repeated, unsorted, out of range or not D of them.
         """
-        ids = selected_token_ids.long()
-        draft_size, vocab_size = self.config.draft_vocab_size, self.config.vocab_size
-        ascending = bool((ids[1:] > ids[:-1]).all())
-        if ids.shape != (draft_size,) or not ascending or bool((ids < 0).any()) or bool((ids >= vocab_size).any()):
-            raise DraftError(
-                f"a draft vocabulary of {draft_size} takes as many ascending target ids below {vocab_size}; "
-                f"these {tuple(ids.shape)} ids are not"
-            )
-        if draft_size < vocab_size:
-            self.d2t.copy_(ids.to(self.d2t.device) - torch.arange(draft_size, device=self.d2t.device))
-            self.t2d.zero_()[ids.to(self.t2d.device)] = True
+        fill_vocab_maps(self, selected_token_ids)

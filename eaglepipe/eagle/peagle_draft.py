@@ -48,10 +48,17 @@ def _peagle_flex_attention(
 
     Returns: [1, h, Q, d].
     """
-    global _peagle_flex_attention_compile_failed  # noqa: PLW0603 - one warning and one fallback a process
     if q.device.type == "cpu":
         return dense_attention(q, k, v, _dense_chunks(block_mask, q.shape[2], k.shape[2]), scale)
     mask = block_mask.block_mask if isinstance(block_mask, PeagleMask) else block_mask
+    return flex_attention_where_it_compiles(q, k, v, mask, scale)
+
+
+def flex_attention_where_it_compiles(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, scale: float
+) -> torch.Tensor:
+    """Run flex_attention, compiled if Inductor supports it: [1, h, Q, d] and [1, kv, N, d] twice -> [1, h, Q, d]."""
+    global _peagle_flex_attention_compile_failed  # noqa: PLW0603 - one warning and one fallback a process
     grouped = q.shape[1] != k.shape[1]
     if not _peagle_flex_attention_compile_failed and _peagle_compile_supported(q, k, v):
         try:

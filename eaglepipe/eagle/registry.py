@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from eaglepipe.eagle.dflash.draft import DFlashDraftModel
 from eaglepipe.eagle.draft_gpt_oss import GptOssEagle3DraftModel
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
@@ -41,6 +42,7 @@ _DENSE_ARCHITECTURES: tuple[str, ...] = (
 EAGLE3_DRAFT_REGISTRY = dict.fromkeys(_DENSE_ARCHITECTURES, DraftSpec(draft_cls=LlamaEagle3DraftModel))
 EAGLE3_DRAFT_REGISTRY["GptOssForCausalLM"] = DraftSpec(draft_cls=GptOssEagle3DraftModel)
 EAGLE1_DRAFT_REGISTRY = dict.fromkeys(_DENSE_ARCHITECTURES, DraftSpec(draft_cls=LlamaEagleDraftModel))
+DFLASH_DRAFT_REGISTRY = dict.fromkeys(EAGLE3_DRAFT_REGISTRY, DraftSpec(draft_cls=DFlashDraftModel))
 
 
 def _resolve(architectures: list[str] | None, registry: dict[str, DraftSpec], recipe_name: str) -> DraftSpec:
@@ -65,3 +67,8 @@ def resolve_eagle1_draft_spec(architectures: list[str] | None) -> DraftSpec:
 def resolve_eagle3_draft_spec(architectures: list[str] | None) -> DraftSpec:
     """Resolve the EAGLE-3 draft spec for a target's config.architectures field."""
     return _resolve(architectures, EAGLE3_DRAFT_REGISTRY, "EAGLE-3")
+
+
+def resolve_dflash_draft_spec(architectures: list[str] | None) -> DraftSpec:
+    """Resolve the DFlash draft spec for a target's config.architectures field."""
+    return _resolve(architectures, DFLASH_DRAFT_REGISTRY, "DFlash")

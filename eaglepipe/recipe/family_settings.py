@@ -12,6 +12,18 @@ from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.recipe.tree import Recipe
 
 
+def check_windows(window: int | None, full: tuple[int, ...], num_layers: int) -> None:
+    """Check that the layers with full attention are a draft's, and that others have a window.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if full and window is None:
+        raise ValueError("full_attention_layers are those without the window; set sliding_window too")
+    if strays := [index for index in full if not 0 <= index < num_layers]:
+        raise ValueError(f"full_attention_layers: the draft has layers 0 to {num_layers - 1}, not {strays[0]}")
+
+
 class Eagle3DraftConfig(DraftConfig):
     """Shape of an EAGLE-3 draft, which reads aux hidden states."""
 
@@ -39,11 +51,7 @@ class Eagle3DraftConfig(DraftConfig):
     def _norms_and_windows_agree(self) -> Self:
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("norm_before_fc and fc_norm exclude each other; set one of them to false")
-        if self.full_attention_layers and self.sliding_window is None:
-            raise ValueError("full_attention_layers are those without the window; set sliding_window too")
-        if strays := [index for index in self.full_attention_layers if not 0 <= index < self.num_hidden_layers]:
-            last = self.num_hidden_layers - 1
-            raise ValueError(f"full_attention_layers: the draft has layers 0 to {last}, not {strays[0]}")
+        check_windows(self.sliding_window, self.full_attention_layers, self.num_hidden_layers)
         return self
 
     @property

@@ -89,7 +89,12 @@ class TrainConfig(Section):
     @property
     def depths(self) -> int:
         """Number of depths that are trained or, with EAGLE-1/2, evaluated."""
-        return int(getattr(self, self.family.depths_setting))
+        return int(getattr(self, self.family.depths_setting)) - self.family.anchor_slots
+
+    @property
+    def draft_options(self) -> dict[str, Any]:
+        """The settings of this section that a draft's config holds too."""
+        return {}
 
     @property
     def summary(self) -> str:

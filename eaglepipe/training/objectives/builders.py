@@ -41,11 +41,11 @@ def build_draft(source: TrainingSource, train: TrainConfig, config: DraftConfig)
     Raises:
         CacheError: the cache does not hold what the family learns from.
         ConfigError: the draft's shape cannot take over the target's embeddings or head.
-        DraftError: no draft for this architecture, sizes that do not fit together, or no mask token for P-EAGLE.
+        DraftError: no draft for this architecture, sizes that do not fit together, or no mask token.
     """
     family = train.family
     _check_cache(source, family)
-    draft: PreTrainedModel = family.load(family.builder)(source, config, seed=train.seed)
+    draft: PreTrainedModel = family.load(family.builder)(source, config, seed=train.seed, **train.draft_options)
     draft.gradient_checkpointing = train.gradient_checkpointing
     return draft
 
@@ -63,9 +63,9 @@ def build_eagle3_draft(
         parallel_drafting=parallel_drafting,
         **config.model_dump(exclude=_NO_SHAPE),
     )
-    _record_aux_layers(draft_config, source.spec.aux_layer_ids, int(target["num_hidden_layers"]))
-    spec = resolve_eagle3_draft_spec(_architectures(source))
-    draft = _seeded_draft(spec, source, draft_config, config, seed)
+    record_aux_layers(draft_config, source.spec.aux_layer_ids, int(target["num_hidden_layers"]))
+    spec = resolve_eagle3_draft_spec(architectures(source))
+    draft = seeded_draft(spec, source, draft_config, config, seed)
     if not config.freeze_embeddings:  # for exports of the draft's folder alone
         draft.config.embed_requires_grad = True
     draft.set_vocab_mapping(source.vocab.selected_token_ids)
@@ -93,7 +93,7 @@ def build_eagle1_draft(source: TrainingSource, config: Eagle1DraftConfig, *, see
     for name in _EAGLE3_KEYS:
         delattr(draft_config, name)
     draft_config.bias = False
-    return _seeded_draft(resolve_eagle1_draft_spec(_architectures(source)), source, draft_config, config, seed)
+    return seeded_draft(resolve_eagle1_draft_spec(architectures(source)), source, draft_config, config, seed)
 
 
 def _check_cache(source: TrainingSource, family: Family) -> None:
@@ -114,14 +114,14 @@ def _check_width(config: Eagle3DraftConfig, target_hidden_size: int) -> None:
         raise ConfigError(f"{sizes}: the target's head rows do not fit; set draft.lm_head_init to random")
 
 
-def _record_aux_layers(draft_config: PretrainedConfig, boundaries: Sequence[int], num_layers: int) -> None:
+def record_aux_layers(draft_config: PretrainedConfig, boundaries: Sequence[int], num_layers: int) -> None:
     """Write the boundaries into the draft's config, by the names that engines read, for export and evaluation."""
     draft_config.eagle_aux_hidden_state_layer_ids = list(boundaries)
     draft_config.eagle_aux_layers_are_default = tuple(boundaries) == default_boundaries(num_layers)
     draft_config.target_num_hidden_layers = num_layers
 
 
-def _seeded_draft(
+def seeded_draft(
     spec: DraftSpec, source: TrainingSource, draft_config: PretrainedConfig, config: DraftConfig, seed: int
 ) -> Any:
     """Return a draft with seeded weights and, if it has the target's width, the target's embeddings."""
@@ -135,7 +135,8 @@ def _seeded_draft(
     return draft
 
 
-def _architectures(source: TrainingSource) -> list[str]:
+def architectures(source: TrainingSource) -> list[str]:
+    """Return the names by which a target's config says what it is."""
     return [str(name) for name in source.target_config.get("architectures") or []]
 
 
