@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from eaglepipe.decoding.decode import StoppingCriteria, speculate
+from eaglepipe.decoding.dflash_steps import DflashSteps
 from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.eagle3_steps import Eagle3Steps
 from eaglepipe.decoding.strategies import ChainDrafter, ParallelDrafter, TreeDrafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.target.steps.sampling import distribution
 from eaglepipe.target.steps.stepping import SteppingTarget
-from tests.decoding.tiny_decoding import ChainedSteps, tiny_draft, tiny_stepping
+from tests.decoding.tiny_decoding import ChainedSteps, tiny_block_draft, tiny_draft, tiny_stepping
 
 VOCAB, DRAFT_VOCAB, DRAWS = 6, 3, 20_000
 PROMPT = [4, 4]
@@ -43,12 +44,15 @@ def drafter(name: str, target: SteppingTarget, rule: SamplingRule) -> Drafter:
     if name == "chained":
         parallel = tiny_draft(target, DRAFT_VOCAB, parallel_drafting=True, mask_token_id=0)
         return ParallelDrafter(ChainedSteps(parallel), 2, rule)
+    if name == "block":
+        return ParallelDrafter(DflashSteps(tiny_block_draft(target, DRAFT_VOCAB)), 2, rule)
     steps = Eagle3Steps(tiny_draft(target, DRAFT_VOCAB))
     return ChainDrafter(steps, 2, rule) if name == "chain" else TreeDrafter(steps, depth=2, width=2, size=5)
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"), [("chain", PLAIN), ("chain", NUCLEUS), ("chained", NUCLEUS), ("tree", NUCLEUS)]
+    ("name", "rule"),
+    [("chain", PLAIN), ("chain", NUCLEUS), ("chained", NUCLEUS), ("block", NUCLEUS), ("tree", NUCLEUS)],
 )
 def test_the_first_three_tokens_are_distributed_as_the_targets_own(
     target: SteppingTarget, name: str, rule: SamplingRule

@@ -3,14 +3,15 @@ import pytest
 import torch
 
 from eaglepipe.decoding.decode import DecodedAnswers, StoppingCriteria, speculate
+from eaglepipe.decoding.dflash_steps import DflashSteps
 from eaglepipe.decoding.drafters import Drafter
 from eaglepipe.decoding.eagle3_steps import Eagle3Steps
-from eaglepipe.decoding.strategies import ChainDrafter, TreeDrafter
+from eaglepipe.decoding.strategies import ChainDrafter, ParallelDrafter, TreeDrafter
 from eaglepipe.decoding.text_drafters import bigram_drafter, lookup_continuation, lookup_drafter, no_drafter
 from eaglepipe.decoding.verify import SamplingRule
 from eaglepipe.errors import TargetError
 from eaglepipe.target.steps.stepping import SteppingTarget
-from tests.decoding.tiny_decoding import OracleDrafter, plain_greedy, tiny_draft, tiny_stepping
+from tests.decoding.tiny_decoding import OracleDrafter, plain_greedy, tiny_block_draft, tiny_draft, tiny_stepping
 
 GREEDY, CPU = SamplingRule(), torch.device("cpu")
 PROMPTS = [np.array(ids, np.int32) for ids in ([3, 4, 5, 6], [7], [8, 9], [1, 2, 3, 1, 2], [30, 2, 9])]
@@ -51,6 +52,16 @@ def test_greedy_output_is_the_targets_own(
     tree = TreeDrafter(steps, depth=depth, width=3, size=4 * depth)
     drafter: Drafter = ChainDrafter(steps, depth, GREEDY) if shape == "chain" else tree
     run = decoded(target, drafter, batch_size=batch_size)
+    assert [list(answer.token_ids) for answer in run.answers] == own
+
+
+@pytest.mark.parametrize("depth", [2, 7])
+@pytest.mark.parametrize("settings", [{}, {"sample_from_anchor": True}, {"sliding_window": 4}])
+def test_greedy_output_of_blocks_is_the_targets_own(
+    target: SteppingTarget, own: list[list[int]], settings: dict[str, object], depth: int
+) -> None:
+    drafter = ParallelDrafter(DflashSteps(tiny_block_draft(target, 16, **settings)), depth, GREEDY)
+    run = decoded(target, drafter, batch_size=3)
     assert [list(answer.token_ids) for answer in run.answers] == own
 
 

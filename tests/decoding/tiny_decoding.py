@@ -1,12 +1,15 @@
 """A target and a draft with random weights, small enough to decode with in a test."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig
 
 from eaglepipe.decoding.drafters import DraftMethod, Proposal, VerifiedSlots
 from eaglepipe.decoding.eagle3_steps import PeagleSteps
+from eaglepipe.eagle.dflash.config import dflash_config_from_target
+from eaglepipe.eagle.dflash.draft import DFlashDraftModel
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.target.capture import HFEagle3TargetModel
@@ -36,8 +39,19 @@ def tiny_stepping(vocab: int = 31, *, hidden_size: int = 32, sharpness: float = 
 def tiny_draft(target: SteppingTarget, draft_vocab: int | None = None, **settings: object) -> LlamaEagle3DraftModel:
     """A random draft for it; if `draft_vocab` is smaller, its vocabulary is every other id."""
     config = draft_config_from_target(target.target.text_config, draft_vocab_size=draft_vocab, **settings)
+    return _random_draft(LlamaEagle3DraftModel, config)
+
+
+def tiny_block_draft(target: SteppingTarget, draft_vocab: int | None = None, **settings: object) -> DFlashDraftModel:
+    """A random block draft of two layers for it, with a draft vocabulary as in `tiny_draft`."""
+    shape = {"block_size": 5, "mask_token_id": 0, "num_hidden_layers": 2, **settings}
+    config = dflash_config_from_target(target.target.text_config, draft_vocab_size=draft_vocab, **shape)
+    return _random_draft(DFlashDraftModel, config)
+
+
+def _random_draft(draft_class: type[Any], config: Any) -> Any:
     torch.manual_seed(3)
-    draft = LlamaEagle3DraftModel(config).float().eval()
+    draft = draft_class(config).float().eval()
     with torch.no_grad():
         for parameter in draft.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
