@@ -46,6 +46,9 @@ def evaluate(
     draft: Annotated[
         Path | None, typer.Option(help="with --engine: judge this exported folder, not an export of its own")
     ] = None,
+    engine_lookup: Annotated[
+        bool, typer.Option("--engine-lookup", help="with --engine: serve the engine's own prompt lookup too, beside it")
+    ] = False,
     endpoint: Annotated[
         str | None, typer.Option(help="address of a running vLLM or SGLang server of target and draft, to judge it")
     ] = None,
@@ -74,7 +77,12 @@ def evaluate(
         raise ConfigError("--endpoint-key-env: for a running server; name it with --endpoint")
     if ignored := [name for name, value in needs_target.items() if value and target is None and engine is None]:
         raise ConfigError(f"{', '.join(ignored)}: for decoding with the target; give its folder with --target")
-    needs_engine = {"--engine-python": engine_python, "--engine-args": engine_args, "--draft": draft}
+    needs_engine = {
+        "--engine-python": engine_python,
+        "--engine-args": engine_args,
+        "--draft": draft,
+        "--engine-lookup": engine_lookup or None,
+    }
     if ignored := [name for name, value in needs_engine.items() if value is not None and engine is None]:
         raise ConfigError(f"{', '.join(ignored)}: for serving the draft; add --engine vllm")
     options = EvalOptions(
@@ -91,13 +99,15 @@ def evaluate(
         ignore_end=ignore_end,
         device=device,
         seed=seed,
-        engine=engine_options(engine, engine_python, engine_args or [], draft),
+        engine=engine_options(engine, engine_python, engine_args or [], draft, lookup=engine_lookup),
         endpoint=None if endpoint is None else EndpointOptions(url=endpoint, key_variable=endpoint_key_env),
     )
     print_report(evaluate_run(run, options, reporter(as_json)), as_json)
 
 
-def engine_options(engine: str | None, python: Path | None, arguments: list[str], draft: Path | None) -> Any:
+def engine_options(
+    engine: str | None, python: Path | None, arguments: list[str], draft: Path | None, *, lookup: bool
+) -> Any:
     """Return the engine that `--engine` names; None if it is not given."""
     from eaglepipe.evaluation.options import EngineOptions
 
@@ -109,7 +119,7 @@ def engine_options(engine: str | None, python: Path | None, arguments: list[str]
         raise ConfigError(f"--engine-python {python}: no such file; give the interpreter of an environment with vllm")
     if draft is not None and not (draft / "config.json").is_file():
         raise ConfigError(f"--draft {draft}: no exported draft, it has no config.json")
-    return EngineOptions(python=python, arguments=engine_arguments(arguments), draft=draft)
+    return EngineOptions(python=python, arguments=engine_arguments(arguments), draft=draft, lookup=lookup)
 
 
 def engine_arguments(texts: list[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class EngineOptions:
     python: Path | None = None  # interpreter that has vllm; default: this one
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the engine, as it names them
     draft: Path | None = None  # exported folder to judge; default: the run's draft, exported for the occasion
+    lookup: bool = False  # whether to measure the engine's own prompt lookup beside it
 
 
 @dataclass(frozen=True, kw_only=True)

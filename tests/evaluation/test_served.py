@@ -73,6 +73,12 @@ def test_the_last_round_is_cut_as_the_answer_is_and_counted_in_full() -> None:
     assert decoded_answer([7, 8, 9], None).rounds == (1, 1)
 
 
+def test_rounds_without_guesses_are_not_told_by_the_engine_and_add_a_token_each() -> None:
+    answer = decoded_answer([7, 8, 9, 10, 11, 12], [1])
+    assert sorted(answer.rounds) == [1, 1, 1, 2]
+    assert answer.accepted == (1, 0, 0, 0)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed here")
 def test_a_missing_vllm_is_named_with_the_command() -> None:
     for ask in (require_engine, partial(run_engine, JOB)):
@@ -98,6 +104,6 @@ def test_arguments_of_the_engine_are_json_or_named_values() -> None:
 
 def test_another_engine_or_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--endpoint"):
-        engine_options("sglang", None, [], None)
+        engine_options("sglang", None, [], None, lookup=False)
     with pytest.raises(ConfigError, match="no exported draft"):
-        engine_options("vllm", None, [], tmp_path)
+        engine_options("vllm", None, [], tmp_path, lookup=False)

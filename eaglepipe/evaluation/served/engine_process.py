@@ -158,13 +158,16 @@ def _decoded(message: dict[str, Any], *, has_draft: bool) -> DecodedAnswers:
 
 
 def decoded_answer(token_ids: Sequence[int], accepted: Sequence[int] | None) -> DecodedAnswer:
-    """Return an engine's answer with the tokens that each round added; without a draft each adds one."""
-    rounds, left = [], len(token_ids) - 1
-    for guesses in [0] * left if accepted is None else accepted:
+    """Return an engine's answer with the tokens that each round added; one without guesses adds one.
+
+    Engines tell the rounds that had guesses, and prompt lookup does not always find some.
+    """
+    rounds, left, guessed = [], len(token_ids) - 1, list(accepted or ())
+    for guesses in guessed:
         rounds.append(min(guesses + 1, left))
         left -= rounds[-1]
-    own = (0,) * len(rounds) if accepted is None else tuple(accepted)
-    return DecodedAnswer(token_ids=tuple(token_ids), rounds=tuple(rounds), accepted=own)
+    own = (*guessed, *(0,) * left)
+    return DecodedAnswer(token_ids=tuple(token_ids), rounds=(*rounds, *(1,) * left), accepted=own)
 
 
 def _require_supported(version: str, interpreter: str) -> str:

@@ -1,7 +1,7 @@
 """Target and draft served in vLLM: the same prompts with the draft and without, in the same conditions as elsewhere."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from eaglepipe.decoding.drafters import DraftMethod
-from eaglepipe.decoding.text_drafters import no_drafter
+from eaglepipe.decoding.text_drafters import MAX_NGRAM, no_drafter
 from eaglepipe.evaluation.figures.measured_sets import Measured, count_prompts, measure_sets
 from eaglepipe.evaluation.figures.measurement import EvalConditions
 from eaglepipe.evaluation.finished_run import FinishedRun
@@ -50,20 +50,23 @@ def measure_served(
 ) -> list[Measured]:
     """Answer the prompts in vLLM by the target alone, then with the draft in `folder` at each depth.
 
+    With `options.engine.lookup`, then by the engine's own prompt lookup.
+
     Raises:
         EaglepipeError, ConfigError, ResourceError: as `run_engine`.
     """
     assert options.engine is not None
     family = run.recipe.train.family
     conditions = EvalConditions(kind="served", data="", rule=options.rule, batch_size=options.batch_size)
+    starts: list[tuple[DraftMethod, dict[str, Any] | None]] = [(no_drafter(target.stepping.device).method, None)]
+    starts += [(_chain(family.label, depth), speculative_config(run, folder, depth)) for depth in options.depths]
+    if options.engine.lookup:
+        starts += [(_chain("vLLM's prompt lookup", depth), _lookup_config(depth)) for depth in options.depths]
     alone: EngineRun | None = None
     measured: list[Measured] = []
-    for depth in (0, *options.depths):
-        method = DraftMethod(drafter=family.label, shape="chain", depth=depth, size=depth)
-        if depth == 0:
-            method = no_drafter(target.stepping.device).method
-        report(f"serving {count_prompts(sets)} prompts in vLLM: {method.label if depth else 'the target alone'}")
-        served = run_engine(engine_job(run, target, folder, sets, depth=depth, options=options), options.engine.python)
+    for method, drafting in starts:
+        report(f"serving {count_prompts(sets)} prompts in vLLM: {'the target alone' if not drafting else method.label}")
+        served = run_engine(engine_job(run, target, sets, drafting, options=options), options.engine.python)
         alone = alone or served
         measured += measure_sets(
             sets,
@@ -77,12 +80,31 @@ def measure_served(
     return measured
 
 
+def _chain(drafter: str, depth: int) -> DraftMethod:
+    return DraftMethod(drafter=drafter, shape="chain", depth=depth, size=depth)
+
+
+def _lookup_config(depth: int) -> dict[str, Any]:
+    """Return vLLM's `speculative_config` of prompt lookup, by the n-grams of this package's own."""
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": depth,
+        "prompt_lookup_max": MAX_NGRAM,
+        "prompt_lookup_min": 1,
+    }
+
+
 def engine_job(
-    run: FinishedRun, target: OpenTarget, folder: Path, sets: Sequence[PromptSet], *, depth: int, options: EvalOptions
+    run: FinishedRun,
+    target: OpenTarget,
+    sets: Sequence[PromptSet],
+    drafting: Mapping[str, Any] | None,
+    *,
+    options: EvalOptions,
 ) -> EngineJob:
-    """Return the job of serving prompts with the draft in `folder` at a depth, or, at depth 0, without it."""
+    """Return the job of serving prompts with a `speculative_config`, or without drafts."""
     return EngineJob(
-        arguments=_arguments(run, target, folder, sets, depth=depth, options=options),
+        arguments=_arguments(run, target, sets, drafting, options=options),
         sampling=_sampling(target, options),
         warm_up=[prompt.token_ids.tolist() for prompt in sets[0].prompts[:_WARM_UP]],
         prompt_sets=[[prompt.token_ids.tolist() for prompt in part.prompts] for part in sets],
@@ -97,7 +119,12 @@ def speculative_config(run: FinishedRun, folder: Path, depth: int) -> dict[str, 
 
 
 def _arguments(
-    run: FinishedRun, target: OpenTarget, folder: Path, sets: Sequence[PromptSet], *, depth: int, options: EvalOptions
+    run: FinishedRun,
+    target: OpenTarget,
+    sets: Sequence[PromptSet],
+    drafting: Mapping[str, Any] | None,
+    *,
+    options: EvalOptions,
 ) -> dict[str, Any]:
     assert options.engine is not None
     loaded = target.stepping.model.target
@@ -123,8 +150,8 @@ def _arguments(
     arguments.setdefault("dtype", str(loaded.dtype).removeprefix("torch."))
     arguments.setdefault("trust_remote_code", run.recipe.target.trust_remote_code)
     arguments.setdefault("seed", options.seed)
-    if depth:
-        arguments["speculative_config"] = speculative_config(run, folder, depth)
+    if drafting is not None:
+        arguments["speculative_config"] = dict(drafting)
     return arguments
 
 
