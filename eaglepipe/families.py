@@ -52,6 +52,8 @@ class Family:
     """Whether it may predict over a draft vocabulary smaller than the target's."""
     is_parallel: bool = False
     """Whether one forward drafts all depths."""
+    drafts_blocks: bool = False
+    """Whether its drafts guess a block of masked tokens from a context of their own, under the target's embeddings."""
     has_mask_token: bool = False
     """Whether a mask token and `mask_hidden` stand for tokens not known yet."""
     holds_scores: bool = False
@@ -127,10 +129,12 @@ DFLASH = Family(
     builder="eaglepipe.training.objectives.dflash_builder:build_dflash_draft",
     draft_spec="eaglepipe.eagle.registry:resolve_dflash_draft_spec",
     steps="eaglepipe.decoding.dflash_steps:DflashSteps",
-    engine_architectures={},
+    engine_architectures=dict.fromkeys(("vllm", "sglang", "speculators", "hf"), "DFlashDraftModel"),
     engine_method="dflash",
+    speculators_type="dflash",
     own_tensor="hidden_norm.weight",
     is_parallel=True,
+    drafts_blocks=True,
 )
 EAGLE2 = replace(EAGLE1, name="eagle2", label="EAGLE-2")
 """Trained as EAGLE-1; its drafts are decoded as a dynamic tree."""

@@ -46,7 +46,7 @@ _COUNT = _Kind(label=f"a whole number from 1 to {_MAX_COUNT:,}", fits=lambda val
 _TOKEN = _Kind(label="a token id", fits=lambda value: _is_whole(value, -1, _MAX_SIZE))
 _TOKENS = _Kind(label="a token id, or a list of them", fits=lambda v: _TOKEN.fits(v) or _all(v, _TOKEN.fits))
 _POSITIVE = _Kind(label="a positive number", fits=lambda value: _is_finite(value) and value > 0)
-_WINDOW = _Kind(label="a whole number", fits=lambda value: _is_whole(value, 0, _MAX_SIZE))
+_WHOLE = _Kind(label="a whole number", fits=lambda value: _is_whole(value, 0, _MAX_SIZE))
 _FLAG = _Kind(label="true or false", fits=lambda value: isinstance(value, bool))
 _TEXT = _Kind(label="a text", fits=_is_text)
 _TEXTS = _Kind(label="a list of texts", fits=lambda value: _all(value, _is_text))
@@ -61,9 +61,12 @@ _SIZES = (
 _FLAGS = (
     "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "attention_bias", "mlp_bias", "bias",
     "tie_word_embeddings", "use_sliding_window", "embed_requires_grad", "use_aux_hidden_state",
-    "qk_norm", "parallel_drafting", "use_aux_norm",
+    "qk_norm", "parallel_drafting", "use_aux_norm", "sample_from_anchor", "sliding_window_non_causal", "is_causal",
+    "causal", "use_swa", "enable_confidence_head", "confidence_head_with_markov",
 )  # fmt: skip
-_COUNTS = ("num_hidden_layers", "num_aux_hidden_states", "target_num_hidden_layers")
+_COUNTS = (
+    "num_hidden_layers", "num_aux_hidden_states", "target_num_hidden_layers", "num_target_layers", "block_size",
+)  # fmt: skip
 _FIELDS: Mapping[str, _Kind] = {
     **dict.fromkeys(_SIZES, _SIZE),
     **dict.fromkeys(_COUNTS, _COUNT),
@@ -72,8 +75,10 @@ _FIELDS: Mapping[str, _Kind] = {
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _TOKENS),
     **dict.fromkeys(("mask_token_id", "pard_token", "ptd_token_id"), _TOKEN),
     **dict.fromkeys(("model_type", "hidden_act", "torch_dtype", "dtype", "speculators_model_type"), _TEXT),
+    "markov_head_type": _TEXT,
+    **dict.fromkeys(("markov_rank", "swa_window_size"), _WHOLE),
     **dict.fromkeys(("architectures", "layer_types"), _TEXTS),
-    "sliding_window": _WINDOW,
+    "sliding_window": _WHOLE,
 }
 _ROPE: Mapping[str, _Kind] = {
     **dict.fromkeys(("rope_type", "type"), _TEXT),
@@ -83,6 +88,7 @@ _NESTED: Mapping[str, Mapping[str, _Kind]] = {
     "rope_scaling": _ROPE,
     "rope_parameters": _ROPE,
     "eagle_config": _FIELDS,
+    "dflash_config": _FIELDS,
     "transformer_layer_config": _FIELDS,
     "speculators_config": {"algorithm": _TEXT, "default_proposal_method": _TEXT, "proposal_methods": _OBJECTS},
     "verifier": {"name_or_path": _TEXT, "architectures": _TEXTS},

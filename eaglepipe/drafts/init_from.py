@@ -4,11 +4,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from eaglepipe.drafts.aux_ids import to_boundaries
+from eaglepipe.drafts.block_config import block_differences, read_boundaries
+from eaglepipe.drafts.block_shape import HEADS
 from eaglepipe.drafts.folder import StoredDraft, draft_weight_files, read_draft_folder
 from eaglepipe.drafts.published_vocab import selected_token_ids
 from eaglepipe.drafts.reading import AUX_IDS, Ids, read_aux, read_rope
@@ -57,24 +60,44 @@ def init_from(draft: PreTrainedModel, folder: Path) -> tuple[str, ...]:
 
 
 def _check_shape(folder: Path, published: DraftShape, built: DraftShape) -> None:
-    if published.family.reads_aux != built.family.reads_aux:
-        labels = published.family.draft_label, built.family.draft_label
-        raise DraftError(f"{folder}: an {labels[0]} draft cannot initialise an {labels[1]} draft")
+    one, other = published.family, built.family
+    if (one.reads_aux, one.drafts_blocks) != (other.reads_aux, other.drafts_blocks):
+        first, second = (
+            f"{'an' if label[0] in 'AEIO' else 'a'} {label}" for label in (one.draft_label, other.draft_label)
+        )
+        raise DraftError(f"{folder}: {first} draft cannot initialise {second} draft")
     for name in ("vocab_size", "target_hidden_size", "num_aux", "hidden_act"):
         theirs, ours = getattr(published, name), getattr(built, name)
         if theirs != ours:
             raise DraftError(f"{folder}: its {name} is {theirs}, this draft's is {ours}")
-    differing = [name for name in SETTINGS if getattr(published, name) != getattr(built, name)]
+    theirs, ours = _settings(published), _settings(built)
+    if one != other:  # what a slot guesses is trained anew
+        theirs.pop("sample_from_anchor", None)
+    differing = [name for name in theirs if theirs[name] != ours.get(name)]
     differing += [name for name in LEFT_OUT if getattr(built, name) and not getattr(published, name)]
     known = resolve_name(built.family.recipe).model_fields["draft"].annotation.model_fields
     if strays := [name for name in differing if name not in known]:
         label = built.family.draft_label
-        raise DraftError(
-            f"{folder}: its {strays[0]} is {getattr(published, strays[0])}, which no {label} draft here has"
-        )
+        raise DraftError(f"{folder}: its {strays[0]} is {theirs[strays[0]]}, which no {label} draft here has")
     if differing:
-        overrides = " ".join(f"draft.{name}={json.dumps(getattr(published, name))}" for name in differing)
+        values = {**theirs, **{name: getattr(published, name) for name in LEFT_OUT}}
+        overrides = " ".join(f"draft.{name}={json.dumps(values[name])}" for name in differing)
         raise DraftError(f"{folder}: a draft of another shape than the recipe's; initialise from it with {overrides}")
+
+
+def _settings(shape: DraftShape) -> dict[str, Any]:
+    """Return the settings that decide a shape; those of heads only if it has them, as they can be added later."""
+    settings = {name: getattr(shape, name) for name in SETTINGS}
+    if shape.block is None:
+        return settings
+    own = shape.block.settings
+    if not shape.windows:
+        del own["sliding_window_non_causal"]
+    if not shape.block.markov_rank:
+        own = {name: value for name, value in own.items() if "markov" not in name}
+    if not shape.block.confidence_head:
+        own = {name: value for name, value in own.items() if "confidence" not in name}
+    return {**settings, **own}
 
 
 def _check_vocab(folder: Path, published: StoredDraft, built: StoredDraft) -> None:
@@ -98,6 +121,8 @@ def _check_layers(folder: Path, published: StoredDraft, built: StoredDraft) -> N
     if not boundaries:
         return
     top, nested = read_aux(published.config)
+    if published.shape.block is not None:  # whose ids have one meaning
+        top, nested = read_boundaries(published.config), None
     readings: list[Ids] = [top] if top else []
     if nested:
         readings += [to_boundaries(nested), *([] if top else [nested])]
@@ -116,6 +141,8 @@ def _check_tensors(folder: Path, published: StoredDraft, built: StoredDraft) -> 
     optional = {"embed_tokens.weight", "mask_hidden"}
     if not published.shape.has_vocab_map:  # servers then share the target's head
         optional.add("lm_head.weight")
+    if published.shape.family != built.shape.family:  # a head that the other family adds is trained from its start
+        optional |= {name for name in expected if name.startswith(HEADS)}
     stored = published.tensors
     tensors = {name: stored[name] for name in stored if name in expected or not _is_redundant(name, stored[name])}
     if faults := sorted(tensor_faults(tensors, expected, optional=optional)):
@@ -146,5 +173,6 @@ def _notes(folder: Path, published: StoredDraft, built: StoredDraft, copied: lis
         keep = " ".join(f"draft.{name}=true" for name in dropped)
         names = " and ".join(dropped)
         yield f"{folder}: left out its {names}, which no engine serves and training makes up for; keep with {keep}"
+    yield from (f"{folder}: published with {text}" for text in block_differences(published.config, built.config))
     for difference in rope_differences(read_rope(published.config), read_rope(built.config)):
         yield f"{folder}: published with {difference}"

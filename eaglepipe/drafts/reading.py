@@ -5,14 +5,24 @@ from typing import Any
 
 import torch
 
+from eaglepipe.drafts.block_config import (
+    declared_block_family,
+    dflash_config,
+    read_block_mask,
+    read_block_shape,
+    read_boundaries,
+)
 from eaglepipe.drafts.shape import DraftShape, count_layers
 from eaglepipe.errors import DraftError
 from eaglepipe.families import EAGLE1, EAGLE3, FAMILIES, PEAGLE, Family
 
 AUX_IDS = "eagle_aux_hidden_state_layer_ids"
 MASK_TOKEN_NAMES = ("mask_token_id", "pard_token", "ptd_token_id")
+SLIDING = "sliding_attention"
 QWEN3 = "qwen3"
 """`model_type` of drafts that norm the heads of queries and keys."""
+QWEN3_HEAD_DIM = 128
+"""The head_dim of a Qwen3 config that names none."""
 QK_NORM_ARCHITECTURES = frozenset({"Eagle3Qwen3ForCausalLM", "PeagleQwen3ForCausalLM", "Qwen3ForCausalLM"})
 NORM_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 SPECULATORS_TYPES = {family.speculators_type: family for family in FAMILIES.values() if family.speculators_type}
@@ -46,7 +56,7 @@ def read_norm_flag(config: Mapping[str, Any], name: str) -> bool:
     if config.get(name) is not None:
         return bool(config[name])
     declared = _speculators_family(config)
-    return name == "norm_before_residual" and declared is not None and not declared.has_mask_token
+    return name == "norm_before_residual" and declared is not None and not declared.is_parallel
 
 
 def read_aux(config: Mapping[str, Any]) -> tuple[Ids | None, Ids | None]:
@@ -74,11 +84,16 @@ def read_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None
 
     `layer_types` decides, and not a `sliding_window` alone; in a Qwen3 config, `use_sliding_window` has to be set too.
     """
-    inner = layer_config(config)
+    inner, nested = layer_config(config), dflash_config(config)
     window, kinds = inner.get("sliding_window"), inner.get("layer_types") or ()
-    if not window or (inner.get("model_type") == QWEN3 and inner.get("use_sliding_window") is not True):
+    if nested.get("swa_window_size") or nested.get("use_swa"):  # both of block drafts
+        window = nested.get("swa_window_size") or window
+        kinds = kinds if SLIDING in kinds or not nested.get("use_swa") else (SLIDING,) * num_layers
+    elif inner.get("model_type") == QWEN3 and inner.get("use_sliding_window") is not True:
         return ()
-    slides = [index < len(kinds) and kinds[index] == "sliding_attention" for index in range(num_layers)]
+    if not window:
+        return ()
+    slides = [index < len(kinds) and kinds[index] == SLIDING for index in range(num_layers)]
     return tuple(int(window) if slide else None for slide in slides) if any(slides) else ()
 
 
@@ -109,16 +124,23 @@ def read_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def read_mask_token(config: Mapping[str, Any]) -> int | None:
     """Read the token id of masked slots under any of its names."""
-    return next((config[name] for name in MASK_TOKEN_NAMES if isinstance(config.get(name), int)), None)
+    named = (config[name] for name in MASK_TOKEN_NAMES if isinstance(config.get(name), int))
+    return next(named, None) if (token := read_block_mask(config)) is None else token
 
 
 def read_family(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Family:
     """Return the family of a draft: EAGLE-1 stands for EAGLE-2 as well, which has the same weights.
 
-    Tensors (by canonical name) decide before the config, which does not always tell EAGLE-1 from EAGLE-3.
+    Tensors (by canonical name) decide before the config, which does not always tell EAGLE-1 from EAGLE-3, unless it
+    names a block draft.
+
+    Raises:
+        DraftError: it is a kind of block draft that is not known here.
     """
-    if marked := next((family for family in FAMILIES.values() if family.own_tensor in tensors), None):
-        return marked
+    if (block := declared_block_family(config)) is not None:
+        return block
+    if marked := [family for family in FAMILIES.values() if family.own_tensor in tensors]:
+        return marked[-1]  # a family that is built on another has its tensors too
     declared = _speculators_family(config)
     has_mask_token = declared is not None and declared.has_mask_token
     if has_mask_token or read_mask_token(config) is not None:
@@ -149,6 +171,8 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     hidden, heads = inner["hidden_size"], inner["num_attention_heads"]
     draft_vocab_size = _size(config, "draft_vocab_size", inner["vocab_size"])
     family, num_layers = read_family(config, tensors), count_layers(tensors) or _size(inner, "num_hidden_layers", 1)
+    windows = read_windows(config, num_layers)
+    block = read_block_shape(config, tensors, family, windows) if family.drafts_blocks else None
     if draft_vocab_size > inner["vocab_size"]:
         raise DraftError(f"the config's draft_vocab_size, {draft_vocab_size}, exceeds vocab_size {inner['vocab_size']}")
     return DraftShape(
@@ -161,17 +185,26 @@ def read_shape(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         num_hidden_layers=num_layers,
         num_attention_heads=heads,
         num_key_value_heads=_size(inner, "num_key_value_heads", heads),
-        head_dim=_size(inner, "head_dim", hidden // heads),
-        num_aux=read_num_aux(config),
-        **{name: read_norm_flag(config, name) for name in NORM_FLAGS},
+        head_dim=_size(inner, "head_dim", hidden // heads if block is None else QWEN3_HEAD_DIM),
+        num_aux=read_num_aux(config) if block is None else _num_block_aux(config, tensors, hidden),
+        **{name: block is None and read_norm_flag(config, name) for name in NORM_FLAGS},
         attention_bias=bool(inner.get("attention_bias")),
         mlp_bias=bool(inner.get("mlp_bias")),
         hidden_act=inner.get("hidden_act") or "silu",
-        qk_norm=read_qk_norm(config, tensors),
+        qk_norm=block is not None or read_qk_norm(config, tensors),
         input_norm=not family.reads_aux and "layers.0.input_layernorm.weight" in tensors,
         final_norm=not family.reads_aux and "norm.weight" in tensors,
-        windows=read_windows(config, num_layers),
+        windows=windows,
+        block=block,
     )
+
+
+def _num_block_aux(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], hidden: int) -> int:
+    """Return the number of aux layers of a block draft: as many as ids or, if it names none, as `fc` reads."""
+    if ids := read_boundaries(config):
+        return len(ids)
+    fc = tensors.get("fc.weight")
+    return max(fc.shape[-1] // _size(config, "target_hidden_size", hidden), 1) if fc is not None else 1
 
 
 def _size(config: Mapping[str, Any], name: str, default: int) -> int:

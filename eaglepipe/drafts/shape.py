@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from eaglepipe.drafts.block_shape import BlockShape, head_shapes, norm_shapes
 from eaglepipe.families import Family
 
 _LAYER = re.compile(r"layers\.([0-9]+)\.")
@@ -49,6 +50,7 @@ class DraftShape:
     mlp_bias: bool = False
     hidden_act: str = "silu"
     windows: tuple[int | None, ...] = ()  # of attention, one a layer; () if all layers read everything
+    block: BlockShape | None = None  # of families that draft blocks
 
     @property
     def sliding_window(self) -> int | None:
@@ -91,6 +93,9 @@ def tensor_shapes(shape: DraftShape) -> Shapes:
             shapes |= {"d2t": (shape.draft_vocab_size,), "t2d": (shape.vocab_size,)}
         if shape.norm_before_fc:
             shapes["input_norm.weight"] = (shape.fc_inputs,)
+        if shape.block is not None:
+            heads = {"hidden": hidden, "vocab_size": shape.vocab_size, "draft_vocab_size": shape.draft_vocab_size}
+            shapes |= {"hidden_norm.weight": (hidden,), **dict(head_shapes(shape.block, **heads))}
         if shape.fc_norm:
             shapes |= {f"fc_norm.{index}.weight": (states,) for index in range(shape.num_aux)}
     if shape.family.has_mask_token:
@@ -103,10 +108,14 @@ def tensor_shapes(shape: DraftShape) -> Shapes:
 def _layer_shapes(shape: DraftShape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, inner, reads_aux = shape.hidden_size, shape.intermediate_size, shape.family.reads_aux
     query, key = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    inputs = 2 * hidden if layer == 0 and reads_aux else hidden
+    reads_embedding_beside = layer == 0 and reads_aux and shape.block is None
+    inputs = 2 * hidden if reads_embedding_beside else hidden
     has_input_norm = layer > 0 or shape.input_norm
-    for norm in FUSED_NORMS if reads_aux else FUSED_NORMS[1:] if has_input_norm else FUSED_NORMS[2:]:
-        yield f"{norm}.weight", (hidden,)
+    if shape.block is not None:
+        yield from norm_shapes(hidden)
+    else:
+        for norm in FUSED_NORMS if reads_aux else FUSED_NORMS[1:] if has_input_norm else FUSED_NORMS[2:]:
+            yield f"{norm}.weight", (hidden,)
     for norm in ("q_norm", "k_norm") if shape.qk_norm else ():
         yield f"self_attn.{norm}.weight", (shape.head_dim,)
     attention = {"q_proj": (query, inputs), "k_proj": (key, inputs), "v_proj": (key, inputs), "o_proj": (hidden, query)}
