@@ -50,12 +50,13 @@ def model_card(draft: TrainedDraft, layout: Layout, *, dtype: str, target_name: 
 
 
 def _serving_command(draft: TrainedDraft, layout: Layout, target_name: str) -> str:
-    method = draft.shape.family.engine_method
-    return StringTemplate(layout.serving).substitute(
+    method, block = draft.shape.family.engine_method, draft.shape.block
+    tokens = SERVED_TOKENS if block is None else block.num_guesses or SERVED_TOKENS
+    return StringTemplate(layout.serving if block is None else layout.serving_blocks).substitute(
         target=target_name,
         method=method,
         algorithm=method.upper(),
-        tokens=SERVED_TOKENS,
-        slots=SERVED_TOKENS + 1,
+        tokens=tokens,
+        slots=tokens + 1,
         parallel=', "parallel_drafting": true' if draft.shape.family.is_parallel else "",
     )

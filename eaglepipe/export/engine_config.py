@@ -5,6 +5,7 @@ from typing import Any
 from eaglepipe.drafts.aux_ids import sglang_ids
 from eaglepipe.drafts.reading import AUX_IDS, NORM_FLAGS, QWEN3
 from eaglepipe.drafts.shape import DraftShape
+from eaglepipe.export.block_engines import native_fields, speculators_fields
 from eaglepipe.export.layouts import Layout
 from eaglepipe.export.trained import TrainedDraft
 
@@ -23,6 +24,12 @@ def engine_config(
     dtypes = {"torch_dtype": dtype, "dtype": dtype}
     layer = _layer_fields(draft)
     config: dict[str, Any] = {"architectures": [_architecture(draft, layout)]}
+    if (block := draft.block_draft) is not None:
+        plain = {"tie_word_embeddings": False, **dtypes}
+        if not layout.writes_speculators_format:
+            return {**config, **layer, **plain, **native_fields(block)}
+        config |= _speculators_block(draft, target_name, draft_tokens)
+        return {**config, "transformer_layer_config": {**layer, **dtypes}, **plain, **speculators_fields(block)}
     if layout.writes_speculators_format:
         config |= _speculators_block(draft, target_name, draft_tokens)
         num_aux = {} if draft.shape.num_aux == 3 else {"num_aux_hidden_states": draft.shape.num_aux}
@@ -50,7 +57,7 @@ def engine_config(
 
 
 def _architecture(draft: TrainedDraft, layout: Layout) -> str:
-    if draft.shape.qk_norm and layout.qk_norm_architectures:
+    if draft.shape.qk_norm and draft.shape.block is None and layout.qk_norm_architectures:
         return layout.qk_norm_architectures[0]
     return draft.shape.family.engine_architectures[layout.engine]
 

@@ -7,6 +7,7 @@ import torch
 from eaglepipe.drafts.aux_ids import sglang_fault
 from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.errors import DraftError
+from eaglepipe.export.block_engines import block_faults
 from eaglepipe.export.layouts import Layout
 from eaglepipe.export.trained import TrainedDraft
 
@@ -25,6 +26,9 @@ def _reasons(draft: TrainedDraft, layout: Layout) -> Iterator[str]:
     family = draft.shape.family
     if layout.engine not in family.engine_architectures:
         yield f"it has no {family.draft_label} drafts"
+        return
+    if (block := draft.block_draft) is not None:
+        yield from (f"{name}: {reason}" for name, reason in block_faults(block, layout.engine))
         return
     yield from _family_reasons(draft, layout)
     yield from _norm_reasons(draft.shape, layout)
@@ -106,6 +110,8 @@ def _reader(layout: Layout) -> str:
 
 def engine_tensors(draft: TrainedDraft, layout: Layout, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Return the tensors to write, under the engine's names: weights in `dtype`, d2t in int64 and t2d in bool."""
+    if draft.shape.block is not None:
+        return _to_dtypes(_block_tensors(draft, layout), dtype)
     tensors = dict(draft.tensors)
     has_own_embeddings = layout.embeddings == "own" and draft.embeddings_trained is not False
     if not (layout.embeddings == "always" or draft.shape.has_own_width or has_own_embeddings):
@@ -116,8 +122,21 @@ def engine_tensors(draft: TrainedDraft, layout: Layout, dtype: torch.dtype) -> d
     else:
         bias = tensors.pop("fc.bias", torch.zeros(draft.shape.hidden_size))
         tensors |= {"fc.bias": bias} if layout.writes_fc_bias else {}
+    renamed = {name.replace("layers.0.", f"{first_layer}."): tensor for name, tensor in tensors.items()}
+    return _to_dtypes(renamed, dtype)
+
+
+def _block_tensors(draft: TrainedDraft, layout: Layout) -> dict[str, torch.Tensor]:
+    """Leave out the target's own embeddings and, of the whole vocabulary, head, which every engine shares.
+
+    Those of a draft folder whose training is not known may be its own, and vLLM takes them then.
+    """
+    shared = {"embed_tokens.weight"} if draft.shape.has_vocab_map else {"embed_tokens.weight", "lm_head.weight"}
+    if layout.embeddings == "own" and draft.recipe is None:
+        shared = set() if draft.embeddings_trained is not False else {"embed_tokens.weight"}
+    return {name: tensor for name, tensor in draft.tensors.items() if name not in shared}
+
+
+def _to_dtypes(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     dtypes = {"d2t": torch.int64, "t2d": torch.bool}
-    return {
-        name.replace("layers.0.", f"{first_layer}."): tensor.to(dtypes.get(name, dtype), copy=True).contiguous()
-        for name, tensor in tensors.items()
-    }
+    return {name: tensor.to(dtypes.get(name, dtype), copy=True).contiguous() for name, tensor in tensors.items()}

@@ -20,6 +20,7 @@ class Layout:
 
     engine: Engine
     serving: str  # the command that serves the draft, a string.Template
+    serving_blocks: str  # likewise, of a draft that guesses blocks
 
     # config.json
     writes_speculators_format: bool = False
@@ -60,6 +61,14 @@ _VLLM_SERVING = (
     "vllm serve $target --speculative-config "
     '\'{"method": "$method", "model": "THIS_FOLDER", "num_speculative_tokens": $tokens$parallel}\''
 )
+_VLLM_BLOCKS = (
+    "vllm serve $target --speculative-config "
+    '\'{"method": "$method", "model": "THIS_FOLDER", "num_speculative_tokens": $tokens}\''
+)
+_SGLANG_BLOCKS = (
+    "python -m sglang.launch_server --model-path $target --speculative-algorithm $algorithm "
+    "--speculative-draft-model-path THIS_FOLDER --speculative-num-draft-tokens $slots"
+)
 _SGLANG_SERVING = (
     "python -m sglang.launch_server --model-path $target --speculative-algorithm $algorithm "
     "--speculative-draft-model-path THIS_FOLDER --speculative-num-steps $tokens --speculative-eagle-topk 1 "
@@ -70,6 +79,7 @@ LAYOUTS: Mapping[Engine, Layout] = {
     "vllm": Layout(
         engine="vllm",
         serving=_VLLM_SERVING,
+        serving_blocks=_VLLM_BLOCKS,
         reads_speculators_format=True,
         also_accepts={
             "eagle": ("EagleLlamaForCausalLM",),
@@ -94,6 +104,7 @@ LAYOUTS: Mapping[Engine, Layout] = {
     "sglang": Layout(
         engine="sglang",
         serving=_SGLANG_SERVING,
+        serving_blocks=_SGLANG_BLOCKS,
         reads_top_ids=False,
         reads_nested_ids="outputs",
         needs_draft_vocab_size=True,
@@ -111,6 +122,7 @@ LAYOUTS: Mapping[Engine, Layout] = {
     "speculators": Layout(
         engine="speculators",
         serving=_VLLM_SERVING,
+        serving_blocks=_VLLM_BLOCKS,
         writes_speculators_format=True,
         reads_speculators_format=True,
         serves_parallel_norms=False,
@@ -124,6 +136,7 @@ LAYOUTS: Mapping[Engine, Layout] = {
     "hf": Layout(
         engine="hf",
         serving=_VLLM_SERVING,
+        serving_blocks=_VLLM_BLOCKS,
         reads_nested_ids="outputs",
         needs_draft_vocab_size=True,
         needs_norm_flags=True,

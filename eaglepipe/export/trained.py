@@ -10,11 +10,13 @@ from eaglepipe.cache.manifest import Manifest
 from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.drafts.aux_ids import boundaries_of
+from eaglepipe.drafts.block_config import read_boundaries
 from eaglepipe.drafts.config_types import config_faults
 from eaglepipe.drafts.folder import StoredDraft, read_draft_folder
 from eaglepipe.drafts.reading import Ids, layer_config, read_aux, read_mask_token, read_rope
 from eaglepipe.drafts.shape import DraftShape, tensor_faults, tensor_shapes
 from eaglepipe.errors import DraftError, EaglepipeError
+from eaglepipe.export.block_engines import BlockDraft
 from eaglepipe.export.run_figures import read_figures
 from eaglepipe.export.target_facts import TargetFacts, read_target_facts, target_embeddings
 from eaglepipe.families import default_boundaries
@@ -50,6 +52,21 @@ class TrainedDraft:
     evaluation: dict[str, Any]
     cache: Manifest | None  # the first that it was trained from
 
+    @property
+    def block_draft(self) -> BlockDraft | None:
+        """What rules about block drafts are about, None of other families."""
+        if self.shape.block is None:
+            return None
+        return BlockDraft(
+            shape=self.shape,
+            block=self.shape.block,
+            boundaries=self.boundaries,
+            mask_token_id=self.mask_token_id,
+            target_depth=self.target.depth,
+            target_type=self.target.model_type,
+            rope=self.rope,
+        )
+
 
 def open_trained(folder: Path, target_folder: Path | None = None) -> TrainedDraft:
     """Open a run folder (with `draft/` inside) or a draft folder, and check that the draft is whole.
@@ -74,7 +91,8 @@ def open_trained(folder: Path, target_folder: Path | None = None) -> TrainedDraf
     shape = draft.shape if recipe is None else replace(draft.shape, family=recipe.train.family)
     if not shape.family.engine_architectures:
         raise DraftError(f"{draft_folder}: no engine is known to serve {shape.family.draft_label} drafts")
-    if faults := sorted(tensor_faults(draft.tensors, tensor_shapes(shape), optional=OPTIONAL)):
+    optional = OPTIONAL if shape.block is None or shape.has_vocab_map else {*OPTIONAL, "lm_head.weight"}
+    if faults := sorted(tensor_faults(draft.tensors, tensor_shapes(shape), optional=optional)):
         raise DraftError(f"{draft_folder}: not a draft that can be exported\n  " + "\n  ".join(faults))
     if (rope := read_rope(draft.config)) is None:
         raise DraftError(f"{config_file}: no rope_theta; add the one that the draft was trained with")
@@ -84,13 +102,15 @@ def open_trained(folder: Path, target_folder: Path | None = None) -> TrainedDraf
     tensors, embeddings_trained = draft.tensors, _embeddings_trained(draft, recipe)
     if target_folder is not None:
         target = target.joined(read_target_facts(target_folder))
-        if not shape.has_own_width:
+        if not shape.has_own_width and (shape.block is None or "embed_tokens.weight" in tensors):
             theirs = target_embeddings(target_folder, shape.vocab_size, shape.hidden_size)
             ours = tensors.setdefault("embed_tokens.weight", theirs)
             if embeddings_trained is None:
                 embeddings_trained = not torch.equal(ours.to(theirs.dtype), theirs)
     boundaries = None
-    if shape.family.reads_aux:
+    if shape.block is not None:
+        boundaries = read_boundaries(draft.config) or (None if cache is None else tuple(cache.spec.aux_layer_ids))
+    elif shape.family.reads_aux:
         boundaries = _boundaries(config_file, draft.config, cache, target, has_run=recipe is not None)
     return TrainedDraft(
         folder=draft_folder,
@@ -128,12 +148,13 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 def _target_facts(config: dict[str, Any], recipe: Recipe | None, target: dict[str, Any]) -> TargetFacts:
     verifier = (config.get("speculators_config") or {}).get("verifier") or {}
+    depths = ((config, "target_num_hidden_layers"), (target, "num_hidden_layers"), (config, "num_target_layers"))
     is_for_gpt_oss = any("GptOss" in str(name) for name in config.get("architectures") or ())  # a class of their own
     return TargetFacts(
         name=verifier.get("name_or_path") if recipe is None else recipe.target.path,
         architectures=tuple(target.get("architectures") or verifier.get("architectures") or ()),
         model_type="gpt_oss" if is_for_gpt_oss else target.get("model_type"),
-        depth=config.get("target_num_hidden_layers") or target.get("num_hidden_layers"),
+        depth=next((level[name] for level, name in depths if level.get(name)), None),
     )
 
 

@@ -76,6 +76,8 @@ def export_draft(
     _require_replaceable(out)
     name = target_name or public_name(draft.target.name) or "target"
     draft_tokens = min(MAX_DRAFT_TOKENS, MAX_DRAFT_TOKENS if draft.recipe is None else draft.recipe.train.depths)
+    if draft.shape.block is not None:
+        draft_tokens = draft.shape.block.num_guesses or draft_tokens
     config = engine_config(draft, layout, dtype=dtype, target_name=name, draft_tokens=draft_tokens)
     tensors = engine_tensors(draft, layout, DTYPES[dtype])
     with published_folder(out) as folder:
@@ -99,10 +101,24 @@ def export_draft(
 
 def _lost(draft: TrainedDraft, layout: Layout) -> Iterator[Finding]:
     """Yield a warning on token embeddings that are left out and may have been trained."""
+    if draft.shape.block is not None:
+        yield from _lost_from_block(draft, layout)
+        return
     is_left_out = layout.embeddings == "other width" and not draft.shape.has_own_width
     if is_left_out and draft.embeddings_trained is None:
         reason = f"left out: {layout.engine} takes the target's, and whether these were trained is not known"
         yield warning("embed_tokens.weight", f"{reason}; --target TARGET compares them", "unexpected")
+
+
+def _lost_from_block(draft: TrainedDraft, layout: Layout) -> Iterator[Finding]:
+    """Yield a warning on embeddings or a head that are left out and may not be the target's."""
+    if draft.recipe is not None or layout.embeddings == "own":
+        return
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        is_known = name.startswith("embed") and draft.embeddings_trained is False
+        if name in draft.tensors and not is_known and not (draft.shape.has_vocab_map and name.startswith("lm_head")):
+            reason = f"left out: {layout.engine} takes the target's, and whether this is the same is not known"
+            yield warning(name, reason, "unexpected")
 
 
 def _check_own(folder: Path, draft: TrainedDraft, engine: Engine) -> tuple[Finding, ...]:

@@ -2,7 +2,8 @@
 
     python -m tests.engine.draft_logits JOB.json
 
-A job names the target, the prompt, the depth, and the drafts: for each its folder, and whether it drafts in parallel.
+A job names the target, the prompt, the depth, and the drafts: for each its folder, whether it drafts in parallel, and
+its method and depth if they are not EAGLE-3 and the job's.
 The answer lies beside it: `<name>.safetensors` with the logits [depth, V] after the prompt, or `<name>.txt` with the
 error with which the draft was refused.
 """
@@ -22,8 +23,8 @@ def logits_of(job: dict[str, Any], draft: dict[str, Any]) -> tuple[torch.Tensor,
     """Return the logits of the first round, and the token that the target chose after the prompt."""
     from vllm import LLM, SamplingParams
 
-    depth = job["depth"]
-    speculative = {"method": "eagle3", "model": draft["folder"], "num_speculative_tokens": depth}
+    depth = draft.get("depth", job["depth"])
+    speculative = {"method": draft.get("method", "eagle3"), "model": draft["folder"], "num_speculative_tokens": depth}
     speculative |= {"parallel_drafting": True} if draft["parallel"] else {}
     llm = LLM(
         job["target"], dtype="float32", enforce_eager=True, max_model_len=128, skip_tokenizer_init=True,

@@ -114,7 +114,7 @@ def engine_job(
 def speculative_config(run: FinishedRun, folder: Path, depth: int) -> dict[str, Any]:
     """Return vLLM's `speculative_config` of a draft of the run's family."""
     family = run.recipe.train.family
-    parallel = {"parallel_drafting": True} if family.is_parallel else {}
+    parallel = {"parallel_drafting": True} if family.is_parallel and not family.drafts_blocks else {}
     return {"method": family.engine_method, "model": str(folder), "num_speculative_tokens": depth, **parallel}
 
 

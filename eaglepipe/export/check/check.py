@@ -10,6 +10,7 @@ from eaglepipe.drafts.rope import describe_scaling, rope_scaling
 from eaglepipe.drafts.shape import DraftShape
 from eaglepipe.errors import DraftError
 from eaglepipe.export.check.aux_names import check_aux
+from eaglepipe.export.check.block_fields import check_block
 from eaglepipe.export.check.config_fields import check_config
 from eaglepipe.export.check.findings import CheckReport, Finding, Findings, error, warning
 from eaglepipe.export.check.tensor_names import check_names, check_pairs
@@ -22,6 +23,7 @@ from eaglepipe.files.tensors import CONFIG_FILE, INDEX_FILE, WEIGHT_SUFFIX, pick
 
 UNCAPTURED = "target"
 """Name of the finding on a target that an engine, in the version that was read, cannot draft for."""
+MASK_EMBEDDING = "mask_embedding.pt"
 _READ_FILES = (CONFIG_FILE, INDEX_FILE, "hf_quant_config.json", "quantize_config.json", "quant_config.json")
 """Files beside weights by which engines decide how to load them."""
 
@@ -43,7 +45,7 @@ def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None)
         *_check_files(folder, layout),
         *_check_listed(folder),
         *check_config(layout, draft.config, shape),
-        *(check_aux(layout, draft.config, shape, target) if shape.family.reads_aux else ()),
+        *_check_inputs(layout, draft.config, shape, target),
         *check_names(layout, draft.config, shape, draft.raw_tensors),
         *check_pairs(shape, draft.tensors),
         *check_vocab(shape, draft.tensors),
@@ -55,10 +57,19 @@ def check_draft(folder: Path, engine: Engine, target: TargetFacts | None = None)
     return CheckReport(folder=folder, engine=engine, findings=tuple(findings))
 
 
+def _check_inputs(layout: Layout, config: Mapping[str, Any], shape: DraftShape, target: TargetFacts) -> Findings:
+    if shape.block is not None:
+        yield from check_block(layout, config, shape, target)
+    elif shape.family.reads_aux:
+        yield from check_aux(layout, config, shape, target)
+
+
 def _check_files(folder: Path, layout: Layout) -> Findings:
     names = [path.name for path in draft_weight_files(folder)]
     for name in pickled_files(folder):
-        if name not in names:
+        if name == MASK_EMBEDDING:
+            yield error(name, "vLLM takes the embedding of masked slots from it, and nothing else does", "file")
+        elif name not in names:
             yield warning(name, "a pickle, which may run code when read; nothing here reads it: delete it", "file")
     severity = layout.other_weight_files or ("warning" if len(names) > 1 else None)
     if severity is not None and names != [WEIGHTS_FILE]:

@@ -17,6 +17,7 @@ from eaglepipe.drafts.reading import (
     read_rope,
 )
 from eaglepipe.drafts.shape import DraftShape
+from eaglepipe.export.check.block_fields import READ_OF_BLOCKS
 from eaglepipe.export.check.findings import Findings, error, warning
 from eaglepipe.export.layouts import Layout
 
@@ -41,19 +42,28 @@ def check_config(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -
         yield from _speculators_format(config)
     elif is_speculators(config):
         yield error("speculators_config", f"{layout.engine} cannot read the speculators format")
-    elif config.get("model_type") != (expected := QWEN3 if shape.qk_norm and layout.serves_qk_norm else "llama"):
+    elif config.get("model_type") != (expected := _model_type(layout, shape)):
         yield error("model_type", f"{config.get('model_type')!r}; it must be {expected!r}")
     yield from _architecture(layout, config, shape)
     yield from _sizes(layout, config, shape)
     if not is_speculators(config) or read_rope(config) is None:  # that format has one spelling
         yield from _rope(layout, layer_config(config))
-    if shape.family.reads_aux:
+    if shape.block is None and shape.family.reads_aux:
         yield from _norms(layout, config, shape)
-    yield from _layers(layout, layer_config(config), shape)
+    if shape.block is None:
+        yield from _layers(layout, layer_config(config), shape)
+    else:
+        yield from _target_fields(layer_config(config))
     if shape.family.has_mask_token:
         yield from _mask_token(config, shape)
-    if strays := sorted(config.keys() - READ):
+    known = READ if shape.block is None else READ | READ_OF_BLOCKS
+    if strays := sorted(config.keys() - known):
         yield warning("other fields", f"nothing in a draft's loader reads {', '.join(strays)}")
+
+
+def _model_type(layout: Layout, shape: DraftShape) -> str:
+    is_qwen3 = shape.block is not None or (shape.qk_norm and layout.serves_qk_norm)
+    return QWEN3 if is_qwen3 else "llama"
 
 
 def _speculators_format(config: Mapping[str, Any]) -> Findings:
@@ -94,10 +104,11 @@ def _architecture(layout: Layout, config: Mapping[str, Any], shape: DraftShape) 
         return
     listed = config.get("architectures")
     accepted = {expected, *layout.also_accepts.get(shape.family.engine_method, ())}
-    if shape.qk_norm and layout.qk_norm_architectures:
+    if shape.qk_norm and shape.block is None and layout.qk_norm_architectures:
         accepted, expected = {*layout.qk_norm_architectures}, layout.qk_norm_architectures[0]
     if not isinstance(listed, list) or len(listed) != 1 or listed[0] not in accepted:
-        hint = "; this is a run's own draft, to be exported" if str(listed).endswith("DraftModel']") else ""
+        is_own = str(listed).endswith("DraftModel']")
+        hint = "; this is a run's own draft, to be exported" if is_own else ""
         yield error("architectures", f"{listed!r}; {engine} picks the class by it and expects [{expected!r}]{hint}")
 
 
@@ -111,15 +122,16 @@ def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
     if not shape.family.has_draft_vocab:
         if shape.has_vocab_map:
             yield error("draft_vocab_size", f"{shape.family.draft_label} drafts have the target's whole vocabulary")
-    elif layout.needs_draft_vocab_size and "draft_vocab_size" not in config:
+    elif layout.needs_draft_vocab_size and shape.block is None and "draft_vocab_size" not in config:
         yield error("draft_vocab_size", "absent; SGLang reads the attribute and stops")
     if shape.draft_vocab_size > shape.vocab_size:
         yield error("draft_vocab_size", f"{shape.draft_vocab_size}, more than vocab_size {shape.vocab_size}")
-    if shape.has_own_width and not layout.serves_other_width:
+    if shape.has_own_width and not layout.serves_other_width and shape.block is None:
         states = shape.target_hidden_size
         yield error("target_hidden_size", f"{states}: speculators loads no draft of another width than its target's")
     if "head_dim" not in inner:
-        yield warning("head_dim", f"absent; readers take hidden_size / heads = {shape.head_dim}")
+        default = "hidden_size / heads =" if shape.block is None else "that of Qwen3,"
+        yield warning("head_dim", f"absent; readers take {default} {shape.head_dim}")
     if inner.get("rms_norm_eps") is None:
         yield warning("rms_norm_eps", "absent; readers take 1e-6")
     if config.get("tie_word_embeddings") and layout.reads_tied_embeddings:
@@ -183,9 +195,7 @@ def _norms(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
 
 
 def _layers(layout: Layout, inner: Mapping[str, Any], shape: DraftShape) -> Findings:
-    for name in TARGET_ONLY:
-        if name in inner:
-            yield error(name, "a field of the target; it does not describe the draft")
+    yield from _target_fields(inner)
     types = inner.get("layer_types")
     if types is not None and len(types) != shape.num_hidden_layers:
         yield error("layer_types", f"{len(types)} entries for {shape.num_hidden_layers} draft layer(s)")
@@ -206,6 +216,12 @@ def _layers(layout: Layout, inner: Mapping[str, Any], shape: DraftShape) -> Find
         yield error("hidden_act", f"{shape.hidden_act!r}; engines' drafts have silu")
     if shape.mlp_bias:
         yield error("mlp_bias", "true, and no engine is known to load biases of a draft's MLP")
+
+
+def _target_fields(inner: Mapping[str, Any]) -> Findings:
+    for name in TARGET_ONLY:
+        if name in inner:
+            yield error(name, "a field of the target; it does not describe the draft")
 
 
 def _mask_token(config: Mapping[str, Any], shape: DraftShape) -> Findings:

@@ -61,6 +61,9 @@ def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
     if raw.startswith("model.") and layout.is_strict:
         return "vLLM adds `model.` itself and stops with a ValueError at model.model.*; drop the prefix"
     bare = raw.removeprefix("model.")
+    if shape.block is not None:
+        is_known = layout.engine == "vllm" or not bare.startswith("midlayer.")
+        return None if is_known else f"{layout.engine} knows layers.0.* only; rename midlayer to layers.0"
     first, other = layout.first_layer, "midlayer" if layout.first_layer == "layers.0" else "layers.0"
     is_wrong = other == "midlayer" or shape.family.reads_aux  # without aux states it is layers.0 everywhere
     if layout.first_layer_reader and is_wrong and bare.startswith(f"{other}."):
@@ -83,9 +86,15 @@ def _unexpected(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tenso
     if layout.is_strict and raw.startswith("input_norm."):
         return error(raw, "vLLM silently drops it unless norm_before_fc is true", "unexpected")
     fate = "vLLM's loader stops with a ValueError" if layout.is_strict else f"{layout.engine} silently ignores it"
+    if shape.block is not None and "mask_hidden" in raw and layout.is_strict:
+        fate = f"vLLM stops with an assertion: the masked slots of {_label(shape)} are embedded, by mask_token_id"
     if not shape.family.reads_aux and canonical_name(raw) in NORMS_NOT_SERVED:
         fate = f"{fate}; engines have no such norm in {shape.family.draft_label} drafts, and its training is lost"
     return error(raw, fate, "unexpected")
+
+
+def _label(shape: DraftShape) -> str:
+    return f"{shape.family.draft_label} drafts"
 
 
 def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tensor) -> Findings:
@@ -99,6 +108,8 @@ def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Ten
         yield error(raw, "all zeros: nothing comes out of this norm", "values")
     if name == "embed_tokens.weight" and layout.embeddings == "other width" and not shape.has_own_width:
         yield warning(raw, "SGLang always uses the target's embeddings in its place", "unexpected")
+    if name == "lm_head.weight" and shape.block is not None and layout.engine in ("sglang", "hf"):
+        yield warning(raw, "SGLang always uses the target's head in its place", "unexpected")
     if name == "fc.bias" and layout.is_strict and (not layout.writes_fc_bias or bool(tensor.any())):
         yield _unexpected(layout, shape, raw, tensor)
 
@@ -110,10 +121,17 @@ def _is_required(layout: Layout, config: Mapping[str, Any], shape: DraftShape, n
         "fc.bias": layout.has_fc_bias,
         "lm_head.weight": not _shares_head(layout, config, shape),
     }
+    if shape.block is not None:
+        rules["lm_head.weight"] = shape.has_vocab_map or shape.has_own_width
     if name in rules:
         return rules[name]
     layer, _, norm = name.removesuffix(".weight").rpartition(".")
-    if shape.family.reads_aux and layer != "layers.0" and norm in ("input_layernorm", "hidden_norm"):
+    if (
+        shape.block is None
+        and shape.family.reads_aux
+        and layer != "layers.0"
+        and norm in ("input_layernorm", "hidden_norm")
+    ):
         return norm in layout.deeper_norms
     return True
 
