@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, EncodedRows, RowCodec, make_codec
+from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, ROTATED_CODECS, EncodedRows, RowCodec, make_codec
 from eaglepipe.cache.supervision.kind import SupervisionKind, make_kind
 from eaglepipe.cache.supervision.sparse import id_dtype
 from eaglepipe.errors import CacheError
@@ -51,6 +51,11 @@ class ShardSpec:
     def aux(self) -> RowCodec:
         """The codec of aux rows, of shape (A, Ht)."""
         return make_codec(self.aux_codec, (len(self.aux_layer_ids), self.hidden_size))
+
+    @property
+    def rotates(self) -> bool:
+        """Whether any of its states are in a codec that rotates."""
+        return bool({self.aux_codec, self.supervision_codec} & ROTATED_CODECS)
 
     def decode_aux(self, encoded: EncodedRows) -> torch.Tensor:
         """Rows of `aux_payload` -> states [N, A, Ht] of the layers in `aux_layer_ids`."""

@@ -12,6 +12,7 @@ from eaglepipe.cache.manifest import (
     ALL_LAST_HIDDEN,
     MANIFEST_NAME,
     PLAN_NAME,
+    ROTATED_STATES,
     SHARDS_FOLDER,
     FileEntry,
     Manifest,
@@ -174,6 +175,14 @@ def _spec_document(folder: Path, spec: ShardSpec, max_length: int) -> SpecDocume
     return SpecDocument(max_length=max_length, **fields, **asdict(head))
 
 
+def _features(spec: ShardSpec) -> tuple[str, ...]:
+    """What readers of the first release do not know."""
+    return (
+        *((ALL_LAST_HIDDEN,) if spec.last_hidden == "all" else ()),
+        *((ROTATED_STATES,) if spec.rotates else ()),
+    )
+
+
 def _manifest(
     plan: Plan, shards: list[PublishedShard], files: tuple[FileEntry, ...], shard_spec: ShardSpec, spec: SpecDocument
 ) -> Manifest:
@@ -181,7 +190,7 @@ def _manifest(
     refused = sum((shard.refused for shard in shards), Counter[str]())
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        features=(ALL_LAST_HIDDEN,) if shard_spec.last_hidden == "all" else (),
+        features=_features(shard_spec),
         name=plan.name,
         identity=plan.identity,
         created_by=f"eaglepipe {__version__}",

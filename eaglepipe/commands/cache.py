@@ -136,7 +136,9 @@ def merge(
 def recode(
     out: NewCacheArgument,
     source: CacheArgument,
-    aux_codec: Annotated[str | None, typer.Option(help="aux states: bf16, fp16, fp32, fp8, int8 or int4")] = None,
+    aux_codec: Annotated[
+        str | None, typer.Option(help="aux states: bf16, fp16, fp32, fp8, int8, int4, rot2 to rot6")
+    ] = None,
     supervision: Annotated[str | None, typer.Option(help="dense, sparse or hidden, from what is stored")] = None,
     codec: Annotated[str | None, typer.Option(help="hidden states: as above; probabilities: fp16 or fp32")] = None,
     draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,

@@ -14,7 +14,7 @@ from eaglepipe.recipe.texts import FileText, PathText, check_text
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-StateCodec = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4"]
+StateCodec = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4", "rot2", "rot3", "rot4", "rot5", "rot6"]
 Profile = Literal["exact", "compact", "tiny"]
 AtLeastTwo = Annotated[int, Field(ge=2, le=2**40, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, le=2**40, strict=True)]

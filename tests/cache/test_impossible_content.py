@@ -121,10 +121,12 @@ def refused(folder: Path, change: Change, message: str) -> None:
 
 
 ROWS = torch.randn(5, 2, 128, generator=torch.Generator().manual_seed(0))
-CODECS = [make_codec(name, (2, 128)) for name in ("bf16", "fp16", "fp32", "fp8", "int8", "int4")]
+CODECS = [make_codec(name, (2, 128)) for name in ("bf16", "fp16", "fp32", "fp8", "int8", "int4", "rot3", "rot6")]
 
 
-@pytest.mark.parametrize("codec", [*CODECS, *(inline_codec(name, (128,)) for name in ("fp8", "int8", "int4", "bf16"))])
+@pytest.mark.parametrize(
+    "codec", [*CODECS, *(inline_codec(name, (128,)) for name in ("fp8", "int8", "int4", "rot4", "bf16"))]
+)
 def test_every_row_that_does_not_decode_to_numbers_is_found(codec: RowCodec) -> None:
     """Against the decoder itself: bytes at random decode to finite numbers, or are a fault of that row."""
     rng = np.random.default_rng(0)
@@ -148,10 +150,13 @@ def test_every_row_that_does_not_decode_to_numbers_is_found(codec: RowCodec) -> 
             finite = bool(torch.isfinite(codec.decode(given)).all())
         assert finite or (fault is not None and fault.row == row)
         faults += fault is not None
-    assert faults > 0 or codec.name in ("int8", "int4")
+    assert faults > 0 or codec.name in ("int8", "int4", "rot3", "rot4", "rot6")
 
 
-@pytest.mark.parametrize(("name", "scale"), [("fp8", NAN), ("fp8", -1.0), ("fp8", np.inf), ("fp8", 0.0), ("int4", NAN)])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("fp8", NAN), ("fp8", -1.0), ("fp8", np.inf), ("fp8", 0.0), ("int4", NAN), ("rot3", NAN), ("rot3", -1.0)],
+)
 def test_scales_that_no_encoder_gives(name: str, scale: float) -> None:
     codec = make_codec(name, (2, 128))
     encoded = codec.encode(ROWS)

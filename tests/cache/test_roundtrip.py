@@ -74,6 +74,7 @@ def spec_of(supervision: str, codec: str, aux_codec: str = "bf16", draft_vocab_s
             ("hidden", "fp32", "fp8"),
             ("hidden", "fp8", "int8"),
             ("hidden", "int4", "int4"),
+            ("hidden", "rot6", "rot3"),
             ("dense", "fp16"),
             ("dense", "fp32"),
             ("sparse", "fp16", "bf16", 2**16),

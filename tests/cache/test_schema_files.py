@@ -11,6 +11,7 @@ import pytest
 
 from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, make_codec
 from eaglepipe.cache.codecs.integer import IntegerRows
+from eaglepipe.cache.codecs.rotated import RotatedRows
 from eaglepipe.cache.manifest import Document, Manifest, Plan, Sidecar, json_schema, load_document
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema, shard_columns
@@ -50,7 +51,7 @@ def test_invalid_examples_fail_schema_and_loader(path: Path) -> None:
         load_document(path, KINDS[kind])
 
 
-@pytest.mark.parametrize("aux_codec", ["bf16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("aux_codec", ["bf16", "fp8", "int8", "int4", "rot3"])
 def test_columns_of_a_shard_are_those_of_the_schema_file(aux_codec: str) -> None:
     for supervision, column in ((kind.name, kind.column) for kind in SUPERVISION_KINDS.values()):
         spec = ShardSpec(
@@ -94,6 +95,10 @@ def test_schema_file_describes_every_codec_as_the_code_has_it() -> None:
         assert codec.name == name
         if isinstance(codec, IntegerRows):
             assert (described[name]["group"], described[name]["max_outliers"]) == (codec.group, codec.max_outliers)
+        if isinstance(codec, RotatedRows):
+            entry = described[name]
+            assert len(entry["levels"]) == 2 ** (codec.bits - 1) and entry["bytes"] == codec.bits / 8
+            assert min(entry["max_outliers"], 4096 // entry["width_per_outlier"]) == codec.num_outliers
 
 
 def test_every_cache_carries_its_own_schema(sealed_cache: Path) -> None:

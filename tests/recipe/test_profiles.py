@@ -61,7 +61,7 @@ def test_profile_is_a_name_for_settings_and_finds_the_cache_of_the_same_settings
     assert find_cache(project.recipe(**{"cache.root": tmp_path}, **spelled)) == made.folder
 
 
-@pytest.mark.parametrize(("codec", "least_decibels"), [("fp8", 30), ("int8", 38), ("int4", 15)])
+@pytest.mark.parametrize(("codec", "least_decibels"), [("fp8", 30), ("int8", 38), ("int4", 15), ("rot3", 13)])
 def test_cache_with_a_narrow_codec_is_the_exact_one_within_its_noise(
     project: TinyProject, tmp_path: Path, sealed_cache: Path, codec: str, least_decibels: float
 ) -> None:

@@ -3,6 +3,7 @@
 Encoders run on the target's device, decoders on the trainer's, so that narrow types travel the whole way.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +13,20 @@ import torch
 from eaglepipe.cache.codecs.encoded import EncodedRows
 from eaglepipe.cache.codecs.fp8 import Fp8Rows
 from eaglepipe.cache.codecs.integer import IntegerRows
+from eaglepipe.cache.codecs.rotated import RotatedRows
 from eaglepipe.errors import CacheError
 
-__all__ = ["FLOAT_DTYPES", "LOGICAL_DTYPES", "EncodedRows", "FloatRows", "RowCodec", "inline_codec", "make_codec"]
+__all__ = [
+    "FLOAT_DTYPES",
+    "LOGICAL_DTYPES",
+    "ROTATED_CODECS",
+    "EncodedRows",
+    "FloatRows",
+    "RowCodec",
+    "finite_rows",
+    "inline_codec",
+    "make_codec",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +56,15 @@ class FloatRows:
         return encoded.payload.view(self.dtype).reshape(encoded.payload.shape[0], *self.row_shape)
 
 
+ScaledRows = Fp8Rows | IntegerRows | RotatedRows
+"""A codec whose scales are not among its rows' bytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InlineScales:
     """`inner`, each row followed by its scales, little-endian, for columns that are one block of bytes a row."""
 
-    inner: Fp8Rows | IntegerRows
+    inner: ScaledRows
     name: str
     row_shape: tuple[int, ...]
     scale_dtype: torch.dtype
@@ -67,14 +83,19 @@ class InlineScales:
 
     def decode(self, encoded: EncodedRows) -> torch.Tensor:
         """Bytes [N, row_bytes] -> rows [N, *row_shape], as `inner` decodes them."""
+        return self.inner.decode(self.apart(encoded))
+
+    def apart(self, encoded: EncodedRows) -> EncodedRows:
+        """Return the rows as `inner` encodes them."""
         payload, scales = encoded.payload.split([self.inner.row_bytes, self.row_bytes - self.inner.row_bytes], dim=1)
-        numbers = scales.contiguous().view(self.scale_dtype)
-        return self.inner.decode(EncodedRows(payload=payload.contiguous(), scales=numbers))
+        return EncodedRows(payload=payload.contiguous(), scales=scales.contiguous().view(self.scale_dtype))
 
 
-RowCodec = FloatRows | Fp8Rows | IntegerRows | InlineScales
+RowCodec = FloatRows | ScaledRows | InlineScales
 """One encoding of rows of a fixed shape."""
 
+ROTATED_BITS = (2, 3, 4, 5, 6)
+ROTATED_CODECS = frozenset(f"rot{bits}" for bits in ROTATED_BITS)
 FLOAT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LOGICAL_DTYPES = {
     "bf16": "bfloat16",
@@ -83,12 +104,20 @@ LOGICAL_DTYPES = {
     "fp8": "float8_e4m3fn",
     "int8": "int8",
     "int4": "int4",
+    **{f"rot{bits}": f"rotated_{bits}_bit" for bits in ROTATED_BITS},
 }
+
+
+def _rotated(bits: int, _: str, shape: tuple[int, ...]) -> RowCodec:
+    return RotatedRows(bits=bits, row_shape=shape)
+
+
 _CODECS: dict[str, Callable[[str, tuple[int, ...]], RowCodec]] = {
     **dict.fromkeys(FLOAT_DTYPES, lambda name, shape: FloatRows(name=name, row_shape=shape)),
     "fp8": lambda _, shape: Fp8Rows(row_shape=shape),
     "int8": lambda _, shape: IntegerRows(bits=8, group=256, max_outliers=16, row_shape=shape),
     "int4": lambda _, shape: IntegerRows(bits=4, group=32, max_outliers=16, row_shape=shape),
+    **{f"rot{bits}": functools.partial(_rotated, bits) for bits in ROTATED_BITS},
 }
 
 
@@ -106,6 +135,15 @@ def make_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
 def inline_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
     """Return `make_codec` with scales, if any, at the end of each row's bytes, for columns without one of scales."""
     codec = make_codec(name, row_shape)
-    if not isinstance(codec, Fp8Rows | IntegerRows):
+    if not isinstance(codec, ScaledRows):
         return codec
     return InlineScales(inner=codec, name=codec.name, row_shape=codec.row_shape, scale_dtype=codec.scale_dtype)
+
+
+def finite_rows(codec: RowCodec, encoded: EncodedRows) -> torch.Tensor:
+    """Return which encoded rows decode to finite numbers, bool [N]."""
+    if isinstance(codec, InlineScales) and isinstance(codec.inner, RotatedRows):
+        return codec.inner.finite_rows(codec.apart(encoded))
+    if isinstance(codec, RotatedRows):
+        return codec.finite_rows(encoded)
+    return torch.isfinite(codec.decode(encoded)).flatten(1).all(dim=1)

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from eaglepipe.cache.codecs.encoded import EncodedRows
+from eaglepipe.cache.codecs.outliers import Outliers, take_outliers
 from eaglepipe.errors import CacheError
 
 # One value in this many may be an outlier.
@@ -78,24 +79,22 @@ class IntegerRows:
         """[N, *row_shape] -> bytes and float16 scales; NaN and Inf stay visible after decoding."""
         count = rows.shape[0]
         values = rows.reshape(count, self.layers, self.row_shape[-1]).float()
-        channels = values.abs().topk(self.num_outliers, dim=-1).indices.sort(dim=-1).values
-        outliers = values.gather(-1, channels).to(torch.bfloat16)
-        integers, scales = self._quantise(values.scatter(-1, channels, 0.0))
-        parts = [self._pack(integers), _bytes(channels.to(torch.int16)), _bytes(outliers)]
+        rest, outliers = take_outliers(values, self.num_outliers)
+        integers, scales = self._quantise(rest)
+        parts = [self._pack(integers), *outliers.to_bytes()]
         return EncodedRows(payload=torch.cat(parts, dim=1), scales=scales)
 
     def decode(self, encoded: EncodedRows) -> torch.Tensor:
         """Bytes -> float32 [N, *row_shape], on the bytes' device."""
         assert encoded.scales is not None
         count = encoded.payload.shape[0]
-        packed, channels, outliers = encoded.payload.split(self._parts(), dim=1)
+        packed, channels, apart = encoded.payload.split(self._parts(), dim=1)
         steps = self._unpack(packed).reshape(count, self.num_scales, self.group_width).float()
         padded = (steps * encoded.scales.float()[..., None]).reshape(count, self.layers, self.groups * self.group_width)
         values = padded[..., : self.row_shape[-1]]
         if self.num_outliers:
-            shape = (count, self.layers, self.num_outliers)
-            index = channels.contiguous().view(torch.int16).reshape(shape).long()
-            values = values.scatter(-1, index, outliers.contiguous().view(torch.bfloat16).reshape(shape).float())
+            outliers = Outliers.from_bytes(channels, apart, (count, self.layers, self.num_outliers))
+            values = values.scatter(-1, outliers.channels, outliers.values.float())
         return values.reshape(count, *self.row_shape)
 
     def _quantise(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,8 +123,3 @@ class IntegerRows:
             return signed
         low = (packed << 4).contiguous().view(torch.int8) >> 4
         return torch.stack([low, signed >> 4], dim=-1).flatten(1)
-
-
-def _bytes(values: torch.Tensor) -> torch.Tensor:
-    """[N, ...] of any dtype -> uint8 [N, bytes]."""
-    return values.flatten(1).contiguous().view(torch.uint8)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.codecs.catalog import FloatRows, InlineScales, RowCodec
 from eaglepipe.cache.codecs.fp8 import Fp8Rows
 from eaglepipe.cache.codecs.integer import IntegerRows
+from eaglepipe.cache.codecs.rotated import RotatedRows
 
 Array = NDArray[Any]
 _INFINITIES = {
@@ -45,7 +46,10 @@ def find_fault(codec: RowCodec, payload: NDArray[np.uint8], scales: Array | None
     assert scales is not None
     if isinstance(codec, Fp8Rows):
         return _fp8_fault(payload, scales)
-    return _bad_scale(scales, np.isfinite(scales)) or _outlier_fault(codec, payload)
+    is_sound = np.isfinite(scales)
+    if isinstance(codec, RotatedRows):
+        is_sound &= scales >= 0
+    return _bad_scale(scales, is_sound) or _outlier_fault(codec, payload)
 
 
 def _not_finite(bits: Array, dtype: torch.dtype) -> RowFault | None:
@@ -72,7 +76,7 @@ def _fp8_fault(payload: NDArray[np.uint8], scales: Array) -> RowFault | None:
     return RowFault(row=row, text=f"is nan in place {place}")
 
 
-def _outlier_fault(codec: IntegerRows, payload: NDArray[np.uint8]) -> RowFault | None:
+def _outlier_fault(codec: IntegerRows | RotatedRows, payload: NDArray[np.uint8]) -> RowFault | None:
     count = codec.layers * codec.num_outliers
     if count == 0:
         return None

@@ -51,7 +51,7 @@ def test_a_draft_of_some_layers_is_that_of_a_cache_with_those_alone(tmp_path: Pa
     assert config["eagle_aux_layers_are_default"] is False
 
 
-@pytest.mark.parametrize("codec", ["bf16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("codec", ["bf16", "fp8", "int8", "int4", "rot3"])
 def test_layers_are_cut_after_decoding_whatever_the_encoding(codec: str) -> None:
     source = tiny_source(1)
     whole = replace(source.spec, aux_codec=codec)
