@@ -19,11 +19,12 @@ from eaglepipe.cache.supervision.kind import KINDS as SUPERVISION_KINDS
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CorruptError
 from eaglepipe.resources import resource_folder, schema_folder
+from tests.cache.rotated_reader import rotated_rows
 
 KINDS: dict[str, type[Document]] = {"manifest": Manifest, "plan": Plan, "sidecar": Sidecar}
 EXAMPLES = schema_folder(SCHEMA_VERSION) / "examples"
-GOLDEN = sorted(path for path in resource_folder("cache_schemas").glob("v*/examples/golden"))
-GOLDEN_FACTS = {"v1": (6, 576, 78731)}
+GOLDEN = sorted(path for path in resource_folder("cache_schemas").glob("v*/examples/golden*"))
+GOLDEN_FACTS = {"v1/golden": (6, 576, 78731), "v1/golden-rotated": (2, 189, 25778)}
 
 
 def schema_of(kind: str) -> dict[str, Any]:
@@ -76,15 +77,45 @@ def test_columns_of_a_shard_are_those_of_the_schema_file(aux_codec: str) -> None
         assert not any(field.nullable for field in schema)
 
 
-@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.parent.parent.name)
+def golden_name(folder: Path) -> str:
+    return f"{folder.parent.parent.name}/{folder.name}"
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=golden_name)
 def test_golden_cache_of_every_version_loads_for_ever(folder: Path) -> None:
     assert verify_cache(folder, full=True).ok
     cache = Cache.open(folder)
     tokens = sum(len(cache.read(sample).input_ids) for sample in range(cache.num_samples))
     checksum = sum(int(cache.read(sample).input_ids.sum()) for sample in range(cache.num_samples))
-    assert (cache.num_samples, tokens, checksum) == GOLDEN_FACTS[folder.parent.parent.name]
-    aux = cache.read(0).aux_payload.view(np.uint16)
-    assert aux.shape[1] == len(cache.spec.aux_layer_ids) * cache.spec.hidden_size
+    assert (cache.num_samples, tokens, checksum) == GOLDEN_FACTS[golden_name(folder)]
+    assert cache.read(0).aux_payload.shape[1] == cache.spec.aux.row_bytes
+    if cache.spec.aux_codec == "bf16":
+        aux = cache.read(0).aux_payload.view(np.uint16)
+        assert aux.shape[1] == len(cache.spec.aux_layer_ids) * cache.spec.hidden_size
+
+
+def test_golden_rotated_states_mean_what_they_meant_when_they_were_written() -> None:
+    """Read by the schema that lies in the cache, with the numbers that its writer printed."""
+    folder = EXAMPLES / "golden-rotated"
+    codecs = json.loads((folder / "schema" / "shard.json").read_text())["codecs"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["features"] == ["rotated_states"]
+    table = pa.ipc.open_file(folder / manifest["shards"][0]["path"]).read_all()
+    aux = table.column("aux_hidden_states").combine_chunks()
+    scales = table.column("aux_scales").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    rows = rotated_rows(blocks(aux), scales.reshape(len(aux), -1), [3, 144], codecs["rot3"])
+    assert np.square(rows).mean((0, 2)) ** 0.5 == pytest.approx([0.24444, 0.24497, 0.24565], rel=1e-4)
+    assert rows[5, :, 143] == pytest.approx([0.011966, 0.021026, 0.043327], rel=1e-4)
+    last = blocks(table.column("last_hidden_states").combine_chunks().values)
+    inline = np.ascontiguousarray(last[:, -4:]).view(np.float16)
+    states = rotated_rows(last[:, :-4], inline, [1, 144], codecs["rot6"])
+    assert states.shape == (144, 1, 144) and float(np.square(states).mean()) ** 0.5 == pytest.approx(0.99987, rel=1e-4)
+    assert states[3, 0, [7, 143]] == pytest.approx([-10.4375, -0.094126], rel=1e-4)
+
+
+def blocks(column: pa.Array) -> np.ndarray:
+    """A column of blocks of bytes, uint8 [N, bytes]."""
+    return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, column.type.byte_width)[: len(column)]
 
 
 def test_schema_file_describes_every_codec_as_the_code_has_it() -> None:
