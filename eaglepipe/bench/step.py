@@ -13,6 +13,9 @@ import torch
 
 from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.peak import in_fresh_process, peak_bytes
+from eaglepipe.bench.peers.comparison import OURS, Comparison, PassFn, compare
+from eaglepipe.bench.peers.speculators_eagle3 import SpeculatorsEagle3
+from eaglepipe.bench.peers.speculators_package import require_speculators
 from eaglepipe.bench.products import AttentionProducts, LinearProducts, ProductRunner, Products
 from eaglepipe.bench.step_paths import Implementation, StepPath, StepSetup
 from eaglepipe.bench.step_presets import StepPreset, Workload
@@ -32,15 +35,16 @@ from eaglepipe.training.run.learner import Learner
 _WAIT_EPOCHS = 2
 
 
-def measure_step(preset: StepPreset, *, rounds: int | None = None) -> StepReport:
-    """Run every workload of a preset on a cache made for it.
+def measure_step(preset: StepPreset, *, rounds: int | None = None, peers: bool = False) -> StepReport:
+    """Run every workload of a preset on a cache made for it, and if asked for the step of a peer too.
 
     Raises:
-        ConfigError: the preset is for CUDA and there is no such device.
+        ConfigError: the preset is for CUDA and there is no such device, or the peer's package is not installed.
     """
+    peer = require_speculators() if peers else None
     device = bench_device(preset.device, f"preset {preset.name}")
     rounds = preset.rounds if rounds is None else rounds
-    reports = [_measure_workload(preset, workload, device, rounds) for workload in preset.workloads]
+    reports = [_measure_workload(preset, workload, device, rounds, peer) for workload in preset.workloads]
     return StepReport(
         preset=preset.name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -51,7 +55,9 @@ def measure_step(preset: StepPreset, *, rounds: int | None = None) -> StepReport
     )
 
 
-def _measure_workload(preset: StepPreset, workload: Workload, device: torch.device, rounds: int) -> WorkloadReport:
+def _measure_workload(
+    preset: StepPreset, workload: Workload, device: torch.device, rounds: int, peer: str | None
+) -> WorkloadReport:
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as folder:
         cache = write_made_cache(Path(folder), preset.shape, workload.lengths, assistant_share=workload.assistant_share)
         setup = StepSetup(preset=preset, workload=workload, cache=cache, device=device)
@@ -75,7 +81,14 @@ def _measure_workload(preset: StepPreset, workload: Workload, device: torch.devi
             reference_peak_bytes=reference_peak,
             data_wait=_data_wait(setup),
             loss_difference=loss_difference,
+            comparison=None if peer is None else _compare(compact, reference, peer, rounds),
         )
+
+
+def _compare(compact: StepPath, reference: StepPath, peer: str, rounds: int) -> Comparison:
+    other = SpeculatorsEagle3(compact)
+    passes: dict[str, PassFn] = {OURS: compact.run_decoded, "reference": reference.run_decoded, peer: other.run_all}
+    return compare(passes, rounds, supervised_tokens=compact.header.num_supervised, note=other.note)
 
 
 def _run_in_turn(

@@ -13,7 +13,7 @@ import torch
 
 from eaglepipe.bench.products import Products, unroll_products
 from eaglepipe.bench.step_presets import StepPreset, Workload
-from eaglepipe.bench.timing import timed
+from eaglepipe.bench.timing import Spent, spent, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.kernels.fused_head import rows_at_once
@@ -67,7 +67,7 @@ class StepPath:
     """One implementation with a draft of its own and all batches of a workload, encoded, on the device."""
 
     def __init__(self, setup: StepSetup, implementation: Implementation) -> None:
-        self._setup, self._implementation = setup, implementation
+        self.setup, self._implementation = setup, implementation
         rows = packed_rows(setup) if implementation == "compact" else padded_rows(setup)
         self.header, self.batches = load_all(setup, rows)
         module = Eagle3TrainerModule(
@@ -87,13 +87,25 @@ class StepPath:
 
     def run_all(self) -> tuple[float, torch.Tensor]:
         """Run one pass; return the seconds of its forwards and backwards, and each step's summed loss, float64 [K]."""
-        seconds, loss_sums = 0.0, torch.zeros(self._setup.preset.ttt_steps, dtype=torch.float64)
+        seconds, loss_sums = 0.0, torch.zeros(self.setup.preset.ttt_steps, dtype=torch.float64)
         for batch in self.batches:
-            batch_seconds, batch_sums = timed(partial(self.step, self.decode(batch)), self._setup.device)
+            batch_seconds, batch_sums = timed(partial(self.step, self.decode(batch)), self.setup.device)
             seconds += batch_seconds
             loss_sums += batch_sums.cpu().double()
         self.module.zero_grad(set_to_none=True)
         return seconds, loss_sums
+
+    def run_decoded(self) -> tuple[Spent, torch.Tensor]:
+        """Run one pass with the decoding of supervision, the target's head in it; return as `run_all`."""
+        total, loss_sums = Spent(), torch.zeros(self.setup.preset.ttt_steps, dtype=torch.float64)
+        for batch in self.batches:
+            one, batch_sums = spent(partial(self._decoded_step, batch), self.setup.device)
+            total, loss_sums = total + one, loss_sums + batch_sums.cpu().double()
+        self.module.zero_grad(set_to_none=True)
+        return total, loss_sums
+
+    def _decoded_step(self, batch: EncodedBatch) -> torch.Tensor:
+        return self.step(self.decode(batch))
 
     def decode(self, batch: EncodedBatch) -> TrainerInputs:
         """Decode the module's inputs; the padded reference needs none of the packing."""
@@ -105,7 +117,7 @@ class StepPath:
 
     def step(self, inputs: TrainerInputs) -> torch.Tensor:
         """Run forward and backward of one batch; return each step's summed loss, float32 [K]."""
-        device, dtype = self._setup.device, self._setup.dtype
+        device, dtype = self.setup.device, self.setup.dtype
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             metrics = self.module.compute_loss(inputs, normalizers=self.header.counts.clamp(min=1).to(device))
         metrics.loss.backward()
@@ -119,12 +131,12 @@ class StepPath:
 
     def products(self) -> list[Products]:
         """Return the matrix products of a pass of the compact path."""
-        config, chunk = self.module.draft_model.config, rows_at_once(self._setup.device, self._setup.dtype)
+        config, chunk = self.module.draft_model.config, rows_at_once(self.setup.device, self.setup.dtype)
         return [product for plan in self.plans() for product in unroll_products(config, plan, head_chunk_rows=chunk)]
 
     def plans(self) -> list[UnrollPlan]:
         """Return the compact path's plan of each batch."""
-        host, steps = torch.device("cpu"), self._setup.preset.ttt_steps
+        host, steps = torch.device("cpu"), self.setup.preset.ttt_steps
         return [
             plan_unroll(batch.packed.on_host(), steps, probs_are_compact=True, device=host) for batch in self.batches
         ]

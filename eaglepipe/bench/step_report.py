@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from eaglepipe.bench.peers.comparison import Comparison
 from eaglepipe.tables import field_table, text_table
 
 _WORST = {
@@ -35,12 +36,14 @@ class WorkloadReport:
     reference_peak_bytes: int
     data_wait: float
     loss_difference: float  # relative, between the two paths' summed losses
+    comparison: Comparison | None = None  # with the step of a peer
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields with rates and ratios; `ratio` is supervised tokens a second over the reference's."""
         matmul_seconds = self.linear_seconds + self.attention_seconds
         return {
             **asdict(self),
+            "comparison": None if self.comparison is None else self.comparison.to_json(),
             "tokens_per_s": self.tokens / self.seconds,
             "supervised_tokens_per_s": self.supervised_tokens / self.seconds,
             "reference_tokens_per_s": self.tokens / self.reference_seconds,
@@ -53,6 +56,10 @@ class WorkloadReport:
             "flops_per_s": self.flops / self.seconds,
             "share_of_matmul_rate": self.flops / self.seconds / self.device_matmul_rate,
         }
+
+    def table(self) -> str:
+        table = _workload_table(self.to_json())
+        return table if self.comparison is None else f"{table}\n\n{self.comparison.table()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +93,7 @@ class StepReport:
     def table(self) -> str:
         device = self.device if self.device != "cpu" else f"CPU, {self.threads} thread(s)"
         title = f"bench step {self.preset}: {device}, {self.dtype}, medians of {self.rounds} rounds"
-        return "\n\n".join([title, *(_workload_table(workload.to_json()) for workload in self.workloads)])
+        return "\n\n".join([title, *(workload.table() for workload in self.workloads)])
 
 
 def _workload_table(work: dict[str, Any]) -> str:

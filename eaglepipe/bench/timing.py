@@ -6,6 +6,7 @@ A machine that slows down slows the reference down with it.
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -34,6 +35,24 @@ def timed(action: Callable[[], Result], device: torch.device) -> tuple[float, Re
     result = action()
     synchronise(device)
     return time.perf_counter() - started, result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Seconds of some work, by the clock and by the processor, all threads together."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(wall=self.wall + other.wall, cpu=self.cpu + other.cpu)
+
+
+def spent(action: Callable[[], Result], device: torch.device) -> tuple[Spent, Result]:
+    """Return as `timed`, with the seconds of the processor."""
+    started = time.process_time()
+    wall, result = timed(action, device)
+    return Spent(wall=wall, cpu=time.process_time() - started), result
 
 
 def synchronise(device: torch.device) -> None:

@@ -25,13 +25,14 @@ def memory(
 def step(
     preset: Annotated[str, typer.Option(help="cpu-chat, cpu-full, llama3.1-8b or qwen3-8b")] = "cpu-chat",
     rounds: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="with the step of the installed package speculators")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a training step with the plain reference and with its matrix products alone."""
     from eaglepipe.bench.step import measure_step
     from eaglepipe.bench.step_presets import find_step_preset
 
-    print_report(measure_step(find_step_preset(preset), rounds=rounds), as_json)
+    print_report(measure_step(find_step_preset(preset), rounds=rounds, peers=peers), as_json)
 
 
 @app.command("read")
