@@ -1,6 +1,6 @@
 """Draws of users' turns: many on their way at once, taken in the order of their numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -61,13 +61,20 @@ def text_of(row: dict[str, Any]) -> str:
     return str(row["rows"][0]["messages"][-1]["content"])
 
 
-def in_order(answerer: Answerer, draws: Draws, numbers: range, *, at_once: int) -> Iterator[tuple[int, Answer]]:
-    """Yield each number with its answer, in order; `at_once` draws are on their way."""
+def in_order(
+    answerer: Answerer, draws: Draws, numbers: range, *, at_once: int, arrived: Callable[[Answer], None]
+) -> Iterator[tuple[int, Answer]]:
+    """Yield each number with its answer, in order; `at_once` draws are on their way.
+
+    Args:
+        arrived: called with each answer as it comes, which may be long before its turn.
+    """
     waiting, over, first = iter(numbers), dict[int, Answer](), numbers.start
     for number in islice(waiting, at_once):
         answerer.add(number, draws.prompt(number))
     for number, answer in answerer.answered():
         over[number] = answer
+        arrived(answer)
         for following in islice(waiting, 1):
             answerer.add(following, draws.prompt(following))
         while first in over:

@@ -15,7 +15,7 @@ from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
 from eaglepipe.errors import ConfigError, DataError
 from eaglepipe.generation.answer_log import AnswerLog, Tally
 from eaglepipe.generation.answer_output import AnswerOutput
-from eaglepipe.generation.answering import Sampling
+from eaglepipe.generation.answering import Answer, Sampling
 from eaglepipe.generation.opening import Answering, open_answerer
 from eaglepipe.generation.ordered_log import Windows
 from eaglepipe.generation.synthesis.draws import Draws, find_openings, in_order, text_of
@@ -165,20 +165,33 @@ def _draw_rest(
         ProgressLine("synthesize", total=settings.count, unit="prompts", initial=kept) as progress,
         Windows(log, 1 if opened.at_once else settings.batch_size) as windows,
     ):
-        started, num_tokens = time.monotonic(), 0
+        drawn = _Drawn(progress, done)
         at_once, numbers = opened.at_once or settings.batch_size, range(done, settings.most_draws)
-        for number, answer in in_order(opened.answerer, draws, numbers, at_once=at_once):
+        for number, answer in in_order(opened.answerer, draws, numbers, at_once=at_once, arrived=drawn.add):
             row = draws.row(number, answer)
             if row["status"] == "written" and (reason := seen.add(text_of(row))) is not None:
                 row = {"status": "skipped", "reason": reason, "detail": text_of(row), "id": row["rows"][0]["id"]}
             windows.put(row)
-            kept, num_tokens = kept + (row["status"] == "written"), num_tokens + len(answer.token_ids)
-            rate = f"{num_tokens / (time.monotonic() - started):,.0f} tok/s"
-            progress.update(int(row["status"] == "written"), f"{number + 1:,} draws · {rate}")
+            kept += row["status"] == "written"
+            progress.update(int(row["status"] == "written"))
             if kept == settings.count:
                 break
             stop.raise_if_set(saved)
         windows.close()
+
+
+class _Drawn:
+    """Draws and tokens as they come, on a progress line: a long draw keeps those behind it from being judged."""
+
+    def __init__(self, progress: ProgressLine, draws: int) -> None:
+        self._progress, self._draws, self._tokens = progress, draws, 0
+        self._started = time.monotonic()
+
+    def add(self, answer: Answer) -> None:
+        """Count a draw."""
+        self._draws, self._tokens = self._draws + 1, self._tokens + len(answer.token_ids)
+        rate = self._tokens / (time.monotonic() - self._started)
+        self._progress.update(0, f"{self._draws:,} draws · {rate:,.0f} tok/s")
 
 
 def _result(settings: SynthesizeConfig, output: Path, tally: Tally, seconds: float) -> SynthesizeResult:
