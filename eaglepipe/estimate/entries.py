@@ -43,7 +43,7 @@ def measure_entries(inputs: Stage1Inputs, counts: CorpusCounts, rules: Sequence[
         num_rows += rows.shape[0]
         for rule in num_entries:
             encode = partial(_count_entries, forced=index, rule=rule)
-            answers = supervise(model.head_logits, rows, vocab, recipe.precompute.head_chunk_rows, encode=encode)
+            answers = supervise(model.narrow_logits, rows, vocab, recipe.precompute.head_chunk_rows, encode=encode)
             num_entries[rule] += int(answers.columns[NUM_ENTRIES].sum())
     return {rule: total / max(1, num_rows) for rule, total in num_entries.items()}
 

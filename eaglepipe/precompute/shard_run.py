@@ -37,7 +37,7 @@ class ShardRun:
     def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> None:
         self._inputs, self._plan, self._model, self._stop = inputs, plan, model, stop
         self._encoder = StateEncoder(
-            head_logits=model.head_logits,
+            head_logits=model.narrow_logits,
             vocab=plan.layout.vocab,
             spec=inputs.spec,
             rule=inputs.sparse_rule,

@@ -34,6 +34,12 @@ class LoadedHead:
         """Return the target's logits, float32 [N, V], of last hidden states [N, Ht]."""
         return self.spec.apply(self.module(last_hidden))
 
+    @torch.no_grad()
+    def narrow_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
+        """Return the target's logits [N, V] in the narrowest type that holds those of `logits` exactly."""
+        raw: torch.Tensor = self.module(last_hidden)
+        return raw if self.spec == HeadSpec() else self.spec.apply(raw)
+
     def start_tensors(self, vocab: DraftVocab, *, full_head: bool) -> dict[str, torch.Tensor]:
         """Return the tensors that a draft starts from, on the CPU in the target's dtype.
 
@@ -74,6 +80,10 @@ class HeadedTarget:
     def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
         """Return the target's logits, float32 [N, V], of last hidden states [N, Ht]."""
         return self._head.logits(last_hidden)
+
+    def narrow_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
+        """Return the target's logits [N, V] in the narrowest type that holds them exactly."""
+        return self._head.narrow_logits(last_hidden)
 
     def head_spec(self) -> HeadSpec:
         """Return the scale and soft cap that turn raw head outputs into logits."""

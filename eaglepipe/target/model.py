@@ -56,3 +56,6 @@ class TargetModel(TargetParts, Protocol):
 
     def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
         """Return the target's logits, float32 [n, V], of last hidden states [n, Ht]."""
+
+    def narrow_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
+        """Return the same logits in the narrowest type that holds them exactly."""

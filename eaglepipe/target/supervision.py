@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from eaglepipe.cache.supervision.columns import Columns, concatenate_rows
-from eaglepipe.target_head import target_distribution
 from eaglepipe.vocab import DraftVocab
 
 HeadLogits = Callable[[torch.Tensor], torch.Tensor]
 EncodeChunk = Callable[[torch.Tensor, slice], Columns]
 """Encodes the target's distribution over the draft vocabulary, float32 [n, D], of the rows in a slice."""
+
+_CPU_CHUNK_ROWS = 256  # more do not speed the product up, and their logits would be memory that the system has to clear
+_CPU_BLOCK_NUMBERS = 2**18  # float32 logits that stay in a core's cache while they are gone over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,37 +42,56 @@ def supervise(
     """Supervise rows that all count; at most `chunk_rows` rows of logits exist at once.
 
     Args:
-        head_logits: hidden [n, Ht] -> logits float32 [n, V].
+        head_logits: hidden [n, Ht] -> logits [n, V], in float32 or a type that holds them exactly.
         last_hidden: [N, Ht], after the final norm.
         encode: called with each chunk's distributions; None if these are not needed.
     """
     device = last_hidden.device
     ids, mask = vocab.selected_token_ids.to(device), vocab.selected_token_mask.to(device)
-    every_row = torch.ones(len(last_hidden), dtype=torch.bool, device=device)
+    chunk_rows = chunk_rows if last_hidden.is_cuda else min(chunk_rows, _CPU_CHUNK_ROWS)
     chunks = []
     for start in range(0, max(1, len(last_hidden)), chunk_rows):
         rows = slice(start, start + chunk_rows)
         logits = head_logits(last_hidden[rows])
         columns: Columns = {}
         if encode is not None:
-            columns = encode(target_distribution(logits[None], ids, mask, every_row[None, rows])[0][0], rows)
-        chunks.append(_answers(logits, mask, covers_all=len(ids) == len(mask)) | columns)
+            columns = encode(logits.index_select(-1, ids).float().softmax(dim=-1), rows)
+        answers = _answers if logits.is_cuda else _answers_by_blocks
+        chunks.append(answers(logits, mask, covers_all=len(ids) == len(mask)) | columns)
     joined = concatenate_rows(chunks)
     answers = {name: joined.pop(name) for name in ("target_top1", "draft_mass", "position_mask", "finite")}
     return Supervision(**answers, columns=joined)
 
 
 def _answers(logits: torch.Tensor, mask: torch.Tensor, *, covers_all: bool) -> Columns:
-    top1 = _argmax(logits)
+    logits = logits.float()
     inside = torch.softmax(logits, dim=-1) @ mask.float()
+    finite = inside.isfinite() & logits.amin(dim=-1).isfinite()
+    return _columns(logits.argmax(dim=-1), inside, finite, mask, covers_all=covers_all)
+
+
+def _answers_by_blocks(logits: torch.Tensor, mask: torch.Tensor, *, covers_all: bool) -> Columns:
+    """Return what `_answers` does of logits on the CPU, a few rows at a time and through NumPy where it is faster."""
+    (num_rows, width), weights = logits.shape, mask.float()
+    block = max(1, min(_CPU_CHUNK_ROWS, _CPU_BLOCK_NUMBERS // width))
+    wide, probs = (torch.zeros(block, width) for _ in range(2))
+    top1, inside, lowest = torch.empty(num_rows, dtype=torch.int64), torch.empty(num_rows), torch.empty(num_rows)
+    for start in range(0, num_rows, block):
+        end = min(start + block, num_rows)
+        rows = wide[: end - start].copy_(logits[start:end])
+        top1[start:end] = torch.from_numpy(rows.numpy().argmax(axis=-1))
+        lowest[start:end] = torch.from_numpy(rows.numpy().min(axis=-1))
+        torch.softmax(wide, dim=-1, out=probs)
+        inside[start:end] = (probs @ weights)[: end - start]  # of a whole block, whose shape decides the last bits
+    return _columns(top1, inside, inside.isfinite() & lowest.isfinite(), mask, covers_all=covers_all)
+
+
+def _columns(
+    top1: torch.Tensor, inside: torch.Tensor, finite: torch.Tensor, mask: torch.Tensor, *, covers_all: bool
+) -> Columns:
     return {
         "target_top1": top1.to(torch.int32),
         "draft_mass": torch.ones_like(inside) if covers_all else inside.clamp(max=1.0),
         "position_mask": mask[top1],
-        "finite": inside.isfinite() & logits.amin(dim=-1).isfinite(),
+        "finite": finite,
     }
-
-
-def _argmax(logits: torch.Tensor) -> torch.Tensor:
-    """int64 [n]; on the CPU through NumPy, whose search is several times faster."""
-    return logits.argmax(dim=-1) if logits.is_cuda else torch.from_numpy(logits.numpy().argmax(axis=-1))

@@ -85,3 +85,24 @@ def test_a_row_whose_logits_are_not_finite_is_told_apart(poison, keep_probs):
 
     finite = supervise(poisoned, rows(), vocab(10), 100, encode=keep if keep_probs else None).finite
     assert finite.tolist() == [row != 3 for row in range(ROWS)]
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_logits_in_a_narrow_type_give_what_the_same_numbers_give_in_float32(count):
+    def narrow(hidden):
+        return head()(hidden).bfloat16()
+
+    found = supervise(narrow, rows(count), vocab(10), 1024, encode=keep)
+    expected = supervise(lambda hidden: narrow(hidden).float(), rows(count), vocab(10), 1024, encode=keep)
+    for name in ("target_top1", "draft_mass", "position_mask", "finite"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert torch.equal(found.columns["target_probs"], expected.columns["target_probs"])
+
+
+def test_mass_of_a_row_depends_on_no_other_row():
+    many = supervise(head(), rows(300), vocab(10), 256)
+    poisoned = rows(300)
+    poisoned[:5] = float("nan")
+    beside = supervise(head(), poisoned, vocab(10), 256)
+    assert torch.equal(beside.draft_mass[5:], many.draft_mass[5:])
+    assert not beside.finite[:5].any() and beside.finite[5:].all()

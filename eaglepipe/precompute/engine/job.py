@@ -71,7 +71,7 @@ class CaptureJob:
     def encoder(self, head: HeadOnlyTarget) -> StateEncoder:
         """Return the encoder of states, on the head's device."""
         return StateEncoder(
-            head_logits=head.head_logits,
+            head_logits=head.narrow_logits,
             vocab=load_vocab(Path(self.folder) / VOCAB_FILE, self.spec),
             spec=self.spec,
             rule=self.rule,
