@@ -97,7 +97,7 @@ class Reencoder:
             return sample.last_hidden_payload, True
         payload = torch.from_numpy(sample.last_hidden_payload.copy())
         encoded = self._new.rows.encode(self._old.rows.decode(EncodedRows(payload=payload)))
-        return encoded.payload.numpy(), bool(torch.isfinite(self._new.rows.decode(encoded)).all())
+        return encoded.payload.numpy(), bool(self._new.rows.finite_rows(encoded).all())
 
     def _rows(self, sample: CachedSample) -> tuple[dict[str, Any], RecodeSums, bool]:
         """Supervision in the new encoding."""

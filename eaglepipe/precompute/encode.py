@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.codecs.catalog import EncodedRows, finite_rows
+from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.columns import Columns, HostColumns, split_rows, to_host
 from eaglepipe.cache.supervision.kind import SupervisionKind
@@ -107,13 +107,15 @@ class StateEncoder:
 
         # What is encoded decides: a narrow type may overflow where the target did not.
         encoded_aux = spec.aux.encode(aux)
-        by_target = _finite_rows(aux) & _finite_rows(last_hidden)
+        by_aux_codec = spec.aux.finite_rows(encoded_aux)
+        by_target = _finite_rows(last_hidden)
+        if not by_aux_codec.all():  # no codec makes a number finite that was not
+            by_target &= _finite_rows(aux)
         by_target[supervised_rows] &= answers.finite
-        by_aux_codec = finite_rows(spec.aux, encoded_aux)
         by_codec = torch.ones_like(by_target)
         by_codec[supervised_rows] = kind.finite_rows(columns)
         if every_row is not None:
-            by_codec &= finite_rows(spec.rows, EncodedRows(payload=every_row))
+            by_codec &= spec.rows.finite_rows(EncodedRows(payload=every_row))
         dtype = str(aux.dtype).removeprefix("torch.")
         faults = {
             f"the target's states or logits ({dtype}) are not finite": ~by_target,

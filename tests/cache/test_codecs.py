@@ -1,6 +1,7 @@
 """What each codec keeps of a row, against what its type allows, on data with outlier channels too."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -164,3 +165,43 @@ def test_rows_decode_alone_and_with_scales_that_were_widened_on_the_way() -> Non
     assert encoded.scales is not None
     narrow = EncodedRows(payload=encoded.payload[1:2], scales=encoded.scales[1:2].float())
     assert torch.equal(codec.decode(narrow)[0], codec.decode(encoded)[1])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_scale_of_a_group_is_its_first_number_of_the_largest_magnitude(bits: int) -> None:
+    """Equal magnitudes of both signs are common in narrow types; the integers then differ by the sign of the scale."""
+    codec = make_codec(f"int{bits}", (2, 32))
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(-3, 4, (300, 2, 32), generator=generator).to(torch.bfloat16)
+    rows[0], rows[1] = 0.0, -0.0
+    values = rows.reshape(300, 2, -1, codec.group_width).float()
+    largest = values.gather(-1, values.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    expected = (largest / -(2 ** (bits - 1))).half().flatten(1)
+    encoded = codec.encode(rows)
+    assert encoded.scales is not None
+    assert torch.equal(encoded.scales.view(torch.int16), expected.view(torch.int16))
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16", "fp32", *NARROW])
+@pytest.mark.parametrize("make", [make_codec, inline_codec])
+def test_finite_rows_are_those_that_decode_to_finite_numbers(
+    name: str, make: Callable[[str, tuple[int, ...]], RowCodec]
+) -> None:
+    codec = make(name, (2, 70))
+    rows = torch.randn(200, 2, 70, generator=torch.Generator().manual_seed(0))
+    rows[3], rows[4], rows[5] = 1e5, 1e38, 1e-30
+    rows[6, 1, 69], rows[7, 0, 0], rows[150, 1, 5] = torch.nan, torch.inf, -torch.inf
+    encoded = codec.encode(rows)
+    found = codec.finite_rows(encoded)
+    assert torch.equal(found, torch.isfinite(codec.decode(encoded)).flatten(1).all(dim=1))
+    assert not found[[6, 7, 150]].any() and found[[0, 5, 199]].all()
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_rows_are_encoded_alike_however_many_come_at_once(name: str) -> None:
+    codec = make_codec(name, (2, 70))
+    rows = torch.randn(300, 2, 70, generator=torch.Generator().manual_seed(1))
+    together, apart = codec.encode(rows), [codec.encode(part) for part in rows.split(7)]
+    assert torch.equal(together.payload, torch.cat([part.payload for part in apart]))
+    assert together.scales is not None
+    assert torch.equal(together.scales, torch.cat([part.scales for part in apart if part.scales is not None]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eaglepipe.cache.codecs.bit_packing import pack_codes, unpack_values
-from eaglepipe.cache.codecs.catalog import EncodedRows, finite_rows, inline_codec, make_codec
+from eaglepipe.cache.codecs.catalog import EncodedRows, inline_codec, make_codec
 from eaglepipe.cache.codecs.gaussian_levels import gaussian_levels
 from eaglepipe.cache.codecs.rotated import RotatedRows
 from eaglepipe.cache.codecs.rotation import apply_hadamard, block_sizes
@@ -160,7 +160,7 @@ def test_rows_that_are_not_finite_are_told_without_decoding(bad: float) -> None:
             rows.flatten(1)[2, 3 : 3 + count] = bad
             encoded = codec.encode(rows)
             decoded = torch.isfinite(codec.decode(encoded)).flatten(1).all(dim=1)
-            assert torch.equal(finite_rows(codec, encoded), decoded)
+            assert torch.equal(codec.finite_rows(encoded), decoded)
             assert decoded.tolist() == [True, True, count == 1 and bad == 1e38, True]
 
 

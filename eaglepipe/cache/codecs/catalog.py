@@ -23,7 +23,6 @@ __all__ = [
     "EncodedRows",
     "FloatRows",
     "RowCodec",
-    "finite_rows",
     "inline_codec",
     "make_codec",
 ]
@@ -55,6 +54,10 @@ class FloatRows:
         """Bytes -> [N, *row_shape] in the codec's dtype, on the bytes' device, sharing their memory."""
         return encoded.payload.view(self.dtype).reshape(encoded.payload.shape[0], *self.row_shape)
 
+    def finite_rows(self, encoded: EncodedRows) -> torch.Tensor:
+        """Return which rows are finite, bool [N]."""
+        return torch.isfinite(self.decode(encoded)).flatten(1).all(dim=1)
+
 
 ScaledRows = Fp8Rows | IntegerRows | RotatedRows
 """A codec whose scales are not among its rows' bytes."""
@@ -83,9 +86,13 @@ class InlineScales:
 
     def decode(self, encoded: EncodedRows) -> torch.Tensor:
         """Bytes [N, row_bytes] -> rows [N, *row_shape], as `inner` decodes them."""
-        return self.inner.decode(self.apart(encoded))
+        return self.inner.decode(self._apart(encoded))
 
-    def apart(self, encoded: EncodedRows) -> EncodedRows:
+    def finite_rows(self, encoded: EncodedRows) -> torch.Tensor:
+        """Return which rows decode to finite numbers, bool [N], without decoding them."""
+        return self.inner.finite_rows(self._apart(encoded))
+
+    def _apart(self, encoded: EncodedRows) -> EncodedRows:
         """Return the rows as `inner` encodes them."""
         payload, scales = encoded.payload.split([self.inner.row_bytes, self.row_bytes - self.inner.row_bytes], dim=1)
         return EncodedRows(payload=payload.contiguous(), scales=scales.contiguous().view(self.scale_dtype))
@@ -138,12 +145,3 @@ def inline_codec(name: str, row_shape: tuple[int, ...]) -> RowCodec:
     if not isinstance(codec, ScaledRows):
         return codec
     return InlineScales(inner=codec, name=codec.name, row_shape=codec.row_shape, scale_dtype=codec.scale_dtype)
-
-
-def finite_rows(codec: RowCodec, encoded: EncodedRows) -> torch.Tensor:
-    """Return which encoded rows decode to finite numbers, bool [N]."""
-    if isinstance(codec, InlineScales) and isinstance(codec.inner, RotatedRows):
-        return codec.inner.finite_rows(codec.apart(encoded))
-    if isinstance(codec, RotatedRows):
-        return codec.finite_rows(encoded)
-    return torch.isfinite(codec.decode(encoded)).flatten(1).all(dim=1)

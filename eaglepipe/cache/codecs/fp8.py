@@ -35,6 +35,11 @@ class Fp8Rows:
         narrow = _to_e4m3((values / scales[..., None]).clamp(-_LARGEST, _LARGEST))
         return EncodedRows(payload=narrow.reshape(rows.shape[0], self.row_bytes), scales=scales)
 
+    def finite_rows(self, encoded: EncodedRows) -> torch.Tensor:
+        """Return which rows decode to finite numbers, bool [N], without decoding them."""
+        assert encoded.scales is not None
+        return ((encoded.payload & 127) != 127).all(dim=1) & torch.isfinite(encoded.scales).all(dim=1)
+
     def decode(self, encoded: EncodedRows) -> torch.Tensor:
         """Bytes -> float32 [N, *row_shape], on the bytes' device."""
         assert encoded.scales is not None

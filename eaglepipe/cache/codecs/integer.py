@@ -17,6 +17,7 @@ from eaglepipe.errors import CacheError
 # One value in this many may be an outlier.
 _WIDTH_PER_OUTLIER = 64
 _MAX_WIDTH = 2**15
+_CPU_BLOCK_ROWS = 128  # whose steps stay in a core's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,20 @@ class IntegerRows:
 
     def encode(self, rows: torch.Tensor) -> EncodedRows:
         """[N, *row_shape] -> bytes and float16 scales; NaN and Inf stay visible after decoding."""
+        if rows.is_cuda or len(rows) <= _CPU_BLOCK_ROWS:
+            return self._encode(rows)
+        blocks = [self._encode(block) for block in rows.split(_CPU_BLOCK_ROWS)]
+        scales = torch.cat([block.scales for block in blocks if block.scales is not None])
+        return EncodedRows(payload=torch.cat([block.payload for block in blocks]), scales=scales)
+
+    def finite_rows(self, encoded: EncodedRows) -> torch.Tensor:
+        """Return which rows decode to finite numbers, bool [N], without decoding them."""
+        assert encoded.scales is not None
+        values = encoded.payload[:, -self._parts()[-1] :] if self.num_outliers else encoded.payload[:, :0]
+        outliers = values.contiguous().view(torch.bfloat16)
+        return torch.isfinite(encoded.scales).all(dim=1) & torch.isfinite(outliers).all(dim=1)
+
+    def _encode(self, rows: torch.Tensor) -> EncodedRows:
         count = rows.shape[0]
         values = rows.reshape(count, self.layers, self.row_shape[-1]).float()
         rest, outliers = take_outliers(values, self.num_outliers)
@@ -101,10 +116,9 @@ class IntegerRows:
         """float32 [N, L, W] -> int8 [N, L·G·group] and float16 [N, L·G]."""
         pad = self.groups * self.group_width - self.row_shape[-1]
         grouped = functional.pad(values, (0, pad)).reshape(values.shape[0], self.num_scales, self.group_width)
-        extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
-        scales = (extreme / -(2 ** (self.bits - 1))).to(self.scale_dtype)
+        scales = (_extremes(grouped) / -(2 ** (self.bits - 1))).to(self.scale_dtype)
         divisor = scales.float()
-        steps = torch.where(divisor == 0, 0.0, grouped / torch.where(divisor == 0, 1.0, divisor))
+        steps = grouped / divisor.masked_fill(divisor == 0, torch.inf)
         low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         integers = steps.round().clamp(low, high).nan_to_num(0.0).to(torch.int8)
         return integers.flatten(1), scales.squeeze(-1)
@@ -123,3 +137,15 @@ class IntegerRows:
             return signed
         low = (packed << 4).contiguous().view(torch.int8) >> 4
         return torch.stack([low, signed >> 4], dim=-1).flatten(1)
+
+
+def _extremes(grouped: torch.Tensor) -> torch.Tensor:
+    """[..., n] -> the number of the largest magnitude, the first of several: [..., 1]."""
+    if grouped.is_cuda:
+        return grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
+    high, low = grouped.amax(-1, keepdim=True), grouped.amin(-1, keepdim=True)
+    extreme = torch.where(high >= -low, high, low)
+    if (tied := high == -low).any():  # a search of all would cost several times the two passes
+        few = grouped[tied.squeeze(-1)]
+        extreme[tied] = few.gather(-1, few.abs().argmax(-1, keepdim=True)).flatten()
+    return extreme

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec, finite_rows
+from eaglepipe.cache.codecs.catalog import EncodedRows, RowCodec
 
 NUM_ENTRIES = "num_entries"
 ENTRY_COLUMNS = ("target_probs", "target_ids")
@@ -81,7 +81,7 @@ class RowSupervision:
 
     def finite_rows(self, columns: Columns) -> torch.Tensor:
         """Return which encoded rows are finite, bool [N]: a narrow type may overflow where the target did not."""
-        return finite_rows(self.codec, EncodedRows(payload=columns[self.column]))
+        return self.codec.finite_rows(EncodedRows(payload=columns[self.column]))
 
     def decode_rows(self, columns: Columns) -> torch.Tensor:
         """Return the rows as stored, [N, W] in the codec's dtype."""
