@@ -42,6 +42,7 @@ from eaglepipe.errors import (
 )
 from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 from eaglepipe.files.system_errors import require_threads, uncaught_error
+from eaglepipe.freed_memory import keep_freed_memory
 from eaglepipe.signals import STOP_SIGNALS
 from eaglepipe.stop_watch import unhurried, watch_stops
 
@@ -67,6 +68,7 @@ def main(command: typer.Typer = app) -> None:
     """Run the command line; expected errors end with their exit code and one message, without a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8, and are written out then
         sys.stdout.reconfigure(errors="backslashreplace")
+    keep_freed_memory()
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
     watch_stops(_report)

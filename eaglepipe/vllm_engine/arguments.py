@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from eaglepipe.freed_memory import KEEPING
 from eaglepipe.recipe.config import TargetConfig
 from eaglepipe.target.identity import computing_dtype
 from eaglepipe.target.load import read_model_config
@@ -66,6 +67,7 @@ def engine_environment(arguments: Mapping[str, Any], device: str) -> dict[str, s
     return {
         # On CPU, threads are bound to cores by rank, and two engines of one machine would share them.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **({} if torch.cuda.is_available() else KEEPING),
         **inherited,
         **_visible_devices(arguments, device),
         "HF_HUB_OFFLINE": "1",
