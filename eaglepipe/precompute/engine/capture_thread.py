@@ -25,6 +25,7 @@ from eaglepipe.target.model import CapturedStates
 WINDOW_BYTES = 64 * 2**20
 """Of raw states that are read at once."""
 _MOST_WINDOW_ROWS = 4096
+_MOST_WINDOW_ROWS_ON_CPU = 1024  # more are no faster there, and the engine has nothing to do beside the last window
 _FEWEST_WINDOW_ROWS = 128
 
 
@@ -76,7 +77,7 @@ class CaptureThread:
         self._changed = threading.Condition()
         self._error: dict[str, str] | None = None
         self._tokens = self._refused = 0
-        self._window_rows = window_rows or _window_rows(encoder)
+        self._window_rows = window_rows or choose_window_rows(encoder, on_cpu=False)
         threading.Thread(target=self._run, name="eaglepipe-capture", daemon=True).start()
 
     def submit(self, finished: FinishedRequest) -> None:
@@ -205,6 +206,8 @@ def _read(finished: list[FinishedRequest], start: int, end: int) -> torch.Tensor
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _window_rows(encoder: StateEncoder) -> int:
+def choose_window_rows(encoder: StateEncoder, *, on_cpu: bool) -> int:
+    """Return how many rows to read at once."""
     row_bytes = (len(encoder.spec.aux_layer_ids) + 1) * encoder.spec.hidden_size * 4
-    return max(_FEWEST_WINDOW_ROWS, min(_MOST_WINDOW_ROWS, WINDOW_BYTES // row_bytes))
+    most = _MOST_WINDOW_ROWS_ON_CPU if on_cpu else _MOST_WINDOW_ROWS
+    return max(_FEWEST_WINDOW_ROWS, min(most, WINDOW_BYTES // row_bytes))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eaglepipe.precompute.engine.capture_thread import CaptureThread, FinishedRequest
+from eaglepipe.precompute.engine.capture_thread import CaptureThread, FinishedRequest, choose_window_rows
 from eaglepipe.precompute.engine.job import JOB, CaptureJob
 from eaglepipe.precompute.engine.request import SampleRequest
 from eaglepipe.precompute.engine.shards import ShardsInMaking
@@ -114,10 +114,12 @@ class CaptureConnector(KVConnectorBase_V1, SupportsHMA):
             )
         head = self._job.head(str(states.device))
         stream = torch.cuda.Stream(states.device) if states.is_cuda else None
+        encoder = self._job.encoder(head)
         self.thread = CaptureThread(
-            self._job.encoder(head),
+            encoder,
             head.final_norm,
             ShardsInMaking(Path(self._job.folder), self._job.spec, self._job.identity),
+            window_rows=choose_window_rows(encoder, on_cpu=not states.is_cuda),
             around=None if stream is None else lambda: torch.cuda.stream(stream),
         )
 
