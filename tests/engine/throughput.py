@@ -1,12 +1,15 @@
 """How fast stage 1 is through vLLM: against bare prefill of the same requests, and against transformers.
 
-`python -m tests.engine.throughput TARGET FOLDER [dtype]`: one shard a round; the engines take turns in one process.
+`python -m tests.engine.throughput TARGET FOLDER [dtype]`: a few shards a round; the engines take turns in one process.
+CPU seconds are those of the engine's process, or of this one: on a busy machine only they can be compared.
 """
 
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from eaglepipe.demo.corpus import write_corpus
@@ -24,7 +27,14 @@ from eaglepipe.vllm_engine.messages import EngineSampling
 from eaglepipe.vllm_engine.session import Engine, open_engine
 from tests.stage_one import plan_in_an_earlier_order
 
-ROUNDS, SHARD_TOKENS, BATCH_TOKENS = 3, 4096, 2048
+ROUNDS, SHARDS_A_ROUND, SHARD_TOKENS, BATCH_TOKENS = 2, 3, 4096, 2048
+NAMES = ("through vLLM", "bare vLLM prefill", "transformers")
+
+
+def batched(numbers: range, count: int) -> Iterator[list[int]]:
+    rest = iter(numbers)
+    while batch := list(islice(rest, count)):
+        yield batch
 
 
 def make_recipe(target: Path, folder: Path, dtype: str) -> Recipe:
@@ -40,17 +50,24 @@ def make_recipe(target: Path, folder: Path, dtype: str) -> Recipe:
     return load_recipe(file, ["cache.shard_bytes=11MB"])
 
 
-def timed(work: Callable[[], object]) -> float:
-    started = time.monotonic()
+def cpu_seconds(process: int) -> float:
+    """Return the CPU seconds of all threads of a process so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def timed(work: Callable[[], object], process: int) -> tuple[float, float]:
+    """Return the seconds of some work, and the CPU seconds of a process meanwhile."""
+    started, before = time.monotonic(), cpu_seconds(process)
     work()
-    return time.monotonic() - started
+    return time.monotonic() - started, cpu_seconds(process) - before
 
 
-def bare(engine: Engine, plan: PrecomputePlan, shard: int) -> None:
-    numbers = [int(number) for group in plan.layout.shards[shard] for number in group]
+def bare(engine: Engine, plan: PrecomputePlan, shards: Sequence[int]) -> None:
+    numbers = [int(number) for shard in shards for group in plan.layout.shards[shard] for number in group]
     for number in numbers:
         tokens = plan.layout.tokens.read(number).input_ids.tolist()
-        engine.add(f"{shard}-{number}", tokens, EngineSampling(max_tokens=1))
+        engine.add(str(number), tokens, EngineSampling(max_tokens=1))
     assert sum(1 for _ in engine.finished()) == len(numbers)
 
 
@@ -69,30 +86,38 @@ def main() -> None:
     defaults = {"max_num_batched_tokens": BATCH_TOKENS, "max_num_seqs": 256}
     spare = folder / "spare"
     spare.mkdir(exist_ok=True)
-    rates: dict[str, list[float]] = {"through vLLM": [], "bare vLLM prefill": [], "transformers": []}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in NAMES}  # a thousand tokens
     with (
         run._engine() as engine,
         open_engine(recipe.target, target, max_length=longest, defaults=defaults, report=print) as other,
         ProgressLine("", total=None, unit="tok", enabled=False) as progress,
     ):
-        for shard in range(min(ROUNDS + 1, len(plan.layout.shards))):
+        rounds = list(batched(range(len(plan.layout.shards)), SHARDS_A_ROUND))
+        for number, shards in enumerate([rounds[0][:1], *rounds[: ROUNDS + 1][1:]]):
             feed = Feed(inputs, plan, engine, progress, spare)
-            work = {
-                "through vLLM": lambda feed=feed, shard=shard: feed.run(iter([Claim(shard=shard)])),
-                "bare vLLM prefill": lambda shard=shard: bare(other, plan, shard),
-                "transformers": lambda shard=shard: plain.write_again([shard], lambda _: {}),
-            }
-            tokens = plan.layout.shard_tokens(shard)
-            for name, action in work.items():
-                seconds = timed(action)
-                print(f"shard {shard}, {tokens:,} tokens, {name}: {seconds:.2f} s, {tokens / seconds:,.0f} tok/s")
-                if shard:  # the first warms up
-                    rates[name].append(tokens / seconds)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    for name, rate in medians.items():
-        print(f"{name}: {rate:,.0f} tok/s, median of {len(rates[name])}")
-    print(f"through vLLM / bare: {medians['through vLLM'] / medians['bare vLLM prefill']:.3f}")
-    print(f"through vLLM / transformers: {medians['through vLLM'] / medians['transformers']:.3f}")
+            claims = (Claim(shard=shard) for shard in shards)
+            work = (
+                (lambda feed=feed, claims=claims: feed.run(claims), engine._process.pid),
+                (lambda shards=shards: bare(other, plan, shards), other._process.pid),
+                (lambda shards=shards: plain.write_again(shards, lambda _: {}), os.getpid()),
+            )
+            tokens = sum(map(plan.layout.shard_tokens, shards))
+            for name, (action, process) in zip(NAMES, work, strict=True):
+                wall, cpu = timed(action, process)
+                print(
+                    f"{len(shards)} shards, {tokens:,} tokens, {name}: {wall:.2f} s, {tokens / wall:,.0f} tok/s, "
+                    f"{cpu:.2f} s of CPU",
+                    flush=True,
+                )
+                if number:  # the first warms up
+                    seconds[name].append((wall / tokens * 1000, cpu / tokens * 1000))
+    supervised = plan.document.supervised_tokens / plan.document.tokens
+    print(f"supervised: {supervised:.0%} of {plan.document.tokens:,} tokens")
+    for kind, index in (("wall", 0), ("CPU", 1)):
+        medians = {name: statistics.median(pair[index] for pair in pairs) for name, pairs in seconds.items()}
+        print(f"{kind}: " + ", ".join(f"{name} {value * 1000:,.0f} µs a token" for name, value in medians.items()))
+        for name in NAMES[1:]:
+            print(f"  {name} / through vLLM: {medians[name] / medians[NAMES[0]]:.3f}")
 
 
 if __name__ == "__main__":
