@@ -48,7 +48,8 @@ def supervise(
     """
     device = last_hidden.device
     ids, mask = vocab.selected_token_ids.to(device), vocab.selected_token_mask.to(device)
-    chunk_rows = chunk_rows if last_hidden.is_cuda else min(chunk_rows, _CPU_CHUNK_ROWS)
+    on_cpu = device.type == "cpu"
+    chunk_rows = min(chunk_rows, _CPU_CHUNK_ROWS) if on_cpu else chunk_rows
     chunks = []
     for start in range(0, max(1, len(last_hidden)), chunk_rows):
         rows = slice(start, start + chunk_rows)
@@ -56,8 +57,8 @@ def supervise(
         columns: Columns = {}
         if encode is not None:
             columns = encode(logits.index_select(-1, ids).float().softmax(dim=-1), rows)
-        answers = _answers if logits.is_cuda else _answers_by_blocks
-        chunks.append(answers(logits, mask, covers_all=len(ids) == len(mask)) | columns)
+        answers_of = _answers_by_blocks if on_cpu else _answers
+        chunks.append(answers_of(logits, mask, covers_all=len(ids) == len(mask)) | columns)
     joined = concatenate_rows(chunks)
     answers = {name: joined.pop(name) for name in ("target_top1", "draft_mass", "position_mask", "finite")}
     return Supervision(**answers, columns=joined)

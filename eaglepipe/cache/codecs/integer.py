@@ -78,7 +78,7 @@ class IntegerRows:
 
     def encode(self, rows: torch.Tensor) -> EncodedRows:
         """[N, *row_shape] -> bytes and float16 scales; NaN and Inf stay visible after decoding."""
-        if rows.is_cuda or len(rows) <= _CPU_BLOCK_ROWS:
+        if rows.device.type != "cpu" or len(rows) <= _CPU_BLOCK_ROWS:
             return self._encode(rows)
         blocks = [self._encode(block) for block in rows.split(_CPU_BLOCK_ROWS)]
         scales = torch.cat([block.scales for block in blocks if block.scales is not None])
@@ -141,7 +141,7 @@ class IntegerRows:
 
 def _extremes(grouped: torch.Tensor) -> torch.Tensor:
     """[..., n] -> the number of the largest magnitude, the first of several: [..., 1]."""
-    if grouped.is_cuda:
+    if grouped.device.type != "cpu":
         return grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
     high, low = grouped.amax(-1, keepdim=True), grouped.amin(-1, keepdim=True)
     extreme = torch.where(high >= -low, high, low)
