@@ -15,7 +15,7 @@ from eaglepipe.recipe.texts import FileText, PathText, check_text
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 StateCodec = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4", "rot2", "rot3", "rot4", "rot5", "rot6"]
-Profile = Literal["exact", "compact", "tiny"]
+Profile = Literal["exact", "compact", "lean", "tiny"]
 AtLeastTwo = Annotated[int, Field(ge=2, le=2**40, strict=True)]
 PositiveInt = Annotated[int, Field(gt=0, le=2**40, strict=True)]
 Size = Annotated[int, Field(gt=0, le=2**17, strict=True)]
@@ -152,7 +152,8 @@ class VocabConfig(Section):
 PROFILES: dict[str, dict[str, Any]] = {
     "exact": {"supervision": "hidden", "aux_codec": "bf16", "hidden_codec": "bf16"},
     "compact": {"supervision": "hidden", "aux_codec": "int4", "hidden_codec": "int8"},
-    "tiny": {"supervision": "sparse", "aux_codec": "int4", "tolerance": 0.01, "max_entries": 256},
+    "lean": {"supervision": "hidden", "aux_codec": "rot4", "hidden_codec": "rot5"},
+    "tiny": {"supervision": "sparse", "aux_codec": "rot3", "tolerance": 0.01, "max_entries": 256},
 }
 DEFAULT_PROFILE: Profile = "compact"
 """Profile of a recipe that names none; `profile: null` keeps the fields' own defaults, those of `exact`."""

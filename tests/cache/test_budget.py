@@ -16,7 +16,7 @@ from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.recipe.config import CacheConfig
 
 WIDTH, DRAFT_VOCAB, TOKENS, SUPERVISED = 4096, 32_000, 750, 450
-BUDGET = {"exact": 4 * WIDTH * 2 + 13, "compact": 12_700, "tiny": 8_500}
+BUDGET = {"exact": 4 * WIDTH * 2 + 13, "compact": 12_700, "lean": 7_900, "tiny": 6_600}
 
 
 def activations(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -110,6 +110,7 @@ def test_no_field_outside_the_caches_own_sections_changes_it(project: TinyProjec
         {"cache.hidden_codec": "fp8"},
         {"cache.supervision": "sparse"},
         {"cache.profile": "compact"},
+        {"cache.profile": "lean"},
         {"cache.profile": "tiny"},
         {"cache.hidden_codec": "fp16"},
         {"cache.aux_layer_ids": [2, 3, 5]},

@@ -27,7 +27,10 @@ def test_cache_pays_from_the_named_epoch_on_and_not_before(forward: float, trans
     assert once + (epochs - 1) * transfer >= (epochs - 1) * forward * (1 - 1e-9)
 
 
-@pytest.mark.parametrize(("changed", "chosen"), [({}, "exact"), ({"cache.profile": "tiny"}, "tiny")])
+@pytest.mark.parametrize(
+    ("changed", "chosen"),
+    [({}, "exact"), ({"cache.profile": "lean"}, "lean"), ({"cache.profile": "tiny"}, "tiny")],
+)
 def test_every_profile_is_priced_once_and_the_recipes_own_is_marked(
     project: TinyProject, changed: dict[str, str], chosen: str
 ) -> None:

@@ -55,11 +55,17 @@ def _both_ways(variant: Variant) -> tuple[Variant, Variant]:
 VARIANTS: tuple[Variant, ...] = (
     Variant(name=EXACT, changes=None),
     _profile("compact"),
+    _profile("lean"),
     _profile("tiny"),
     Variant(name="aux fp8", changes=Changes(aux_codec="fp8")),
     Variant(name="aux int8", changes=Changes(aux_codec="int8")),
     Variant(name="aux int4", changes=Changes(aux_codec="int4")),
-    Variant(name="hidden int8", changes=Changes(supervision="hidden", codec="int8")),
+    *(Variant(name=f"aux {codec}", changes=Changes(aux_codec=codec)) for codec in ("rot2", "rot3", "rot4")),
+    *(
+        Variant(name=f"hidden {codec}", changes=Changes(supervision="hidden", codec=codec))
+        for codec in ("int8", "rot4", "rot5", "rot6")
+    ),
+    Variant(name="aux rot3, hidden rot6", changes=Changes(aux_codec="rot3", supervision="hidden", codec="rot6")),
     Variant(name="dense fp16", changes=Changes(supervision="dense")),
     _sparse(0.01, 256),
     *_both_ways(_sparse(0.0, 8)),

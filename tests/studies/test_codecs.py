@@ -189,8 +189,8 @@ def test_folder_without_a_finished_demo_and_cache_that_is_not_exact_are_refused(
 def test_variants_cover_every_profile_and_every_narrow_codec() -> None:
     changes = {variant.name: variant.changes for variant in VARIANTS}
     assert PROFILES.keys() <= changes.keys() and changes[EXACT] is None
-    assert {one.aux_codec for one in changes.values() if one is not None} >= {"fp8", "int8", "int4"}
-    assert {one.codec for one in changes.values() if one is not None} >= {"int8"}
+    assert {one.aux_codec for one in changes.values() if one is not None} >= {"fp8", "int8", "int4", "rot3", "rot4"}
+    assert {one.codec for one in changes.values() if one is not None} >= {"int8", "rot5", "rot6"}
     assert {one.supervision for one in changes.values() if one is not None} >= {"dense", "sparse"}
 
 
