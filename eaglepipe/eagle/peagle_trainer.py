@@ -14,7 +14,7 @@ from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.kernels.fused_head import fused_head_loss
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.peagle.loss import Targets, look_up_targets
-from eaglepipe.eagle.peagle.partitions import PartResult, gradients_in_forward
+from eaglepipe.eagle.peagle.partitions import PartResult, run_parts
 from eaglepipe.eagle.peagle_attention import PeagleMask, peagle_mask
 from eaglepipe.eagle.peagle_data import (
     CodSettings,
@@ -153,7 +153,7 @@ class PeagleTrainerModule(nn.Module):
         depth_weights = 1.0 / normalizers.to(inputs.batch.device, torch.float32)
         targets = look_up_targets(inputs, config.draft_vocab_size)
         loss, results = self._run_parts(inputs, targets, plan_parts(drawn, self._num_parts(drawn)), depth_weights)
-        return _measure(inputs.batch, loss, results, self.settings.depths)
+        return measure_parts(inputs.batch, loss, results, self.settings.depths)
 
     def _draw(self, host: PackedBatch, cod_seeds: torch.Tensor | None) -> list[DocumentElements]:
         if not self.training:
@@ -171,12 +171,9 @@ class PeagleTrainerModule(nn.Module):
         self, inputs: TrainerInputs, targets: Targets, parts: list[PeaglePart], depth_weights: torch.Tensor
     ) -> tuple[torch.Tensor, list[PartResult]]:
         run = partial(self._run, inputs, targets, depth_weights=depth_weights)
-        if not torch.is_grad_enabled() or len(parts) < 2:
-            results = [run(part) for part in parts]
-            losses = [result.loss for result in results]
-            return sum(losses[1:], losses[0]) if losses else depth_weights.new_zeros(()), results
         parameters = [parameter for parameter in self.draft_model.parameters() if parameter.requires_grad]
-        return gradients_in_forward(run, parts, parameters)
+        loss, results = run_parts(run, parts, parameters)
+        return depth_weights.new_zeros(()) if loss is None else loss, results
 
     def _run(
         self, inputs: TrainerInputs, targets: Targets, part: PeaglePart, *, depth_weights: torch.Tensor
@@ -231,7 +228,9 @@ class PeagleTrainerModule(nn.Module):
 
 
 @torch.no_grad()
-def _measure(batch: PackedBatch, loss: torch.Tensor, results: list[PartResult], num_depths: int) -> Eagle3StepMetrics:
+def measure_parts(
+    batch: PackedBatch, loss: torch.Tensor, results: list[PartResult], num_depths: int
+) -> Eagle3StepMetrics:
     """Add up the results by depth; a chain's depths may lie in two partitions."""
     device, num_slots = batch.device, batch.input_ids.numel()
     present, matched = torch.zeros(2, num_depths, num_slots, dtype=torch.bool, device=device)

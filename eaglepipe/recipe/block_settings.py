@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eaglepipe.recipe.config import NonNegative, PositiveInt, Section, Size, TokenId
+from eaglepipe.recipe.config import Depth, NonNegative, PositiveInt, Section, Size, TokenId
 from eaglepipe.recipe.family_settings import check_windows
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.recipe.tree import Recipe
@@ -17,7 +17,7 @@ _GAMMA_OF_LONG_BLOCKS = 7.0
 class DflashDraftConfig(DraftConfig):
     """Shape of a DFlash draft: Qwen3 layers under the target's embeddings and head, which stay frozen."""
 
-    num_hidden_layers: Annotated[int, Field(gt=0, le=1000, strict=True)] = 5
+    num_hidden_layers: Depth = 5
     aux_layer_ids: tuple[int, ...] | None = Field(
         None, description="boundaries that the draft reads, among the cache's; default: all of them"
     )
@@ -92,6 +92,7 @@ class DflashTrainConfig(TrainConfig):
         None, description="default by block_size: 4 up to 8, 5 up to 12, else 7"
     )
     dpace_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.5, description="D-PACE: floor of a confidence")
+    sequence_partitions: Depth = Field(1, description="forwards that share a micro-batch's blocks, for memory")
 
     @model_validator(mode="after")
     def _weights_agree(self) -> Self:

@@ -30,11 +30,11 @@ def look_up_targets(inputs: TrainerInputs, draft_size: int) -> Targets:
         rows=rows,
         row_of_slot=row_of_slot.to(inputs.batch.device),
         tokens=rows.top_tokens(),
-        entropies=_target_entropies(inputs.target_probs, draft_size),
+        entropies=target_entropies(inputs.target_probs, draft_size),
     )
 
 
-def _target_entropies(targets: torch.Tensor | SparseTargets, draft_size: int) -> torch.Tensor:
+def target_entropies(targets: torch.Tensor | SparseTargets, draft_size: int) -> torch.Tensor:
     """Return H(p) = -sum_v p[v] log p[v] of each row, float32; a tail counts as one token, as in the cross-entropy."""
     if isinstance(targets, torch.Tensor):
         rows = targets.flatten(0, -2)

@@ -5,13 +5,14 @@ The custom backward returns sums made in the forward, as the fused head's does; 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from eaglepipe.eagle.kernels.one_backward import scaled, take_gradients
-from eaglepipe.eagle.peagle_data import PeaglePart
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +22,23 @@ class PartResult:
     loss: torch.Tensor  # float32 []
     slots: torch.Tensor  # int64 [R], flat anchors
     depths: torch.Tensor  # int64 [R]
-    losses: torch.Tensor  # float32 [R], KL
+    losses: torch.Tensor  # float32 [R]
     matched: torch.Tensor  # bool [R], greedy draft token equal to the target's
 
 
+def run_parts(
+    run: Callable[[Part], PartResult], parts: Sequence[Part], parameters: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, list[PartResult]]:
+    """Run the parts; return their summed loss, None if there are none, and their results."""
+    if torch.is_grad_enabled() and len(parts) > 1:
+        return gradients_in_forward(run, parts, parameters)
+    results = [run(part) for part in parts]
+    losses = [result.loss for result in results]
+    return sum(losses[1:], losses[0]) if losses else None, results
+
+
 def gradients_in_forward(
-    run: Callable[[PeaglePart], PartResult], parts: Sequence[PeaglePart], parameters: Sequence[torch.Tensor]
+    run: Callable[[Part], PartResult], parts: Sequence[Part], parameters: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, list[PartResult]]:
     """Run the parts; return their summed loss, whose gradients are computed already, and their results."""
     results: list[PartResult] = []

@@ -61,9 +61,11 @@ def pack_documents(documents: Documents) -> PackedDocuments:
         positions[row, :used] = np.concatenate([np.arange(n) for n in row_lengths])
         remaining[row, :used] = np.concatenate([np.arange(n - 1, -1, -1) for n in row_lengths])
     batch = PackedBatch(
-        input_ids=_shifted(documents, num_slots, lambda document: document.input_ids, np.int64),
-        loss_mask=_shifted(documents, num_slots, lambda document: without_first_row(document.supervised), np.bool_),
-        position_mask=_shifted(documents, num_slots, covered_mask, np.bool_),
+        input_ids=shifted_column(documents, num_slots, lambda document: document.input_ids, np.int64),
+        loss_mask=shifted_column(
+            documents, num_slots, lambda document: without_first_row(document.supervised), np.bool_
+        ),
+        position_mask=shifted_column(documents, num_slots, covered_mask, np.bool_),
         attention_mask=torch.from_numpy(real),
         position_ids=torch.from_numpy(positions),
         seq_lens=torch.from_numpy(seq_lens),
@@ -72,7 +74,7 @@ def pack_documents(documents: Documents) -> PackedDocuments:
     return PackedDocuments(documents=documents, batch=batch)
 
 
-def _shifted(
+def shifted_column(
     documents: Documents,
     num_slots: int,
     column: Callable[[CachedSample], NDArray[np.generic]],
