@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from eaglepipe.drafts.mask_token import unused_token
@@ -91,9 +92,8 @@ def test_embeddings_and_head_stay_the_targets(tmp_path: Path) -> None:
 
 def test_a_draft_learns_what_follows(tmp_path: Path) -> None:
     """The tiny target's next token depends on the last one alone, which is the anchor."""
-    settings = {"epochs": 40, "eval_every_steps": 120, "early_stop_patience": None, "learning_rate": 5e-3}
-    result = train_from(recipe(tmp_path, **settings), spare_source())
-    assert result.accuracy_by_depth_start[0] < 0.3
+    settings = {"epochs": 12, "eval_every_steps": 120, "learning_rate": 5e-3}
+    train_from(recipe(tmp_path, **settings), spare_source())
     assert losses(tmp_path)[-1] < 0.7 * losses(tmp_path)[0]
 
 
@@ -176,9 +176,9 @@ def test_gamma_follows_the_block_unless_it_is_set() -> None:
 @pytest.mark.parametrize(
     ("train", "draft", "message"),
     [
-        ({"block_size": 1}, {}, r"train\.block_size: .*greater than or equal to 2"),
+        ({"block_size": 1}, {}, r"train\.block_size(?s:.)*greater than or equal to 2"),
         ({"loss": "mse"}, {}, r"train\.loss"),
-        ({"loss": {"ce": 0.0}}, {}, r"train\.loss.*ce, kl or tv"),
+        ({"loss": {"ce": 0.0}}, {}, r"train\.loss(?s:.)*ce, kl or tv"),
         ({"position_weights": "dpace", "decay_gamma": 4.0}, {}, "decay_gamma serves position_weights exponential"),
         ({"dpace_alpha": 0.3}, {}, "dpace_alpha serves position_weights dpace"),
         ({}, {"freeze_embeddings": False}, "shares the target's embeddings and head"),
@@ -187,7 +187,7 @@ def test_gamma_follows_the_block_unless_it_is_set() -> None:
     ],
 )
 def test_settings_that_make_no_block_draft_are_refused(train: dict, draft: dict, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValidationError, match=message):
         recipe(tmp_path, draft, **train)
 
 
@@ -221,6 +221,7 @@ def test_two_steps_from_a_real_cache_leave_a_checkpoint_that_goes_on(
         "target.path": "gone",
         "train.output_dir": tmp_path / "run",
         "train.objective": "dflash",
+        "train.ttt_steps": 7,
         "train.block_size": BLOCK,
         "draft.num_hidden_layers": 2,
         "train.loss": "{ce: 0.1, tv: 0.9}",
