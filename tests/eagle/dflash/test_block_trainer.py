@@ -125,6 +125,19 @@ def test_bfloat16_stays_near_float32():
     assert draft.fc.weight.grad is None
 
 
+def test_a_draft_learns_a_batch_by_heart():
+    inputs, draft = block_inputs([documents()[:2]], num_slots=20, with_probs=False), make_block_draft()
+    trainer = make_block_trainer(draft)
+    optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=5e-3)
+    losses = []
+    for _ in range(30):
+        losses.append(trainer.compute_loss(inputs, anchor_seeds=torch.tensor([[1, 2]])).loss)
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1].item() < 0.4 * losses[0].item()
+
+
 def test_embeddings_and_head_get_no_gradient():
     draft = make_block_draft()
     make_block_trainer(draft).compute_loss(pack(), anchor_seeds=SEEDS).loss.backward()
