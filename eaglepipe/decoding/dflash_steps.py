@@ -26,6 +26,8 @@ class DflashSteps(ParallelSteps):
 
     name = "DFlash"
 
+    _states: torch.Tensor  # [B, K, H], of the guesses of this round
+
     def __init__(self, draft: Any) -> None:
         config = draft.config
         super().__init__(block_windows(config), draft.device, windows_look_ahead=bool(config.sliding_window_non_causal))
@@ -42,8 +44,13 @@ class DflashSteps(ParallelSteps):
     def draft_all(self, verified: VerifiedSlots, depth: int) -> torch.Tensor:
         self._read_context(verified)
         newest = verified.next_tokens.gather(1, verified.counts[:, None] - 1)
-        states = self._run_block(newest, num_masks=depth - int(self.draft.config.sample_from_anchor))
-        return self._logits(states[:, -depth:])
+        block = self._run_block(newest, num_masks=depth - int(self.draft.config.sample_from_anchor))
+        self._states = block[:, -depth:]
+        return self._logits(self._states)
+
+    def select(self, rows: torch.Tensor) -> None:
+        self._states = self._states[rows]
+        super().select(rows)
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.draft.compute_logits(states)

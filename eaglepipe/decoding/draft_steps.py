@@ -123,6 +123,6 @@ class ParallelSteps(DraftSteps):
     def draft_all(self, verified: VerifiedSlots, depth: int) -> torch.Tensor:
         """Append verified slots; return logits [B, K, D] of all depths, before any `follow`."""
 
-    def follow(self, logits: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-        """Return a depth's logits [B, D], from those of `draft_all` and the target ids [B] before it in the chain."""
+    def follow(self, logits: torch.Tensor, previous: torch.Tensor, depth: int) -> torch.Tensor:
+        """Return the logits [B, D] of a depth from 0, given those of `draft_all` and the target ids [B] before it."""
         return logits

@@ -72,7 +72,7 @@ class ParallelDrafter:
             return chain_proposal(*_choose_guesses(self._steps, self._logits, self._rule, generator))
         previous, chain = self._newest, []
         for depth in range(self.method.depth):
-            logits = self._steps.follow(self._logits[:, depth], previous[:, 0])[:, None]
+            logits = self._steps.follow(self._logits[:, depth], previous[:, 0], depth)[:, None]
             previous, probs = _choose_guesses(self._steps, logits, self._rule, generator)
             chain.append((previous, probs))
         return _proposal(chain)

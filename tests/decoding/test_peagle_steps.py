@@ -81,7 +81,7 @@ def test_a_chained_head_follows_the_token_chosen_before_and_the_newest_at_first(
         chain = [newest]
         for depth in range(DEPTH):
             scores = logits[row, depth].clone()
-            scores[chain[-1] % 16] += 3.0
+            scores[(chain[-1] + depth) % 16] += 3.0
             chain.append(2 * int(scores.argmax()))
         expected.append(chain[1:])
     drafter = ParallelDrafter(steps, DEPTH, SamplingRule())

@@ -65,8 +65,8 @@ class ChainedSteps(PeagleSteps):
 
     is_chained = True
 
-    def follow(self, logits: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-        favoured = previous % logits.shape[-1]
+    def follow(self, logits: torch.Tensor, previous: torch.Tensor, depth: int) -> torch.Tensor:
+        favoured = (previous + depth) % logits.shape[-1]
         return logits + 3.0 * torch.nn.functional.one_hot(favoured, logits.shape[-1])
 
 
