@@ -20,17 +20,49 @@ app = typer.Typer(
 @app.command("families")
 def families(
     demo: Annotated[Path, typer.Option(help="folder of a finished demo")] = Path("runs/demo"),
-    steps: Annotated[int | None, typer.Option(min=1, help="of each training; default: the demo's")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="recipe of an EAGLE-3 draft of another target, in place of the demo's")
+    ] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="of the recipe, as train.seed=1")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="of each training; default: the recipe's")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="of each training, in place of steps: as many as take that long")
+    ] = None,
+    clock: Annotated[str, typer.Option(help="of --seconds: wall, or cpu, the seconds of all threads")] = "wall",
     only: Annotated[list[str] | None, typer.Option(help="a family's name, as often as needed; default: all")] = None,
-    folder: Annotated[Path | None, typer.Option(help="for cache and runs; default: families in the demo's")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="for cache and runs; default: families in the demo's, or runs/NAME-families")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="trainings of every family")] = 1,
+    replay: Annotated[
+        int, typer.Option(min=0, help="held-out answers to replay in rounds too, as an engine makes them")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Every family of drafts on the demo's target, from one cache: acceptance length, and by depth. Resumes."""
-    from tests.studies.families import measure_families
+    """Every family of drafts of one target, from one cache: acceptance length, and by depth. Resumes."""
+    from eaglepipe.errors import ConfigError
+    from tests.studies.families import Budget, measure_families
+    from tests.studies.families_base import demo_base, recipe_base
+    from tests.studies.step_costs import find_clock
 
+    if steps is not None and seconds is not None:
+        raise ConfigError("--steps and --seconds exclude each other")
+    if override and recipe is None:
+        raise ConfigError("--set changes the recipe that --recipe names")
+    if recipe is None:
+        place = folder or demo / "families"
+        base = demo_base(demo, place)
+    else:
+        base = recipe_base(recipe, override or ())
+        place = folder or Path(f"runs/{base.name}-families")
     report = measure_families(
-        demo, steps=steps, names=only or (), folder=folder, seeds=range(seeds), report=reporter(as_json)
+        base,
+        place,
+        budget=Budget(steps=steps, seconds=seconds, clock=find_clock(clock)),
+        names=only or (),
+        seeds=range(seeds),
+        replayed=replay,
+        report=reporter(as_json),
     )
     print_report(report, as_json)
 

@@ -16,6 +16,7 @@ class FamilyRun:
 
     seed: int
     acceptance_length: float  # simulated
+    round_length: float | None = None  # tokens that a round adds in replayed answers
     accuracy_by_depth: tuple[float, ...]
     conditional_acceptance_by_depth: tuple[float, ...]  # draft k+1 matches, given that those before it did
     heldout_samples: int
@@ -29,11 +30,17 @@ class FamilyResult:
     name: str
     what: str
     settings: tuple[str, ...]
+    steps: int
     runs: tuple[FamilyRun, ...]
 
     @property
     def acceptance_length(self) -> Spread:
         return Spread.of([run.acceptance_length for run in self.runs])
+
+    @property
+    def round_length(self) -> Spread | None:
+        lengths = [run.round_length for run in self.runs]
+        return Spread.of([length for length in lengths if length is not None]) if None not in lengths else None
 
     @property
     def conditional_acceptance_by_depth(self) -> tuple[float, ...]:
@@ -67,9 +74,9 @@ class FamilyResult:
 
 @dataclass(frozen=True, kw_only=True)
 class FamiliesReport:
-    """All families, trained for as many steps from one cache."""
+    """All families, trained for as many steps or as long from one cache."""
 
-    steps: int
+    budget: str
     seeds: tuple[int, ...]
     cache: str
     families: tuple[FamilyResult, ...]
@@ -79,6 +86,7 @@ class FamiliesReport:
             {
                 **asdict(family),
                 "acceptance_length": asdict(family.acceptance_length),
+                "round_length": None if family.round_length is None else asdict(family.round_length),
                 "conditional_acceptance_by_depth": family.conditional_acceptance_by_depth,
                 "flatness": family.flatness,
                 "kept": family.kept,
@@ -107,21 +115,23 @@ class FamiliesReport:
 
     def table(self) -> str:
         depth = max(len(family.conditional_acceptance_by_depth) for family in self.families)
-        first = self.families[0]
+        first, rounds = self.families[0], any(family.round_length for family in self.families)
         lines = [
-            f"{self.steps} steps each, seeds {', '.join(map(str, self.seeds))}, from {self.cache}",
+            f"{self.budget} each, seeds {', '.join(map(str, self.seeds))}, from {self.cache}",
             f"held out, {first.runs[0].heldout_samples} samples: acceptance length (simulated chain, greedy; mean and "
             "standard deviation),",
+            *(["the same of rounds replayed as an engine makes them,"] if rounds else []),
             "and acceptance at each depth if all before it were accepted",
             "",
-            f"{'family':25}{'length':>14}  {''.join(f'{k + 1:>7}' for k in range(depth))}{'low/1st':>9}{'last/2nd':>9}"
-            f"{'train':>8}",
+            f"{'family':25}{'length':>14}{'rounds':>14}"[: 53 if rounds else 39]
+            + f"  {''.join(f'{k + 1:>5}' for k in range(depth))}{'low/1st':>9}{'last/2nd':>9}{'steps':>7}{'train':>8}",
         ]
         for family in self.families:
-            rates = "".join(f"{rate:>7.1%}" for rate in family.conditional_acceptance_by_depth)
+            rates = "".join(f"{rate:>5.0%}" for rate in family.conditional_acceptance_by_depth)
+            of_rounds = f"{'' if family.round_length is None else family.round_length.show():>14}" if rounds else ""
             lines.append(
-                f"{family.what:25}{family.acceptance_length.show():>14}  {rates:{7 * depth}}"
-                f"{family.kept:>9.2f}{family.flatness:>9.2f}{family.seconds:>6.0f} s"
+                f"{family.what:25}{family.acceptance_length.show():>14}{of_rounds}  {rates:{5 * depth}}"
+                f"{family.kept:>9.2f}{family.flatness:>9.2f}{family.steps:>7,}{family.seconds:>6.0f} s"
             )
         verdicts = [f"{'yes' if holds else 'NO':>3}  {what}" for what, holds in self.expectations().items()]
         return "\n".join([*lines, "", *verdicts] if verdicts else lines)

@@ -11,9 +11,11 @@ from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.load import dump_recipe, load_recipe
-from tests.studies import families
-from tests.studies.families import DEPTH, FAMILIES, _base_recipe, _finished, _run, measure_families
+from tests.studies import families_runs
+from tests.studies.families import FAMILIES, Budget, _steps, measure_families
+from tests.studies.families_base import DEPTH, block_boundaries, boundaries_of, demo_base, recipe_base
 from tests.studies.families_report import FamiliesReport, FamilyResult, FamilyRun
+from tests.studies.families_runs import finished, run_command
 from tests.studies.spread import Spread
 from tests.tiny_project import make_project
 
@@ -23,6 +25,7 @@ def result(name: str, lengths: tuple[float, ...], conditional: tuple[float, ...]
         name=name,
         what=f"a family called {name}",
         settings=(),
+        steps=5,
         runs=tuple(
             FamilyRun(
                 seed=seed,
@@ -39,7 +42,7 @@ def result(name: str, lengths: tuple[float, ...], conditional: tuple[float, ...]
 
 FLAT, DECAYED = (0.7, 0.8, 0.8, 0.76), (0.8, 0.6, 0.3, 0.2)
 REPORT = FamiliesReport(
-    steps=5,
+    budget="5 steps",
     seeds=(0, 1),
     cache="somewhere",
     families=(
@@ -106,10 +109,49 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def cache(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = demo_base(demo, tmp_path_factory.mktemp("families"))
+    return Path(run_precompute(recipe, report=lambda _: None).folder)
+
+
+def test_equal_times_are_measured_once_and_become_steps(demo: Path, cache: Path, tmp_path: Path) -> None:
+    base, said = tmp_path / "families.yaml", list[str]()
+    base.write_text(dump_recipe(demo_base(demo, tmp_path)))
+    boundaries = boundaries_of(cache)
+    rows = {name: tuple(one.format(**boundaries) for one in FAMILIES[name].settings) for name in ("eagle3", "peagle")}
+    budget = Budget(seconds=60.0, clock="cpu")
+    steps = _steps(base, rows, cache, budget, tmp_path, said.append)
+    assert steps == json.loads((tmp_path / "steps.json").read_text()) and min(steps.values()) > 1
+    for name, line in zip(rows, said[1:], strict=True):
+        milliseconds = int(line.removeprefix(f"{name}: ").partition(" ms")[0])
+        assert steps[name] == pytest.approx(60_000 / milliseconds, rel=0.6 / milliseconds + 0.5 / steps[name])
+    said.clear()
+    assert _steps(base, rows, cache, budget, tmp_path, said.append) == steps and not said
+
+
+def test_blocks_read_the_boundaries_of_publications_as_far_as_the_cache_holds_them(cache: Path) -> None:
+    assert block_boundaries(36) == (2, 10, 18, 26, 34) and block_boundaries(8) == (2, 3, 4, 5, 6)
+    assert boundaries_of(cache) == {
+        "aux_layers": [2, 4, 5],
+        "last_aux": 5,
+        "top_layer": 8,
+        "block_layers": [2, 3, 4, 5, 6],
+    }
+
+
+def test_a_recipe_of_another_family_is_no_base(demo: Path) -> None:
+    settings = ["train.objective=peagle", f"train.ttt_steps={DEPTH}"]
+    with pytest.raises(ConfigError, match=r"set train\.objective to eagle3"):
+        recipe_base(demo / "demo.yaml", settings)
+    assert recipe_base(demo / "demo.yaml", ["train.seed=4"]).train.ttt_steps == DEPTH
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_a_recipe(name: str, demo: Path, tmp_path: Path) -> None:
-    (tmp_path / "families.yaml").write_text(dump_recipe(_base_recipe(demo, tmp_path)))
-    settings = [setting.format(last_aux=5, top_layer=8) for setting in FAMILIES[name].settings]
+    (tmp_path / "families.yaml").write_text(dump_recipe(demo_base(demo, tmp_path)))
+    boundaries = {"aux_layers": [2, 4, 5], "last_aux": 5, "top_layer": 8, "block_layers": [2, 3, 4, 5, 6]}
+    settings = [setting.format(**boundaries) for setting in FAMILIES[name].settings]
     load_recipe(tmp_path / "families.yaml", settings)
 
 
@@ -117,15 +159,15 @@ def test_a_demo_that_says_no_steps_is_told(tmp_path: Path, demo: Path) -> None:
     shutil.copytree(demo, tmp_path / "demo")
     (tmp_path / "demo" / "demo.yaml").write_text(dump_recipe(load_recipe(demo / "demo.yaml", ["train.max_steps=null"])))
     with pytest.raises(ConfigError, match=r"no train\.max_steps: give --steps"):
-        measure_families(tmp_path / "demo", names=["eagle3-k1"], report=lambda _: None)
+        measure_families(demo_base(tmp_path / "demo", tmp_path), tmp_path, names=["eagle3-k1"], report=lambda _: None)
 
 
 def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as the demo's draft; another process has begun a shard of the cache, and lets go of it."""
-    monkeypatch.setattr(families, "OTHERS_WAIT_S", 0.1)
-    planned = run_precompute(_base_recipe(demo, tmp_path), dry_run=True, report=lambda _: None)
+    monkeypatch.setattr(families_runs, "OTHERS_WAIT_S", 0.1)
+    planned = run_precompute(demo_base(demo, tmp_path), dry_run=True, report=lambda _: None)
     claims = Path(planned.folder) / WORK_FOLDER / "claims"
     claims.mkdir(parents=True)
     said: list[str] = []
@@ -137,35 +179,35 @@ def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth
             if "another process" in message:
                 fcntl.flock(other, fcntl.LOCK_UN)
 
-        report = measure_families(demo, names=["eagle3-k1"], folder=tmp_path, seeds=(0, 1), report=hear)
+        report = measure_families(demo_base(demo, tmp_path), tmp_path, names=["eagle3-k1"], seeds=(0, 1), report=hear)
     assert sum("another process" in message for message in said) == 1
     assert load_manifest(Path(report.cache)).complete and Path(report.cache).parent == tmp_path / "caches"
     (family,) = report.families
     assert len(family.conditional_acceptance_by_depth) == DEPTH and family.acceptance_length.mean >= 1.0
-    assert [run.seed for run in family.runs] == [0, 1] and report.steps == 2
-    trained = json.loads((tmp_path / "steps-2-seed-0" / "eagle3-k1" / "train.json").read_text())
+    assert [run.seed for run in family.runs] == [0, 1] and family.steps == 2
+    trained = json.loads((tmp_path / "2-steps" / "seed-0" / "eagle3-k1" / "train.json").read_text())
     assert trained["steps"] == 2 and trained["simulated_acceptance_length_end"] == family.runs[0].acceptance_length
 
 
 def test_only_a_finished_run_of_the_same_recipe_is_read_back(demo: Path, tmp_path: Path) -> None:
     recipe = load_recipe(demo / "demo.yaml", ["train.max_steps=2"])
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    assert _finished(tmp_path, recipe) is None
+    assert finished(tmp_path, recipe) is None
     (tmp_path / "train.json").write_text(json.dumps({"steps": 2}))
-    assert _finished(tmp_path, recipe) == {"steps": 2}
-    assert _finished(tmp_path, load_recipe(demo / "demo.yaml", ["train.max_steps=2", "train.seed=1"])) is None
+    assert finished(tmp_path, recipe) == {"steps": 2}
+    assert finished(tmp_path, load_recipe(demo / "demo.yaml", ["train.max_steps=2", "train.seed=1"])) is None
     (tmp_path / "train.json").write_text(json.dumps({"steps": 1}))
-    assert _finished(tmp_path, recipe) is None
+    assert finished(tmp_path, recipe) is None
 
 
 def test_failed_run_ends_the_table_with_its_exit_code(tmp_path: Path) -> None:
     with pytest.raises(EaglepipeError, match="`eaglepipe no-such-stage` ended with exit code 2") as caught:
-        _run("no-such-stage", tmp_path / "nothing.yaml", ())
+        run_command("no-such-stage", [str(tmp_path / "nothing.yaml")])
     assert caught.value.exit_code == 2
 
 
 def test_unknown_family_and_unfinished_demo_are_told(demo: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no family 'eagle4'; there are eagle3,"):
-        measure_families(demo, names=["eagle4"])
+        measure_families(demo_base(demo, tmp_path), tmp_path, names=["eagle4"])
     with pytest.raises(ConfigError, match="is no finished demo"):
-        measure_families(tmp_path)
+        demo_base(tmp_path, tmp_path)
