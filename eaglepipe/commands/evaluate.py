@@ -16,7 +16,8 @@ def evaluate(
     target: Annotated[Path | None, typer.Option(help="the target's folder or GGUF file, to decode with it too")] = None,
     cache: RunCaches = None,
     k: Annotated[
-        list[int] | None, typer.Option("--k", min=1, max=99, help="length of the drafted chain; repeatable (5)")
+        list[int] | None,
+        typer.Option("--k", min=1, max=99, help="length of the drafted chain; repeatable (5)"),
     ] = None,
     tree: Annotated[
         list[str] | None, typer.Option(help="EAGLE-2 tree SIZExDEPTH or SIZExDEPTHxWIDTH, as in 24x5x8; repeatable")
@@ -89,7 +90,7 @@ def evaluate(
         caches=tuple(cache or ()),
         target=target,
         prompts=tuple(prompts or ()),
-        depths=tuple(k or (5,)),
+        depths=tuple(k or ()),
         trees=tuple(map(tree_shape, tree or ())),
         rule=SamplingRule(temperature=temperature, top_p=top_p),
         max_new_tokens=max_new_tokens,

@@ -16,7 +16,7 @@ from eaglepipe.evaluation.eval_report import EvalReport
 from eaglepipe.evaluation.figures.measured_sets import Measured
 from eaglepipe.evaluation.finished_run import FinishedRun, open_run
 from eaglepipe.evaluation.heldout_figures import heldout_figures
-from eaglepipe.evaluation.options import GREEDY, EvalOptions, Report
+from eaglepipe.evaluation.options import DEFAULT_DEPTH, GREEDY, EvalOptions, Report
 from eaglepipe.evaluation.prompts import PromptSet, cached_turns, read_prompt_sets
 from eaglepipe.evaluation.real_decoding import OpenTarget, measure_real, open_target
 from eaglepipe.evaluation.replay import measure_replayed, own_text_share
@@ -40,7 +40,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
         EaglepipeError: run, caches or target are missing or do not fit together, or an engine cannot serve the draft.
     """
     run = open_run(folder, options.caches, max_samples=options.num_samples)
-    options = _with_target(run, options)
+    options = _with_depths(run, _with_target(run, options))
     with join_world(options.device) as world:
         run.draft.to(world.device)
         trees = [tree_drafter(run, shape) for shape in options.trees]
@@ -86,7 +86,7 @@ def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: 
             *(one.measurement for one in measured),
             *(() if endpoint is None else endpoint.measurements),
         ),
-        notes=() if endpoint is None else endpoint.notes,
+        notes=(*_depth_notes(run, options), *(() if endpoint is None else endpoint.notes)),
         gaps=tuple(gaps),
         target=TargetMatch() if target is None else target.match,
     )
@@ -107,6 +107,21 @@ def _with_target(run: FinishedRun, options: EvalOptions) -> EvalOptions:
             "--target"
         )
     return replace(options, target=found)
+
+
+def _with_depths(run: FinishedRun, options: EvalOptions) -> EvalOptions:
+    """Return the options with a depth if none is given, no more than a parallel draft was trained for."""
+    train = run.recipe.train
+    depth = min(DEFAULT_DEPTH, train.depths) if train.family.is_parallel else DEFAULT_DEPTH
+    return replace(options, depths=options.depths or (depth,))
+
+
+def _depth_notes(run: FinishedRun, options: EvalOptions) -> list[str]:
+    """Name the depths that a parallel draft was not trained for; others go on from one guess to the next."""
+    train = run.recipe.train
+    trained = f"the draft was trained for {train.depths} guesses a round, not for those after them"
+    beyond = [depth for depth in options.depths if train.family.is_parallel and depth > train.depths]
+    return [f"K = {depth}: {trained}" for depth in beyond]
 
 
 def _prompt_sets(run: FinishedRun, target: OpenTarget | None, options: EvalOptions) -> list[PromptSet]:

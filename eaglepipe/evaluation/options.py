@@ -11,6 +11,7 @@ from eaglepipe.evaluation.drafting import TreeShape
 Report = Callable[[str], None]
 
 GREEDY = SamplingRule()
+DEFAULT_DEPTH = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class EvalOptions:
     num_samples: int | None = None  # held out, read from the cache; default: as in the run's recipe
     num_prompts: int = 64
     max_new_tokens: int = 128
-    depths: tuple[int, ...] = (5,)
+    depths: tuple[int, ...] = ()  # of the drafted chains; default: `DEFAULT_DEPTH`, or all of a parallel draft's
     baselines: bool = True
     device: str = "auto"
     seed: int = 0

@@ -22,6 +22,7 @@ from eaglepipe.evaluation.prompts import cached_turns, file_prompts
 from eaglepipe.evaluation.replay import replay
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.config import TargetConfig
+from eaglepipe.recipe.load import load_recipe, parse_recipe
 from eaglepipe.target.capture import HFEagle3TargetModel
 from eaglepipe.target.load import load_target
 from eaglepipe.target.steps.stepping import SteppingTarget
@@ -94,8 +95,36 @@ def report(own_text: OwnText) -> EvalReport:
     return evaluate_run(own_text.run, options)
 
 
-def test_replayed_rounds_are_those_of_real_decoding_one_for_one(own_text: OwnText) -> None:
-    run = open_run(own_text.run, [own_text.cache])
+@pytest.fixture(scope="module")
+def block_run(own_text: OwnText, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DFlash draft of the same cache, for three guesses a round."""
+    folder = tmp_path_factory.mktemp("blocks") / "run"
+    given = json.loads(load_recipe(own_text.run / "recipe.yaml").model_dump_json())
+    shape = {"num_hidden_layers": 1, "intermediate_size": 64}
+    kept = ("batch_tokens", "micro_batch_tokens", "heldout_fraction", "learning_rate")
+    train = {name: given["train"][name] for name in kept}
+    train |= {"objective": "dflash", "block_size": 4, "max_anchors": 32, "epochs": 4, "output_dir": str(folder)}
+    run_training(parse_recipe({**given, "draft": shape, "train": train}), [own_text.cache])
+    return folder
+
+
+def test_a_block_draft_is_measured_at_the_depths_that_it_has(own_text: OwnText, block_run: Path) -> None:
+    options = EvalOptions(caches=(own_text.cache,), target=own_text.target, num_prompts=2, max_new_tokens=12)
+    report = evaluate_run(block_run, replace(options, baselines=False))
+    figures = [figure.to_json() for figure in report.measurements if figure.method.drafter == "DFlash"]
+    assert [(f["kind"], f["shape"], f["depth"]) for f in figures] == [("simulated", "chain", 3), ("real", "chain", 3)]
+    assert figures[1]["identical"] is True and report.heldout[0].num_depths == 3 and not report.notes
+    deeper = evaluate_run(block_run, replace(options, baselines=False, target=None, depths=(4,)))
+    assert deeper.notes == ("K = 4: the draft was trained for 3 guesses a round, not for those after them",)
+    with pytest.raises(EaglepipeError, match="a DFlash draft guesses all depths at once"):
+        evaluate_run(block_run, replace(options, trees=(TreeShape(size=4, depth=2, width=2),)))
+
+
+@pytest.mark.parametrize("family", ["eagle3", "dflash"])
+def test_replayed_rounds_are_those_of_real_decoding_one_for_one(
+    own_text: OwnText, family: str, request: pytest.FixtureRequest
+) -> None:
+    run = open_run(request.getfixturevalue("block_run") if family == "dflash" else own_text.run, [own_text.cache])
     turns = cached_turns(run, max_new_tokens=ANSWER)
     assert len(turns) == 2 * len(run.heldout)
     for drafter in (chain_drafter(run, 3, GREEDY), lookup_drafter(3, CPU)):
@@ -110,7 +139,8 @@ def test_replayed_rounds_are_those_of_real_decoding_one_for_one(own_text: OwnTex
             generator=torch.Generator(),
         )
         assert replayed.answers == real.answers
-        assert max(max(answer.rounds) for answer in real.answers) == 4
+        longest = max(max(answer.rounds) for answer in real.answers)
+        assert longest == 4 or (family == "dflash" and longest > 1)
 
 
 def test_heldout_figures_are_those_that_training_ended_with(own_text: OwnText, report: EvalReport) -> None:
