@@ -44,10 +44,17 @@ def _describe(folder: Path, plan: Plan, manifest: Manifest | None) -> dict[str, 
         **{name: cut[name] for name in ("tolerance", "max_entries") if name in cut},
         "drops": dict(counts.drops),
         "target": declared.get("target", {}).get("path"),
+        **_imported(plan),
         "sources": [source["path"] for source in declared.get("data", {}).get("sources", ())],
         "schema_version": counts.schema_version,
         **({} if manifest is None else {"created_by": manifest.created_by}),
     }
+
+
+def _imported(plan: Plan) -> dict[str, Any]:
+    """Return the tool whose states the cache holds; nothing for those of a forward."""
+    tool = plan.identity_fields.get("data", {}).get("imported")
+    return {} if tool is None else {"imported_from": tool}
 
 
 def _size(folder: Path, plan: Plan, manifest: Manifest | None) -> dict[str, Any]:

@@ -23,6 +23,11 @@ Fault = Literal[
     "too_short",
     "token_out_of_range",
     "repeated_id",
+    "unreadable_file",
+    "missing_field",
+    "wrong_shape",
+    "not_finite",
+    "other_tokens",
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 """Reasons that are a fault of the row; all others (too long, duplicate, ...) follow from the recipe's settings."""

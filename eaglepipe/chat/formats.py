@@ -92,7 +92,7 @@ def detect_format(row: Row, where: str) -> Format:
     )
 
 
-def parse_row(row: Row, layout: Format | Literal["auto"], where: str) -> Content:
+def parse_row(row: Row, layout: str, where: str) -> Content:
     """Return a row's content; token ids that name their tokenizer are never rendered again, whatever the layout.
 
     Raises:
@@ -143,7 +143,7 @@ def _from_tokens(row: Row, where: str) -> Content:
     return Content(input_ids=input_ids.astype(np.int32), turns=turns.astype(np.int32), tokenizer=fingerprint)
 
 
-_PARSERS: dict[Format, Callable[[Row, str], Content]] = {
+_PARSERS: dict[str, Callable[[Row, str], Content]] = {
     "messages": _from_messages,
     "sharegpt": _from_sharegpt,
     "prompt_completion": _from_prompt_completion,

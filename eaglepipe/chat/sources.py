@@ -54,6 +54,11 @@ def iter_conversations(sources: Sequence[SourceConfig]) -> Iterator[Conversation
         DataError: a source that is missing, cannot be read or has no rows.
     """
     for source in sources:
+        if source.has_states:
+            raise DataError(
+                f"{source.path}: holds tokens and states of {source.format}, no conversations; `eaglepipe cache import "
+                f"{source.format} {source.path} RECIPE` makes a cache of it, and with --dry-run its price"
+            )
         name, empty = source_name(source), True
         for where, row in islice(_taken(_rows(source), source.weight), source.max_samples):
             empty = False

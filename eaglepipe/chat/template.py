@@ -44,7 +44,7 @@ def load_chat_tokenizer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) ->
         TemplateError: there is no template, or `data.mask` asks for markers that it lacks.
         DataError: the file of data.chat_template cannot be read.
     """
-    if all(source.format == "tokenized" for source in data.sources):
+    if all(source.is_tokenized for source in data.sources):
         return ChatTokenizer(tokenizer=tokenizer, template=ChatTemplate(source="", variables={}, mask="prefix"))
     default, with_tools = read_templates(tokenizer, data.chat_template)
     variables = {**tokenizer.special_tokens_map, **data.chat_template_kwargs}
@@ -98,9 +98,9 @@ def _mask_of(source: str, data: DataConfig) -> Literal["generation", "prefix"]:
     marked = bool(GENERATION_MARKER.search(source))
     if data.mask == "generation" and not marked:
         raise TemplateError("data.mask is `generation`, and the chat template has no {% generation %} block")
-    if data.mask == "auto":
-        return "generation" if marked else "prefix"
-    return data.mask
+    if data.mask in ("generation", "prefix"):
+        return data.mask
+    return "generation" if marked else "prefix"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from eaglepipe.commands.common import (
     load,
     print_either,
     print_fields,
+    print_json,
     print_report,
     reporter,
 )
@@ -117,6 +118,35 @@ def peek(
 
     peek = peek_cache(folder, sample, top=top, rows=rows)
     print_either(peek.to_json(), peek.text(colour=sys.stdout.isatty()), as_json)
+
+
+@app.command("import")
+def import_states(
+    tool: Annotated[str, typer.Argument(metavar="FROM", help="speculators, specforge, nemo or modelopt")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder that the tool has written")],
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option(help="read and check every sample, plan, write no shard")] = False,
+    workers: Annotated[str | None, typer.Option(help="i/n: this process takes shards i, i+n, ...")] = None,
+    seal: Annotated[bool, typer.Option(help="import nothing, write the manifest of a finished cache")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a cache of another tool's hidden states, without running the target. Run it again to resume.
+
+    The recipe names the target, whose norm and head are read, and the cache's encodings; its data.sources are not read.
+    """
+    from dataclasses import asdict
+
+    from eaglepipe.precompute.claims import parse_worker
+    from eaglepipe.precompute.imported.command import import_overrides
+    from eaglepipe.precompute.stage import run_precompute
+
+    loaded = load(recipe, import_overrides(tool, folder, overrides or ()))
+    report = reporter(as_json)
+    result = run_precompute(loaded, dry_run=dry_run, worker=parse_worker(workers), seal_only=seal, report=report)
+    if result.complete:
+        report(f"train from it by this recipe with train.caches='[{{path: {result.folder}}}]'")
+    print_json(asdict(result), as_json)
 
 
 @app.command("merge")

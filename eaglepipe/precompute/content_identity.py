@@ -59,6 +59,7 @@ def _data_fields(inputs: Stage1Inputs, corpus: str) -> dict[str, Any]:
     return {
         "fingerprint": corpus,
         "sources": [source_name(source) for source in data.sources],
+        **({} if data.imported is None else {"imported": data.imported.format, "every_token": data.mask == "all"}),
         "tokenizer": chat.fingerprint() if chat else None,
         "chat_template": hash_json(chat.template.sources()) if chat else None,
         "chat_template_kwargs": data.chat_template_kwargs,

@@ -132,7 +132,7 @@ def read_stage1_inputs(recipe: Recipe) -> Stage1Inputs:
 
 def read_chat_tokenizer(recipe: Recipe, folder: Path) -> ChatTokenizer | None:
     """Load the tokenizer and template in a target's folder; None if it has none and the corpus is tokenised already."""
-    only_tokens = all(source.format == "tokenized" for source in recipe.data.sources)
+    only_tokens = all(source.is_tokenized for source in recipe.data.sources)
     if only_tokens and not any(folder.glob("tokenizer*")):
         return None
     tokenizer = load_tokenizer(folder, recipe.target.trust_remote_code)

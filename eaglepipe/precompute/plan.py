@@ -1,6 +1,7 @@
 """From checked inputs to a planned cache: tokenise the corpus, identify the cache, publish its plan, or resume one."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from eaglepipe.cache.storage import (
     staging_path,
 )
 from eaglepipe.chat.drops import DropLog
-from eaglepipe.chat.faults import FAULTS, FAULTS_OF_CONVERSATIONS, FaultyRow
-from eaglepipe.chat.sources import Conversation, CorpusFingerprint, fingerprint_sources, iter_conversations
+from eaglepipe.chat.faults import FAULTS, FAULTS_OF_CONVERSATIONS
+from eaglepipe.chat.sources import CorpusFingerprint, fingerprint_sources, iter_conversations
 from eaglepipe.chat.tokens import TokenSample, iter_token_samples
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, ResourceError
 from eaglepipe.files.hashing import hash_file
@@ -37,9 +38,11 @@ from eaglepipe.files.leftovers import leftover_siblings, remove_abandoned
 from eaglepipe.files.publish import PendingFile, check_free_bytes, explained_os_errors, put_if_absent
 from eaglepipe.precompute.answers.prompts import iter_prompts
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
+from eaglepipe.precompute.imported.corpus import ForeignCorpus
+from eaglepipe.precompute.imported.listing import folder_listing, record_listing, recorded_listing
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, CorpusLayout, lay_out
-from eaglepipe.precompute.staging import StagedPrompt, StagedTokens, count_tokens, write_staging
+from eaglepipe.precompute.staging import StagedPrompt, StagedStates, StagedTokens, count_tokens, write_staging
 from eaglepipe.recipe.config import TargetConfig
 
 _ROOM_ADVICE = "set cache.root to a larger disk, or lower the bytes a token (`eaglepipe estimate`)"
@@ -74,11 +77,25 @@ def find_begun(inputs: Stage1Inputs, weights: str) -> Path | None:
     }
     if not candidates:
         return None
+    if inputs.recipe.data.imported is not None:
+        return _find_imported(inputs, candidates, weights)
     corpus = fingerprint_sources(inputs.recipe.data.sources)
     folder = candidates.get(cache_identity(inputs, weights=weights, corpus=corpus.hexdigest()).digest)
     if folder is not None:
         _check_faults(inputs, folder, corpus.faults)
     return folder
+
+
+def _find_imported(inputs: Stage1Inputs, candidates: Mapping[str, Path], weights: str) -> Path | None:
+    """Return the cache of a folder of another tool, which is read only if its files are not those of a begun cache."""
+    listing = folder_listing(inputs)
+    if (begun := [folder for folder in candidates.values() if recorded_listing(folder) == listing]) or not any(
+        (folder / MANIFEST_NAME).exists() for folder in candidates.values()
+    ):
+        return begun[0] if begun else None
+    corpus = ForeignCorpus(inputs, DropLog(), report=lambda _: None)
+    deque(corpus.samples(), maxlen=0)
+    return candidates.get(cache_identity(inputs, weights=weights, corpus=corpus.hexdigest()).digest)
 
 
 def _check_faults(inputs: Stage1Inputs, folder: Path, read_now: DropLog) -> None:
@@ -112,7 +129,7 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
         CacheError: the folder's plan is of another identity; names the fields that differ.
         ResourceError: the disk is too small for the cache.
     """
-    with staged_corpus(inputs, staging_path(inputs.recipe)) as (file, drops, listed, corpus):
+    with staged_corpus(inputs, staging_path(inputs.recipe), report) as (file, drops, listed, corpus):
         identity = cache_identity(inputs, weights=weights, corpus=corpus)
         folder = identity.folder(inputs.recipe)
         document = _existing_plan(folder, identity, report)
@@ -124,6 +141,7 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
             check_free_bytes(folder, layout.estimated_bytes, advice=_ROOM_ADVICE)
         _publish_drops(folder, identity.digest, drops, listed)
         file.publish(path=folder / STAGING)
+        record_listing(inputs, folder)
     if document is None:
         document = _publish_plan(inputs, folder, identity, layout)
         if document.batch_tokens != group_tokens:  # another worker was first, of a release that grouped otherwise
@@ -138,7 +156,9 @@ def preview_plan(inputs: Stage1Inputs) -> CorpusLayout:
 
 
 @contextmanager
-def staged_corpus(inputs: Stage1Inputs, path: Path) -> Iterator[tuple[PendingFile, DropLog, PendingFile, str]]:
+def staged_corpus(
+    inputs: Stage1Inputs, path: Path, report: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[PendingFile, DropLog, PendingFile, str]]:
     """Tokenise the corpus, each row parsed once, into a file beside `path` that is not published.
 
     With it come the drops, the file that lists them, which is not published either, and the corpus's fingerprint.
@@ -146,33 +166,46 @@ def staged_corpus(inputs: Stage1Inputs, path: Path) -> Iterator[tuple[PendingFil
     data = inputs.recipe.data
     _check_writable(path.parent)
     remove_abandoned(leftover_siblings(path))
-    fingerprint = CorpusFingerprint()
-    rows = fingerprint.through(iter_conversations(data.sources))
     file, listed = PendingFile(path), PendingFile(path.with_name(f"{path.name}.drops"))
     drops = DropLog(listed.stream)
     try:
-        samples = _served(_staged_samples(rows, inputs, drops), inputs.recipe.target, drops)
-        if write_staging(samples, file, prompts=data.generate is not None) == 0:
+        corpus = _corpus(inputs, drops, report)
+        if write_staging(corpus.samples, file, kind=corpus.kind) == 0:
             drops.check(0, data.max_drop_fraction)
-        yield file, drops, listed, fingerprint.hexdigest()
+        yield file, drops, listed, corpus.hexdigest()
     finally:
         file.abort()
         listed.abort()
 
 
-def _staged_samples(
-    rows: Iterable[Conversation | FaultyRow], inputs: Stage1Inputs, drops: DropLog
-) -> Iterator[TokenSample]:
-    if inputs.recipe.data.generate is not None:
-        return iter_prompts(rows, inputs, drops)
-    return iter_token_samples(rows, inputs.chat, inputs.recipe.data, drops, inputs.spec.vocab_size)
+@dataclass(frozen=True, kw_only=True)
+class _Corpus:
+    """Samples to be staged, all of one kind, and the fingerprint of those that were read so far."""
+
+    samples: Iterable[TokenSample]
+    kind: type[TokenSample]
+    hexdigest: Callable[[], str]
+
+
+def _corpus(inputs: Stage1Inputs, drops: DropLog, report: Callable[[str], None]) -> _Corpus:
+    data = inputs.recipe.data
+    if data.imported is not None:
+        foreign = ForeignCorpus(inputs, drops, report)
+        return _Corpus(samples=foreign.samples(), kind=StagedStates, hexdigest=foreign.hexdigest)
+    fingerprint = CorpusFingerprint()
+    rows = fingerprint.through(iter_conversations(data.sources))
+    if data.generate is not None:
+        return _Corpus(samples=iter_prompts(rows, inputs, drops), kind=StagedPrompt, hexdigest=fingerprint.hexdigest)
+    tokens = iter_token_samples(rows, inputs.chat, data, drops, inputs.spec.vocab_size)
+    served = _served(tokens, inputs.recipe.target, drops)
+    return _Corpus(samples=served, kind=TokenSample, hexdigest=fingerprint.hexdigest)
 
 
 def _served(samples: Iterable[TokenSample], target: TargetConfig, drops: DropLog) -> Iterator[TokenSample]:
-    """Yield the samples that the target's engine may read at once; prompts are checked as they are staged."""
+    """Yield the samples that the target's engine may read at once."""
     limit = target.engine_args.get("max_model_len")
     for sample in samples:
-        if limit is None or isinstance(sample, StagedPrompt) or (num_tokens := count_tokens(sample)[0]) <= limit:
+        if limit is None or (num_tokens := count_tokens(sample)[0]) <= limit:
             yield sample
             continue
         detail = f"{num_tokens:,} tokens, and target.engine_args.max_model_len is {limit:,}"

@@ -10,11 +10,13 @@ from eaglepipe.precompute.answers.engine_run import AnsweringEngineRun
 from eaglepipe.precompute.answers.run import AnsweringRun
 from eaglepipe.precompute.claims import Worker
 from eaglepipe.precompute.engine.run import EngineRun
+from eaglepipe.precompute.imported.run import ImportRun
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.precompute.shard_run import ShardRun
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.capture import HFEagle3TargetModel, load_target_model
+from eaglepipe.target.head_only import load_head_only
 from eaglepipe.target.model import TargetParts
 
 Report = Callable[[str], None]
@@ -53,6 +55,8 @@ def shard_runner(inputs: Stage1Inputs, plan: PrecomputePlan, stop: StopFlag, rep
     Raises:
         EaglepipeError: the target cannot be loaded, or its engine is missing.
     """
+    if inputs.recipe.data.imported is not None:
+        return ImportRun(inputs, plan, load_head_only(inputs.recipe.target, inputs.recipe.precompute.device), stop)
     return _RUNNERS[inputs.recipe.target.engine](inputs, plan, stop, report)
 
 

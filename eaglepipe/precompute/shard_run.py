@@ -4,7 +4,8 @@ Any number of processes may do this on one folder (see `claims`).
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -27,15 +28,17 @@ from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.progress import ProgressLine
 from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
-from eaglepipe.target.model import TargetModel, TargetParts
+from eaglepipe.target.model import TargetModel, TargetParts, TargetWithHead
 from eaglepipe.vocab import DraftVocab, vocab_tensors
 
 
-class ShardRun:
-    """One process's work on the shards that are still missing."""
+class ShardWork(ABC):
+    """One process's work on the shards that are still missing, wherever their states come from."""
 
-    def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> None:
-        self._inputs, self._plan, self._model, self._stop = inputs, plan, model, stop
+    activity = "precompute"
+
+    def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetWithHead, stop: StopFlag) -> None:
+        self._inputs, self._plan, self._target, self._stop = inputs, plan, model, stop
         self._encoder = StateEncoder(
             head_logits=model.narrow_logits,
             vocab=plan.layout.vocab,
@@ -53,9 +56,9 @@ class ShardRun:
         return self._plan
 
     @property
-    def target(self) -> TargetModel:
-        """The target that is run."""
-        return self._model
+    def target(self) -> TargetParts:
+        """What the cache keeps of the target besides its states."""
+        return self._target
 
     def write_missing(self, worker: Worker) -> int:
         """Compute and publish this worker's missing shards; returns their number.
@@ -68,7 +71,7 @@ class ShardRun:
         shards = [shard for shard in missing_shards(folder, self._plan.document) if worker.takes(shard)]
         total = sum(layout.shard_tokens(shard) for shard in shards)
         written = 0
-        with ProgressLine("precompute", total=total, unit="tok", plain_interval_seconds=5.0) as progress:
+        with ProgressLine(self.activity, total=total, unit="tok", plain_interval_seconds=5.0) as progress:
             for shard in shards:
                 with claimed_shard(folder, shard) as claimed:
                     if claimed and isinstance(read_published(folder, self._plan.document, shard), str):
@@ -111,8 +114,7 @@ class ShardRun:
                     progress.update(num_tokens)
                     continue
                 with self._stop.abandonable(self._saved):
-                    states = self._model.capture_tokens([sample.input_ids for sample in samples])
-                    encoded = self._encoder.encode(states, RowMasks.of(samples, self._encoder.rule))
+                    encoded = self._encoded(samples)
                 background.submit(partial(_known_first, known or {}, samples, encoded))
                 refused = num_refused(samples, encoded)
                 self._drops += refused
@@ -134,6 +136,10 @@ class ShardRun:
             samples = [layout.tokens.read(int(sample)) for sample in batch]
             yield samples, sum(len(sample.input_ids) for sample in samples)
 
+    @abstractmethod
+    def _encoded(self, samples: Sequence[TokenSample]) -> EncodedStates:
+        """Return the rows of some samples, one after the other, as the cache stores them."""
+
     def _left_out(self, shard: int) -> Iterable[RefusedItem]:
         """Return what else of a shard's plan has no sample, once its batches are done."""
         return ()
@@ -143,6 +149,18 @@ class ShardRun:
         rate = self._tokens / (time.monotonic() - self._started)
         gigabytes = self._plan.layout.cost.total * self._tokens / 1e9
         progress.update(num_tokens, f"{rate:,.0f} tok/s · {gigabytes:.3g} GB · {self._drops} dropped")
+
+
+class ShardRun(ShardWork):
+    """Work on shards by a forward of the target."""
+
+    def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> None:
+        super().__init__(inputs, plan, model, stop)
+        self._model = model
+
+    def _encoded(self, samples: Sequence[TokenSample]) -> EncodedStates:
+        states = self._model.capture_tokens([sample.input_ids for sample in samples])
+        return self._encoder.encode(states, RowMasks.of(samples, self._encoder.rule))
 
 
 def _known_items(known: Mapping[str, ShardItem], samples: list[TokenSample]) -> Iterator[ShardItem]:

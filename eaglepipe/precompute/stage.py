@@ -89,7 +89,8 @@ def run_precompute(
         tidy_cache(folder)
         return _complete(folder, manifest, started)
     inputs = read_stage1_inputs(recipe)
-    weights_folder = find_local_weights(recipe.target) if dry_run else resolve_folder(recipe.target)
+    needs_weights = not dry_run or recipe.data.imported is not None  # the head judges stored states
+    weights_folder = resolve_folder(recipe.target) if needs_weights else find_local_weights(recipe.target)
     if weights_folder is None:
         layout = preview_plan(inputs)
         _report_layout(inputs, layout, "identity and folder are known once the target's weights are downloaded", report)
@@ -218,7 +219,10 @@ def _complete_without_target(recipe: Recipe, report: Report) -> Path | None:
 def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, report: Report) -> None:
     vocab, counts = layout.vocab, layout.statistics
     columns = ", ".join(f"{name} {size:,.1f}" for name, size in layout.cost.by_column.items() if size >= 1)
-    seconds = forward_seconds(inputs, counts.total_tokens)
+    imported = inputs.recipe.data.imported
+    duration = "no forward, as states are imported"
+    if imported is None:
+        duration = f"{format_seconds(forward_seconds(inputs, counts.total_tokens))} of forward on one device"
     report(f"cache     {folder}")
     generate = inputs.recipe.data.generate
     limit = "" if generate is None else "at most "
@@ -232,10 +236,7 @@ def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, repo
     report(f"vocab     {vocab.size:,} of {vocab.target_size:,} tokens, {coverage}")
     most = "at most " if inputs.spec.kind.settings else ""
     report(f"a token   {most}{layout.cost.total:,.1f} bytes: {columns}")
-    report(
-        f"estimate  {limit}{layout.estimated_bytes / 1e9:,.3g} GB in {len(layout.shards)} shards, "
-        f"{format_seconds(seconds)} of forward on one device"
-    )
+    report(f"estimate  {limit}{layout.estimated_bytes / 1e9:,.3g} GB in {len(layout.shards)} shards, {duration}")
 
 
 def _dropped(layout: CorpusLayout, folder: str) -> str:

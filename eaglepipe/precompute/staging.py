@@ -26,7 +26,6 @@ _SCHEMA = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "source")]
     + [pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ("input_ids", "turns")]
 )
-_PROMPT_SCHEMA = _SCHEMA.append(pa.field("conversation", pa.string(), nullable=False))
 _BATCH_SAMPLES = 256
 
 
@@ -45,6 +44,22 @@ class StagedPrompt(TokenSample):
         """The conversation's fields."""
         fields: dict[str, Any] = json.loads(self.conversation)
         return fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedStates(TokenSample):
+    """Tokens whose states another tool has stored."""
+
+    digest: str  # of the whole sample as it was read, hex
+    last_hidden: str  # whether its last hidden states are before or after the final norm; empty if it has none
+
+
+_EXTRA_COLUMNS: dict[type[TokenSample], tuple[str, ...]] = {
+    TokenSample: (),
+    StagedPrompt: ("conversation",),
+    StagedStates: ("digest", "last_hidden"),
+}
+_KINDS = {columns: kind for kind, columns in _EXTRA_COLUMNS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +88,10 @@ class StagedStatistics:
         return int(self.num_supervised[self.distinct].sum(dtype=np.int64))
 
 
-def write_staging(samples: Iterable[TokenSample], file: PendingFile, *, prompts: bool = False) -> int:
-    """Stream samples, all or none of which are prompts, into `file`, which is not published; returns their number."""
-    num_samples, schema = 0, _PROMPT_SCHEMA if prompts else _SCHEMA
+def write_staging(samples: Iterable[TokenSample], file: PendingFile, *, kind: type[TokenSample] = TokenSample) -> int:
+    """Stream samples, all of one kind, into `file`, which is not published; returns their number."""
+    extra = [pa.field(name, pa.string(), nullable=False) for name in _EXTRA_COLUMNS[kind]]
+    num_samples, schema = 0, pa.schema([*_SCHEMA, *extra])
     with (
         explained_os_errors(file.path),
         pa.ipc.new_file(pa.PythonFile(file.stream, mode="w"), schema) as writer,
@@ -190,7 +206,8 @@ def count_tokens(sample: TokenSample) -> tuple[int, int]:
 
 def _content(sample: TokenSample) -> bytes:
     content = sample.input_ids.tobytes() + sample.turns.tobytes()
-    return content + sample.conversation.encode() if isinstance(sample, StagedPrompt) else content
+    extra = (getattr(sample, name) for name in _EXTRA_COLUMNS[type(sample)])
+    return content + "\0".join(extra).encode()
 
 
 def _digest(sample: TokenSample) -> int:
@@ -217,11 +234,8 @@ def _check_range(group: list[TokenSample], vocab_size: int) -> None:
 
 
 def _from_batch(batch: pa.RecordBatch, row: int) -> TokenSample:
-    sample_id, source, input_ids, turns, *conversation = (column[row] for column in batch.columns)
     fields = {
-        "sample_id": sample_id.as_py(),
-        "source": source.as_py(),
-        "input_ids": input_ids.values.to_numpy(),
-        "turns": turns.values.to_numpy(),
+        name: column[row].values.to_numpy() if pa.types.is_list(column.type) else column[row].as_py()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
     }
-    return StagedPrompt(conversation=conversation[0].as_py(), **fields) if conversation else TokenSample(**fields)
+    return _KINDS[tuple(batch.schema.names[len(_SCHEMA) :])](**fields)

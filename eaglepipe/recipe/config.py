@@ -3,9 +3,18 @@
 `target`, `data`, `vocab` and `cache` decide a cache's bytes and so its identity; the other sections never do.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from eaglepipe.recipe.endpoints import Endpoints, RequestFields, VariableName
 from eaglepipe.recipe.engine_args import check_engine_args, content_args
@@ -22,6 +31,8 @@ Size = Annotated[int, Field(gt=0, le=2**17, strict=True)]
 """Of a tensor, which is made as large as it says."""
 Depth = Annotated[int, Field(gt=0, le=1000, strict=True)]
 """Of layers or steps, of which each takes time and memory."""
+StateFormat = Literal["speculators", "specforge", "nemo", "modelopt"]
+"""Tools whose stored hidden states can take the place of the target's forward."""
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -83,11 +94,23 @@ class SourceConfig(Section):
     )
     split: str = Field("train", description="of a dataset on the Hub or in a folder, by the names of its files")
     revision: str | None = Field(None, description="of a dataset on the Hub")
-    format: Literal["auto", "messages", "sharegpt", "prompt_completion", "tokenized"] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "prompt_completion", "tokenized"] | StateFormat = Field(
+        "auto", description="of rows; or the tool that computed the states in this folder, which is then the one source"
+    )
     max_samples: PositiveInt | None = Field(None, description="limit of rows, of which the first are taken")
     weight: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of the rows that is taken, evenly spread; repeat samples by the weights of train.caches"
     )
+
+    @property
+    def has_states(self) -> bool:
+        """Whether its rows are samples of another tool, with the target's states."""
+        return self.format in get_args(StateFormat)
+
+    @property
+    def is_tokenized(self) -> bool:
+        """Whether its rows are token ids already."""
+        return self.has_states or self.format == "tokenized"
 
 
 class GenerateConfig(Section):
@@ -118,7 +141,11 @@ class DataConfig(Section):
         "nothing to learn, and of samples that overflow; what other settings leave out (too long, empty mask, "
         "duplicate) does not count",
     )
-    mask: Literal["auto", "generation", "prefix"] = Field("auto", description="source of the assistant mask")
+    mask: Literal["auto", "generation", "prefix", "all"] = Field(
+        "auto",
+        description="source of the assistant mask; all: states of another tool without a mask, whose every "
+        "token is supervised",
+    )
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns carry a loss")
     chat_template: PathText | None = Field(
         None, description="path of a Jinja file, or the name of one of the tokenizer's templates; default: its own"
@@ -135,12 +162,31 @@ class DataConfig(Section):
         if self.generate is None:
             return self
         for source in self.sources:
-            if source.format == "tokenized":
+            if source.is_tokenized:
                 raise ValueError(
-                    f"generate needs prompts as text, and source {source.path} is `format: tokenized`: leave generate "
-                    "out to capture the states of its token ids"
+                    f"generate needs prompts as text, and source {source.path} is `format: {source.format}`: leave "
+                    "generate out to capture the states of its token ids"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _states_come_alone(self) -> "DataConfig":
+        with_states = [source for source in self.sources if source.has_states]
+        if with_states and len(self.sources) > 1:
+            raise ValueError(
+                f"source {with_states[0].path} holds states (`format: {with_states[0].format}`), and such a source is "
+                "the only one: make a cache of each, and join them with `eaglepipe cache merge` or train.caches"
+            )
+        if with_states and (with_states[0].max_samples is not None or with_states[0].weight != 1.0):
+            raise ValueError(f"max_samples and weight do not apply to `format: {with_states[0].format}`")
+        if self.mask == "all" and not with_states:
+            raise ValueError("mask: all is for states of another tool, imported without a mask")
+        return self
+
+    @property
+    def imported(self) -> SourceConfig | None:
+        """The source of tokens and states together, if the target is not to be run."""
+        return self.sources[0] if self.sources[0].has_states else None
 
 
 class VocabConfig(Section):
@@ -205,10 +251,17 @@ class PrecomputeConfig(Section):
     queue_batches: Depth = Field(4, description="captured batches that may wait for the disk")
 
 
+def _of_rows(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+    for source in sources:
+        if source.has_states:
+            raise ValueError(f"source {source.path} holds states of {source.format}, no prompts")
+    return sources
+
+
 class RegenerateConfig(Section):
     """Settings of `eaglepipe data regenerate`, in which the target answers the prompts of its sources itself."""
 
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sources: Annotated[tuple[SourceConfig, ...], AfterValidator(_of_rows)] = Field(min_length=1)
     output: FileText = Field(description="JSONL file of token ids as read and written, and their messages")
     max_new_tokens: PositiveInt = 512
     temperature: NonNegative = 0.0

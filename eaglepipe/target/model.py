@@ -40,12 +40,22 @@ class TargetParts(Protocol):
         """Return the fields of the target's config.json."""
 
 
-class TargetModel(TargetParts, Protocol):
-    """A target that is loaded for capture at its aux boundaries."""
+class TargetWithHead(TargetParts, Protocol):
+    """A target whose head can be applied."""
 
     @property
     def device(self) -> torch.device:
         """Device of the states."""
+
+    def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
+        """Return the target's logits, float32 [n, V], of last hidden states [n, Ht]."""
+
+    def narrow_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
+        """Return the same logits in the narrowest type that holds them exactly."""
+
+
+class TargetModel(TargetWithHead, Protocol):
+    """A target that is loaded for capture at its aux boundaries."""
 
     def capture_tokens(self, sequences: Sequence[NDArray[np.int32]]) -> CapturedStates:
         """Run the target over a batch of sequences of token ids [T] each; returns the states of their N tokens.
@@ -53,9 +63,3 @@ class TargetModel(TargetParts, Protocol):
         Raises:
             TargetError: a sequence whose states could not be reproduced in another batch.
         """
-
-    def head_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
-        """Return the target's logits, float32 [n, V], of last hidden states [n, Ht]."""
-
-    def narrow_logits(self, last_hidden: torch.Tensor) -> torch.Tensor:
-        """Return the same logits in the narrowest type that holds them exactly."""
