@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,29 +21,32 @@ _PATIENCE_SECONDS = 2.5  # in which a stage stops by itself
 
 
 class _Gate:
-    """Blocks that the end of the process waits for; once it is closed, none begins."""
+    """Blocks that the end of the process waits for; once it is being closed, none begins but inside another."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside, self._closed = 0, False
+        self._inside = Counter[int]()  # blocks by thread
+        self._closed = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        thread = threading.get_ident()
         with self._changed:
-            while self._closed:
+            while self._closed and thread not in self._inside:
                 self._changed.wait()
-            self._inside += 1
+            self._inside[thread] += 1
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._inside[thread] -= 1
+                self._inside = +self._inside
                 self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._inside == 0)
-            self._closed = True
+            self._closed = True  # first, or blocks that follow one another closely would keep it open
+            self._changed.wait_for(lambda: not self._inside)
 
 
 _gate = _Gate()
