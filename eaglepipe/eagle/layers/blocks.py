@@ -48,6 +48,12 @@ class Eagle3LlamaMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
+def norm_heads(norm: nn.Module, heads: torch.Tensor) -> torch.Tensor:
+    """Apply `q_norm` or `k_norm` to heads [..., d], whose dtype stays, also where the weights have a wider one."""
+    normed: torch.Tensor = norm(heads)
+    return normed.to(heads.dtype)
+
+
 class LlamaAttentionBlock(nn.Module):
     """The projections of a grouped-query attention over `input_size`, its norms of heads, and its rotary embedding."""
 
@@ -74,13 +80,11 @@ class LlamaAttentionBlock(nn.Module):
 
     def _queries(self, states: torch.Tensor) -> torch.Tensor:
         """[B, T, input size] -> [B, h, T, d], before the rotary embedding."""
-        queries: torch.Tensor = self.q_norm(self._heads(self.q_proj(states)))
-        return queries
+        return norm_heads(self.q_norm, self._heads(self.q_proj(states)))
 
     def _keys(self, states: torch.Tensor) -> torch.Tensor:
         """[B, T, input size] -> [B, kv, T, d], before the rotary embedding."""
-        keys: torch.Tensor = self.k_norm(self._heads(self.k_proj(states)))
-        return keys
+        return norm_heads(self.k_norm, self._heads(self.k_proj(states)))
 
     def _project_output(self, attended: torch.Tensor) -> torch.Tensor:
         """[B, h, T, d] -> [B, T, H]."""

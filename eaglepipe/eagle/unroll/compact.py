@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.kernels.fused_head import HeadLoss, fused_head_loss
 from eaglepipe.eagle.kernels.fused_lk import lk_head_loss
-from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
+from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm, norm_heads
 from eaglepipe.eagle.layers.fused_ops import rms_norm, rotate, swiglu
 from eaglepipe.eagle.layers.rope import Rotary
 from eaglepipe.eagle.layers.windows import layer_windows
@@ -193,11 +193,11 @@ def _layer_step(
     residual = normed if getattr(layer.module, "norm_before_residual", False) else states
     key_values = _project(normed, layer.key_value_weight, layer.key_value_offsets, rows.key_value_offsets)
     key, value = key_values.unflatten(-1, (2, -1, attention.head_dim)).unbind(1)
-    key = rotate(attention.k_norm(key), *rows.key_rotary)
+    key = rotate(norm_heads(attention.k_norm, key), *rows.key_rotary)
     if rows.queries is not None:
         residual, normed = _pick(residual, rows.queries), _pick(normed, rows.queries)
     query = _project(normed, layer.query_weight, layer.query_offsets, rows.query_offsets)
-    query = rotate(attention.q_norm(query.unflatten(-1, (-1, attention.head_dim))), *rows.query_rotary)
+    query = rotate(norm_heads(attention.q_norm, query.unflatten(-1, (-1, attention.head_dim))), *rows.query_rotary)
     attended = span_attention(query, (*keys, key), (*values, value), rows.spans, attention.scale, window=layer.window)
     states = residual + attention.o_proj(attended.flatten(1))
     mlp, inner = layer.module.mlp, rms_norm(states, layer.module.post_attention_layernorm)

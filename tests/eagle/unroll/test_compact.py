@@ -159,9 +159,13 @@ def test_plan_computes_active_slots_only():
     ]
 
 
-def test_bfloat16_gradients_are_as_close_to_float32_as_the_reference_ones():
+@pytest.mark.parametrize(
+    ("shape", "limit"),
+    [({}, 1.1), ({"qk_norm": True}, 1.3)],  # norms of heads have ten numbers to average errors over
+)
+def test_bfloat16_gradients_are_as_close_to_float32_as_the_reference_ones(shape, limit):
     batch = packed([[make_document(30, 0), make_document(25, 1)]], 60)
-    draft = make_draft()
+    draft = make_draft(**shape)
     exact = gradients(draft, make_trainer(draft, 4, implementation="reference")(**batch).loss)
     errors = {}
     for implementation in ("compact", "reference"):
@@ -169,7 +173,7 @@ def test_bfloat16_gradients_are_as_close_to_float32_as_the_reference_ones():
             loss = make_trainer(draft, 4, implementation=implementation)(**batch).loss
         rounded = gradients(draft, loss)
         errors[implementation] = sum(float((rounded[name] - exact[name]).norm() / exact[name].norm()) for name in exact)
-    assert errors["compact"] < 1.1 * errors["reference"]
+    assert errors["compact"] < limit * errors["reference"]
 
 
 def test_fused_head_equals_soft_cross_entropy():
