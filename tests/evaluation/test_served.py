@@ -5,6 +5,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from eaglepipe.evaluation.figures.engine_count import EngineCount
 from eaglepipe.evaluation.served.causes import likely_causes
 from eaglepipe.evaluation.served.engine_process import EngineJob, decoded_answer, require_engine, run_engine
 from eaglepipe.evaluation.served.gap import Gap
+from eaglepipe.evaluation.served.served import _room
 from eaglepipe.export.write import export_draft
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.train import run_training
@@ -77,6 +79,14 @@ def test_rounds_without_guesses_are_not_told_by_the_engine_and_add_a_token_each(
     answer = decoded_answer([7, 8, 9, 10, 11, 12], [1])
     assert sorted(answer.rounds) == [1, 1, 1, 2]
     assert answer.accepted == (1, 0, 0, 0)
+
+
+def test_an_engine_has_room_for_rounds_beyond_the_longest_request_and_for_no_more_than_the_target() -> None:
+    newest, guesses = 1, 5
+    scheduled_ahead = 2 * (newest + guesses)
+    assert _room(4000, 5, SimpleNamespace()) >= 4000 + scheduled_ahead + guesses
+    assert _room(100, 5, SimpleNamespace(max_position_embeddings=110)) == 110
+    assert _room(110, 5, SimpleNamespace(max_position_embeddings=110)) == 111  # an engine holds one token more
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed here")

@@ -20,7 +20,7 @@ from eaglepipe.evaluation.real_decoding import OpenTarget
 from eaglepipe.evaluation.served.engine_process import EngineJob, EngineRun, run_engine
 from eaglepipe.export.write import DTYPES, export_draft
 
-_USUAL_LENGTH = 1024  # of requests; a shorter engine was seen to draft otherwise than a longer one
+_USUAL_LENGTH = 1024  # of an engine; those for short requests are as long
 _WARM_UP = 2  # prompts
 _FREE_SHARE = 0.85  # of the memory that is free on the device
 
@@ -129,10 +129,7 @@ def _arguments(
     assert options.engine is not None
     loaded = target.stepping.model.target
     longest = max(len(prompt.token_ids) for part in sets for prompt in part.prompts)
-    # Rounds near the end of the longest answer guess beyond it, and the engine cuts guesses beyond its own length.
-    room = longest + options.max_new_tokens + max(options.depths) + 1
-    positions = getattr(loaded.text_config, "max_position_embeddings", None) or room
-    room = max(room, min(_USUAL_LENGTH, positions))
+    room = _room(longest + options.max_new_tokens, max(options.depths), loaded.text_config)
     arguments = {
         "max_model_len": room,
         "max_num_seqs": options.batch_size,
@@ -153,6 +150,18 @@ def _arguments(
     if drafting is not None:
         arguments["speculative_config"] = dict(drafting)
     return arguments
+
+
+def _room(tokens: int, depth: int, config: Any) -> int:
+    """Return the length of an engine that drafts up to the end of a request of so many tokens.
+
+    vLLM 0.32 guesses zeros for all requests of a batch once the longest one, with the guesses of the rounds that are
+    scheduled, comes within `depth` tokens of the engine's length (`_input_fits_in_drafter` of its model runner). A
+    round may be scheduled before the one before it has ended; then two rounds are counted in full.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    room = max(tokens + 3 * (depth + 1), _USUAL_LENGTH)
+    return room if positions is None else max(tokens + 1, min(room, positions))
 
 
 def _memory() -> dict[str, float]:
