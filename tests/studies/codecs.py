@@ -15,6 +15,7 @@ from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.recipe.load import load_recipe
 from tests.studies.codecs_report import CodecsReport, describe_variant
 from tests.studies.codecs_run import TrainingRun, train_one
+from tests.studies.codecs_states import measure_states
 from tests.studies.codecs_supervision import measure_supervision
 from tests.studies.codecs_variants import EXACT, VARIANTS, Variant, make_cache, one_of_each_cache
 from tests.studies.workers import Workers
@@ -67,6 +68,7 @@ def measure_codecs(
             "supervision",
             {name: partial(measure_supervision, one, exact, caches[name]) for name, one in named.items()},
         )
+        states = workers.all("states", {name: partial(measure_states, exact, caches[name]) for name in named})
         results = workers.all("drafts", {(run.variant.name, run.seed): partial(train_one, run) for run in runs})
     by_variant = {name: [results[name, seed] for seed in seeds] for name in named}
     return CodecsReport(
@@ -82,6 +84,7 @@ def measure_codecs(
                 bytes_per_token=Cache.open(caches[name]).manifest.bytes_per_token,
                 aux_relative_rms=_aux_error(caches[name]),
                 supervision=errors[name],
+                states=states[name],
             )
             for name in named
         ),

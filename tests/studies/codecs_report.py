@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.studies.codecs_run import RunResult
+from tests.studies.codecs_states import StateReport
 from tests.studies.codecs_supervision import SupervisionError
 from tests.studies.codecs_variants import EXACT, RENORMALISED
 from tests.studies.spread import Spread
@@ -18,6 +19,7 @@ class VariantReport:
     bytes_per_token: float
     aux_relative_rms: float
     supervision: SupervisionError
+    states: StateReport | None
     runs: tuple[RunResult, ...]
     loss: Spread
     acceptance_length: Spread
@@ -54,6 +56,9 @@ class CodecsReport:
         if "compact" in lines:
             loss = -lines["compact"].acceptance_length_difference.mean
             found.append(_at_most("compact: acceptance length lost", loss, 0.05))
+        if "lean" in lines:
+            loss = -lines["lean"].acceptance_length_difference.mean
+            found.append(_at_most("lean: acceptance length lost", loss, 0.02))
         if "tiny" in lines:
             share = -lines["tiny"].acceptance_length_difference.mean / lines[EXACT].acceptance_length.mean
             found.append(_at_most("tiny: share of the acceptance length lost", share, 0.02))
@@ -74,6 +79,7 @@ class CodecsReport:
             f"{'':26} {'bytes':>7} {'entries':>8} {'KL':>8} {'loss':>7} {'acceptance':>11} {'acceptance':>11} "
             f"{'loss':>20} {'greedy acceptance':>19} {'sampled acceptance':>19}",
             *(_row(line) for line in self.variants),
+            *_state_rows(self.variants),
         ]
         for verdict in self.verdicts():
             sign = "<=" if "lost" in verdict.what else ">"
@@ -90,6 +96,7 @@ def describe_variant(
     bytes_per_token: float,
     aux_relative_rms: float,
     supervision: SupervisionError,
+    states: StateReport | None = None,
 ) -> VariantReport:
     """A line from the runs of a variant and those of the exact cache, both by seed in the same order."""
     assert [run.seed for run in runs] == [run.seed for run in exact]
@@ -98,6 +105,7 @@ def describe_variant(
         bytes_per_token=bytes_per_token,
         aux_relative_rms=aux_relative_rms,
         supervision=supervision,
+        states=states,
         runs=tuple(runs),
         loss=_spread(runs, "loss"),
         acceptance_length=_spread(runs, "acceptance_length"),
@@ -151,3 +159,21 @@ def _row(line: VariantReport) -> str:
         f"{line.loss.mean:>7.4f} {line.acceptance_length.mean:>11.3f} {line.sampled_acceptance_length.mean:>11.3f}"
         f"{differences}"
     )
+
+
+def _state_rows(lines: Sequence[VariantReport]) -> list[str]:
+    """The loudest channel of each layer, and the signal-to-error ratio that each encoding leaves it."""
+    measured = [(line.name, line.states) for line in lines if line.states is not None]
+    if not measured:
+        return []
+    first = measured[0][1]
+    rows = [("largest / RMS, median", (*first.aux_peaks, first.last_peak))]
+    rows += [(f"{name}, dB", (*states.aux_decibels, states.last_decibels)) for name, states in measured]
+    shown = [(name, figures) for name, figures in rows if any(figure is not None for figure in figures)]
+    return [
+        "states by aux layer, and last hidden states:",
+        *(
+            f"{name:26} " + " ".join(f"{'-' if x is None else f'{x:.1f}':>7}" for x in figures)
+            for name, figures in shown
+        ),
+    ]

@@ -64,6 +64,8 @@ def test_every_variant_gets_a_line_and_the_report_survives_json(report: CodecsRe
     assert bucket["bytes_per_token"] == plain["bytes_per_token"] < exact["bytes_per_token"]
     assert bucket["supervision"]["entries"] == 8.0
     assert all(variant.name in report.table() for variant in FEW)
+    assert exact["states"]["aux_decibels"] == [None] * 3 and exact["states"]["last_decibels"] is None
+    assert all(1 < peak < 32**0.5 for peak in [*exact["states"]["aux_peaks"], exact["states"]["last_peak"]])
 
 
 def test_exact_line_is_what_training_itself_says_of_all_held_out_samples(
