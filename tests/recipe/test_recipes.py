@@ -31,6 +31,7 @@ def test_recipe_plans_a_cache_when_its_target_and_data_are_at_hand(
         f"cache.root={tmp_path}",
         "vocab.draft_size=160",
         "data.max_length=512",  # positions of the target at hand
+        "cache.aux_layer_ids=null",  # and its layers
     ]
     result = run_precompute(load_recipe(RECIPES[name], overrides), dry_run=True, report=lambda _: None)
     assert result.samples > 0 and result.shards > 0
