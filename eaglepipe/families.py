@@ -136,10 +136,29 @@ DFLASH = Family(
     is_parallel=True,
     drafts_blocks=True,
 )
+DSPARK = replace(
+    DFLASH,
+    name="dspark",
+    label="DSpark",
+    recipe="eaglepipe.recipe.block_settings:DsparkRecipe",
+    anchor_slots=0,
+    draft_label="DSpark",
+    objective="eaglepipe.training.objectives.dspark:DsparkObjective",
+    builder="eaglepipe.training.objectives.dflash_builder:build_dspark_draft",
+    draft_spec="eaglepipe.eagle.registry:resolve_dspark_draft_spec",
+    steps="eaglepipe.decoding.dspark_steps:DsparkSteps",
+    engine_architectures={
+        **dict.fromkeys(("vllm", "sglang", "hf"), "Qwen3DSparkModel"),
+        "speculators": "DSparkDraftModel",
+    },
+    engine_method="dspark",
+    speculators_type="dspark",
+    own_tensor="markov_head.markov_w1.weight",
+)
 EAGLE2 = replace(EAGLE1, name="eagle2", label="EAGLE-2")
 """Trained as EAGLE-1; its drafts are decoded as a dynamic tree."""
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (EAGLE3, EAGLE1, EAGLE2, PEAGLE, DFLASH)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (EAGLE3, EAGLE1, EAGLE2, PEAGLE, DFLASH, DSPARK)}
 DEFAULT_FAMILY = EAGLE3
 """Family of a recipe without `train.objective`."""
 

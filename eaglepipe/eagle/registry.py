@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from eaglepipe.eagle.dflash.draft import DFlashDraftModel
+from eaglepipe.eagle.dflash.dspark import DSparkDraftModel
 from eaglepipe.eagle.draft_gpt_oss import GptOssEagle3DraftModel
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.eagle.draft_llama_v12 import LlamaEagleDraftModel
@@ -43,6 +44,7 @@ EAGLE3_DRAFT_REGISTRY = dict.fromkeys(_DENSE_ARCHITECTURES, DraftSpec(draft_cls=
 EAGLE3_DRAFT_REGISTRY["GptOssForCausalLM"] = DraftSpec(draft_cls=GptOssEagle3DraftModel)
 EAGLE1_DRAFT_REGISTRY = dict.fromkeys(_DENSE_ARCHITECTURES, DraftSpec(draft_cls=LlamaEagleDraftModel))
 DFLASH_DRAFT_REGISTRY = dict.fromkeys(EAGLE3_DRAFT_REGISTRY, DraftSpec(draft_cls=DFlashDraftModel))
+DSPARK_DRAFT_REGISTRY = dict.fromkeys(EAGLE3_DRAFT_REGISTRY, DraftSpec(draft_cls=DSparkDraftModel))
 
 
 def _resolve(architectures: list[str] | None, registry: dict[str, DraftSpec], recipe_name: str) -> DraftSpec:
@@ -72,3 +74,8 @@ def resolve_eagle3_draft_spec(architectures: list[str] | None) -> DraftSpec:
 def resolve_dflash_draft_spec(architectures: list[str] | None) -> DraftSpec:
     """Resolve the DFlash draft spec for a target's config.architectures field."""
     return _resolve(architectures, DFLASH_DRAFT_REGISTRY, "DFlash")
+
+
+def resolve_dspark_draft_spec(architectures: list[str] | None) -> DraftSpec:
+    """Resolve the DSpark draft spec for a target's config.architectures field."""
+    return _resolve(architectures, DSPARK_DRAFT_REGISTRY, "DSpark")

@@ -45,6 +45,11 @@ class DflashDraftConfig(DraftConfig):
     def aux_boundaries(self) -> tuple[int, ...] | None:
         return self.aux_layer_ids
 
+    @property
+    def heads(self) -> dict[str, Any]:
+        """Settings of the draft's config beside a DFlash draft's."""
+        return {}
+
 
 class BlockLoss(Section):
     """Weights of the terms of a block's loss; a term's name alone stands for a weight of 1."""
@@ -129,3 +134,41 @@ class DflashRecipe(Recipe):
 
     draft: DflashDraftConfig = DflashDraftConfig()
     train: DflashTrainConfig = DflashTrainConfig()
+
+
+class DsparkDraftConfig(DflashDraftConfig):
+    """Shape of a DSpark draft: a DFlash draft with a Markov head and a confidence head."""
+
+    markov_rank: Size = Field(256, description="rank of the logits' bias by the token before")
+    markov_head_type: Literal["vanilla", "gated"] = Field(
+        "vanilla", description="gated: the state scales the bias; vLLM serves vanilla alone"
+    )
+    enable_confidence_head: bool = Field(True, description="forecast whether a guess is accepted")
+    confidence_head_with_markov: bool = Field(True, description="the forecast reads the token before, too")
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        names = ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov")
+        return {name: getattr(self, name) for name in names}
+
+
+class DsparkTrainConfig(DflashTrainConfig):
+    """Training of DSpark: blocks whose anchor guesses too, each guess told the true token before it."""
+
+    objective: Literal["dspark"] = "dspark"
+    block_size: BlockSize = Field(7, description="slots of a block, all of which guess")
+    loss: BlockLoss = Field(
+        BlockLoss(ce=0.1, tv=1.8), description="ce, kl or tv, or the weight of each; tv is half of |q - p|_1"
+    )
+    confidence_weight: NonNegative = Field(1.0, description="weight of the confidence head's error; 0: not trained")
+
+    @property
+    def evaluated(self) -> Self:
+        return super().evaluated.model_copy(update={"confidence_weight": 0.0})
+
+
+class DsparkRecipe(Recipe):
+    """A pipeline that trains a DSpark draft."""
+
+    draft: DsparkDraftConfig = DsparkDraftConfig()
+    train: DsparkTrainConfig = DsparkTrainConfig()

@@ -5,6 +5,7 @@ A draw depends on seed, epoch and sample alone, as P-EAGLE's: one generator seed
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class DflashObjective:
     config: DflashTrainConfig
 
     needs_mean_alphas = False
+    module_class: ClassVar[type[DFlashTrainerModule]] = DFlashTrainerModule
 
     @property
     def loss_weights(self) -> tuple[float, ...]:
@@ -85,7 +87,7 @@ class DflashObjective:
         )
 
     def make_module(self, draft: PreTrainedModel, source: TrainingSource) -> TrainerModule:
-        return DFlashTrainerModule(
+        return self.module_class(
             draft,
             source.vocab.selected_token_ids,
             source.vocab.selected_token_mask,

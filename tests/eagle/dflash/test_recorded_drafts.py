@@ -5,10 +5,11 @@ import torch
 
 from eaglepipe.eagle.dflash.config import dflash_config_from_target
 from eaglepipe.eagle.dflash.draft import DFlashDraftModel
+from eaglepipe.eagle.dflash.dspark import DSparkDraftModel
 from eaglepipe.eagle.dflash.visibility import BlockVisibility
 from tests.eagle.dflash.recorded_drafts import MIXED, NAMES, Recorded, recorded, target
 
-DFLASH = [name for name in NAMES if not recorded(name).is_dspark]
+HEADS = ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov")
 
 
 def made(record: Recorded) -> DFlashDraftModel:
@@ -29,7 +30,8 @@ def made(record: Recorded) -> DFlashDraftModel:
         full_attention_layers=tuple(i for i, kind in enumerate(kinds) if kind == "full_attention"),
         sliding_window_non_causal=settings["sliding_window_non_causal"],
     )
-    draft = DFlashDraftModel(config)
+    config.update({name: settings[name] for name in HEADS if record.is_dspark})
+    draft = DSparkDraftModel(config) if record.is_dspark else DFlashDraftModel(config)
     missing, unexpected = draft.load_state_dict(record.weights, strict=False)
     assert not unexpected
     assert set(missing) <= {"embed_tokens.weight", "lm_head.weight", "d2t", "t2d"}
@@ -39,8 +41,8 @@ def made(record: Recorded) -> DFlashDraftModel:
     return draft
 
 
-def logits_of(draft: DFlashDraftModel, record: Recorded) -> torch.Tensor:
-    """Logits of all blocks of the packed row, [N, B, D]."""
+def logits_of(draft: DFlashDraftModel, record: Recorded) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits of all blocks of the packed row, [N, B, D], and of their acceptance, [N, B]."""
     shared, anchors = target(), record.anchors
     lengths = shared["lengths"]
     positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
@@ -56,17 +58,26 @@ def logits_of(draft: DFlashDraftModel, record: Recorded) -> torch.Tensor:
     context = draft.project_hidden_states(shared["aux"][:, : record.settings["num_aux"]].flatten(1))
     block_positions = positions[anchors][:, None] + torch.arange(ids.shape[1])
     states = draft(ids, block_positions, context, positions, visibility)
-    return draft.compute_logits(states).unflatten(0, tuple(ids.shape))
+    states = states.unflatten(0, tuple(ids.shape))
+    logits = draft.compute_logits(states)
+    if not isinstance(draft, DSparkDraftModel):
+        return logits, None
+    previous = shared["ids"][record.tokens]
+    if not draft.config.sample_from_anchor:
+        previous = torch.cat((previous[:, :1], previous[:, :-1]), dim=1)
+    return logits + draft.markov_bias(states, previous), draft.forecast(states, previous)
 
 
-@pytest.mark.parametrize("name", DFLASH)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_losses_and_gradients_equal_the_recorded_ones(name: str) -> None:
     record = recorded(name)
     draft = made(record)
-    logits = logits_of(draft, record)
+    logits, forecasts = logits_of(draft, record)
     expected = record.tensors["logits"]
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-    sums = record.sums(MIXED, logits)
+    if forecasts is not None:
+        torch.testing.assert_close(forecasts, record.tensors["confidence_logits"], rtol=1e-5, atol=1e-5)
+    sums = record.sums(MIXED, logits, forecasts)
     loss = sums.loss / sums.num_positions
     torch.testing.assert_close(loss, record.tensors[f"loss.{MIXED}"], rtol=1e-5, atol=1e-6)
     loss.backward()
