@@ -155,7 +155,7 @@ class DsparkDraftConfig(DflashDraftConfig):
 class DsparkTrainConfig(DflashTrainConfig):
     """Training of DSpark: blocks whose anchor guesses too, each guess told the true token before it."""
 
-    objective: Literal["dspark"] = "dspark"
+    objective: Literal["dspark"] = "dspark"  # type: ignore[assignment]
     block_size: BlockSize = Field(7, description="slots of a block, all of which guess")
     loss: BlockLoss = Field(
         BlockLoss(ce=0.1, tv=1.8), description="ce, kl or tv, or the weight of each; tv is half of |q - p|_1"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eaglepipe.eagle.dflash.anchors import BlockSettings, draw_blocks, plan_parts
-from eaglepipe.eagle.dflash.losses import BlockLoss
+from eaglepipe.eagle.dflash.losses import DSPARK_LOSS, BlockLoss
 from eaglepipe.eagle.dflash.visibility import DenseVisibility
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets, densify
 from eaglepipe.errors import DraftError
@@ -46,6 +46,37 @@ SHAPES = {
         "num_hidden_layers": 1,
     },
 }
+HEADS = {
+    "markov_rank": 6,
+    "markov_head_type": "vanilla",
+    "enable_confidence_head": True,
+    "confidence_head_with_markov": True,
+}
+DSPARK_SHAPES = {
+    "vanilla": {"sample_from_anchor": True, "heads": HEADS},
+    "gated": {"sample_from_anchor": True, "heads": {**HEADS, "markov_head_type": "gated"}},
+    "plain forecast": {"sample_from_anchor": True, "heads": {**HEADS, "confidence_head_with_markov": False}},
+}
+DSPARK_LOSSES = {
+    "published": replace(DSPARK_LOSS, gamma=3.0),
+    "forecast and ce": BlockLoss(ce=1.0, confidence=0.7, weights="dpace"),
+}
+
+
+@pytest.mark.parametrize("shape", DSPARK_SHAPES)
+@pytest.mark.parametrize("loss", DSPARK_LOSSES)
+def test_loss_and_gradients_of_both_heads_equal_those_of_each_block_alone(shape, loss):
+    draft, settings = make_block_draft(**DSPARK_SHAPES[shape]), replace(DSPARK_LOSSES[loss], sample_from_anchor=True)
+    total, positions = torch.zeros(()), 0
+    for document in documents():
+        for anchor in range(len(document)):
+            if length := chain_length(document, anchor, BLOCK):
+                total, positions = total + loss_of_block(draft, document, anchor, settings), positions + length
+    expected = gradients(draft, total / positions)
+    assert {name.split(".")[0] for name in expected} >= {"markov_head", "confidence_head"}
+    metrics = make_block_trainer(draft, settings).compute_loss(pack(), anchor_seeds=SEEDS)
+    torch.testing.assert_close(metrics.loss, total / positions, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(gradients(draft, metrics.loss), expected, 1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

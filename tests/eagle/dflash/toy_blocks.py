@@ -6,6 +6,8 @@ import torch
 
 from eaglepipe.eagle.dflash.config import dflash_config_from_target
 from eaglepipe.eagle.dflash.draft import DFlashDraftModel
+from eaglepipe.eagle.dflash.dspark import DSparkDraftModel
+from eaglepipe.eagle.dflash.dspark_trainer import DSparkTrainerModule
 from eaglepipe.eagle.dflash.inputs import BlockInputs
 from eaglepipe.eagle.dflash.losses import BlockLoss, BlockTargets, block_loss
 from eaglepipe.eagle.dflash.trainer import DFlashTrainerModule
@@ -27,13 +29,14 @@ SELECTED = torch.zeros(VOCAB_SIZE, dtype=torch.bool).index_fill(0, selected_ids(
 DRAFT_IDS = torch.where(SELECTED, SELECTED.long().cumsum(0) - 1, -1)
 
 
-def make_block_draft(seed: int = 0, **overrides: Any) -> DFlashDraftModel:
-    """A draft with weights of order one, so that attention and losses are far from uniform."""
+def make_block_draft(seed: int = 0, heads: dict[str, Any] | None = None, **overrides: Any) -> DFlashDraftModel:
+    """A draft with weights of order one, so that attention and losses are far from uniform; with heads, DSpark's."""
     settings = {"block_size": BLOCK, "mask_token_id": MASK_TOKEN, "num_hidden_layers": 2, **overrides}
     config = dflash_config_from_target(
         target_config(), draft_vocab_size=DRAFT_SIZE, num_aux_hidden_states=NUM_AUX, **settings
     )
-    draft = DFlashDraftModel(config)
+    config.update(heads or {})
+    draft = DFlashDraftModel(config) if heads is None else DSparkDraftModel(config)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in draft.named_parameters():
         is_norm = "norm" in name
@@ -45,7 +48,8 @@ def make_block_draft(seed: int = 0, **overrides: Any) -> DFlashDraftModel:
 
 def make_block_trainer(draft: DFlashDraftModel, loss: BlockLoss | None = None, **settings: Any) -> DFlashTrainerModule:
     loss = BlockLoss(gamma=3.0) if loss is None else loss
-    return DFlashTrainerModule(draft, selected_ids(), SELECTED, loss=loss, **settings)
+    module = DSparkTrainerModule if isinstance(draft, DSparkDraftModel) else DFlashTrainerModule
+    return module(draft, selected_ids(), SELECTED, loss=loss, **settings)
 
 
 def top1_of(document: Document) -> torch.Tensor:
@@ -104,7 +108,13 @@ def loss_of_block(
     )
     positions = torch.arange(len(document))
     context = draft.project_hidden_states(document.aux)
-    logits = draft.compute_logits(draft(ids, anchor + 1 + torch.arange(width)[None], context, positions, visibility))
+    states = draft(ids, anchor + 1 + torch.arange(width)[None], context, positions, visibility)
+    logits, forecasts = draft.compute_logits(states), None
+    if isinstance(draft, DSparkDraftModel):
+        assert first == 0
+        previous = document.input_ids[(anchor + torch.arange(width)).clamp(max=len(document) - 1)]
+        logits = logits + draft.markov_bias(states, previous)
+        forecasts = draft.forecast(states, previous)
     mask, labels = torch.zeros(1, width, dtype=torch.bool), torch.full((1, width), -1)
     probs, mass = torch.full((1, width, DRAFT_SIZE), 1 / DRAFT_SIZE), torch.ones(1, width)
     for depth in range(length):
@@ -114,4 +124,4 @@ def loss_of_block(
         labels[0, first + depth] = document.probs[slot].argmax() if teacher_labels else data
         probs[0, first + depth], mass[0, first + depth] = document.probs[slot], mass_of(document)[slot]
     targets = BlockTargets(mask=mask, labels=labels, probs=probs, draft_mass=mass)
-    return block_loss(settings, logits[None], targets).loss
+    return block_loss(settings, logits[None], targets, None if forecasts is None else forecasts[None]).loss
