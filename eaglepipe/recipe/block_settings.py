@@ -61,6 +61,8 @@ class BlockLoss(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict | BlockLoss):
+            raise ValueError("must be ce, kl or tv, or the weight of each: {ce: 0.1, tv: 0.9}")
         return {value: 1.0} if isinstance(value, str) else value
 
     @model_validator(mode="after")

@@ -45,6 +45,9 @@ def choose_aux_layers(source: TrainingSource, boundaries: Sequence[int] | None) 
         raise ConfigError(f"{request}; name some of them, each once and in ascending order")
     missing = [boundary for boundary in boundaries if boundary not in stored]
     if missing:
-        raise ConfigError(f"{request}, and not {missing}; choose among them, or precompute a cache that has it")
+        wider = ",".join(map(str, sorted({*stored, *boundaries})))
+        raise ConfigError(
+            f"{request}, and not {missing}; choose among them, or precompute a cache with cache.aux_layer_ids=[{wider}]"
+        )
     fields = {**asdict(source.spec), "aux_layer_ids": tuple(boundaries)}
     return JoinedCaches([source], spec=AuxSubsetSpec(**fields, stored_layer_ids=stored))

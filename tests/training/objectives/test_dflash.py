@@ -171,6 +171,7 @@ def test_gamma_follows_the_block_unless_it_is_set() -> None:
     [
         ({"block_size": 1}, {}, r"train\.block_size(?s:.)*greater than or equal to 2"),
         ({"loss": "mse"}, {}, r"train\.loss"),
+        ({"loss": ["ce"]}, {}, "must be ce, kl or tv, or the weight of each"),
         ({"loss": {"ce": 0.0}}, {}, r"train\.loss(?s:.)*ce, kl or tv"),
         ({"position_weights": "dpace", "decay_gamma": 4.0}, {}, "decay_gamma serves position_weights exponential"),
         ({"dpace_alpha": 0.3}, {}, "dpace_alpha serves position_weights dpace"),
@@ -190,7 +191,11 @@ def test_settings_that_make_no_block_draft_are_refused(train: dict, draft: dict,
         ({"mask_token_id": 5}, DraftError, r"mask token 5 is a token of this corpus.*draft\.mask_token_id"),
         ({"mask_token_id": VOCAB}, DraftError, f"mask token {VOCAB} is outside the target's vocabulary"),
         ({"hidden_size": 32}, ConfigError, r"hidden_size is 32, the target's 16.*remove draft\.hidden_size"),
-        ({"aux_layer_ids": [2, 3]}, ConfigError, r"draft\.aux_layer_ids \[2, 3\]: the cache has .*not \[3\]"),
+        (
+            {"aux_layer_ids": [2, 3]},
+            ConfigError,
+            r"draft\.aux_layer_ids \[2, 3\]: the cache has .*not \[3\].*cache\.aux_layer_ids=\[2,3,4,5\]",
+        ),
     ],
 )
 def test_drafts_that_do_not_fit_the_cache_are_refused_before_anything_is_written(
