@@ -1,12 +1,13 @@
 """Samples of a cache as speculators takes them: token ids, and the states of all its layers in one tensor.
 
 speculators applies the target's final norm to the last of the states. A cache holds its output y = x / rms(x) · g, so
-that x is given up to its length as y / g, whose norm is y again.
+that x is y / g, up to a length that gives y again.
 
 Shapes: T tokens, A aux layers, Ht the target's hidden size.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class CacheStates:
                 "last hidden states; make the cache with cache.supervision=hidden"
             )
         self._gain = self._cache.start_tensors()["norm.weight"].float()
+        self._eps = _eps(self._cache.target_config)
 
     @property
     def cache(self) -> Cache:
@@ -43,7 +45,7 @@ class CacheStates:
         sample, spec = self._cache.read(number), self._cache.spec
         scales = None if sample.aux_scales is None else torch.from_numpy(np.copy(sample.aux_scales))
         aux = spec.decode_aux(EncodedRows(payload=torch.from_numpy(np.copy(sample.aux_payload)), scales=scales))
-        last = before_norm(self._last_hidden(sample).float(), self._gain)
+        last = before_norm(self._last_hidden(sample).float(), self._gain, self._eps)
         states = torch.cat([aux.float(), last[:, None]], dim=1)
         return {"token_ids": torch.from_numpy(sample.input_ids.astype(np.int64)), "hidden_states": states}
 
@@ -64,15 +66,21 @@ class CacheStates:
         return rows
 
 
-def before_norm(normed: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """Return states [T, Ht] whose RMS norm with `gain` [Ht] is `normed`, float32; rows of 0 stay so.
+def before_norm(normed: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return states [T, Ht] whose RMS norm with `gain` [Ht] and `eps` is `normed`, float32; rows of 0 stay so.
 
-    Where a gain is 0, the norm has lost the state; there it takes what the row lacks to a mean square of 1.
+    With z = y / g of mean square m, the norm of s · z is s / sqrt(s² · m + eps) · y: y itself for s² = eps / (1 - m). A
+    row whose rounding makes m 1 or more is the norm of no state; it comes back shorter, by the root of m.
     """
     dead = gain == 0
-    states = torch.where(dead, 0.0, normed / torch.where(dead, 1.0, gain))
-    if dead.any():
-        lacking = (len(gain) - states.square().sum(dim=-1)).clamp(min=0.0) / dead.sum()
-        lacking = torch.where(states.any(dim=-1), lacking, 0.0)
-        states = torch.where(dead, lacking.sqrt()[:, None], states)
-    return states
+    direction = torch.where(dead, 0.0, normed / torch.where(dead, 1.0, gain)).double()
+    lacking = 1.0 - direction.square().mean(dim=-1, keepdim=True)
+    scale = torch.where(lacking > 0, (eps / lacking.clamp(min=1e-12)).sqrt(), 1.0)
+    return (direction * scale).float()
+
+
+def _eps(config: dict[str, Any]) -> float:
+    """Return the epsilon of the final norm that a target's config names."""
+    text = config.get("text_config")
+    found = config.get("rms_norm_eps", text.get("rms_norm_eps") if isinstance(text, dict) else None)
+    return float(found) if isinstance(found, int | float) and found > 0 else 1e-6

@@ -24,9 +24,10 @@ def test_the_norm_of_what_was_before_it_is_what_was_after_it(dead: tuple[int, ..
     generator = torch.Generator().manual_seed(0)
     gain = torch.rand(64, generator=generator) * 4 - 1
     gain[list(dead)] = 0.0
-    normed = rms_norm(torch.randn(50, 64, generator=generator) * 7, gain)
-    torch.testing.assert_close(rms_norm(before_norm(normed, gain), gain), normed, rtol=2e-5, atol=1e-6)
-    assert not before_norm(torch.zeros(2, 64), gain).any()
+    for size in (7.0, 0.02):  # the second, where the norm's epsilon counts
+        normed = rms_norm(torch.randn(50, 64, generator=generator) * size, gain)
+        torch.testing.assert_close(rms_norm(before_norm(normed, gain, 1e-6), gain), normed, rtol=2e-5, atol=1e-6)
+    assert not before_norm(torch.zeros(2, 64), gain, 1e-6).any()
 
 
 def test_samples_and_dataset_are_those_of_the_cache(sealed_cache: Path, tmp_path: Path) -> None:
