@@ -1,7 +1,7 @@
 """`eaglepipe bench`: ratios against a reference measured in the same run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ def memory(
 def step(
     preset: Annotated[str, typer.Option(help="cpu-chat, cpu-full, llama3.1-8b or qwen3-8b")] = "cpu-chat",
     rounds: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
+    objective: Annotated[Literal["eagle3", "dflash"], typer.Option(help="family whose step is measured")] = "eagle3",
     peers: Annotated[bool, typer.Option("--peers", help="with the step of the installed package speculators")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,7 +33,13 @@ def step(
     from eaglepipe.bench.step import measure_step
     from eaglepipe.bench.step_presets import find_step_preset
 
-    print_report(measure_step(find_step_preset(preset), rounds=rounds, peers=peers), as_json)
+    chosen = find_step_preset(preset)
+    if objective == "dflash":
+        from eaglepipe.bench.dflash.measure import measure_dflash_step
+
+        print_report(measure_dflash_step(chosen, rounds=rounds, peers=peers), as_json)
+        return
+    print_report(measure_step(chosen, rounds=rounds, peers=peers), as_json)
 
 
 @app.command("read")

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-MODULES = ("memory", "precompute", "read", "step")
+MODULES = ("dflash.measure", "memory", "precompute", "read", "step")
 
 
 def test_benchmarks_are_imported_without_datasets() -> None:

@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from eaglepipe.bench.peers.speculators_package import attentions, loss_implementation
+from eaglepipe.bench.peers.set_ups import FastestSetUp
+from eaglepipe.bench.peers.speculators_package import (
+    MEAN_EPSILON,
+    attentions,
+    loss_implementation,
+    row_layouts,
+    speculators_config,
+)
 from eaglepipe.bench.step_paths import StepPath
-from eaglepipe.bench.timing import Spent, spent
+from eaglepipe.bench.timing import Spent
 from eaglepipe.cache.supervision.hidden import HiddenSupervision
 from eaglepipe.training.data.batch import EncodedBatch
-
-_EPSILON = 1e-5  # what its mean over slots adds to their number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +27,6 @@ class _Call:
 
     arguments: dict[str, torch.Tensor]
     entropies: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SetUp:
-    """One way to run its step over all batches."""
-
-    attention: str
-    rows: str
-    model: Any
-    calls: list[_Call]
 
 
 class SpeculatorsEagle3:
@@ -44,33 +38,18 @@ class SpeculatorsEagle3:
     def __init__(self, path: StepPath) -> None:
         self._path, self._device = path, path.setup.device
         models = {attention: self._model(attention) for attention in attentions(self._device)}
-        calls = {"packed rows": self._calls(apart=False), "a document a call": self._calls(apart=True)}
-        set_ups = [
-            _SetUp(attention=attention, rows=rows, model=models[attention], calls=calls[rows])
-            for attention in models
-            for rows in calls
-        ]
-        self._best = min(set_ups, key=lambda set_up: self._run(set_up)[0].cpu)
+        calls = {rows: self._calls(apart=apart) for rows, apart in row_layouts(self._device).items()}
+        self._passes = FastestSetUp(models, calls, self._step, self._device)
 
     @property
     def note(self) -> str:
         """How it runs."""
-        return (
-            f"speculators: {self._best.attention} attention, {self._best.rows} (the fastest of those that run here), "
-            f"{loss_implementation(self._device)} losses, lm_head trained as ours"
-        )
+        losses = loss_implementation(self._device)
+        return f"speculators: {self._passes.description}, {losses} losses, lm_head trained as ours"
 
     def run_all(self) -> tuple[Spent, torch.Tensor]:
         """Run one pass; return what it took and each step's summed loss, float64 [K], as soft cross-entropy."""
-        return self._run(self._best)
-
-    def _run(self, set_up: _SetUp) -> tuple[Spent, torch.Tensor]:
-        total, sums = Spent(), torch.zeros(self._path.setup.preset.ttt_steps, dtype=torch.float64)
-        for call in set_up.calls:
-            one, call_sums = spent(partial(self._step, set_up.model, call), self._device)
-            total, sums = total + one, sums + call_sums
-        set_up.model.zero_grad(set_to_none=True)
-        return total, sums
+        return self._passes.run_all()
 
     def _step(self, model: Any, call: _Call) -> torch.Tensor:
         from speculators.losses import resolve_loss_config
@@ -84,13 +63,11 @@ class SpeculatorsEagle3:
                 loss_config=resolve_loss_config("kl_div", loss_implementation(self._device)),
             )
         loss.backward()
-        divergences = [metrics[f"loss_{k}_sum"].double() * (mask[:, k:].sum() + _EPSILON) for k in range(steps)]
+        divergences = [metrics[f"loss_{k}_sum"].double() * (mask[:, k:].sum() + MEAN_EPSILON) for k in range(steps)]
         return torch.stack(divergences).cpu() + call.entropies
 
     def _model(self, attention: str) -> Any:
-        from speculators import SpeculatorsConfig, VerifierConfig
         from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
-        from speculators.proposals.greedy import GreedyTokenProposalConfig
         from transformers import LlamaConfig
 
         draft: Any = self._path.module.draft_model
@@ -101,17 +78,15 @@ class SpeculatorsEagle3:
             draft_vocab_size=draft.config.draft_vocab_size,
             norm_before_residual=draft.config.norm_before_residual,
             eagle_aux_hidden_state_layer_ids=list(draft.config.eagle_aux_hidden_state_layer_ids),
-            speculators_config=SpeculatorsConfig(
-                algorithm="eagle3",
-                proposal_methods=[GreedyTokenProposalConfig(speculative_tokens=self._path.setup.preset.ttt_steps)],
-                default_proposal_method="greedy",
-                verifier=VerifierConfig(name_or_path=None, architectures=[]),
-            ),
+            speculators_config=speculators_config("eagle3", self._path.setup.preset.ttt_steps),
         )
         model = Eagle3DraftModel(config)
         weights = {name.removeprefix("model."): tensor for name, tensor in draft.state_dict().items()}
         missing, unexpected = model.load_state_dict(weights, strict=False)
-        assert not unexpected and set(missing) <= {"verifier_lm_head.weight", "verifier_norm.weight"}
+        assert not unexpected and set(missing) <= {
+            "verifier_lm_head.weight",
+            "verifier_norm.weight",
+        }
         model.lm_head.weight.requires_grad_(True)
         model.verifier_norm = torch.nn.Identity()  # a cache holds states behind it
         with torch.no_grad():
@@ -132,7 +107,7 @@ class SpeculatorsEagle3:
         entropies = torch.zeros(packed.shape, dtype=torch.float64, device=self._device)
         entropies[packed.position_mask] = torch.special.entr(inputs.target_probs).sum(-1).double()
         steps = torch.arange(self._path.setup.preset.ttt_steps, device=self._device)
-        for row, span, documents in _spans(batch, apart):
+        for row, span, documents in document_spans(batch, apart):
             positions = packed.position_ids[row, span]
             arguments = {
                 "hidden_states": inputs.aux[row, span][None],
@@ -146,7 +121,7 @@ class SpeculatorsEagle3:
             yield _Call(arguments=arguments, entropies=counted.sum(-1).cpu())
 
 
-def _spans(batch: EncodedBatch, apart: bool) -> Iterator[tuple[int, slice, torch.Tensor]]:
+def document_spans(batch: EncodedBatch, apart: bool) -> Iterator[tuple[int, slice, torch.Tensor]]:
     """Yield row, slots and the document of each slot, of rows without their padding or of single documents."""
     host = batch.packed.on_host()
     for row in range(host.input_ids.shape[0]):

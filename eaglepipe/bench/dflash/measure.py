@@ -1,0 +1,71 @@
+"""`bench step --objective dflash`: a DFlash step of the compact path beside the plain one, and a peer's if asked."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from eaglepipe.bench.dflash.report import DflashStepReport, DflashWorkload
+from eaglepipe.bench.dflash.step import MAX_ANCHORS, NUM_AUX, NUM_LAYERS, DflashStep
+from eaglepipe.bench.made_cache import write_made_cache
+from eaglepipe.bench.peers.comparison import OURS, PassFn, compare
+from eaglepipe.bench.peers.speculators_dflash import SpeculatorsDflash
+from eaglepipe.bench.peers.speculators_package import require_speculators
+from eaglepipe.bench.step_presets import StepPreset, Workload
+from eaglepipe.bench.timing import bench_device
+
+
+def measure_dflash_step(preset: StepPreset, *, rounds: int | None = None, peers: bool = False) -> DflashStepReport:
+    """Run every workload of a preset on a cache made for it, of five aux layers.
+
+    Raises:
+        ConfigError: the preset is for CUDA and there is no such device, or the peer's package is not installed.
+    """
+    peer = require_speculators() if peers else None
+    device = bench_device(preset.device, f"preset {preset.name}")
+    rounds = preset.rounds if rounds is None else rounds
+    preset = replace(preset, shape=replace(preset.shape, num_aux=NUM_AUX))
+    return DflashStepReport(
+        preset=preset.name,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        dtype=preset.dtype,
+        threads=torch.get_num_threads(),
+        rounds=rounds,
+        workloads=tuple(_measure_workload(preset, workload, device, rounds, peer) for workload in preset.workloads),
+    )
+
+
+def _measure_workload(
+    preset: StepPreset,
+    workload: Workload,
+    device: torch.device,
+    rounds: int,
+    peer: str | None,
+) -> DflashWorkload:
+    with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as folder:
+        cache = write_made_cache(
+            Path(folder),
+            preset.shape,
+            workload.lengths,
+            assistant_share=workload.assistant_share,
+        )
+        step = DflashStep(preset, workload, cache, device)
+        passes: dict[str, PassFn] = {
+            OURS: step.run_compact,
+            "reference": step.run_plain,
+        }
+        config = step.config
+        sizes = f"{NUM_LAYERS} layers, {NUM_AUX} aux layers"
+        note = f"blocks of {config.block_size}, {MAX_ANCHORS} a sample at most, {sizes}"
+        if peer is not None:
+            other = SpeculatorsDflash(step)
+            passes[peer], note = other.run_all, f"{note}; {other.note}"
+        supervised = step.header.num_supervised
+        return DflashWorkload(
+            name=workload.name,
+            tokens=step.header.num_tokens,
+            supervised_tokens=supervised,
+            guesses=step.num_guesses,
+            comparison=compare(passes, rounds, supervised_tokens=supervised, note=note),
+        )
