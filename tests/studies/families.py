@@ -91,7 +91,7 @@ def measure_families(
         replayed: held-out answers to replay in rounds as well, as an engine makes them.
 
     Raises:
-        ConfigError: no such row, or no length.
+        ConfigError: no such row or none that the cache serves, or no length.
         EaglepipeError: a run failed, with its exit code; or was stopped, and goes on when this is called again.
     """
     if unknown := [name for name in names if name not in FAMILIES]:
@@ -102,12 +102,22 @@ def measure_families(
         raise ConfigError(f"the recipe of {recipe.name} has no train.max_steps: give --steps or --seconds")
     base = folder / "families.yaml"
     publish_bytes(base, dump_recipe(recipe).encode())
-    report("== the cache that all of them are trained from")
-    cache = Path(whole_cache(base, report)["folder"])
+    if recipe.train.caches:
+        cache = Path(recipe.train.caches[0].path)
+    else:
+        report("== the cache that all of them are trained from")
+        cache = Path(whole_cache(base, report)["folder"])
     boundaries = boundaries_of(cache)
-    settings = {name: tuple(one.format(**boundaries) for one in FAMILIES[name].settings) for name in names or FAMILIES}
-    if not names:
-        settings = _served(recipe, settings, report)
+    unserved = _unserved(recipe, names or tuple(FAMILIES), boundaries)
+    for name, reason in unserved.items():
+        if names:
+            raise ConfigError(f"{name}: {reason}")
+        report(f"== {name} is left out: {reason}")
+    settings = {
+        name: tuple(one.format(**boundaries) for one in FAMILIES[name].settings)
+        for name in names or FAMILIES
+        if name not in unserved
+    }
     place = folder / budget.label.replace(" ", "-")
     steps = _steps(base, settings, cache, budget, place, report)
     runs: dict[str, list[FamilyRun]] = {name: [] for name in settings}
@@ -128,17 +138,18 @@ def measure_families(
     )
 
 
-def _served(recipe: Recipe, rows: Mapping[str, tuple[str, ...]], report: Report) -> dict[str, tuple[str, ...]]:
-    """Return the rows whose families the recipe's cache serves."""
-    served = {}
-    for name, settings in rows.items():
-        objective = next((one.partition("=")[2] for one in settings if one.startswith("train.objective=")), None)
+def _unserved(recipe: Recipe, names: Sequence[str], boundaries: Mapping[str, object]) -> dict[str, str]:
+    """Return the rows that a cache does not serve, and what it lacks."""
+    lacking = {}
+    for name in names:
+        row = FAMILIES[name].settings
+        objective = next((one.partition("=")[2] for one in row if one.startswith("train.objective=")), None)
         family = families.FAMILIES[objective] if objective else families.DEFAULT_FAMILY
         if needs := family.unmet_needs(recipe.cache.model_dump(mode="json")):
-            report(f"== {name} is left out: {family.label} needs {' '.join(needs)}")
-        else:
-            served[name] = settings
-    return served
+            lacking[name] = f"{family.label} needs a cache with {' '.join(needs)}"
+        elif _TOP_LAYER in row and "top_layer" not in boundaries:
+            lacking[name] = "the cache does not hold the boundary after the target's last layer"
+    return lacking
 
 
 def _steps(

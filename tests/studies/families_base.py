@@ -53,7 +53,7 @@ def demo_base(demo: Path, folder: Path) -> Recipe:
 
 
 def recipe_base(file: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return a recipe of an EAGLE-3 draft, whose cache is used as it is and should hold what the rows read.
+    """Return a recipe of an EAGLE-3 draft; its cache, the one in `train.caches` if it names one, serves as it is.
 
     Raises:
         ConfigError: it is of another family.
@@ -71,7 +71,7 @@ def block_boundaries(num_layers: int) -> tuple[int, ...]:
 
 
 def boundaries_of(cache: Path) -> dict[str, object]:
-    """Return the placeholders of rows for a cache: boundaries among those that it holds.
+    """Return the placeholders of rows for a cache: boundaries among those that it holds, `top_layer` if it does.
 
     Raises:
         ConfigError: it lacks the default ones of an EAGLE-3 draft.
@@ -87,7 +87,7 @@ def boundaries_of(cache: Path) -> dict[str, object]:
     return {
         "aux_layers": list(aux_layers),
         "last_aux": aux_layers[-1],
-        "top_layer": present[-1],
+        **({"top_layer": num_layers} if num_layers in present else {}),
         "block_layers": list(of_blocks if set(of_blocks) <= set(present) else present),
     }
 

@@ -12,7 +12,7 @@ from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.load import dump_recipe, load_recipe
 from tests.studies import families_runs
-from tests.studies.families import FAMILIES, Budget, _steps, measure_families
+from tests.studies.families import FAMILIES, Budget, _steps, _unserved, measure_families
 from tests.studies.families_base import DEPTH, block_boundaries, boundaries_of, demo_base, recipe_base
 from tests.studies.families_report import FamiliesReport, FamilyResult, FamilyRun
 from tests.studies.families_runs import finished, run_command
@@ -137,6 +137,17 @@ def test_blocks_read_the_boundaries_of_publications_as_far_as_the_cache_holds_th
         "last_aux": 5,
         "top_layer": 8,
         "block_layers": [2, 3, 4, 5, 6],
+    }
+
+
+def test_rows_that_a_cache_does_not_serve_are_named(demo: Path, tmp_path: Path) -> None:
+    recipe = demo_base(demo, tmp_path)
+    whole, cut = {"top_layer": 8}, recipe.cache.model_copy(update={"last_hidden": "supervised"})
+    assert _unserved(recipe, tuple(FAMILIES), whole) == {}
+    lacking = _unserved(recipe.model_copy(update={"cache": cut}), ("eagle1", "eagle3-top-layer", "dflash"), {})
+    assert lacking == {
+        "eagle1": "EAGLE-1 needs a cache with cache.last_hidden=all",
+        "eagle3-top-layer": "the cache does not hold the boundary after the target's last layer",
     }
 
 
