@@ -37,6 +37,7 @@ def _parallel(objective: str, depths: str, aux: str = _AUX) -> tuple[str, ...]:
 
 
 _DFLASH = _parallel("dflash", f"block_size={DEPTH + 1}", _BLOCK_AUX)
+_DSPARK = _parallel("dspark", f"block_size={DEPTH}", _BLOCK_AUX)
 FAMILIES: dict[str, Family] = {
     "eagle3": Family(what=f"EAGLE-3, K = {DEPTH}"),
     "eagle3-k1": Family(what="EAGLE-3, K = 1", settings=("train.ttt_steps=1", f"train.eval_depth={DEPTH}", _AUX)),
@@ -52,6 +53,8 @@ FAMILIES: dict[str, Family] = {
     "peagle": Family(what="P-EAGLE", settings=_parallel("peagle", f"peagle_depths={DEPTH}")),
     "dflash": Family(what="DFlash, 5 layers", settings=_DFLASH),
     "dflash-1": Family(what="DFlash, 1 layer", settings=(*_DFLASH, "draft.num_hidden_layers=1")),
+    "dspark": Family(what="DSpark, 5 layers", settings=_DSPARK),
+    "dspark-1": Family(what="DSpark, 1 layer", settings=(*_DSPARK, "draft.num_hidden_layers=1")),
 }
 """Rows by name."""
 
