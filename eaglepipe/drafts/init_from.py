@@ -28,6 +28,10 @@ SETTINGS = (
 """Fields of a shape that a recipe's `draft` section sets."""
 LEFT_OUT = ("input_norm", "final_norm")
 """Norms that no engine serves, so that a draft is initialised without them unless the recipe keeps them."""
+OWN_OF_FAMILY = (
+    "sample_from_anchor", "markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov",
+)  # fmt: skip
+"""Settings of a block draft that its family decides."""
 _VOCAB_MAPS = {"d2t", "t2d"}
 
 
@@ -71,12 +75,13 @@ def _check_shape(folder: Path, published: DraftShape, built: DraftShape) -> None
         if theirs != ours:
             raise DraftError(f"{folder}: its {name} is {theirs}, this draft's is {ours}")
     theirs, ours = _settings(published), _settings(built)
-    if one != other:  # what a slot guesses is trained anew
-        theirs.pop("sample_from_anchor", None)
+    if one != other:  # what a slot guesses, and heads that one of them lacks, are trained anew
+        theirs = {name: value for name, value in theirs.items() if name not in OWN_OF_FAMILY}
     differing = [name for name in theirs if theirs[name] != ours.get(name)]
     differing += [name for name in LEFT_OUT if getattr(built, name) and not getattr(published, name)]
     known = resolve_name(built.family.recipe).model_fields["draft"].annotation.model_fields
-    if strays := [name for name in differing if name not in known]:
+    strays = [name for name in differing if name not in known]
+    if strays := strays + [name for name in differing if theirs.get(name) == "rnn"]:  # of a Markov head
         label = built.family.draft_label
         raise DraftError(f"{folder}: its {strays[0]} is {theirs[strays[0]]}, which no {label} draft here has")
     if differing:
@@ -86,7 +91,7 @@ def _check_shape(folder: Path, published: DraftShape, built: DraftShape) -> None
 
 
 def _settings(shape: DraftShape) -> dict[str, Any]:
-    """Return the settings that decide a shape; those of heads only if it has them, as they can be added later."""
+    """Return the settings that decide a shape."""
     settings = {name: getattr(shape, name) for name in SETTINGS}
     if shape.block is None:
         return settings
@@ -94,9 +99,9 @@ def _settings(shape: DraftShape) -> dict[str, Any]:
     if not shape.windows:
         del own["sliding_window_non_causal"]
     if not shape.block.markov_rank:
-        own = {name: value for name, value in own.items() if "markov" not in name}
+        del own["markov_head_type"]
     if not shape.block.confidence_head:
-        own = {name: value for name, value in own.items() if "confidence" not in name}
+        del own["confidence_head_with_markov"]
     return {**settings, **own}
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,37 @@ def test_every_configuration_is_there() -> None:
 def test_initialised_draft_computes_what_its_own_module_did(name: str) -> None:
     draft, io = initialised(name), recorded(name)
     assert_same(draft.compute_logits(states_of(draft, io)), io["logits"])
+
+
+@pytest.mark.parametrize("name", ["dspark", "dspark_gated"])
+@torch.no_grad()
+def test_initialised_heads_compute_what_their_own_modules_did(name: str) -> None:
+    draft: Any = initialised(name)
+    io = recorded(name)
+    states = states_of(draft, io)
+    previous = io["ids"][0, io["anchors"][:, None] + torch.arange(states.shape[1])]
+    assert_same(draft.compute_logits(states) + draft.markov_bias(states, previous), io["logits"])
+    assert_same(draft.forecast(states, previous), io["confidences"])
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("dspark_rnn", "its markov_head_type is rnn, which no DSpark draft here has"),
+        ("dspark_bonus_anchor", "its sample_from_anchor is False, which no DSpark draft here has"),
+    ],
+)
+def test_heads_that_no_draft_here_has_are_refused(name: str, named: str) -> None:
+    with pytest.raises(DraftError, match=named):
+        init_from(make_draft(target_of(name), "dspark", mask_token_id=47), ROOT / name)
+
+
+def test_dspark_starts_from_a_dflash_backbone() -> None:
+    draft = make_draft(target_of("dflash"), "dspark", **overrides("dflash"))
+    (note, *_) = init_from(draft, ROOT / "dflash")
+    assert "markov_head.markov_w1.weight" in note and "as newly built" in note
+    with pytest.raises(DraftError, match="unknown markov_head"):
+        init_from(make_draft(target_of("dspark"), "dflash", **overrides("dflash")), ROOT / "dspark")
 
 
 def test_refusal_names_the_settings_of_windows() -> None:
