@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from eaglepipe.commands.evaluate import engine_arguments, engine_options
-from eaglepipe.errors import ConfigError, EaglepipeError
+from eaglepipe.errors import ConfigError, EaglepipeError, ResourceError
 from eaglepipe.evaluation.figures.engine_count import EngineCount
-from eaglepipe.evaluation.served.causes import likely_causes
+from eaglepipe.evaluation.served.causes import likely_causes, with_causes
 from eaglepipe.evaluation.served.engine_process import EngineJob, decoded_answer, require_engine, run_engine
 from eaglepipe.evaluation.served.gap import Gap
 from eaglepipe.evaluation.served.served import _room
@@ -56,6 +56,17 @@ def test_a_fault_of_an_export_is_named(fault: str, export: Path, tmp_path: Path)
     spoil(faulty := Path(shutil.copytree(export, tmp_path / "faulty")))
     (found,) = likely_causes(gap(2, 1), faulty, export, (2, 4, 5))
     assert cause in found
+
+
+def test_an_engine_that_fails_on_a_faulty_export_is_explained_by_it(export: Path, tmp_path: Path) -> None:
+    spoil, cause = FAULTS["ids in d2t"]
+    spoil(faulty := Path(shutil.copytree(export, tmp_path / "faulty")))
+    failure = ResourceError("vLLM failed: IndexError")
+    explained = with_causes(failure, faulty, export, (2, 4, 5))
+    assert isinstance(explained, ResourceError)
+    first, second = str(explained).splitlines()
+    assert first == str(failure) and "likely cause" in second and cause in second
+    assert str(with_causes(failure, export, export, (2, 4, 5))) == str(failure)
 
 
 def test_a_gap_without_a_difference_is_told_by_its_shape(export: Path) -> None:

@@ -45,12 +45,23 @@ def likely_causes(gap: Gap, judged: Path, own: Path, boundaries: tuple[int, ...]
         own: the run's own export, which may be the same.
         boundaries: aux layers that the run's draft was trained on; None if it reads none.
     """
+    return _faults(judged, own, boundaries) or (_by_shape(gap),)
+
+
+def with_causes(error: EaglepipeError, judged: Path, own: Path, boundaries: tuple[int, ...] | None) -> EaglepipeError:
+    """Return the error of an engine that served a folder, with what is wrong with that: ids beyond the vocabulary, say.
+
+    Args: as `likely_causes`.
+    """
+    causes = () if judged == own else _faults(judged, own, boundaries)
+    return type(error)("\n  likely cause: ".join((str(error), *causes)))
+
+
+def _faults(judged: Path, own: Path, boundaries: tuple[int, ...] | None) -> tuple[str, ...]:
     try:
-        judged_draft, own_draft = _read(judged), _read(own)
-        found = list(folder_differences(judged_draft, own_draft, boundaries))
+        return tuple(folder_differences(_read(judged), _read(own), boundaries))
     except EaglepipeError as error:
-        found = [f"the folder cannot be read here: {error}"]
-    return tuple(found or [_by_shape(gap)])
+        return (f"the folder cannot be read here: {error}",)
 
 
 def folder_differences(judged: StoredDraft, own: StoredDraft, boundaries: tuple[int, ...] | None) -> Iterator[str]:
