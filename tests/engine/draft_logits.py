@@ -43,11 +43,26 @@ def logits_of(job: dict[str, Any], draft: dict[str, Any]) -> tuple[torch.Tensor,
     return torch.cat(seen)[:depth], answer.outputs[0].token_ids[0]
 
 
+def norm_each_layer() -> None:
+    """Replace what vLLM's CPU kernel gets wrong: it norms the context keys of every layer by those of the first."""
+    from vllm import _custom_ops as ops
+    from vllm.model_executor.models.qwen3_dflash import DFlashQwen3Model
+
+    def normed(self: Any, keys: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(keys)
+        for layer, weight in enumerate(self._k_norm_weights):
+            ops.rms_norm(output[layer], keys[layer], weight, self._rms_norm_eps)
+        return output
+
+    DFlashQwen3Model._normalize_context_k = normed
+
+
 def main(path: Path) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the draft's module is in this process then
     from vllm.distributed import cleanup_dist_env_and_memory
 
     job = json.loads(path.read_text())
+    norm_each_layer()
     for name, draft in job["drafts"].items():
         try:
             logits, token = logits_of(job, draft)
