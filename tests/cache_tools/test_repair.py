@@ -140,7 +140,8 @@ def kill_before_publishing(name: str) -> None:
 def test_killed_repair_is_finished_by_the_next(sound: Sound, damaged: Path, name: str) -> None:
     budget = "precompute.batch_tokens=64"  # gives other bytes, and so a new manifest
     flip_middle(damaged / "shards" / "00000.arrow")
-    (damaged / "shards" / "00001.arrow").unlink()
+    for lost in ("00001.arrow", "00001.json"):
+        (damaged / "shards" / lost).unlink()
     killed = run_eaglepipe("cache", "repair", damaged, budget, before=partial(kill_before_publishing, name))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     with pytest.raises(EaglepipeError, match="cache repair"):
