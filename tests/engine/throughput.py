@@ -38,7 +38,7 @@ def batched(numbers: range, count: int) -> Iterator[list[int]]:
 
 
 def make_recipe(target: Path, folder: Path, dtype: str) -> Recipe:
-    sources = write_corpus(folder / "data", seed=0, train_rows=200, prompt_rows=1).train
+    sources = write_corpus(folder / "data", seed=0, train_rows=600, prompt_rows=1).train
     listed = ", ".join(f"{{path: {path}}}" for path in sources)
     file = folder / "recipe.yaml"
     file.write_text(
