@@ -6,6 +6,7 @@ Symbols: R guesses in the loss, H hidden, r rank of the Markov head, D draft voc
 import torch
 
 from eaglepipe.eagle.dflash.dspark import DSparkDraftModel
+from eaglepipe.eagle.dflash.guesses import HeadOperands
 from eaglepipe.eagle.dflash.losses import confidence_loss
 from eaglepipe.eagle.dflash.trainer import DFlashTrainerModule
 
@@ -15,12 +16,15 @@ class DSparkTrainerModule(DFlashTrainerModule):
 
     draft_model: DSparkDraftModel
 
-    def head_operands(self, states: torch.Tensor, previous: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return [R, H + r] and [D, H + r]: both heads are one product."""
+    def head_operands(self, states: torch.Tensor, previous: torch.Tensor) -> HeadOperands:
+        """Both heads are one product, of which the Markov head alone is trained."""
         draft = self.draft_model
-        features = draft.markov_head(states, previous)
-        weight = torch.cat((draft.lm_head.weight, draft.markov_head.markov_w2.weight), dim=1)
-        return torch.cat((states, features.to(states.dtype)), dim=-1), weight
+        features = draft.markov_head(states, previous).to(states.dtype)
+        return HeadOperands(
+            hidden=torch.cat((states, features), dim=-1),
+            weight=draft.lm_head.weight,
+            bias_weight=draft.markov_head.markov_w2.weight,
+        )
 
     def extra_loss(
         self, states: torch.Tensor, previous: torch.Tensor, alphas: torch.Tensor | None, weights: torch.Tensor

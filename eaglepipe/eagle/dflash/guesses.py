@@ -1,6 +1,6 @@
 """Losses of the guesses of one forward through the fused head, and the weights of their positions.
 
-Symbols: R guesses in the loss, N blocks, K depths, D draft vocabulary; X is H, or wider with a bias of the logits.
+Symbols: R guesses in the loss, N blocks, K depths, D draft vocabulary, H hidden.
 """
 
 from dataclasses import dataclass, replace
@@ -15,6 +15,27 @@ from eaglepipe.eagle.kernels.fused_lk import LKRows
 from eaglepipe.eagle.losses import StepLoss
 
 _TOTAL_VARIATION = StepLoss(kind="lambda")  # with a weight of 0 for cross-entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOperands:
+    """What the logits of R guesses are a product of."""
+
+    hidden: torch.Tensor  # [R, H], or [R, H + r] with a bias
+    weight: torch.Tensor  # [D, H]
+    bias_weight: torch.Tensor | None = None  # [D, r], of a bias of rank r
+
+    def loss(self, rows: TargetRows, guesses: "Guesses", weights: torch.Tensor, chunk_rows: int | None) -> HeadLoss:
+        """Return `fused_head_loss` against a row of `rows` for each guess."""
+        return fused_head_loss(
+            self.hidden,
+            self.weight,
+            rows,
+            guesses.order,
+            weights,
+            chunk_rows=chunk_rows,
+            bias_weight=self.bias_weight,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +71,14 @@ def exponential(depths: torch.Tensor, gamma: float) -> torch.Tensor:
 
 @torch.no_grad()
 def position_weights(
-    settings: BlockLoss, hidden: torch.Tensor, weight: torch.Tensor, guesses: Guesses, *, chunk_rows: int | None
+    settings: BlockLoss, operands: HeadOperands, guesses: Guesses, *, chunk_rows: int | None
 ) -> torch.Tensor:
     """Return the weight of each guess, float32 [R]; D-PACE runs the head once more, for the labels' probabilities."""
     if settings.weights == "exponential":
         return exponential(guesses.depths, settings.gamma)
-    ones = torch.ones(len(guesses.slots), device=hidden.device)
+    ones = torch.ones(len(guesses.slots), device=operands.hidden.device)
     rows = LabelRows(labels=guesses.labels)
-    head = fused_head_loss(hidden, weight, rows, guesses.order, ones, chunk_rows=chunk_rows)
+    head = operands.loss(rows, guesses, ones, chunk_rows)
     mask, has_label = guesses.by_block(ones).bool(), guesses.by_block(guesses.labels >= 0)
     weights = dpace_weights(guesses.by_block(head.row_losses), has_label, mask, settings.dpace_alpha)
     return weights[guesses.owners, guesses.depths]
@@ -65,8 +86,7 @@ def position_weights(
 
 def guess_losses(
     settings: BlockLoss,
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
+    operands: HeadOperands,
     guesses: Guesses,
     *,
     teacher: TeacherRows | None,
@@ -76,8 +96,6 @@ def guess_losses(
     """Return the weighted terms of R guesses, and each one's acceptance, float32 [R], if a term needs it.
 
     Args:
-        hidden: [R, X].
-        weight: [D, X].
         teacher: the target's distributions, if a term reads them.
         weights: float32 [R].
     """
@@ -103,5 +121,5 @@ def guess_losses(
             alphas = lk.alphas
             terms.append((settings.tv, lk))
     rows = terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else WeightedRows(terms=terms)
-    head = fused_head_loss(hidden, weight, rows, guesses.order, weights, chunk_rows=chunk_rows)
+    head = operands.loss(rows, guesses, weights, chunk_rows)
     return replace(head, loss=head.loss - (weights * constant).sum(), row_losses=head.row_losses - constant), alphas

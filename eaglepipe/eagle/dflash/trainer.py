@@ -13,7 +13,7 @@ from torch import nn
 from eaglepipe.eagle.core import Eagle3StepMetrics
 from eaglepipe.eagle.dflash.anchors import BlockPart, BlockSettings, draw_blocks, plan_parts
 from eaglepipe.eagle.dflash.draft import DFlashDraftModel
-from eaglepipe.eagle.dflash.guesses import Guesses, exponential, guess_losses, position_weights
+from eaglepipe.eagle.dflash.guesses import Guesses, HeadOperands, exponential, guess_losses, position_weights
 from eaglepipe.eagle.dflash.inputs import BlockInputs, TeacherRows, look_up_teacher
 from eaglepipe.eagle.dflash.losses import BlockLoss
 from eaglepipe.eagle.dflash.visibility import BlockVisibility
@@ -141,13 +141,12 @@ class DFlashTrainerModule(nn.Module):
     ) -> PartResult:
         guesses = self._guesses(inputs, teacher, part)
         states = self._states(inputs, part)
-        hidden, weight = self.head_operands(states, guesses.previous)
+        operands = self.head_operands(states, guesses.previous)
         scale = scales[guesses.depths]
-        weights = position_weights(self.loss, hidden, weight, guesses, chunk_rows=self.head_chunk_rows)
+        weights = position_weights(self.loss, operands, guesses, chunk_rows=self.head_chunk_rows)
         head, alphas = guess_losses(
             self.loss,
-            hidden,
-            weight,
+            operands,
             guesses,
             teacher=teacher,
             weights=weights * scale,
@@ -208,14 +207,14 @@ class DFlashTrainerModule(nn.Module):
         )
         return states
 
-    def head_operands(self, states: torch.Tensor, previous: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return hidden states [R, X] and weight [D, X] whose product are the logits.
+    def head_operands(self, states: torch.Tensor, previous: torch.Tensor) -> HeadOperands:
+        """Return what the logits of R guesses are a product of.
 
         Args:
             states: [R, H], the draft's.
             previous: int64 [R], the true target id before each guess.
         """
-        return states, self.draft_model.lm_head.weight
+        return HeadOperands(hidden=states, weight=self.draft_model.lm_head.weight)
 
     def extra_loss(
         self, states: torch.Tensor, previous: torch.Tensor, alphas: torch.Tensor | None, weights: torch.Tensor

@@ -72,22 +72,32 @@ def fused_head_loss(
     row_weights: torch.Tensor,
     *,
     chunk_rows: int | None,
+    bias_weight: torch.Tensor | None = None,
 ) -> HeadLoss:
     """Return sum_r row_weights[r] · CE(targets[target_rows[r]], hidden_states[r] @ weight.T), float32.
 
     Args:
-        hidden_states: [R, H].
+        hidden_states: [R, H], or [R, H + r] with a `bias_weight`.
         weight: [D, H].
         targets: no gradient.
         target_rows: int64 [R].
         row_weights: float32 [R], no gradient.
         chunk_rows: rows whose logits are held at once; None: those of `rows_at_once`.
+        bias_weight: [D, r], which the last r columns of the hidden states meet, so that either weight may be frozen.
     """
     device = hidden_states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     chunk_rows = rows_at_once(hidden_states.device, dtype) if chunk_rows is None else chunk_rows
     loss, row_losses, predicted = _FusedHeadLoss.apply(
-        hidden_states, weight, targets, target_rows, row_weights, chunk_rows, dtype, torch.is_grad_enabled()
+        hidden_states,
+        weight,
+        bias_weight,
+        targets,
+        target_rows,
+        row_weights,
+        chunk_rows,
+        dtype,
+        torch.is_grad_enabled(),
     )
     return HeadLoss(loss=loss, row_losses=row_losses, predicted=predicted)
 
@@ -108,6 +118,7 @@ class _FusedHeadLoss(torch.autograd.Function):
         ctx: Any,
         hidden_states: torch.Tensor,
         weight: torch.Tensor,
+        bias_weight: torch.Tensor | None,
         targets: TargetRows,
         target_rows: torch.Tensor,
         row_weights: torch.Tensor,
@@ -120,7 +131,12 @@ class _FusedHeadLoss(torch.autograd.Function):
         predicted = torch.empty(num_rows, dtype=torch.int64, device=hidden_states.device)
         grad_hidden = torch.empty_like(hidden_states) if wants_gradient and ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if wants_gradient and ctx.needs_input_grad[1] else None
-        cast_weight = weight.to(dtype)
+        grad_bias = None
+        if bias_weight is not None and wants_gradient and ctx.needs_input_grad[2]:
+            grad_bias = torch.zeros_like(bias_weight)
+        width, cast_weight = weight.shape[1], weight.to(dtype)
+        if bias_weight is not None:
+            cast_weight = torch.cat((cast_weight, bias_weight.to(dtype)), dim=1)
         with torch.autocast(hidden_states.device.type, enabled=False):
             stays_narrow = hidden_states.device.type == "cpu" and dtype in HALF_TYPES
             shape, held = (min(chunk_rows, num_rows), weight.shape[0]), dtype if stays_narrow else torch.float32
@@ -134,10 +150,11 @@ class _FusedHeadLoss(torch.autograd.Function):
                 row_losses[span], predicted[span], grad_logits = rows.losses, rows.predicted, rows.gradient
                 if grad_hidden is not None:
                     grad_hidden[span] = (grad_logits @ cast_weight) * row_weights[span, None]
-                if grad_weight is not None:
-                    weighted = (hidden * row_weights[span, None]).to(dtype)
-                    _accumulate(grad_weight, grad_logits, weighted)
-        ctx.gradients = (grad_hidden, grad_weight)
+                for gradient, columns in ((grad_weight, slice(0, width)), (grad_bias, slice(width, None))):
+                    if gradient is not None:
+                        weighted = (hidden[:, columns] * row_weights[span, None]).to(dtype)
+                        _accumulate(gradient, grad_logits, weighted)
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(row_losses, predicted)
         return (row_losses * row_weights).sum(), row_losses, predicted
 
