@@ -44,7 +44,7 @@ from eaglepipe.families import DEFAULT_FAMILY, FAMILIES
 from eaglepipe.files.system_errors import require_threads, uncaught_error
 from eaglepipe.freed_memory import keep_freed_memory
 from eaglepipe.signals import STOP_SIGNALS
-from eaglepipe.stop_watch import unhurried, watch_stops
+from eaglepipe.stop_watch import ends_by_itself, unhurried, watch_stops
 
 app = typer.Typer(
     name="eaglepipe",
@@ -120,6 +120,7 @@ def _end_as_ranks(gpus: int | None) -> None:
     if gpus is not None and not is_launched():
         with unhurried():  # each rank answers signals by itself
             ending = run_ranks([sys.executable, "-m", "eaglepipe", *sys.argv[1:]], gpus)
+            ends_by_itself()  # with the ranks' message, however long they took to stop
         _print_error(ending.message, ending.code)
         sys.exit(ending.code)
 

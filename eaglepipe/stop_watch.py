@@ -28,20 +28,18 @@ class _Gate:
         self._inside = Counter[int]()  # blocks by thread
         self._closed = False
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def enter(self) -> None:
         thread = threading.get_ident()
         with self._changed:
             while self._closed and thread not in self._inside:
                 self._changed.wait()
             self._inside[thread] += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside[thread] -= 1
-                self._inside = +self._inside
-                self._changed.notify_all()
+
+    def leave(self) -> None:
+        with self._changed:
+            self._inside[threading.get_ident()] -= 1
+            self._inside = +self._inside
+            self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:
@@ -56,8 +54,16 @@ _rescues: list[Callable[[], str]] = []
 @contextmanager
 def unhurried() -> Iterator[None]:
     """Make the end of the process wait for the block; does not begin once the process is being ended."""
-    with _gate.held():
+    _gate.enter()
+    try:
         yield
+    finally:
+        _gate.leave()
+
+
+def ends_by_itself() -> None:
+    """Leave the end of the process to the caller, which is about to exit with a message and a code of its own."""
+    _gate.enter()
 
 
 @contextmanager

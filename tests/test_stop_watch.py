@@ -16,7 +16,7 @@ import pytest
 from eaglepipe import cli
 from eaglepipe.errors import EXIT_STOPPED, EaglepipeError
 from eaglepipe.signals import STOP_SIGNALS
-from eaglepipe.stop_watch import rescued_by, unhurried, watch_stops
+from eaglepipe.stop_watch import ends_by_itself, rescued_by, unhurried, watch_stops
 from tests.processes import Child, Done, start, start_eaglepipe
 
 SOON = 5.0  # seconds, which hold 2.5 of patience
@@ -60,6 +60,18 @@ def answering() -> None:
     while not come.wait(0.01):
         pass
     time.sleep(1.0)
+    print("ended by itself", flush=True)
+    sys.exit(7)
+
+
+def outlasting() -> None:
+    """Outlast the patience in a block that must not be cut, and end by oneself some time after it."""
+    begin()
+    ready()
+    with unhurried():
+        time.sleep(4.0)
+        ends_by_itself()
+    time.sleep(0.3)
     print("ended by itself", flush=True)
     sys.exit(7)
 
@@ -135,6 +147,7 @@ def ends(folder: Path) -> Iterator[Mapping[str, Ended]]:
     functions: dict[str, tuple[Callable[..., None], tuple[Path, ...], signal.Signals | None]] = {
         **{f"hanging {number.name}": (hanging, (), number) for number in STOP_SIGNALS},
         "answering": (answering, (), signal.SIGTERM),
+        "outlasting": (outlasting, (), signal.SIGTERM),
         "writing": (writing, (folder / "written",), signal.SIGTERM),
         "rescuing": (rescuing, (folder / "rescued",), signal.SIGTERM),
         "forking": (forking, (), None),
@@ -178,10 +191,11 @@ def test_every_command_is_ended_so(ends: Mapping[str, Ended]) -> None:
     assert ended.done.stderr.startswith("stopped: stopped by SIGTERM; what was published stays")
 
 
-def test_a_process_that_answers_within_the_patience_ends_by_itself(ends: Mapping[str, Ended]) -> None:
-    ended = ends["answering"]
+@pytest.mark.parametrize("name", ["answering", "outlasting"])
+def test_a_process_that_answers_ends_by_itself(ends: Mapping[str, Ended], name: str) -> None:
+    ended = ends[name]
     assert ended.done.returncode == 7
-    assert ended.done.stdout.endswith("ended by itself\n")
+    assert ended.done.stdout == "ready\nended by itself\n"
 
 
 def test_blocks_that_must_not_be_cut_are_waited_for(ends: Mapping[str, Ended], folder: Path) -> None:
