@@ -73,12 +73,15 @@ def codecs(
     seeds: Annotated[int, typer.Option(min=1, help="trainings of every encoding")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, help="of each training; default: the demo's")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes at once, of one thread each")] = 2,
+    only: Annotated[
+        list[str] | None, typer.Option(help="an encoding's name, as often as needed, beside exact; default: all")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Every encoding of the demo's cache: bytes a token, error, and the draft that is trained from it. Resumes."""
     from tests.studies.codecs import measure_codecs
 
-    print_report(measure_codecs(folder, seeds=range(seeds), max_steps=steps, jobs=jobs), as_json)
+    print_report(measure_codecs(folder, seeds=range(seeds), max_steps=steps, jobs=jobs, names=only or ()), as_json)
 
 
 if __name__ == "__main__":

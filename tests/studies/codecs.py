@@ -29,6 +29,7 @@ def measure_codecs(
     seeds: Sequence[int] = SEEDS,
     max_steps: int | None = None,
     jobs: int = 2,
+    names: Sequence[str] = (),
     variants: Sequence[Variant] = VARIANTS,
 ) -> CodecsReport:
     """Compare encodings on a finished demo, below `folder/bench/codecs`.
@@ -36,11 +37,15 @@ def measure_codecs(
     Args:
         max_steps: of each training; default: the demo's own.
         jobs: processes at once, of one thread each.
+        names: of variants to compare with the exact cache; default: all.
 
     Raises:
-        ConfigError: no finished demo there.
+        ConfigError: no finished demo there, or no such variant.
         CacheError: its cache is not the exact one.
     """
+    if unknown := sorted({*names} - {variant.name for variant in variants}):
+        raise ConfigError(f"no encoding {unknown[0]!r}; there are {', '.join(one.name for one in variants)}")
+    variants = [one for one in variants if not names or one.name in {EXACT, *names}]
     recipe_file, exact = _finished_demo(folder)
     steps = max_steps or load_recipe(recipe_file).train.max_steps or 80
     place = folder / "bench" / "codecs"

@@ -68,6 +68,11 @@ def test_every_variant_gets_a_line_and_the_report_survives_json(report: CodecsRe
     assert all(1 < peak < 32**0.5 for peak in [*exact["states"]["aux_peaks"], exact["states"]["last_peak"]])
 
 
+def test_an_unknown_encoding_is_refused_with_the_known_ones(demo: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no encoding 'tinny'; there are exact, compact"):
+        measure_codecs(demo, names=["tiny", "tinny"])
+
+
 def test_exact_line_is_what_training_itself_says_of_all_held_out_samples(
     report: CodecsReport, project: TinyProject, sealed_cache: Path, tmp_path: Path
 ) -> None:
