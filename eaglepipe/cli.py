@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from eaglepipe import __version__
-from eaglepipe.commands import bench, cache, data, evaluate
+from eaglepipe.commands import bench, cache, data, evaluate, jobs
 from eaglepipe.commands import recipe as recipes
 from eaglepipe.commands.common import (
     JsonOption,
@@ -60,6 +60,7 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
 app.add_typer(bench.app, name="bench")
+app.add_typer(jobs.app, name="launch")
 app.command("export")(export)
 app.command("eval")(evaluate.evaluate)
 
@@ -147,6 +148,9 @@ def precompute(
     dry_run: Annotated[bool, typer.Option(help="plan, keep the tokenised corpus, estimate, run no forward")] = False,
     workers: Annotated[str | None, typer.Option(help="i/n: this process takes shards i, i+n, ...")] = None,
     seal: Annotated[bool, typer.Option(help="compute nothing, write the manifest of a finished cache")] = False,
+    wait: Annotated[
+        bool, typer.Option(help="do not leave shards of this share to another process that holds them, wait for it")
+    ] = False,
     gpus: GpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -160,7 +164,7 @@ def precompute(
     worker = parse_worker(workers)
     if not (dry_run or seal):
         _end_as_ranks(gpus)
-    result = run_precompute(loaded, dry_run=dry_run, worker=worker, seal_only=seal, report=reporter(as_json))
+    result = run_precompute(loaded, dry_run=dry_run, worker=worker, seal_only=seal, wait=wait, report=reporter(as_json))
     print_json(asdict(result), as_json)
 
 

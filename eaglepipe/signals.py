@@ -3,7 +3,9 @@
 A step that is worth less than the wait for it is abandoned. `stop_watch` ends those that no handler can reach.
 """
 
+import ctypes
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +15,16 @@ from typing import Any
 
 from eaglepipe.errors import StoppedError
 
+ENDS_WITH_PARENT = "EAGLEPIPE_ENDS_WITH_PARENT"  # the variable of a process that ends when the one that started it does
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
 _SAME_REQUEST_SECONDS = 1.0  # a scheduler's signal comes twice: to each process, and from the one that started it
+
+
+def end_with_parent() -> None:
+    """Stop this process as by SIGTERM when the one that started it ends, however it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StopFlag:

@@ -3,13 +3,11 @@
 As torchrun with one node, whose own exit code is 1 whatever its processes end with.
 """
 
-import ctypes
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,13 +17,12 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from eaglepipe.errors import EXIT_BUG, EXIT_RESOURCES, EXIT_STOPPED, EaglepipeError, LostRankError
-from eaglepipe.signals import stop_signals_to
+from eaglepipe.signals import ENDS_WITH_PARENT, end_with_parent, stop_signals_to
 
 REPORT_VARIABLE = "EAGLEPIPE_RANK_REPORT"
 _TOGETHER_SECONDS = 1.0  # in which the others may end by the same error, once a rank has ended
 _GRACE_SECONDS = 20.0  # for those that are asked to stop then
 _POLL_SECONDS = 0.05
-_PR_SET_PDEATHSIG = 1
 _STOPPED = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1)
 _AGAIN = "run it again to continue"
 
@@ -80,9 +77,9 @@ def is_launched() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Stop this rank as by SIGTERM if the process that started it ends, however it does."""
-    if is_launched() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Stop this process as by SIGTERM if the one that started it ends, and is to take it along."""
+    if is_launched() or ENDS_WITH_PARENT in os.environ:
+        end_with_parent()
 
 
 def run_ranks(command: Sequence[str], count: int) -> Ending:

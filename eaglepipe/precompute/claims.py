@@ -50,3 +50,9 @@ def claimed_shard(folder: Path, shard: int) -> Iterator[bool]:
             yield True
     except Timeout:
         yield False
+
+
+def is_held(folder: Path, shard: int) -> bool:
+    """Return whether another process holds a shard now."""
+    with claimed_shard(folder, shard) as claimed:
+        return not claimed

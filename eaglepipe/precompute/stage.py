@@ -20,7 +20,7 @@ from eaglepipe.chat.sources import fingerprint_sources
 from eaglepipe.errors import CacheError, CorruptError, DraftError, EaglepipeError
 from eaglepipe.files.leftovers import leftover_siblings, leftovers, remove_abandoned
 from eaglepipe.precompute.answers.publish import publish_answers
-from eaglepipe.precompute.claims import Worker, parse_worker
+from eaglepipe.precompute.claims import Worker, is_held, parse_worker
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
@@ -42,6 +42,7 @@ from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.load import find_local_weights, resolve_folder
 
 _SHOWN = 8
+_WAIT_SECONDS = 1.0
 Report = Callable[[str], None]
 
 
@@ -68,6 +69,7 @@ def run_precompute(
     dry_run: bool = False,
     worker: Worker | None = None,
     seal_only: bool = False,
+    wait: bool = False,
     report: Report = print,
 ) -> PrecomputeResult:
     """Make the cache that a recipe names, or finish it, or find it complete.
@@ -76,6 +78,7 @@ def run_precompute(
         dry_run: stop before the target is loaded; of a target on the Hub, only config and tokenizer are downloaded.
         worker: this process's share of the shards; default: torchrun's rank, else all.
         seal_only: compute nothing, only write the manifest.
+        wait: until shards of this share that another process holds are published, or given up and computed here.
 
     Raises:
         EaglepipeError: anything a user can mend, before the first forward if it can be known by then.
@@ -109,7 +112,7 @@ def run_precompute(
     sealed, written = (
         (_sealed_only(inputs, plan, report), 0)
         if seal_only
-        else _finished(inputs, plan, weights, worker or parse_worker(), report)
+        else _finished(inputs, plan, weights, worker or parse_worker(), report, wait=wait)
     )
     if sealed is None:
         return _incomplete(plan.layout, started, plan, shards_written=written)
@@ -118,7 +121,7 @@ def run_precompute(
 
 
 def _finished(
-    inputs: Stage1Inputs, plan: PrecomputePlan, weights: str, worker: Worker, report: Report
+    inputs: Stage1Inputs, plan: PrecomputePlan, weights: str, worker: Worker, report: Report, *, wait: bool
 ) -> tuple[Manifest | None, int]:
     """Compute the missing shards and seal the cache, unless shards are left to other workers.
 
@@ -130,6 +133,8 @@ def _finished(
     written, redone = 0, False
     while True:
         written += _write_missing(inputs, plan, worker, report)
+        if wait and _wait_for_others(plan, worker, report):
+            continue
         if missing := missing_shards(plan.folder, plan.document):
             total = plan.document.shards
             report(f"left to other workers: {len(missing)} of {total} shards; whoever is last writes the manifest")
@@ -144,6 +149,19 @@ def _finished(
             forget_unsound(plan.folder, plan.document, error)
             if not has_corpus_files(plan.folder, plan.document.identity):
                 plan = begin_plan(inputs, weights, report)
+
+
+def _wait_for_others(plan: PrecomputePlan, worker: Worker, report: Report) -> bool:
+    """Wait for the processes that hold shards of this share; returns whether shards are left that nobody holds."""
+    said = False
+    while missing := [shard for shard in missing_shards(plan.folder, plan.document) if worker.takes(shard)]:
+        if not all(is_held(plan.folder, shard) for shard in missing):
+            return not (plan.folder / MANIFEST_NAME).exists()
+        if not said:
+            report(f"waiting for another process, which holds {len(missing)} shards of this share")
+            said = True
+        time.sleep(_WAIT_SECONDS)
+    return False
 
 
 def _sealed_only(inputs: Stage1Inputs, plan: PrecomputePlan, report: Report) -> Manifest:
@@ -251,6 +269,8 @@ def _dropped(layout: CorpusLayout, folder: str) -> str:
 
 
 def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, report: Report) -> int:
+    if (plan.folder / MANIFEST_NAME).exists():  # another worker has just finished
+        return 0
     missing = unpublished_shards(plan.folder, plan.document)
     if redone := [f"{number:05d} ({reason})" for number, reason in missing.items() if reason != NOT_COMPUTED]:
         report(f"shards to be computed again: {', '.join(redone[:_SHOWN])}{' …' if len(redone) > _SHOWN else ''}")
