@@ -71,7 +71,10 @@ class LaunchStatus:
         if self.stage == "precompute":
             done, total = sum(task.done for task in self.tasks), sum(task.shards for task in self.tasks)
             lines.append(f"cache {self.cache or 'not planned'}: {done} of {total} shards{', complete' * self.complete}")
-        rows = [(str(t.task), t.state, f"{t.done}/{t.shards}" if t.shards else "-", str(t.attempts), _told(t)) for t in self.tasks]
+        rows = [
+            (str(t.task), t.state, f"{t.done}/{t.shards}" if t.shards else "-", str(t.attempts), _told(t))
+            for t in self.tasks
+        ]
         lines.append(
             text_table(
                 {"task": "right", "state": "left", "shards": "right", "attempts": "right", "last line": "left"},
