@@ -37,7 +37,7 @@ from eaglepipe.training.run.optim import trainable_parameters
 from eaglepipe.training.run.run_plan import RunPlan, check_contract, plan_run, resume_contract
 from eaglepipe.training.run.state import RunState
 from eaglepipe.training.run.step_log import StepLog, Tracker
-from eaglepipe.training.run.trackers import TensorBoard, require_tensorboard
+from eaglepipe.training.run.trackers.opening import open_trackers, require_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,7 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         stop = stack.enter_context(stop_on_signals())
         world = stack.enter_context(join_world(recipe.train.device))
         say = partial(_say, world)
-        if recipe.train.tensorboard:
-            require_tensorboard()
+        require_trackers(recipe.train.trackers)
 
         plan = plan_run(source, recipe.train, world)
         for note in plan.notes:
@@ -207,11 +206,10 @@ def _open_trackers(
         return ()
     metrics = MetricsFile(folder / "metrics.jsonl", last_step=state.step)
     stack.callback(metrics.close)
-    if not recipe.train.tensorboard:
-        return (metrics,)
-    board = TensorBoard(folder / "tensorboard", last_step=state.step)
-    stack.callback(board.close)
-    return (metrics, board)
+    trackers = open_trackers(recipe, folder, last_step=state.step, say=partial(_say, world))
+    for tracker in trackers:
+        stack.callback(tracker.close)
+    return (metrics, *trackers)
 
 
 def _publish(folder: Path, learner: Learner, state: RunState, result: TrainResult) -> None:

@@ -1,8 +1,9 @@
 """The `draft` and `train` sections as far as all families share them; `family_settings` adds the families' own."""
 
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eaglepipe.families import FAMILIES, Family
 from eaglepipe.recipe.config import Depth, Device, DType, Fraction, NonNegative, PositiveInt, Section, Seed, Size
@@ -42,6 +43,9 @@ class TrainCache(Section):
         return {"path": value} if isinstance(value, str) else value
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+
+
 class TrainConfig(Section):
     """Stage 2."""
 
@@ -78,8 +82,29 @@ class TrainConfig(Section):
     checkpoint_every_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     log_every_steps: PositiveInt = 10
-    tensorboard: bool = False
+    trackers: tuple[TrackerName, ...] = Field(
+        (), description="where numbers are drawn besides metrics.jsonl: tensorboard, wandb, trackio; a name or a list"
+    )
     prefetch_batches: Depth = 4
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, value: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_flag(cls, value: Any) -> Any:
+        """Read `tensorboard: true`, as recipes wrote it when there was one tracker."""
+        if not isinstance(value, Mapping) or not isinstance(flag := value.get("tensorboard"), bool):
+            return value
+        rest = {key: item for key, item in value.items() if key != "tensorboard"}
+        return {**rest, "trackers": ["tensorboard"]} if flag and "trackers" not in rest else rest
 
     @property
     def family(self) -> Family:

@@ -32,7 +32,7 @@ FREE_ON_RESUME = frozenset(
         "checkpoint_every_steps",
         "keep_checkpoints",
         "log_every_steps",
-        "tensorboard",
+        "trackers",
         "prefetch_batches",
     }
 )

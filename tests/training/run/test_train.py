@@ -14,7 +14,6 @@ from eaglepipe.cache.types import CachedSample
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import CacheError, ConfigError, CorruptError, DraftError, StoppedError
 from eaglepipe.train import train_from
-from eaglepipe.training.run import trackers
 from eaglepipe.training.run.metrics import MetricsFile, StepRecord, read_metrics
 from eaglepipe.training.run.run_plan import check_contract, resume_contract
 from eaglepipe.training.run.state import Evaluation
@@ -256,18 +255,6 @@ def test_bfloat16_compute_keeps_float32_masters(tmp_path: Path) -> None:
     train_from(tiny_recipe(tmp_path, dtype="bfloat16", max_steps=2), tiny_source())
     draft = load_file(tmp_path / "checkpoints" / "step-0000002" / "draft.safetensors")
     assert {tensor.dtype for tensor in draft.values()} == {torch.float32}
-
-
-def test_tensorboard_events_are_written_when_asked_for(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    train_from(tiny_recipe(tmp_path, tensorboard=True, max_steps=1), tiny_source())
-    assert list((tmp_path / "tensorboard").glob("events*"))
-
-
-def test_tensorboard_absent_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"eaglepipe\[trackers\]"):
-        train_from(tiny_recipe(tmp_path, tensorboard=True), tiny_source())
 
 
 def test_a_run_from_before_a_setting_existed_had_its_default(tmp_path: Path) -> None:
