@@ -75,7 +75,7 @@ def test_tensorboard_draws_what_is_recorded_also_over_a_stop(tmp_path: Path, mon
         patch.setattr(step_log, "_check_finite", lambda record: record.step == 3 and stop())
         run(tmp_path, "tensorboard", checkpoint_every_steps=2)
     run(tmp_path, "tensorboard", checkpoint_every_steps=2)
-    assert drawn_by_tensorboard(tmp_path) == pytest.approx(recorded(tmp_path))
+    assert dict(drawn_by_tensorboard(tmp_path)) == pytest.approx(dict(recorded(tmp_path)))
 
 
 @pytest.mark.parametrize(("name", "extra"), [("tensorboard", "trackers"), ("wandb", "wandb"), ("trackio", "trackio")])

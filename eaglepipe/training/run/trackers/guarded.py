@@ -7,6 +7,7 @@ from collections.abc import Callable
 from eaglepipe.errors import first_line
 from eaglepipe.training.run.metrics import StepRecord
 from eaglepipe.training.run.state import Evaluation
+from eaglepipe.training.run.trackers.process import TrackerProcess
 from eaglepipe.training.run.trackers.values import Drawing, evaluation_values, step_values
 
 CLOSE_SECONDS = 30.0
@@ -20,6 +21,7 @@ class GuardedTracker:
         self._name, self._open, self._warn = name, open_drawing, warn
         self._rows: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue(_WAITING_ROWS)
         self._lock, self._has_failed = threading.Lock(), False
+        self._drawing: Drawing | None = None
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
@@ -35,6 +37,8 @@ class GuardedTracker:
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             self._fail(f"gave no answer for {CLOSE_SECONDS:.0f} s when it was closed")
+            if isinstance(self._drawing, TrackerProcess):
+                self._drawing.kill()
 
     def _put(self, row: tuple[dict[str, float], int] | None) -> None:
         if self._has_failed:
@@ -46,7 +50,7 @@ class GuardedTracker:
 
     def _work(self) -> None:
         try:
-            drawing = self._open()
+            drawing = self._drawing = self._open()
             while (row := self._rows.get()) is not None and not self._has_failed:
                 drawing.add(*row)
             drawing.close()

@@ -5,6 +5,7 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.files.publish import publish_json
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.run.trackers.guarded import GuardedTracker
+from eaglepipe.training.run.trackers.process import TrackerProcess
 from eaglepipe.training.run.trackers.tensorboard_file import TensorBoardFile
-from eaglepipe.training.run.trackers.trackio_run import open_trackio
 from eaglepipe.training.run.trackers.values import Drawing
-from eaglepipe.training.run.trackers.wandb_run import WandbRun
 
 _PLACES = {"draft": {"init"}, "train": {"output_dir", "caches", "trackers"}}  # of this machine alone
 IDS = "trackers.json"
@@ -43,8 +43,10 @@ def open_trackers(recipe: Recipe, folder: Path, *, last_step: int, say: Callable
     config = recipe.model_dump(mode="json", include={"draft", "train"}, exclude=_PLACES)
     opened: Mapping[str, Callable[[], Drawing]] = {
         "tensorboard": lambda: TensorBoardFile(folder / "tensorboard", last_step=last_step),
-        "wandb": lambda: WandbRun(folder, run_id=run_id, name=recipe.name, config=config),
-        "trackio": lambda: open_trackio(run_id=run_id, name=recipe.name, config=config),
+        **{
+            name: partial(TrackerProcess, name, folder, run_id=run_id, name=recipe.name, config=config)
+            for name in ("wandb", "trackio")
+        },
     }
     return [GuardedTracker(name, opened[name], say) for name in names]
 
