@@ -27,13 +27,22 @@ def patience_seconds() -> float:
     Raises:
         EaglepipeError: the variable is no positive number.
     """
-    text = os.environ.get(PATIENCE_VARIABLE, str(_DEFAULT_PATIENCE_S))
+    return positive_seconds(PATIENCE_VARIABLE, _DEFAULT_PATIENCE_S)
+
+
+def positive_seconds(variable: str, default: float) -> float:
+    """Return the seconds that an environment variable sets.
+
+    Raises:
+        EaglepipeError: it is no positive number.
+    """
+    text = os.environ.get(variable, str(default))
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise EaglepipeError(f"{PATIENCE_VARIABLE}={text!r} is not a number of seconds above 0")
+        raise EaglepipeError(f"{variable}={text!r} is not a number of seconds above 0")
     return seconds
 
 
@@ -56,10 +65,11 @@ class _File:
 
 
 class Attempts:
-    """What has failed so far in one call of the Hub's library, over all of its threads."""
+    """What has failed so far in one call of a server's library, over all of its threads."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.patience_s = name, patience_seconds()
+    def __init__(self, name: str, *, server: str = "the Hub", patience_s: float | None = None) -> None:
+        self.name, self._server = name, server
+        self.patience_s = patience_seconds() if patience_s is None else patience_s
         self.given_up: UnreachableError | None = None
         self.refusals: list[Refusal] = []
         self._files: dict[str, _File] = {}
@@ -128,7 +138,7 @@ class Attempts:
 
     def _give_up(self, file: str, reason: str) -> NoReturn:
         self.given_up = UnreachableError(
-            f"{self.name}: the Hub cannot be reached, or not completely: {file}: {reason}. "
+            f"{self.name}: {self._server} cannot be reached, or not completely: {file}: {reason}. "
             "It may work later: run the same command again"
         )
         self._over.set()
