@@ -45,6 +45,7 @@ from eaglepipe.files.system_errors import require_threads, uncaught_error
 from eaglepipe.freed_memory import keep_freed_memory
 from eaglepipe.signals import STOP_SIGNALS
 from eaglepipe.stop_watch import ends_by_itself, unhurried, watch_stops
+from eaglepipe.stores.messages import with_urls
 
 app = typer.Typer(
     name="eaglepipe",
@@ -113,7 +114,7 @@ def _report(error: EaglepipeError) -> None:
 def _print_error(message: str, code: int) -> None:
     name = "stopped" if code == EXIT_STOPPED else "error"
     if message:  # none if another rank has it
-        print(f"{name}: {shortened(printable(message))}", file=sys.stderr, flush=True)
+        print(f"{name}: {shortened(printable(with_urls(message)))}", file=sys.stderr, flush=True)
 
 
 def _end_as_ranks(gpus: int | None) -> None:

@@ -13,7 +13,7 @@ from eaglepipe.cache.storage import ROOT_VARIABLE, default_root
 from eaglepipe.files.publish import free_bytes
 from eaglepipe.vllm_engine.requirements import SUPPORTED_VLLM, installed_vllm, is_supported
 
-_OPTIONAL_EXTRAS = ("plots", "trackers", "wandb", "trackio", "ray", "gguf")
+_OPTIONAL_EXTRAS = ("plots", "trackers", "wandb", "trackio", "ray", "gguf", "s3", "gcs")
 
 
 def examine() -> dict[str, str]:

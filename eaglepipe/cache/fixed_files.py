@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from eaglepipe.cache.manifest import Document, FileEntry, document_bytes, file_entry, load_document
+from eaglepipe.cache.remote import is_stored_shard, stored_problem
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.errors import CacheError, CorruptError
@@ -75,8 +76,10 @@ def file_problems(folder: Path, entries: Sequence[FileEntry]) -> Iterator[str | 
 
 
 def file_problem(folder: Path, entry: FileEntry) -> str | None:
-    """Compare a file with its entry, every byte; returns what differs."""
+    """Compare a file with its entry, every byte; a shard of a store's cache there. Returns what differs."""
     path = folder / entry.path
+    if is_stored_shard(folder, entry):
+        return stored_problem(folder, entry)
     with explained_read_errors(path):
         if path.exists() and folder.resolve() not in path.resolve().parents:
             return "leads out of the cache's folder"

@@ -13,6 +13,7 @@ from eaglepipe.cache.manifest import (
     repair_advice,
 )
 from eaglepipe.cache.published import finishing_command, missing_shards
+from eaglepipe.cache.remote import is_away
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.system_errors import explained_read_errors
@@ -76,6 +77,8 @@ class SizeChecks:
     def check(self, entry: FileEntry) -> None:
         """Raise CorruptError if a file is missing, of another size, or out of the folder."""
         path = self._folder / entry.path
+        if is_away(self._folder, entry):
+            return
         with explained_read_errors(path):
             if not path.is_file():
                 raise CorruptError(f"{path}: listed in the manifest, but missing; {repair_advice(self._folder)}")

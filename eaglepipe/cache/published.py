@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eaglepipe.cache.identity import DERIVED_KEY
 from eaglepipe.cache.manifest import Plan, Sidecar, load_document
+from eaglepipe.cache.remote import is_away
 from eaglepipe.cache.writer import shard_path, sidecar_path
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.system_errors import explained_read_errors
@@ -30,7 +31,7 @@ def read_published(folder: Path, plan: Plan, shard: int) -> Sidecar | str:
     if sidecar.identity != plan.identity or folder / sidecar.shard.path != path:
         return "its sidecar is that of another shard"
     if num_bytes is None:
-        return "lost, or leads out of the cache's folder"
+        return sidecar if is_away(folder, sidecar.shard) else "lost, or leads out of the cache's folder"
     if num_bytes != sidecar.shard.bytes:
         return f"{num_bytes:,} bytes, published with {sidecar.shard.bytes:,}"
     return sidecar

@@ -6,6 +6,8 @@ A sample is read into memory of its own; handles are few and reopened by whoever
 import functools
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from eaglepipe.cache.manifest import (
     repair_advice,
 )
 from eaglepipe.cache.opening import SizeChecks, check_hash, check_size, load_manifest
+from eaglepipe.cache.remote import StoredShard, drop_copy, held_shard, is_away, with_room
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.content import ImpossibleContentError, check_content, check_structure
 from eaglepipe.cache.samples.record_batch import batch_to_sample, sample_digest
@@ -39,15 +42,26 @@ from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.files.tensors import load_tensors
+from eaglepipe.stores.local import mirror_of
+from eaglepipe.stores.room import Hold
 from eaglepipe.vocab import DraftVocab
 
 REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
+_DAMAGE = (pa.ArrowException, OSError, ValueError, AssertionError, KeyError)
 _LEAST_TOKEN_BYTES = 4  # its id; compressed shards, which nobody writes here, may declare fewer
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenShard:
+    """An open shard; `hold` keeps the local copy of a store's shard for as long as this lives."""
+
+    file: ArrowFile
+    hold: Hold | None
+
+
 class Cache:
-    """A complete cache on a local file system."""
+    """A complete cache in a local folder, which may stand for one in an object store."""
 
     def __init__(self, folder: Path, manifest: Manifest, index: SampleIndex) -> None:
         self.folder, self.manifest = folder, manifest
@@ -56,7 +70,7 @@ class Cache:
         self._first_sample = np.cumsum([0] + [entry.samples for entry in manifest.shards])
         self._verified = np.zeros(manifest.samples, np.bool_)
         self._stamps = np.zeros(len(manifest.shards), np.int64)
-        self._readers: OrderedDict[int, ArrowFile] = OrderedDict()
+        self._readers: OrderedDict[int, OpenShard] = OrderedDict()
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
@@ -133,15 +147,27 @@ class Cache:
         location = f"{path}, sample {position} ({self.index.sample_ids[sample]!r})"
         try:
             with explained_read_errors(path):
-                decoded = self._decode(shard, position, sample, location)
+                decoded = self._decode_stored(shard, position, sample, location)
         except ImpossibleContentError as error:
             raise CorruptError(f"{location}: {error}; {repair_advice(self.folder)}") from None
-        except (pa.ArrowException, OSError, ValueError, AssertionError, KeyError) as error:
+        except _DAMAGE as error:
             raise CorruptError(
                 f"{location}: unreadable ({type(error).__name__}: {error}); {repair_advice(self.folder)}"
             ) from error
         self._verified[sample] = True
         return decoded
+
+    def stored_parts(self, samples: Iterable[int]) -> Iterator[StoredShard]:
+        """Yield the shards of these samples, in their order, if the cache is in an object store."""
+        if (bound := self._local_bound) is not None:
+            for sample in samples:
+                entry = self.manifest.shards[int(np.searchsorted(self._first_sample, sample, side="right")) - 1]
+                yield StoredShard(folder=self.folder, entry=entry, bound_bytes=bound)
+
+    @functools.cached_property
+    def _local_bound(self) -> int | None:
+        mirror = mirror_of(self.folder)
+        return None if mirror is None else mirror.room.bytes
 
     def check_shards(self) -> None:
         """Compare the footers of shards with the spec: columns, identity, number of samples.
@@ -151,6 +177,8 @@ class Cache:
         """
         for shard, entry in enumerate(self.manifest.shards):
             path = self.folder / entry.path
+            if is_away(self.folder, entry):  # checked when it comes
+                continue
             try:
                 with explained_read_errors(path):
                     self._open_shard(shard)
@@ -158,6 +186,16 @@ class Cache:
                 raise CorruptError(
                     f"{path}: unreadable ({type(error).__name__}: {error}); {repair_advice(self.folder)}"
                 ) from error
+
+    def _decode_stored(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
+        """Decode a sample; from a fresh copy of its shard if the local copy of a store's is damaged."""
+        try:
+            return self._decode(shard, position, sample, location)
+        except (*_DAMAGE, CorruptError):
+            self._readers.pop(shard, None)
+            if not drop_copy(self.folder, self.manifest.shards[shard]):
+                raise
+        return self._decode(shard, position, sample, location)
 
     def _decode(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
         file = self._reader(shard)
@@ -188,17 +226,25 @@ class Cache:
             self._stamps[shard] = stamp
 
     def _reader(self, shard: int) -> ArrowFile:
-        reader = self._readers.get(shard)
-        if reader is None:
-            reader = self._open_shard(shard)
-            self._readers[shard] = reader
+        opened = self._readers.get(shard)
+        if opened is None:
+            opened = with_room(lambda: self._open_shard(shard), self._close_oldest)
+            self._readers[shard] = opened
             if len(self._readers) > MAX_OPEN_SHARDS:
-                self._readers.popitem(last=False)
+                self._close_oldest()
         self._readers.move_to_end(shard)
-        return reader
+        return opened.file
 
-    def _open_shard(self, shard: int) -> ArrowFile:
+    def _close_oldest(self) -> bool:
+        """Close the shard that was not read for the longest; returns whether there was one."""
+        if not self._readers:
+            return False
+        self._readers.popitem(last=False)
+        return True
+
+    def _open_shard(self, shard: int) -> OpenShard:
         entry = self.manifest.shards[shard]
+        hold = held_shard(self.folder, entry)
         check_size(self.folder, entry)
         file = ArrowFile(self.folder / entry.path)
         expected = arrow_schema(self.spec, identity=self.identity, shard=int(Path(entry.path).stem))
@@ -208,7 +254,7 @@ class Cache:
                 f"{self.folder / entry.path}: {file.num_batches} samples, not {entry.samples}; "
                 f"{repair_advice(self.folder)}"
             )
-        return file
+        return OpenShard(file=file, hold=hold)
 
 
 def check_schema(actual: pa.Schema, expected: pa.Schema, path: Path) -> None:

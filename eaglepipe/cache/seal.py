@@ -25,6 +25,7 @@ from eaglepipe.cache.manifest import (
     load_document,
 )
 from eaglepipe.cache.published import read_published
+from eaglepipe.cache.remote import forget_shard, push_files, push_manifest
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import shard_path, sidecar_path
@@ -106,7 +107,10 @@ def seal_cache(
     )
     if manifest.samples == 0:
         raise DataError(f"{folder}: the target gave no finite result for any sample; is its dtype wide enough?")
-    publish_bytes(folder / MANIFEST_NAME, document_bytes(manifest))
+    data = document_bytes(manifest)
+    push_files(folder, manifest.files)
+    push_manifest(folder, data)
+    publish_bytes(folder / MANIFEST_NAME, data)
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     return manifest
 
@@ -117,6 +121,7 @@ def forget_unsound(folder: Path, plan: Plan, error: UnsoundError) -> None:
         if path == PLAN_NAME:
             publish_bytes(folder / PLAN_NAME, document_bytes(plan))
         elif path.startswith(f"{SHARDS_FOLDER}/"):
+            forget_shard(folder, path)
             (folder / path).with_suffix(".json").unlink(missing_ok=True)
         else:
             for origin in ORIGINS:

@@ -9,14 +9,17 @@ from typing import Any
 from eaglepipe.cache.identity import DERIVED_KEY, check_folder_name, check_plan
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.opening import load_manifest
+from eaglepipe.cache.remote import pull, pull_root
 from eaglepipe.errors import CacheError, EaglepipeError, ResourceError
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.recipe.tree import Recipe
+from eaglepipe.stores.local import local_folder
 
 ROOT_VARIABLE = "EAGLEPIPE_CACHE_ROOT"
 WORK_FOLDER = "work"
 _SHOWN, _SHOWN_CHARACTERS = 4, 400
+_DEFAULT_ROOT = "caches"
 STAGING_SUFFIX = ".tokens.arrow"
 
 
@@ -30,13 +33,19 @@ class FoundCache:
 
 
 def cache_root(recipe: Recipe) -> Path:
-    """Return `cache.root`, else $EAGLEPIPE_CACHE_ROOT, else ./caches."""
-    return Path(recipe.cache.root).expanduser() if recipe.cache.root else default_root()
+    """Return `cache.root`, else $EAGLEPIPE_CACHE_ROOT, else ./caches; of a URL, the local folder that stands for it."""
+    return _local(recipe, recipe.cache.root) if recipe.cache.root else _local(recipe, os.environ.get(ROOT_VARIABLE))
 
 
 def default_root() -> Path:
-    """Return $EAGLEPIPE_CACHE_ROOT, else ./caches."""
-    return Path(os.environ.get(ROOT_VARIABLE) or "caches")
+    """Return $EAGLEPIPE_CACHE_ROOT, else ./caches; of a URL, the local folder that stands for it."""
+    return local_folder(os.environ.get(ROOT_VARIABLE) or _DEFAULT_ROOT)
+
+
+def _local(recipe: Recipe, location: str | None) -> Path:
+    cache = recipe.cache
+    folder = local_folder(location or _DEFAULT_ROOT, root=cache.local_folder, num_bytes=cache.local_bytes)
+    return folder.expanduser()
 
 
 def staging_path(recipe: Recipe) -> Path:
@@ -46,7 +55,12 @@ def staging_path(recipe: Recipe) -> Path:
 
 def declared_sections(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that a recipe declares for a cache, as JSON: the key by which stage 2 finds it."""
-    excluded = {"root", "profile"}  # places and names, which do not change what is stored
+    excluded = {
+        "root",
+        "profile",
+        "local_folder",
+        "local_bytes",
+    }  # places and names, which do not change what is stored
     if recipe.cache.last_hidden == "supervised":  # absent from plans published before there was a choice
         excluded.add("last_hidden")
     of_data = {"max_drop_fraction"} | ({"generate"} if recipe.data.generate is None else set())
@@ -75,6 +89,7 @@ def scan_caches(root: Path) -> Iterator[FoundCache | UnreadableCache]:
         EaglepipeError: the root itself cannot be read.
         ResourceError: files or memory have run out, which is no fault of a cache.
     """
+    pull_root(root)
     with explained_read_errors(root):
         folders = sorted(root.iterdir()) if root.is_dir() else []
     for folder in folders:
@@ -137,6 +152,7 @@ def find_cache(recipe: Recipe, *, identity: str | None = None) -> Path:
     for cache in sorted(
         named_caches(recipe), key=lambda cache: (cache.manifest is None, cache.plan.identity != identity)
     ):
+        pull(cache.folder)
         load_manifest(cache.folder)
         return cache.folder
     root = cache_root(recipe)
@@ -183,5 +199,7 @@ class CacheShare:
 
 def caches_of(recipe: Recipe, *, identity: str | None = None) -> list[CacheShare]:
     """Return the caches that `train.caches` names, else the one that the recipe itself names (see `find_cache`)."""
-    named = [CacheShare(folder=Path(c.path).expanduser(), weight=c.weight) for c in recipe.train.caches or ()]
+    named = [CacheShare(folder=_local(recipe, c.path), weight=c.weight) for c in recipe.train.caches or ()]
+    for share in named:
+        pull(share.folder)
     return named or [CacheShare(folder=find_cache(recipe, identity=identity))]

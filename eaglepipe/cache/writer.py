@@ -19,6 +19,7 @@ from eaglepipe.cache.manifest import (
     Sidecar,
     document_bytes,
 )
+from eaglepipe.cache.remote import make_room, push_shard
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.record_batch import sample_to_batch
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema
@@ -99,13 +100,16 @@ class ShardWriter:
         self._refused.append(RefusedSample(sample_id=sample_id, reason=reason))
 
     def finish(self) -> Sidecar:
-        """Publish the shard, then its sidecar."""
+        """Publish the shard, then its sidecar; both in the store, too, if the cache is in one."""
         self._writer.close()
         self._pending.publish(check=partial(_check_batches, expected=len(self._written)))
         path = f"{SHARDS_FOLDER}/{shard_path(self._folder, self._shard).name}"
         file = FileEntry(path=path, bytes=self._sink.num_bytes, xxh3_128=self._sink.digest.hexdigest())
         sidecar = make_sidecar(file, self._identity, self._written, self._refused)
-        publish_bytes(sidecar_path(self._folder, self._shard), document_bytes(sidecar), tidy=False)
+        data = document_bytes(sidecar)
+        push_shard(self._folder, file, data)
+        publish_bytes(sidecar_path(self._folder, self._shard), data, tidy=False)
+        make_room(self._folder, file.bytes)
         return sidecar
 
     def abort(self) -> None:

@@ -27,6 +27,7 @@ from eaglepipe.cache.manifest import (
 from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.remote import LOCAL_NAMES, forget_shard, is_stored, put_plan
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
@@ -128,7 +129,7 @@ def check_free_for(folder: Path, sources: Sequence[Path]) -> None:
     if folder.exists() and not folder.is_dir():
         raise CacheError(f"{folder}: exists and is not a folder")
     if folder.is_dir() and not (folder / PLAN_NAME).exists():
-        others = (path for path in folder.iterdir() if not is_temporary(path))
+        others = (path for path in folder.iterdir() if not is_temporary(path) and path.name not in LOCAL_NAMES)
         other_files = sorted(path.name for path in others if path.name != WORK_FOLDER)
         if other_files:
             raise CacheError(f"{folder}: holds other files ({', '.join(other_files[:4])}); name a new or empty folder")
@@ -194,14 +195,14 @@ def _write_locked(
     if (done := existing_manifest(folder, plan)) is not None:
         return done
     remove_abandoned(leftovers(folder))
-    publish_bytes(folder / PLAN_NAME, document_bytes(plan))
+    put_plan(folder / PLAN_NAME, document_bytes(plan), replace=True)
     publish_bytes(folder / _ORIGIN_FILE, json_bytes(plan.identity_fields[DERIVED_KEY]))
     redone = False
     while True:
         fixed = _publish_files(derivation)
         for shard in range(plan.shards):
             if not is_reported(shard) or not _holds_its_samples(derivation, shard):
-                sidecar_path(folder, shard).unlink(missing_ok=True)
+                _forget(folder, shard)
         _write_missing(derivation, convert, verb)
         if report is not None:
             fixed += publish_files(folder, {REPORT_FILE: report()})
@@ -212,6 +213,13 @@ def _write_locked(
                 raise CorruptError(f"{error}, even after they were made again; check this disk and memory") from None
             redone = True
             forget_unsound(folder, plan, error)
+
+
+def _forget(folder: Path, shard: int) -> None:
+    path = sidecar_path(folder, shard)
+    if path.exists():
+        forget_shard(folder, path.relative_to(folder).as_posix())
+        path.unlink()
 
 
 def _holds_its_samples(derivation: Derivation, shard: int) -> bool:
@@ -241,7 +249,8 @@ def _write_missing(derivation: Derivation, convert: Convert, verb: str) -> None:
     folder, plan = derivation.folder, derivation.plan
     missing = missing_shards(folder, plan)
     missing_bytes = derivation.estimated_bytes * len(missing) / max(1, plan.shards)
-    check_free_bytes(folder, missing_bytes, advice="name a folder on a larger disk")
+    if not is_stored(folder):
+        check_free_bytes(folder, missing_bytes, advice="name a folder on a larger disk")
     with ProgressLine(verb, total=plan.shards, unit="shard", initial=plan.shards - len(missing)) as progress:
         for shard in missing:
             _write_shard(derivation, shard, convert)

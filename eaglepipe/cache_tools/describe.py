@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.identity import check_plan
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Manifest, Plan
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan
 from eaglepipe.cache.opening import load_manifest, load_plan
-from eaglepipe.cache.published import missing_shards
+from eaglepipe.cache.published import missing_shards, published_sidecars
 from eaglepipe.cache.storage import FoundCache, UnreadableCache, scan_caches
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.files.system_errors import explained_read_errors
@@ -64,7 +64,7 @@ def _size(folder: Path, plan: Plan, manifest: Manifest | None) -> dict[str, Any]
     return {
         "shards": plan.shards,
         "missing_shards": missing_shards(folder, plan),
-        "bytes": sum(path.stat().st_size for path in (folder / SHARDS_FOLDER).glob("*.arrow")),
+        "bytes": sum(sidecar.shard.bytes for sidecar in published_sidecars(folder, plan)),
         "bytes_per_token": None,
     }
 

@@ -25,6 +25,7 @@ from eaglepipe.cache.manifest import (
     file_entry,
 )
 from eaglepipe.cache.opening import load_manifest, load_plan
+from eaglepipe.cache.remote import is_stored
 from eaglepipe.cache.seal import PublishedShard, plan_entry, seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache_tools.damage import Damage, find_damage, shards_against_sidecars
@@ -92,6 +93,11 @@ def repair_cache(
         ConfigError: another process is writing the folder.
     """
     started = time.monotonic()
+    if is_stored(folder):
+        raise CacheError(
+            f"{folder}: is repaired on a disk: run `eaglepipe cache copy --damaged {folder} FOLDER`, then "
+            f"`eaglepipe cache repair FOLDER`, then `eaglepipe cache copy FOLDER {folder}`"
+        )
     if not (folder / MANIFEST_NAME).exists():
         load_manifest(folder)  # raises
     with write_lock(folder / WORK_FOLDER / FOLDER_LOCK, folder):

@@ -1,7 +1,7 @@
 """Check of a cache against its manifest: every problem with the file and the sample that it is in."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -13,6 +13,7 @@ from typing import Any
 from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry, repair_advice
 from eaglepipe.cache.opening import SizeChecks, load_manifest, read_manifest
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.remote import stored_digest, stored_sizes
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.leftovers import leftovers
@@ -62,12 +63,13 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
     damaged: list[FileEntry] = []
     bytes_hashed = 0
     sizes, shards = SizeChecks(folder), {entry.path for entry in manifest.shards}
+    stored = stored_sizes(folder)
     for entry in manifest.all_files():
-        if size_problem := _problem(partial(sizes.check, entry)):
+        if size_problem := _problem(partial(sizes.check, entry)) or _stored_problem(folder, entry, stored):
             problems += size_problem
         elif full or entry.path not in shards:
             bytes_hashed += entry.bytes
-            if hash_file(folder / entry.path) != entry.xxh3_128:
+            if _digest(folder, entry, is_stored=stored is not None) != entry.xxh3_128:
                 damaged.append(entry)
     problems += [f"{folder / entry.path}: its bytes do not match the manifest's checksum" for entry in damaged]
     if full:
@@ -83,6 +85,18 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
         problems=tuple(problems),
         notes=tuple(_unlisted_files(folder, {entry.path for entry in manifest.all_files()})),
     )
+
+
+def _stored_problem(folder: Path, entry: FileEntry, stored: Mapping[str, int] | None) -> list[str]:
+    """Compare the size that a store has of a file, whatever copy is at hand."""
+    if stored is None or (found := stored.get(entry.path)) == entry.bytes:
+        return []
+    reason = "missing in the store" if found is None else f"{found:,} bytes, published with {entry.bytes:,}"
+    return [f"{folder / entry.path}: {reason}"]
+
+
+def _digest(folder: Path, entry: FileEntry, *, is_stored: bool) -> str:
+    return stored_digest(folder, entry) if is_stored else hash_file(folder / entry.path)
 
 
 def _problem(check: Callable[[], object]) -> list[str]:

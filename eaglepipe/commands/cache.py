@@ -11,6 +11,7 @@ from eaglepipe.commands.common import (
     JsonOption,
     Overrides,
     RecipeArgument,
+    cache_folder,
     cache_shares,
     load,
     print_either,
@@ -18,18 +19,27 @@ from eaglepipe.commands.common import (
     print_json,
     print_report,
     reporter,
+    root_folder,
 )
 from eaglepipe.errors import EXIT_CORRUPT, EXIT_USER, ConfigError, printable
+from eaglepipe.stores.messages import with_urls
 
-CacheArgument = Annotated[Path, typer.Argument(help="a cache folder")]
-NewCacheArgument = Annotated[Path, typer.Argument(help="folder of the new cache")]
+CacheArgument = Annotated[Path, typer.Argument(parser=cache_folder, metavar="CACHE", help="a cache's folder or URL")]
+NewCacheArgument = Annotated[
+    Path, typer.Argument(parser=cache_folder, metavar="NEW_CACHE", help="folder or URL of the new cache")
+]
 
 app = typer.Typer(help="Look at caches, check them, change and join them, tidy them up.", no_args_is_help=True)
 
 
 @app.command("ls")
 def ls(
-    root: Annotated[Path | None, typer.Argument(help="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Argument(
+            parser=root_folder, metavar="ROOT", help="folder or URL; default: $EAGLEPIPE_CACHE_ROOT, else ./caches"
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the caches below a root, with their sizes and targets."""
@@ -55,7 +65,7 @@ def info(folder: CacheArgument, as_json: JsonOption = False) -> None:
 def path(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Print the folder of the complete cache that a recipe names, or of each in its train.caches."""
     for share in cache_shares(load(recipe, overrides)):
-        typer.echo(os.fsencode(share.folder))  # the name's own bytes, for a shell
+        typer.echo(os.fsencode(with_urls(str(share.folder))))  # the name's own bytes, for a shell
 
 
 @app.command("verify")
@@ -152,7 +162,10 @@ def import_states(
 @app.command("merge")
 def merge(
     out: NewCacheArgument,
-    parts: Annotated[list[Path], typer.Argument(help="two complete caches or more, of one target")],
+    parts: Annotated[
+        list[Path],
+        typer.Argument(parser=cache_folder, metavar="CACHE...", help="two complete caches or more, of one target"),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Make one cache of several that share target, tokenizer, layers, vocabulary and encodings. Run again to resume."""
@@ -172,7 +185,9 @@ def recode(
     supervision: Annotated[str | None, typer.Option(help="dense, sparse or hidden, from what is stored")] = None,
     codec: Annotated[str | None, typer.Option(help="hidden states: as above; probabilities: fp16 or fp32")] = None,
     draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,
-    vocab_from: Annotated[Path | None, typer.Option(help="that of a cache or of a published draft")] = None,
+    vocab_from: Annotated[
+        Path | None, typer.Option(parser=cache_folder, metavar="FOLDER", help="that of a cache or of a published draft")
+    ] = None,
     tolerance: Annotated[float | None, typer.Option(help="mass left to the tail, with --supervision sparse")] = None,
     max_entries: Annotated[int | None, typer.Option(help="of a token, with --supervision sparse")] = None,
     as_json: JsonOption = False,
@@ -208,16 +223,38 @@ def repair(
     print_report(repair_cache(folder, recipe=loaded, overrides=overrides or (), report=reporter(as_json)), as_json)
 
 
+@app.command("copy")
+def copy(
+    source: CacheArgument,
+    out: NewCacheArgument,
+    damaged: Annotated[
+        bool, typer.Option("--damaged", help="leave damaged files out, for a copy that is then repaired")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a complete cache, every byte checked, between folders and stores. Run again to resume."""
+    from eaglepipe.cache_tools.copy import copy_cache
+
+    report = copy_cache(source, out, skip_damaged=damaged)
+    print_report(report, as_json)
+    if report.left_out:
+        raise typer.Exit(EXIT_CORRUPT)
+
+
 @app.command("clean")
 def clean(
-    folder: Annotated[Path, typer.Argument(help="a cache folder, or the root of all")],
+    folder: Annotated[
+        Path, typer.Argument(parser=root_folder, metavar="CACHE", help="a cache, or the root of all: folder or URL")
+    ],
     dry_run: Annotated[bool, typer.Option(help="only list what would be removed")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove the files that stopped writers left behind in a cache, or in all below a root."""
     from eaglepipe.cache.clean import clean_cache
+    from eaglepipe.cache.remote import abort_uploads
 
-    removed = [str(path) for path in clean_cache(folder, dry_run=dry_run)]
+    uploads = abort_uploads(folder, dry_run=dry_run)
+    removed = [*uploads, *(with_urls(str(path)) for path in clean_cache(folder, dry_run=dry_run))]
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb} {path}" for path in removed] or ["nothing to remove"]
     print_either({"dry_run": dry_run, "paths": removed}, printable("\n".join(lines)), as_json)

@@ -8,11 +8,41 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from eaglepipe.errors import CacheError, ConfigError
+from eaglepipe.stores.messages import with_urls
+
+
+def cache_folder(text: str) -> Path:
+    """Return the folder of a cache that the command line names; of a URL, the local one that stands for it."""
+    from eaglepipe.stores.urls import is_url
+
+    if not is_url(text):
+        return Path(text)
+    from eaglepipe.cache.remote import opened_location
+
+    return opened_location(text)
+
+
+def root_folder(text: str) -> Path:
+    """Return the folder of a cache or of the root of caches that the command line names, as `cache_folder` does.
+
+    Of what is below a root, only what the command asks for is fetched.
+    """
+    from eaglepipe.stores.urls import is_url
+
+    if not is_url(text):
+        return Path(text)
+    from eaglepipe.stores.local import local_folder
+
+    return local_folder(text)
+
 
 RecipeArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a recipe that ships")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed")]
 RunArgument = Annotated[Path, typer.Argument(help="a run folder that `eaglepipe train` wrote")]
-RunCaches = Annotated[list[Path] | None, typer.Option("--cache", help="folder of its cache; default: as in its recipe")]
+RunCaches = Annotated[
+    list[Path] | None,
+    typer.Option("--cache", parser=cache_folder, metavar="CACHE", help="its cache; default: as in its recipe"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
@@ -70,19 +100,19 @@ def cache_shares(recipe: Any) -> Any:
 
 def reporter(as_json: bool) -> Any:
     """Return a printer of messages, which go to standard error if standard output carries JSON."""
-    return lambda message: typer.echo(message, err=as_json)
+    return lambda message: typer.echo(with_urls(message), err=as_json)
 
 
 def print_json(value: Any, as_json: bool) -> None:
     if as_json and is_first_process():
-        typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+        typer.echo(with_urls(json.dumps(value, indent=1, ensure_ascii=False)))
 
 
 def print_either(value: Any, text: Any, as_json: bool) -> None:
     """Print a result as JSON or as text."""
     print_json(value, as_json)
     if not as_json:
-        typer.echo(text)
+        typer.echo(with_urls(str(text)))
 
 
 def print_report(report: Report, as_json: bool) -> None:
@@ -96,7 +126,7 @@ def print_fields(fields: dict[str, Any], as_json: bool) -> None:
     if not as_json and is_first_process():
         from eaglepipe.tables import field_table
 
-        typer.echo(field_table({name: _readable(value) for name, value in fields.items()}))
+        typer.echo(with_urls(field_table({name: _readable(value) for name, value in fields.items()})))
 
 
 def is_first_process() -> bool:

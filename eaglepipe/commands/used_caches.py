@@ -16,6 +16,7 @@ from eaglepipe.chat.folders.listing import is_local, local_files
 from eaglepipe.commands.common import is_first_process
 from eaglepipe.errors import DataError, printable
 from eaglepipe.recipe.tree import Recipe
+from eaglepipe.stores.messages import with_urls
 
 _PRECOMPUTE = "`eaglepipe precompute` with this recipe"
 
@@ -24,7 +25,7 @@ def report_caches(recipe: Recipe, shares: Sequence[CacheShare]) -> None:
     """Print `cache_lines` on standard error, once of all ranks."""
     if is_first_process():
         for line in cache_lines(recipe, shares):
-            typer.echo(printable(line), err=True)
+            typer.echo(printable(with_urls(line)), err=True)
 
 
 def cache_lines(recipe: Recipe, shares: Sequence[CacheShare]) -> Iterator[str]:

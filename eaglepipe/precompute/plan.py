@@ -19,6 +19,7 @@ from eaglepipe.cache.manifest import (
     load_document,
 )
 from eaglepipe.cache.opening import read_manifest
+from eaglepipe.cache.remote import is_stored, put_plan
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import (
     WORK_FOLDER,
@@ -35,7 +36,7 @@ from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, ResourceE
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.json_object import diff_fields, differing_leaves
 from eaglepipe.files.leftovers import leftover_siblings, remove_abandoned
-from eaglepipe.files.publish import PendingFile, check_free_bytes, explained_os_errors, put_if_absent
+from eaglepipe.files.publish import PendingFile, check_free_bytes, explained_os_errors
 from eaglepipe.precompute.answers.prompts import iter_prompts
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
 from eaglepipe.precompute.imported.corpus import ForeignCorpus
@@ -137,7 +138,9 @@ def begin_plan(inputs: Stage1Inputs, weights: str, report: Callable[[str], None]
             report(note)
         group_tokens = GROUP_TOKENS if document is None else document.batch_tokens
         layout = lay_out(inputs, StagedTokens(file.temporary), drops=drops, group_tokens=group_tokens)
-        if document is None and inputs.recipe.data.generate is None:  # answers are shorter than they may be
+        if (
+            document is None and inputs.recipe.data.generate is None and not is_stored(folder)
+        ):  # answers are shorter than they may be
             check_free_bytes(folder, layout.estimated_bytes, advice=_ROOM_ADVICE)
         _publish_drops(folder, identity.digest, drops, listed)
         file.publish(path=folder / STAGING)
@@ -316,7 +319,7 @@ def _difference(event: str, document: Plan, identity: CacheIdentity) -> str:
 def _publish_plan(inputs: Stage1Inputs, folder: Path, identity: CacheIdentity, layout: CorpusLayout) -> Plan:
     """Publish the plan of a staged corpus; returns the one of another worker if that was first."""
     document = plan_document(inputs, identity, layout, staged=folder / STAGING)
-    if put_if_absent(folder / PLAN_NAME, document_bytes(document)):
+    if put_plan(folder / PLAN_NAME, document_bytes(document)):
         return document
     return load_document(folder / PLAN_NAME, Plan)
 

@@ -14,6 +14,7 @@ from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
 from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.published import NOT_COMPUTED, missing_shards, unpublished_shards
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.remote import make_room, pull
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import cache_root, list_caches, named_caches, staging_path
 from eaglepipe.chat.sources import fingerprint_sources
@@ -132,7 +133,9 @@ def _finished(
     """
     written, redone = 0, False
     while True:
+        pull(plan.folder)
         written += _write_missing(inputs, plan, worker, report)
+        pull(plan.folder)
         if wait and _wait_for_others(plan, worker, report):
             continue
         if missing := missing_shards(plan.folder, plan.document):
@@ -161,10 +164,12 @@ def _wait_for_others(plan: PrecomputePlan, worker: Worker, report: Report) -> bo
             report(f"waiting for another process, which holds {len(missing)} shards of this share")
             said = True
         time.sleep(_WAIT_SECONDS)
+        pull(plan.folder)
     return False
 
 
 def _sealed_only(inputs: Stage1Inputs, plan: PrecomputePlan, report: Report) -> Manifest:
+    pull(plan.folder)
     advice = "run the same command without --seal"
     if missing := missing_shards(plan.folder, plan.document):
         raise CacheError(
@@ -184,6 +189,7 @@ def _sealed(inputs: Stage1Inputs, plan: PrecomputePlan, report: Report) -> Manif
         answers = () if inputs.recipe.data.generate is None else publish_answers(inputs, plan)
         return seal_cache(folder, plan.document, inputs.spec, max_length=inputs.recipe.data.max_length, more=answers)
     except UnsoundError:
+        pull(folder)
         if not (folder / MANIFEST_NAME).exists():
             raise
         return load_manifest(folder)
@@ -207,6 +213,7 @@ def find_by_content(recipe: Recipe) -> Path | None:
 
 def _whole_manifest(folder: Path) -> Manifest:
     """Return the manifest of a cache all of whose files are there, and whose shards are its own."""
+    pull(folder)
     cache = Cache.open(folder)
     cache.check_shards()
     return cache.manifest
@@ -287,6 +294,7 @@ def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, r
         except DraftError as error:
             report(f"training   will refuse this cache: {error}")
         publish_fixed_files(inputs, runner.plan, runner.target)
+        make_room(plan.folder, plan.layout.estimated_bytes // max(1, plan.document.shards))
         return runner.write_missing(worker)
 
 

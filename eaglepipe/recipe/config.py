@@ -19,7 +19,7 @@ from pydantic import (
 from eaglepipe.recipe.endpoints import Endpoints, RequestFields, VariableName
 from eaglepipe.recipe.engine_args import check_engine_args, content_args
 from eaglepipe.recipe.scalars import json_object
-from eaglepipe.recipe.texts import FileText, PathText, check_text
+from eaglepipe.recipe.texts import FileText, LocationText, PathText, check_text
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -208,7 +208,15 @@ DEFAULT_PROFILE: Profile = "compact"
 class CacheConfig(Section):
     """Columns and codecs of a cache, and its folder; a profile presets the fields that are absent."""
 
-    root: PathText | None = Field(None, description="default: $EAGLEPIPE_CACHE_ROOT, else ./caches")
+    root: LocationText | None = Field(
+        None, description="folder or URL (s3://, gs://, hf://); default: $EAGLEPIPE_CACHE_ROOT, else ./caches"
+    )
+    local_folder: PathText | None = Field(
+        None, description="local copies of caches that are URLs; default: $EAGLEPIPE_LOCAL_CACHE, else in ~/.cache"
+    )
+    local_bytes: ByteSize | None = Field(
+        None, gt=0, le=2**60, description="their bound; default: $EAGLEPIPE_LOCAL_CACHE_BYTES, else 64GiB"
+    )
     profile: Profile | None = Field(DEFAULT_PROFILE, description="presets of the fields that are absent")
     supervision: Literal["dense", "sparse", "hidden"] = "hidden"
     aux_codec: StateCodec = "bf16"

@@ -5,6 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from eaglepipe.errors import ConfigError
+from eaglepipe.stores.urls import is_url, parse_location
+
 
 def check_text(value: Any) -> Any:
     """Check a setting if it is a text; returns it.
@@ -34,7 +37,19 @@ def _check_file(path: str) -> str:
     return path
 
 
+def _check_location(text: str) -> str:
+    if is_url(text):
+        try:
+            parse_location(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return text
+    return _check_path(text)
+
+
 PathText = Annotated[str, AfterValidator(_check_path)]
 """A local path, or what may be one; `~` stands for a home."""
+LocationText = Annotated[str, AfterValidator(_check_location)]
+"""A local path, or the URL of a folder in an object store."""
 FileText = Annotated[PathText, AfterValidator(_check_file)]
 """The path of a file that is written."""

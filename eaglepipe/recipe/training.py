@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from eaglepipe.families import FAMILIES, Family
 from eaglepipe.recipe.config import Depth, Device, DType, Fraction, NonNegative, PositiveInt, Section, Seed, Size
-from eaglepipe.recipe.texts import PathText
+from eaglepipe.recipe.texts import LocationText, PathText
 
 
 class DraftConfig(Section):
@@ -32,7 +32,7 @@ class DraftConfig(Section):
 class TrainCache(Section):
     """A cache to train from; a plain path stands for weight 1."""
 
-    path: PathText = Field(min_length=1)
+    path: LocationText = Field(min_length=1)
     weight: Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)] = Field(
         1.0, description="expected passes over each of its samples in an epoch"
     )

@@ -17,6 +17,7 @@ import torch
 
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
+from eaglepipe.training.data.ahead import fetched_ahead
 from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, Row, SampleSource, StepHeader, StepPlan
 from eaglepipe.training.data.buffers import BufferPool
 from eaglepipe.training.data.collate import PackedDocuments, encode_batch, pack_documents, sparse_layout
@@ -117,7 +118,7 @@ class Loader:
         try:
             with ThreadPoolExecutor(min(MAX_COPY_THREADS, os.cpu_count() or 1), "eaglepipe-copy") as pool:
                 stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-                for plan in self._plans:
+                for plan in fetched_ahead(self._source, self._plans):
                     for item in self._load_step(plan, pool, stream):
                         if not self._put(item):
                             return

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from eaglepipe.cache.storage import CacheShare
 from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.hashing import hash_json
+from eaglepipe.training.data.ahead import StoredPart, StoredSource
 from eaglepipe.training.data.batch import TrainingSource
 
 
@@ -77,6 +78,14 @@ class JoinedCaches:
     @property
     def _is_weighted(self) -> bool:
         return any(weight != 1.0 for weight in self._weights)
+
+    def stored_parts(self, samples: Iterable[int], /) -> Iterator[StoredPart]:
+        """Yield the parts of caches in object stores that hold these samples, in their order."""
+        for sample in samples:
+            number = int(np.searchsorted(self._first, sample, side="right")) - 1
+            cache = self._caches[number]
+            if isinstance(cache, StoredSource):
+                yield from cache.stored_parts([sample - int(self._first[number])])
 
     def read(self, i: int, /) -> CachedSample:
         """Read sample `i` of all caches; raises what the cache raises."""
