@@ -30,7 +30,7 @@ from eaglepipe.training.data.source import open_caches
 from eaglepipe.training.objectives.builders import build_draft, publish_draft
 from eaglepipe.training.run.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
 from eaglepipe.training.run.distributed import World, join_world
-from eaglepipe.training.run.learner import Learner
+from eaglepipe.training.run.learner import Learner, restore_parameters
 from eaglepipe.training.run.loop import TrainingRun, train
 from eaglepipe.training.run.metrics import MetricsFile
 from eaglepipe.training.run.optim import trainable_parameters
@@ -160,8 +160,10 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
 
         result = _result(folder, plan, state)
         if world.is_main:
+            if learner.is_sharded:  # which is over; this rank has room for a whole draft, on the host
+                draft, _ = _build_draft(recipe, source, init)
             with unhurried():
-                _publish(folder, learner, state, result)
+                _publish(folder, draft, None if learner.is_sharded else state.step, result)
         world.barrier()
         return result
 
@@ -212,12 +214,15 @@ def _open_trackers(
     return (metrics, *trackers)
 
 
-def _publish(folder: Path, learner: Learner, state: RunState, result: TrainResult) -> None:
-    """Write the best draft and the summary; the learner holds the last step's."""
-    if state.best_step not in (None, state.step):
+def _publish(folder: Path, draft: PreTrainedModel, step: int | None, result: TrainResult) -> None:
+    """Write the best draft and the summary; `step` is that of the weights that `draft` has, None if it was not trained.
+
+    The best step's checkpoint exists: it is saved when it is found to be the best, or as the last one.
+    """
+    if step != result.best_step:
         best: Checkpoint = load_checkpoint(folder / "checkpoints" / step_name(result.best_step))
-        learner.restore_draft(best.draft_tensors())
-    publish_draft(learner.draft, folder / "draft")
+        restore_parameters(draft, best.draft_tensors())
+    publish_draft(draft, folder / "draft")
     publish_json(folder / "train.json", asdict(result))
 
 

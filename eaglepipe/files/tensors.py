@@ -1,7 +1,7 @@
 """Tensors to and from safetensors files, alone or in a model folder: published atomically, refused if malformed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,8 @@ WEIGHT_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Suffixes under which weights and optimizer states are pickled, which may run code when read."""
 _LENGTH_BYTES = 8
+_TYPE_NAMES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.int64: "I64"}
+TensorReader = Callable[[torch.Tensor], torch.Tensor]
 _MAX_HEADER_BYTES = 100_000_000  # as the format allows
 
 
@@ -45,6 +47,68 @@ def publish_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileDige
             raise error if number is None else OSError(number, str(error)) from error
         pending.temporary.chmod(mode)
         return FileDigest(bytes=pending.temporary.stat().st_size, xxh3_128=hash_file(pending.temporary))
+
+
+def publish_tensor_stream(path: Path, tensors: Mapping[str, torch.Tensor], whole: TensorReader) -> FileDigest:
+    """Write a safetensors file one tensor at a time, as `publish_tensors` does all at once.
+
+    Args:
+        tensors: of known shapes and dtypes.
+        whole: returns a tensor's values, of which one is in memory at once; called in the order of `stream_order`.
+
+    Raises:
+        ResourceError: full disk.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in stream_order(tensors):
+        tensor, start = tensors[name], end
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _TYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    written, size = xxhash.xxh3_128(), 0
+    with published_file(path) as pending:
+        for data in (len(text).to_bytes(_LENGTH_BYTES, "little"), text):
+            size += pending.stream.write(data)
+            written.update(data)
+        for name in stream_order(tensors):
+            values = whole(tensors[name]).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            size += pending.stream.write(values.data)
+            written.update(values.data)
+        return FileDigest(bytes=size, xxh3_128=written.hexdigest())
+
+
+def stream_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names in the order in which they are written: wide types first, so that all are aligned."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """The tensors of a file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the names.
+
+        Raises:
+            CorruptError: absent or malformed.
+        """
+        self._path, self._names = path, tuple(tensor_shapes(path))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return load_tensor(self._path, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def load_tensors(path: Path, *, xxh3_128: str | None = None) -> dict[str, torch.Tensor]:

@@ -74,6 +74,9 @@ class TrainConfig(Section):
         "auto", description="compute dtype; auto: bfloat16 on CUDA, float32 on CPU; masters stay float32"
     )
     gradient_checkpointing: bool = False
+    shard: bool = Field(
+        False, description="several ranks each keep a part of weights, gradients and optimizer state (FSDP2)"
+    )
     seed: Seed = 0
     heldout_fraction: Fraction = 0.02
     eval_every_steps: PositiveInt = 500

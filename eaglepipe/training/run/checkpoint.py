@@ -1,7 +1,8 @@
 """Checkpoints as folders of safetensors and JSON: visible only when whole, checked before they are trusted.
 
 `checkpoints/step-0000100/` holds draft.safetensors (trainable tensors; frozen embeddings come from the cache),
-optimizer.safetensors, state.json and, written last, the marker with every file's size and hash.
+optimizer.safetensors, state.json and, written last, the marker with every file's size and hash. Tensors are whole,
+whatever ranks and shards the run has, so that any number of ranks can go on from them, sharded or not.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,10 +14,11 @@ import torch
 
 from eaglepipe.errors import CorruptError, EaglepipeError
 from eaglepipe.files.digests import digests_from_json, digests_to_json, file_problem
+from eaglepipe.files.hashing import FileDigest
 from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.leftovers import leftovers, remove_abandoned
 from eaglepipe.files.publish import publish_json, published_folder, remove_folder
-from eaglepipe.files.tensors import load_tensors, publish_tensors
+from eaglepipe.files.tensors import StoredTensors, publish_tensors
 from eaglepipe.training.run.state import RunState, state_from_json
 
 VERSION = 1
@@ -34,11 +36,11 @@ class Checkpoint:
     contract: dict[str, Any]  # values that a resumed run must agree with
     evaluation_due: bool = False  # the run was ended before the evaluation of this step
 
-    def draft_tensors(self) -> dict[str, torch.Tensor]:
-        return load_tensors(self.folder / DRAFT_FILE)
+    def draft_tensors(self) -> Mapping[str, torch.Tensor]:
+        return StoredTensors(self.folder / DRAFT_FILE)
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        return load_tensors(self.folder / OPTIMIZER_FILE)
+    def optimizer_tensors(self) -> Mapping[str, torch.Tensor]:
+        return StoredTensors(self.folder / OPTIMIZER_FILE)
 
 
 def save_checkpoint(
@@ -49,8 +51,12 @@ def save_checkpoint(
     draft: Mapping[str, torch.Tensor],
     optimizer: Mapping[str, torch.Tensor],
     evaluation_due: bool = False,
+    publish: Callable[[Path, Mapping[str, torch.Tensor]], FileDigest] = publish_tensors,
 ) -> Path:
     """Publish a checkpoint of this step, replacing one of the same step.
+
+    Args:
+        publish: writes a file of tensors, first the draft's, then the optimizer's.
 
     Raises:
         ResourceError: full disk; earlier checkpoints are untouched.
@@ -61,8 +67,8 @@ def save_checkpoint(
         if evaluation_due:
             values["evaluation_due"] = True
         digests = {
-            DRAFT_FILE: publish_tensors(folder / DRAFT_FILE, draft),
-            OPTIMIZER_FILE: publish_tensors(folder / OPTIMIZER_FILE, optimizer),
+            DRAFT_FILE: publish(folder / DRAFT_FILE, draft),
+            OPTIMIZER_FILE: publish(folder / OPTIMIZER_FILE, optimizer),
             STATE_FILE: publish_json(folder / STATE_FILE, values),
         }
         publish_json(folder / MARKER, digests_to_json(digests))

@@ -1,24 +1,20 @@
-"""Data parallelism under torchrun: ranks, devices and sums over ranks; without torchrun, a single process.
-
-Gradients are summed once an optimizer step, after the last micro-batch and already token-weighted, so ranks may have
-different numbers of micro-batches, or none.
-"""
+"""The processes of a run under torchrun: ranks, devices and sums over ranks; without torchrun, a single process."""
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import distributed as dist
-from torch import nn
 
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import ConfigError, LostRankError, first_line
 from eaglepipe.training.run.peers import Peers, meet_peers
 
+_CONNECTION = "gloo|nccl|connection|socket|broken pipe|timed out"
 _CONTINUES = "everything up to the last checkpoint is saved, run it again to continue"
-BUCKET_ELEMENTS = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +44,23 @@ class World:
         Raises:
             LostRankError: another rank has ended; the message is empty on all ranks but one.
         """
-        try:
+        with self.explained_losses():
             dist.all_reduce(tensor)
+
+    @contextmanager
+    def explained_losses(self) -> Iterator[None]:
+        """Turn errors of collectives inside the block into one about the rank that has ended.
+
+        Raises:
+            LostRankError: as `add_up`.
+        """
+        try:
+            yield
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            if self.size == 1 or not _is_of_connection(error):
+                raise
             lost = first_line(error) if self.peers is None else self.peers.describe_end()
             raise LostRankError(lost and f"{lost}, so the run stops; {_CONTINUES}") from None
 
@@ -95,37 +103,13 @@ def join_world(device: str) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+def _is_of_connection(error: RuntimeError) -> bool:
+    """Return whether a collective failed, and not the computation around it; gloo has no class of error of its own."""
+    return isinstance(error, dist.DistError) or re.search(_CONNECTION, str(error), re.IGNORECASE) is not None
+
+
 def _from_environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
         raise ConfigError(f"{name}={text!r} in the environment is not a number of processes or ranks")
     return int(text)
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
-    """Add up the ranks' gradients; a parameter that no loss reached has a gradient of zeros, on every rank."""
-    gradients = [_gradient(parameter) for parameter in parameters]
-    if world.size == 1:
-        return
-    for bucket in _buckets(gradients):
-        flat = torch.cat([gradient.flatten() for gradient in bucket])
-        world.add_up(flat)
-        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
-def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    bucket: list[torch.Tensor] = []
-    for gradient in gradients:
-        bucket.append(gradient)
-        if sum(g.numel() for g in bucket) >= BUCKET_ELEMENTS:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket

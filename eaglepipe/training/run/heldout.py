@@ -32,8 +32,9 @@ def evaluate(
     objective, counters = learner.evaluation, Counters.zeros(len(learner.evaluation.loss_weights), world.device)
     costs, num_tokens = learner.costs(source.index, training=False), source.index.num_tokens
     plans = plan_evaluation(samples, num_tokens, costs, batch_tokens=config.batch_tokens, limits=limits)
-    for batch in planned_batches(objective, source, plans, config=config, world=world):
-        counters = counters + learner.measure(batch)
+    with learner.gathered():
+        for batch in planned_batches(objective, source, plans, config=config, world=world):
+            counters = counters + learner.measure(batch)
     total = Counters.of(world.sum(counters.stacked()))
     return summarize(total, step=step, num_samples=len(samples), objective=objective)
 

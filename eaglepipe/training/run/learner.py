@@ -1,12 +1,12 @@
 """The learner: trainer module, optimizer and decoder on one device; one call an optimizer step."""
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from itertools import chain, repeat
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from eaglepipe.cache.types import SampleIndex
@@ -18,13 +18,15 @@ from eaglepipe.training.data.costs import Costs
 from eaglepipe.training.objectives.interface import StepMetrics, make_objective
 from eaglepipe.training.objectives.mean_alphas import NAME as MEAN_ALPHAS
 from eaglepipe.training.objectives.mean_alphas import MeanAlphas
-from eaglepipe.training.run.distributed import World, sum_gradients
+from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.gradients import clip_gradients, sum_gradients
 from eaglepipe.training.run.optim import (
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
     trainable_parameters,
 )
+from eaglepipe.training.run.sharding import ShardedTrainer, own_rows, sharded_like
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -78,11 +80,18 @@ class Learner:
         self.draft = draft.to(world.device)
         self.module = self.objective.make_module(self.draft, source).to(world.device)
         self._decode = self.objective.make_decoder(source, device=world.device, dtype=self._dtype)
+        shards = config.shard and world.size > 1
+        self._shards = ShardedTrainer(self.module, world, dtype=self._dtype) if shards else None
         self._optimizer = make_optimizer(self.draft, config)
         self._alphas = MeanAlphas(self.num_depths, world) if self.objective.needs_mean_alphas else None
         self.evaluation = make_objective(config.evaluated)
         as_trained = config.evaluated == config
         self._measured = self.module if as_trained else self.evaluation.make_module(self.draft, source).to(world.device)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this rank holds a part of the parameters only, so that saving them takes all ranks."""
+        return self._shards is not None
 
     def step(
         self,
@@ -90,39 +99,64 @@ class Learner:
         counts: torch.Tensor,
         learning_rate: float,
         before_update: Callable[[], object] = lambda: None,
+        *,
+        rounds: int = 0,
     ) -> StepOutcome:
         """Take one optimizer step.
 
         Args:
             batches: this rank's micro-batches, possibly none.
             counts: int64 [K], elements in the loss at each depth over all micro-batches and ranks.
+            rounds: the most micro-batches that a rank has; with shards, the others take part in as many.
             before_update: is called when all gradients are there, before anything that a checkpoint holds changes.
         """
         self.module.train()
         normalizers = to_device(self.objective.normalizers(counts), self._world.device)
         loss = torch.zeros((), device=self._world.device)
         counters = Counters.zeros(self.num_depths, self._world.device)
-        given = {} if self._alphas is None else self._alphas.arguments()
-        for batch in batches:
-            with self._autocast():
-                metrics = self.module.compute_loss(**self._arguments(batch), **given, normalizers=normalizers)
-            if metrics.loss.requires_grad:
-                metrics.loss.backward()
-            loss += metrics.loss.detach()
-            counters = counters + _counters(metrics)
-            if self._alphas is not None:
-                self._alphas.add(metrics.alpha_sums)
+        given = {"normalizers": normalizers, **({} if self._alphas is None else self._alphas.arguments())}
+        with self._world.explained_losses(), self.gathered():
+            for batch in self._completed(batches, rounds):
+                if batch is None:
+                    self._take_part()
+                    continue
+                metrics = self._learn({**self._arguments(batch), **given})
+                loss += metrics.loss.detach()
+                counters = counters + _counters(metrics)
+                if self._alphas is not None:
+                    self._alphas.add(metrics.alpha_sums)
         parameters = list(trainable_parameters(self.draft).values())
         sum_gradients(parameters, self._world)
         before_update()
         if self._alphas is not None:
             self._alphas.close(counts)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
+        grad_norm = clip_gradients(parameters, self._config.max_grad_norm, self._world)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return StepOutcome(loss=loss, grad_norm=grad_norm, counters=counters)
+
+    def _completed(self, batches: Iterable[EncodedBatch], rounds: int) -> Iterable[EncodedBatch | None]:
+        """The batches, and None for each further round that other ranks need this one for."""
+        if self._shards is None:
+            return batches
+        return (batch for batch, _ in zip(chain(batches, repeat(None)), range(rounds), strict=False))
+
+    def _learn(self, arguments: Mapping[str, Any]) -> Any:
+        with self._autocast():
+            metrics = self.module.compute_loss(**arguments) if self._shards is None else self._shards(arguments)
+        if metrics.loss.requires_grad:
+            metrics.loss.backward()
+        return metrics
+
+    def _take_part(self) -> None:
+        assert self._shards is not None
+        self._shards(None).backward()
+
+    def gathered(self) -> AbstractContextManager[object]:
+        """Hold all parameters whole inside the block, which all ranks enter together; `measure` needs that."""
+        return nullcontext() if self._shards is None else self._shards.gathered()
 
     @torch.no_grad()
     def measure(self, batch: EncodedBatch) -> Counters:
@@ -137,7 +171,7 @@ class Learner:
         return objective.costs(index, num_layers=self.draft.config.num_hidden_layers, training=training)
 
     def draft_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the float32 parameters that training changes."""
+        """Return the float32 parameters that training changes, sharded if they are."""
         return {name: parameter.detach() for name, parameter in trainable_parameters(self.draft).items()}
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
@@ -147,20 +181,31 @@ class Learner:
     def restore_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
         if self._alphas is not None:
             self._alphas.restore(tensors)
-        of_parameters = {name: value for name, value in tensors.items() if name != MEAN_ALPHAS}
-        load_optimizer_tensors(self.draft, self._optimizer, of_parameters)
+        of_parameters = [name for name in tensors if name != MEAN_ALPHAS]
+        load_optimizer_tensors(self.draft, self._optimizer, ((name, tensors[name]) for name in of_parameters))
 
-    @torch.no_grad()
     def restore_draft(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore the parameters that `draft_tensors` returned."""
-        for name, parameter in trainable_parameters(self.draft).items():
-            parameter.copy_(tensors[name])
+        """Restore the parameters that `draft_tensors` returned, given whole."""
+        restore_parameters(self.draft, tensors)
 
     def _arguments(self, batch: EncodedBatch) -> dict[str, Any]:
         return self._decode(batch.to(self._world.device))
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self._world.device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+
+@torch.no_grad()
+def restore_parameters(draft: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Set the trainable parameters of a draft, or this rank's rows of them, from whole tensors.
+
+    Raises:
+        KeyError, ValueError: for those of another draft.
+    """
+    for name, parameter in trainable_parameters(draft).items():
+        if tensors[name].shape != parameter.shape:
+            raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
+        own_rows(parameter).copy_(own_rows(sharded_like(tensors[name], parameter)))
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:

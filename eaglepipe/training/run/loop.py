@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from eaglepipe.errors import StoppedError
+from eaglepipe.files.tensors import publish_tensors
 from eaglepipe.progress import ProgressLine
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.signals import StopFlag
@@ -28,6 +29,7 @@ from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.metrics import StepRecord
 from eaglepipe.training.run.optim import learning_rate
 from eaglepipe.training.run.run_plan import RunPlan
+from eaglepipe.training.run.sharding import publish_shards, send_shards
 from eaglepipe.training.run.state import RunState
 from eaglepipe.training.run.step_log import StepLog
 
@@ -86,10 +88,15 @@ def train(run: TrainingRun, state: RunState, stop: StopFlag, *, evaluation_due: 
             return now.state
         for header, batches in loader:
             with ExitStack() as unhurried_part:
-                hold = partial(unhurried_part.enter_context, unhurried())
+                hold = partial(_hold, unhurried_part)
+                if run.learner.is_sharded:
+                    hold()  # as only all ranks together can save: the end of the process waits for this step
                 now.state = _take_step(run, now.state, header, batches, hold)
                 stopping = run.world.any(bool(stop))
                 evaluating, saving = _after_step(run, now, loader, progress, stopping=stopping)
+                if stopping and run.learner.is_sharded:
+                    _save(run, now.state, evaluation_due=evaluating)
+                    raise _stopped(now.state, stop)
             if evaluating:
                 best_before = now.state.best_step
                 _evaluate(run, now, progress.write)
@@ -101,9 +108,17 @@ def train(run: TrainingRun, state: RunState, stop: StopFlag, *, evaluation_due: 
             if run.finished(now.state):
                 break
             if stopping:
-                name = stop.signal_name or "a signal on another rank"
-                raise StoppedError(f"stopped by {name} after step {now.state.step} with everything saved; run it again")
+                raise _stopped(now.state, stop)
     return now.state
+
+
+def _hold(stack: ExitStack) -> None:
+    stack.enter_context(unhurried())
+
+
+def _stopped(state: RunState, stop: StopFlag) -> StoppedError:
+    name = stop.signal_name or "a signal on another rank"
+    return StoppedError(f"stopped by {name} after step {state.step} with everything saved; run it again")
 
 
 def _loader(run: TrainingRun, state: RunState) -> Loader:
@@ -127,10 +142,13 @@ def _take_step(
     before_update: Callable[[], object],
 ) -> RunState:
     sizes = torch.tensor([header.num_tokens, header.num_supervised, header.num_slots])
-    totals = run.world.sum(torch.cat([header.counts, sizes]))
-    num_tokens, num_supervised, num_slots = totals[-3:].tolist()
+    rounds = torch.zeros(run.world.size, dtype=torch.int64)
+    rounds[run.world.rank] = len(header.plan.micro_batches)
+    parts = [header.counts, sizes, rounds]
+    counts, sizes, rounds = run.world.sum(torch.cat(parts)).split([len(part) for part in parts])
+    num_tokens, num_supervised, num_slots = sizes.tolist()
     rate = learning_rate(state.step, total_steps=run.plan.total_steps, config=run.config)
-    outcome = run.learner.step(batches, totals[:-3], rate, before_update)
+    outcome = run.learner.step(batches, counts, rate, before_update, rounds=int(rounds.max()))
     state = replace(
         state,
         step=state.step + 1,
@@ -181,22 +199,28 @@ def _evaluate(run: TrainingRun, now: _Current, say: Callable[[str], None]) -> No
         now.evaluation_due = False
 
 
-def _save(run: TrainingRun, state: RunState) -> None:
+def _save(run: TrainingRun, state: RunState, *, evaluation_due: bool = False) -> None:
     if run.world.is_main:
         with unhurried():
-            _publish(run, state)
+            _publish(run, state, evaluation_due=evaluation_due)
+    elif run.learner.is_sharded:
+        with run.world.explained_losses():
+            send_shards(run.learner.draft_tensors())
+            send_shards(run.learner.optimizer_tensors())
     run.world.barrier()
 
 
 def _publish(run: TrainingRun, state: RunState, *, evaluation_due: bool = False) -> None:
-    save_checkpoint(
-        run.checkpoints,
-        state=state,
-        contract=run.contract,
-        draft=run.learner.draft_tensors(),
-        optimizer=run.learner.optimizer_tensors(),
-        evaluation_due=evaluation_due,
-    )
+    with run.world.explained_losses():
+        save_checkpoint(
+            run.checkpoints,
+            state=state,
+            contract=run.contract,
+            draft=run.learner.draft_tensors(),
+            optimizer=run.learner.optimizer_tensors(),
+            evaluation_due=evaluation_due,
+            publish=publish_shards if run.learner.is_sharded else publish_tensors,
+        )
     prune_checkpoints(run.checkpoints, keep=run.config.keep_checkpoints, step=state.step)
 
 
@@ -206,6 +230,8 @@ def _rescue(run: TrainingRun, now: _Current, loader: Loader) -> str:
     With several ranks, whose sums need all of them, the window of the log that is open stays without rows.
     """
     state = now.state
+    if run.learner.is_sharded:
+        return "everything up to the last checkpoint is saved, run it again"
     if not run.world.is_main or state.step == 0:
         return "it had not finished a step, run it again"
     if run.world.size == 1 and not run.log.is_empty:

@@ -1,12 +1,14 @@
 """AdamW over float32 parameters, its learning rate as a pure function of the step, and its state as named tensors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from eaglepipe.recipe.training import TrainConfig
+from eaglepipe.training.run.sharding import sharded_like
 
 ADAM_EPSILON = 1e-8
 
@@ -37,10 +39,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     matrices = [p for p in parameters.values() if p.ndim >= 2 and id(p) not in embeddings]
     decaying = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in parameters.values() if id(parameter) not in decaying]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    decays = [(matrices, config.weight_decay), (others, 0.0)]
+    groups = [
+        {"params": chosen, "weight_decay": decay}
+        for members, decay in decays
+        for sharded in (False, True)  # operations over a group take no mixture
+        if (chosen := [parameter for parameter in members if isinstance(parameter, DTensor) == sharded])
+    ]
     on_cuda = any(parameter.is_cuda for parameter in parameters.values())
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=config.learning_rate,
         betas=config.betas,
         eps=ADAM_EPSILON,
@@ -58,14 +66,21 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> None:
-    """Restore the state that `optimizer_tensors` returned, bit for bit, on each parameter's device."""
+    """Restore the state that `optimizer_tensors` returned, bit for bit, on each parameter's device and in its shards.
+
+    Raises:
+        KeyError, ValueError: for state of another draft.
+    """
     parameters = trainable_parameters(model)
-    for full_name, value in tensors.items():
+    for full_name, value in tensors:
         key, _, name = full_name.partition(".")
         parameter = parameters[name]
         if value.ndim and value.shape != parameter.shape:
             raise ValueError(f"{full_name} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
-        on_host = key == "step" and not optimizer.defaults["fused"]
-        optimizer.state[parameter][key] = value.to("cpu" if on_host else parameter.device, copy=True)
+        if value.ndim:
+            optimizer.state[parameter][key] = sharded_like(value, parameter)
+        else:
+            on_host = key == "step" and not optimizer.defaults["fused"]
+            optimizer.state[parameter][key] = value.to("cpu" if on_host else parameter.device, copy=True)

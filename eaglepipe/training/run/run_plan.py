@@ -26,6 +26,7 @@ FREE_ON_RESUME = frozenset(
         "device",
         "dtype",
         "gradient_checkpointing",
+        "shard",
         "sequence_partitions",
         "eval_every_steps",
         "early_stop_patience",

@@ -59,7 +59,7 @@ def test_state_survives_tensors_bit_for_bit() -> None:
     take_step(first, optimizer, 1)
     second.load_state_dict(first.state_dict())
     other = make_optimizer(second, CONFIG)
-    load_optimizer_tensors(second, other, optimizer_tensors(first, optimizer))
+    load_optimizer_tensors(second, other, optimizer_tensors(first, optimizer).items())
     for seed in (2, 3):
         take_step(first, optimizer, seed)
         take_step(second, other, seed)

@@ -1,0 +1,144 @@
+"""Runs of every family in several processes, sharded or not, compared with one process.
+
+`python -m tests.training.run.worlds [FAMILY ...]` prints the table. Ranks are real processes that meet by gloo; tests
+take their helpers from here.
+"""
+
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from eaglepipe.recipe.load import parse_recipe
+from eaglepipe.recipe.tree import Recipe
+from eaglepipe.train import train_from
+from eaglepipe.training.run.metrics import read_metrics
+from tests.processes import Child, Done, start
+from tests.training.objectives.test_dflash import spare_source
+from tests.training.tiny_source import VOCAB, TinySource, tiny_recipe, tiny_source
+
+FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
+    "eagle3": {"train": {"ttt_steps": 3}},
+    "eagle3.1": {"train": {"ttt_steps": 3}, "draft": {"norm_before_fc": True, "num_hidden_layers": 2}},
+    "eagle3 lambda": {"train": {"ttt_steps": 3, "loss": "lambda"}, "draft": {"freeze_embeddings": False}},
+    "eagle1": {"train": {"objective": "eagle1", "ttt_steps": 3}},
+    "peagle": {
+        "train": {"objective": "peagle", "peagle_depths": 4, "sequence_partitions": 2},
+        "draft": {"mask_token_id": VOCAB - 1, "num_hidden_layers": 2},
+    },
+    "dflash": {"train": {"objective": "dflash", "block_size": 4}, "draft": {"num_hidden_layers": 2}},
+    "dspark": {
+        "train": {"objective": "dspark", "block_size": 4},
+        "draft": {"num_hidden_layers": 2, "markov_rank": 8},
+    },
+}
+SHARED = {
+    "epochs", "batch_tokens", "micro_batch_tokens", "learning_rate", "device", "heldout_fraction",
+    "eval_every_steps", "checkpoint_every_steps", "log_every_steps", "caches",
+}  # fmt: skip
+
+
+def family_recipe(name: str, folder: Path, **train: Any) -> Recipe:
+    """A short run of a family in `folder`."""
+    values = tiny_recipe(folder).model_dump(mode="json")
+    shared = {key: value for key, value in values["train"].items() if key in SHARED}
+    sections = FAMILIES[name]
+    flat = {"warmup_ratio": 0.0, "min_learning_rate_ratio": 1.0}  # the schedule follows the number of steps
+    settings = {"objective": "eagle3", **shared, **flat, **sections["train"], **train}
+    values["train"] = {**settings, "output_dir": str(folder)}
+    values["draft"] = sections.get("draft", {})
+    return parse_recipe(values)
+
+
+def family_source(name: str) -> TinySource:
+    return tiny_source(for_eagle1=True) if name == "eagle1" else spare_source()
+
+
+def run_family(name: str, folder: Path, train: dict[str, Any]) -> None:
+    """Train, as the only process or as a rank."""
+    train_from(family_recipe(name, folder, **train), family_source(name))
+
+
+def start_ranks(count: int, function: Callable[..., object], *arguments: Any) -> list[Child]:
+    """Start `count` ranks that meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(function, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+
+
+def run_ranks(count: int, function: Callable[..., object], *arguments: Any) -> list[Done]:
+    """Run ranks to their end, which has to be a good one."""
+    done = [rank.wait() for rank in start_ranks(count, function, *arguments)]
+    assert all(one.returncode == 0 for one in done), "\n".join(one.stderr for one in done)
+    return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """The largest differences between two runs."""
+
+    loss: float  # relative, of any step
+    weight: float  # of any weight of the published draft
+    steps: int
+
+
+def step_losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "step"]
+
+
+def deviation(folder: Path, reference: Path) -> Deviation:
+    losses, expected = (step_losses(one) for one in (folder, reference))
+    assert len(losses) == len(expected)
+    weights, others = (load_file(one / "draft" / "model.safetensors") for one in (folder, reference))
+    assert weights.keys() == others.keys()
+    return Deviation(
+        loss=max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True)),
+        weight=max((weights[name].double() - others[name].double()).abs().max().item() for name in weights),
+        steps=len(losses),
+    )
+
+
+WORLDS: tuple[tuple[tuple[int, bool], ...], ...] = (
+    ((2, False),),
+    ((2, True),),
+    ((3, False),),
+    ((3, True),),
+    ((2, False), (3, False), (1, False)),
+    ((2, True), (3, True), (1, False)),
+    ((1, False), (3, True), (2, False)),
+)
+"""Processes, and whether they are sharded; a run of several goes on with others after some steps."""
+
+
+def run_worlds(name: str, folder: Path, worlds: Sequence[tuple[int, bool]], steps: int) -> None:
+    """Train for `steps` steps in each world, one after the other."""
+    for number, (count, sharded) in enumerate(worlds, start=1):
+        last = number == len(worlds)
+        limit = steps if last else number * steps // len(worlds)
+        run_ranks(count, run_family, name, folder, {"shard": sharded, "max_steps": limit})
+
+
+def main(names: Sequence[str], steps: int = 6) -> None:
+    """Print a table of deviations from one process."""
+    print(f"{'family':14} {'processes':>34} {'loss':>10} {'weights':>10}", flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        for name in names or list(FAMILIES):
+            reference = Path(root) / f"{name}-1"
+            run_worlds(name, reference, ((1, False),), steps)
+            for number, worlds in enumerate(WORLDS):
+                folder = Path(root) / f"{name}-{number}"
+                run_worlds(name, folder, worlds, steps)
+                title = " -> ".join(f"{count}{' sharded' * sharded}" for count, sharded in worlds)
+                found = deviation(folder, reference)
+                print(f"{name:14} {title:>34} {found.loss:10.1e} {found.weight:10.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
