@@ -48,8 +48,9 @@ def family_recipe(name: str, folder: Path, **train: Any) -> Recipe:
     values = tiny_recipe(folder).model_dump(mode="json")
     shared = {key: value for key, value in values["train"].items() if key in SHARED}
     sections = FAMILIES[name]
-    flat = {"warmup_ratio": 0.0, "min_learning_rate_ratio": 1.0}  # the schedule follows the number of steps
-    settings = {"objective": "eagle3", **shared, **flat, **sections["train"], **train}
+    # the schedule of rates follows the number of steps, and the last one is always evaluated
+    steady = {"warmup_ratio": 0.0, "min_learning_rate_ratio": 1.0, "eval_every_steps": 2}
+    settings = {"objective": "eagle3", **shared, **steady, **sections["train"], **train}
     values["train"] = {**settings, "output_dir": str(folder)}
     values["draft"] = sections.get("draft", {})
     return parse_recipe(values)
