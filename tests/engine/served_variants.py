@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "draft.num_attention_heads": 6,
         "draft.num_key_value_heads": 2,
         "draft.freeze_embeddings": False,
+        "draft.lm_head_init": "random",
     },
     "one aux layer": {"draft.aux_layer_ids": [-1]},
     "norm_before_fc": {"draft.norm_before_fc": True},
