@@ -27,6 +27,13 @@ from eaglepipe.train import run_training
 
 DEPTH, ROWS_A_SET, ANSWER_TOKENS, DRAFT_VOCABULARY = 3, 6, 48, 2048
 PEAGLE = {"train.objective": "peagle", "train.peagle_depths": DEPTH, "train.ttt_steps": None}
+DFLASH = {  # a step of it costs little and teaches little
+    "train.objective": "dflash",
+    "train.block_size": DEPTH + 1,
+    "train.ttt_steps": None,
+    "train.epochs": 80,
+    "train.max_steps": 300,
+}
 WHOLE_VOCABULARY = {"vocab.draft_size": None}
 VARIANTS: dict[str, dict[str, Any]] = {
     "EAGLE-3": {},
@@ -34,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "P-EAGLE": PEAGLE,
     "P-EAGLE, two layers": {**PEAGLE, "draft.num_hidden_layers": 2},
     "EAGLE-1": {"train.objective": "eagle1", **WHOLE_VOCABULARY},
+    "DFlash": {**DFLASH, "draft.num_hidden_layers": 1},
     "two layers": {"draft.num_hidden_layers": 2},
     "D = V": WHOLE_VOCABULARY,
     "other width": {

@@ -40,6 +40,11 @@ DRAFTS: dict[str, dict[str, Any]] = {
     "EAGLE-3.1": NORMED,
     "P-EAGLE": {"train.objective": "peagle", "train.peagle_depths": DEPTH, "train.ttt_steps": 7},
     "EAGLE-1": {"train.objective": "eagle1", "vocab.draft_size": VOCAB_SIZE},
+    "DFlash": {  # vLLM's CPU kernel reads the context's keys of one layer right
+        "train.objective": "dflash",
+        "train.block_size": DEPTH + 1,
+        "draft.num_hidden_layers": 1,
+    },
 }
 SMALL = {"kv_cache_memory_bytes": 2**26}
 SHARPER = {"lm_head": 30.0, "o_proj": 4.0, "down_proj": 8.0}
@@ -75,7 +80,7 @@ def opened(project: TinyProject, corpus: Path, name: str) -> Iterator[Opened]:
             "cache.full_head": "true",
             "target.dtype": "float32",
             "train.output_dir": str(corpus / name),
-            "train.ttt_steps": DEPTH,
+            **({} if name == "DFlash" else {"train.ttt_steps": DEPTH}),
             "train.learning_rate": 0.01,
             "train.epochs": 20,
             "train.max_steps": MAX_STEPS,
