@@ -18,7 +18,7 @@ from tests.cache.damage import flip
 from tests.processes import Child, start, start_eaglepipe
 from tests.tiny_project import TinyProject
 
-ROUNDS = 4
+ROUNDS = 2
 NO_PAUSES = ("train.eval_every_steps=10000", "train.checkpoint_every_steps=10000")
 
 
