@@ -43,6 +43,7 @@ DRAFTS: dict[str, dict[str, Any]] = {
     "DFlash": {  # vLLM's CPU kernel reads the context's keys of one layer right
         "train.objective": "dflash",
         "train.block_size": DEPTH + 1,
+        "train.ttt_steps": 7,
         "draft.num_hidden_layers": 1,
     },
 }
@@ -80,7 +81,7 @@ def opened(project: TinyProject, corpus: Path, name: str) -> Iterator[Opened]:
             "cache.full_head": "true",
             "target.dtype": "float32",
             "train.output_dir": str(corpus / name),
-            **({} if name == "DFlash" else {"train.ttt_steps": DEPTH}),
+            "train.ttt_steps": DEPTH,
             "train.learning_rate": 0.01,
             "train.epochs": 20,
             "train.max_steps": MAX_STEPS,
