@@ -59,6 +59,16 @@ class Answer:
     unanswered: Unanswered | None = None  # then there are no tokens
     figures: Mapping[str, int] = field(default_factory=dict)  # to be added up
 
+    @property
+    def body(self) -> NDArray[np.int32]:
+        """Its tokens without the one that ended it."""
+        return self.token_ids[:-1] if self.ended else self.token_ids
+
+    @property
+    def end(self) -> NDArray[np.int32]:
+        """The token that ended it, if one did."""
+        return self.token_ids[len(self.body) :]
+
 
 class Answerer(Protocol):
     """Prompts on their way to answers; how they are sampled and which tokens end them is fixed at the start."""

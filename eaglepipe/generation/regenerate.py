@@ -187,6 +187,7 @@ def _answer_rest(recipe: Recipe, inputs: "_Inputs", chat: ChatTokenizer, log: An
             vocab_size=opened.vocab_size,
             max_positions=opened.max_positions,
             seed=settings.seed,
+            keep_unfinished=settings.keep_unfinished,
         )
         answering = _Answering(rest=rest, log=log, row_of=row_of, progress=progress)
         if opened.at_once is None:

@@ -23,6 +23,8 @@ from eaglepipe.generation.tool_turns import call_ids, results_fault, with_call_i
 
 _PROMPT_CHARACTERS = 2**21  # a token needs hundreds of bytes while a text is tokenised
 Status = Literal["written", "skipped", "error"]
+UNFINISHED = "unfinished after max_new_tokens"
+"""Reason that an answer, or what comes after it, is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Rewriter:
     vocab_size: int
     max_positions: int | None  # that the target may read at once; None: no limit
     seed: int
+    keep_unfinished: bool = False  # answers without an end, which no later turn can follow
 
     def rewrite(
         self,
@@ -133,25 +136,23 @@ class Rewriter:
             draft.close(answer.unanswered.status, answer.unanswered.reason, answer.unanswered.detail)
         elif not answer.finite:
             draft.close("error", "the target gave NaN or Inf")
-        elif not answer.ended:
-            draft.close("skipped", "unfinished after max_new_tokens")
-        elif not self.chat.tokenizer.decode(answer.token_ids[:-1], skip_special_tokens=True).strip():
+        elif not answer.ended and not self.keep_unfinished:
+            draft.close("skipped", UNFINISHED)
+        elif not self.chat.tokenizer.decode(answer.body, skip_special_tokens=True).strip():
             draft.close("skipped", "empty answer")
         else:
-            draft.answer(answer.token_ids, self._message(draft, answer))
+            draft.answer(answer.token_ids, self._message(draft, answer), ended=answer.ended)
 
     def _message(self, draft: "_Draft", answer: Answer) -> AnswerMessage:
         """Return the message by which later turns see an answer."""
-        prompt, ids = draft.prompt.tolist(), answer.token_ids.tolist()
-        body = decode_after(self.chat.tokenizer, prompt, ids[:-1])
-        text = AnswerText(
-            prompt=draft.prompt_text, body=body, end=decode_after(self.chat.tokenizer, prompt + ids[:-1], ids[-1:])
-        )
+        prompt, ids, end = draft.prompt.tolist(), answer.body.tolist(), answer.end.tolist()
+        body = decode_after(self.chat.tokenizer, prompt, ids)
+        text = AnswerText(prompt=draft.prompt_text, body=body, end=decode_after(self.chat.tokenizer, prompt + ids, end))
         position = draft.positions[draft.turn]
         source = draft.messages[position] if position < len(draft.messages) else None
         before, tools = draft.messages[:position], draft.conversation.tools
         read = read_answer(self.chat, before, tools, text, call_ids(source))
-        valid = "\N{REPLACEMENT CHARACTER}" not in body or np.array_equal(self.chat.token_ids(body), ids[:-1])
+        valid = "\N{REPLACEMENT CHARACTER}" not in body or np.array_equal(self.chat.token_ids(body), ids)
         return AnswerMessage(message=read.message, shown=read.shown and valid)
 
 
@@ -188,7 +189,7 @@ class _Draft:
             figures=dict(self.figures),
         )
 
-    def answer(self, token_ids: NDArray[np.int32], read: AnswerMessage) -> None:
+    def answer(self, token_ids: NDArray[np.int32], read: AnswerMessage, *, ended: bool) -> None:
         """Put an answer in the place of its turn; the last one, or one that no later turn can follow, ends it."""
         position = self.positions[self.turn]
         source = self.messages[position : position + 1]
@@ -199,7 +200,9 @@ class _Draft:
             self.close("written", "")
             return
         following = self.messages[position + 1 : self.positions[self.turn]]
-        if not read.shown:
+        if not ended:
+            self.close("written", UNFINISHED)
+        elif not read.shown:
             self.close("written", "the template does not show the answer as the target wrote it")
         elif (fault := results_fault(source[0], read.message, following)) is not None:
             self.close("written", fault)

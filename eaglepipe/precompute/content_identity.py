@@ -77,7 +77,7 @@ def _generate_fields(inputs: Stage1Inputs) -> dict[str, Any]:
     if settings is None:
         return {}
     ends = stop_ids_of_folder(inputs.folder, inputs.model_config, inputs.chat)
-    return {"generate": {**settings.model_dump(mode="json"), "ends": sorted(ends)}}
+    return {"generate": {**settings.identity_fields(), "ends": sorted(ends)}}
 
 
 def _cache_fields(inputs: Stage1Inputs) -> dict[str, Any]:

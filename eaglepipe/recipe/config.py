@@ -113,20 +113,37 @@ class SourceConfig(Section):
         return self.has_states or self.format == "tokenized"
 
 
+_KEEP_UNFINISHED = Field(
+    False,
+    description="keep answers that have not ended after max_new_tokens, without the turns after them; they are "
+    "left out otherwise, and a draft learns from short answers only",
+)
+
+
 class GenerateConfig(Section):
     """How the target answers the prompts of `data.sources` itself, while its states are captured."""
 
-    max_new_tokens: PositiveInt = Field(512, description="of one answer; those that do not end by then are left out")
+    max_new_tokens: PositiveInt = Field(512, description="of one answer; what becomes of longer ones: keep_unfinished")
     temperature: NonNegative = Field(0.0, description="0: greedy")
     top_p: Share = 1.0
     n: Annotated[int, Field(gt=0, le=1000, strict=True)] = Field(1, description="answers to each prompt")
     seed: Seed = 0
+    keep_unfinished: bool = _KEEP_UNFINISHED
 
     @model_validator(mode="after")
     def _answers_differ(self) -> "GenerateConfig":
         if self.n > 1 and self.temperature == 0:
             raise ValueError(f"n is {self.n}, and at temperature 0 all answers to a prompt are the same")
         return self
+
+    def identity_fields(self) -> dict[str, Any]:
+        """Return the settings that decide the answers, for the identity of a cache."""
+        return without_default_of_keep_unfinished(self.model_dump(mode="json"))
+
+
+def without_default_of_keep_unfinished(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as they were hashed before `keep_unfinished` was one of them, if it is off."""
+    return {name: value for name, value in fields.items() if name != "keep_unfinished" or value}
 
 
 class DataConfig(Section):
@@ -276,6 +293,7 @@ class RegenerateConfig(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     batch_size: PositiveInt = 64
     seed: Seed = 0
+    keep_unfinished: bool = _KEEP_UNFINISHED
     endpoint: Endpoints | None = Field(
         None, description="servers of the target that answer by OpenAI's protocol, instead of the target loaded here"
     )
@@ -303,6 +321,7 @@ class RegenerateConfig(Section):
     def sampling_fields(self) -> dict[str, Any]:
         """Return the settings that decide the answers, for the identity of the output."""
         fields = self.model_dump(mode="json", exclude={"sources", "output", *ENDPOINT_FIELDS})
+        fields = without_default_of_keep_unfinished(fields)
         if self.endpoint is None:
             return fields
         del fields["batch_size"]

@@ -135,6 +135,30 @@ def test_answers_that_do_not_end_are_left_out(make_recipe):
     assert len(read(result.output)) == result.rows >= result.success == 24 - result.skipped
 
 
+def test_answers_that_do_not_end_are_kept_if_asked_without_the_turns_after_them(make_recipe, target):
+    rows, unfinished = [conversation(number) for number in range(24)], "unfinished after max_new_tokens"
+    recipe = make_recipe(rows, max_new_tokens=3, temperature=0.0)
+    left_out = run(recipe)
+    ended = {row["id"]: row for row in read(left_out.output)}
+    with pytest.raises(ConfigError, match="keep_unfinished"):
+        run(make_recipe(rows, max_new_tokens=3, temperature=0.0, keep_unfinished=True))
+    Path(left_out.output).unlink()
+    result = run(make_recipe(rows, max_new_tokens=3, temperature=0.0, keep_unfinished=True))
+    assert unfinished not in result.skipped_by_reason and result.ended_early_by_reason[unfinished] > 0
+    assert result.success + result.skipped == 24 and result.success > left_out.success
+    stops = AutoModelForCausalLM.from_pretrained(target).generation_config.eos_token_id
+    tokenizer, cut = AutoTokenizer.from_pretrained(target), 0
+    for row in read(result.output):
+        answer = [token for token, own in zip(row["input_ids"], row["loss_mask"], strict=True) if own]
+        if row["id"] in ended:
+            assert row["input_ids"][: len(ended[row["id"]]["input_ids"])] == ended[row["id"]]["input_ids"]
+        elif answer[-1] not in stops:
+            assert row["input_ids"][-1] == answer[-1]
+            assert tokenizer.decode(row["input_ids"]).endswith(row["messages"][-1]["content"])
+            cut += 1
+    assert cut > 0
+
+
 def test_with_the_last_turn_supervised_each_conversation_is_one_row(make_recipe):
     rows = [conversation(number) for number in range(12)]
     every = run(make_recipe(rows))

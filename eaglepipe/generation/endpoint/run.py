@@ -92,6 +92,7 @@ def answer_by_endpoint(
                 vocab_size=limits.vocab_size,
                 max_positions=min(lengths, default=None),
                 seed=settings.seed,
+                keep_unfinished=settings.keep_unfinished,
             )
             _answer(rewriter, settings, log, num_rows=num_rows, outcomes=outcomes, failed=failed)
     _settle(failed, log, settings, num_rows)

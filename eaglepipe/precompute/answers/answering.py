@@ -56,6 +56,7 @@ class Prompts:
             vocab_size=inputs.spec.vocab_size,
             max_positions=answer_positions(inputs),
             seed=settings.seed,
+            keep_unfinished=settings.keep_unfinished,
         )
         by_number = {draw_number(prompt): prompt for prompt in prompts}
         conversations = [(number, staged_conversation(prompt)) for number, prompt in by_number.items()]

@@ -94,13 +94,17 @@ def assert_stage_one_gives_the_same(cache: Cache, recipe: Recipe, root: Path) ->
         np.testing.assert_allclose(*aux, atol=2e-5)
 
 
-@pytest.mark.parametrize("supervise", ["all", "last"])
-def test_the_cache_is_that_of_its_answers(target: Path, tmp_path: Path, supervise: str) -> None:
+@pytest.mark.parametrize(
+    ("supervise", "settings"), [("all", {"max_new_tokens": 6, "keep_unfinished": True}), ("all", {}), ("last", {})]
+)
+def test_the_cache_is_that_of_its_answers(
+    target: Path, tmp_path: Path, supervise: str, settings: dict[str, Any]
+) -> None:
     recipe = answering_recipe(
         target,
         tmp_path,
         ROWS,
-        generate={**SAMPLED, "n": 2},
+        generate={**SAMPLED, "n": 2, **settings},
         data={"supervise": supervise},
         cache={"aux_codec": "fp32", "hidden_codec": "fp32"},
     )
@@ -110,6 +114,7 @@ def test_the_cache_is_that_of_its_answers(target: Path, tmp_path: Path, supervis
     assert verify_cache(cache.folder, full=True).ok and not leftovers(cache.folder)
     assert all(rows.released for rows in engine.held.values())
     assert engine.prefills < cache.manifest.samples / 2
+    assert "unfinished" not in cache.manifest.drops or not settings
     assert len(samples_of(cache)) + sum(cache.manifest.drops.values()) >= 2 * len(ROWS)
     assert_stage_one_gives_the_same(cache, recipe, tmp_path / "again")
 
