@@ -66,9 +66,12 @@ def supervise(
 
 def _answers(logits: torch.Tensor, mask: torch.Tensor, *, covers_all: bool) -> Columns:
     logits = logits.float()
+    top1, lowest = logits.argmax(dim=-1), logits.amin(dim=-1)
+    if covers_all:
+        highest = logits.gather(-1, top1[:, None]).squeeze(-1)
+        return _columns(top1, torch.ones_like(highest), highest.isfinite() & lowest.isfinite(), mask)
     inside = torch.softmax(logits, dim=-1) @ mask.float()
-    finite = inside.isfinite() & logits.amin(dim=-1).isfinite()
-    return _columns(logits.argmax(dim=-1), inside, finite, mask, covers_all=covers_all)
+    return _columns(top1, inside.clamp(max=1.0), inside.isfinite() & lowest.isfinite(), mask)
 
 
 def _answers_by_blocks(logits: torch.Tensor, mask: torch.Tensor, *, covers_all: bool) -> Columns:
@@ -76,23 +79,25 @@ def _answers_by_blocks(logits: torch.Tensor, mask: torch.Tensor, *, covers_all: 
     (num_rows, width), weights = logits.shape, mask.float()
     block = max(1, min(_CPU_CHUNK_ROWS, _CPU_BLOCK_NUMBERS // width))
     wide, probs = (torch.zeros(block, width) for _ in range(2))
-    top1, inside, lowest = torch.empty(num_rows, dtype=torch.int64), torch.empty(num_rows), torch.empty(num_rows)
+    top1, lowest = torch.empty(num_rows, dtype=torch.int64), torch.empty(num_rows)
+    highest, inside = torch.empty(num_rows), torch.ones(num_rows)
     for start in range(0, num_rows, block):
         end = min(start + block, num_rows)
         rows = wide[: end - start].copy_(logits[start:end])
         top1[start:end] = torch.from_numpy(rows.numpy().argmax(axis=-1))
         lowest[start:end] = torch.from_numpy(rows.numpy().min(axis=-1))
-        torch.softmax(wide, dim=-1, out=probs)
-        inside[start:end] = (probs @ weights)[: end - start]  # of a whole block, whose shape decides the last bits
-    return _columns(top1, inside, inside.isfinite() & lowest.isfinite(), mask, covers_all=covers_all)
+        highest[start:end] = rows.gather(-1, top1[start:end, None]).squeeze(-1)
+        if not covers_all:  # all of the distribution is inside else
+            torch.softmax(wide, dim=-1, out=probs)
+            inside[start:end] = (probs @ weights)[: end - start]  # of a whole block, whose shape decides the last bits
+    finite = inside.isfinite() & highest.isfinite() & lowest.isfinite()
+    return _columns(top1, inside.clamp(max=1.0), finite, mask)
 
 
-def _columns(
-    top1: torch.Tensor, inside: torch.Tensor, finite: torch.Tensor, mask: torch.Tensor, *, covers_all: bool
-) -> Columns:
+def _columns(top1: torch.Tensor, inside: torch.Tensor, finite: torch.Tensor, mask: torch.Tensor) -> Columns:
     return {
         "target_top1": top1.to(torch.int32),
-        "draft_mass": torch.ones_like(inside) if covers_all else inside.clamp(max=1.0),
+        "draft_mass": inside,
         "position_mask": mask[top1],
         "finite": finite,
     }

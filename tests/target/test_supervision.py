@@ -83,8 +83,9 @@ def test_a_row_whose_logits_are_not_finite_is_told_apart(poison, keep_probs):
         logits[3, 17] = poison
         return logits
 
-    finite = supervise(poisoned, rows(), vocab(10), 100, encode=keep if keep_probs else None).finite
-    assert finite.tolist() == [row != 3 for row in range(ROWS)]
+    for size in (10, V):
+        finite = supervise(poisoned, rows(), vocab(size), 100, encode=keep if keep_probs else None).finite
+        assert finite.tolist() == [row != 3 for row in range(ROWS)]
 
 
 @pytest.mark.parametrize("count", [1, 300])
