@@ -10,7 +10,8 @@ EAGLEPIPE := $(BIN)/eaglepipe
 RANKS      = $(if $(GPUS),--gpus $(GPUS) )
 INSTALL   := -m pip install --quiet --constraint constraints.txt
 ENGINE    ?= .venv-engine
-MANIFEST   = $(addsuffix /manifest.json,$(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing))
+CACHES     = $(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || echo missing)
+MANIFEST   = $(foreach cache,$(CACHES),$(if $(findstring ://,$(cache)),,$(cache)/manifest.json))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo precompute train batch estimate bench study test fuzz check format engine test-engine \

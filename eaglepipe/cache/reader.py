@@ -6,7 +6,7 @@ A sample is read into memory of its own; handles are few and reopened by whoever
 import functools
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from eaglepipe.cache.manifest import (
     repair_advice,
 )
 from eaglepipe.cache.opening import SizeChecks, check_hash, check_size, load_manifest
+from eaglepipe.cache.piecewise import PiecewiseShard, StoredSample
 from eaglepipe.cache.remote import StoredShard, drop_copy, held_shard, is_away, with_room
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.content import ImpossibleContentError, check_content, check_structure
@@ -44,6 +45,7 @@ from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.files.tensors import load_tensors
 from eaglepipe.stores.local import mirror_of
 from eaglepipe.stores.room import Hold
+from eaglepipe.stores.traffic import counted_wait
 from eaglepipe.vocab import DraftVocab
 
 REPORT_FILE = "recode.json"
@@ -57,7 +59,8 @@ class OpenShard:
     """An open shard; `hold` keeps the local copy of a store's shard for as long as this lives."""
 
     file: ArrowFile
-    hold: Hold | None
+    hold: Hold | None = None
+    pieces: PiecewiseShard | None = None  # if its samples come one by one
 
 
 class Cache:
@@ -71,6 +74,8 @@ class Cache:
         self._verified = np.zeros(manifest.samples, np.bool_)
         self._stamps = np.zeros(len(manifest.shards), np.int64)
         self._readers: OrderedDict[int, OpenShard] = OrderedDict()
+        self.by_sample = False
+        """Whether shards of a stored cache are fetched sample by sample, and not whole."""
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
@@ -157,12 +162,24 @@ class Cache:
         self._verified[sample] = True
         return decoded
 
-    def stored_parts(self, samples: Iterable[int]) -> Iterator[StoredShard]:
-        """Yield the shards of these samples, in their order, if the cache is in an object store."""
-        if (bound := self._local_bound) is not None:
-            for sample in samples:
-                entry = self.manifest.shards[int(np.searchsorted(self._first_sample, sample, side="right")) - 1]
+    def stored_parts(self, samples: Iterable[int]) -> Iterator[StoredShard | StoredSample]:
+        """Yield what is fetched for these samples, in their order, if the cache is in an object store."""
+        if (bound := self._local_bound) is None:
+            return
+        for sample in samples:
+            shard = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
+            entry = self.manifest.shards[shard]
+            if not self.by_sample:
                 yield StoredShard(folder=self.folder, entry=entry, bound_bytes=bound)
+                continue
+            share = float(self.index.num_tokens[sample]) / max(1, entry.tokens)
+            yield StoredSample(
+                folder=self.folder,
+                entry=entry,
+                position=sample - int(self._first_sample[shard]),
+                num_bytes=int(share * entry.bytes),
+                bound_bytes=bound,
+            )
 
     @functools.cached_property
     def _local_bound(self) -> int | None:
@@ -198,7 +215,11 @@ class Cache:
         return self._decode(shard, position, sample, location)
 
     def _decode(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
-        file = self._reader(shard)
+        opened = self._reader(shard)
+        if (pieces := opened.pieces) is not None and not pieces.has(position):
+            with counted_wait():
+                with_room(lambda: pieces.fetch(position), self._close_oldest)
+        file = opened.file
         self._forget_if_changed(shard, file)
         read = file.read(position)
         batch, metadata = read.batch, read.metadata
@@ -225,7 +246,7 @@ class Cache:
             self._verified[self._first_sample[shard] : self._first_sample[shard + 1]] = False
             self._stamps[shard] = stamp
 
-    def _reader(self, shard: int) -> ArrowFile:
+    def _reader(self, shard: int) -> OpenShard:
         opened = self._readers.get(shard)
         if opened is None:
             opened = with_room(lambda: self._open_shard(shard), self._close_oldest)
@@ -233,7 +254,7 @@ class Cache:
             if len(self._readers) > MAX_OPEN_SHARDS:
                 self._close_oldest()
         self._readers.move_to_end(shard)
-        return opened.file
+        return opened
 
     def _close_oldest(self) -> bool:
         """Close the shard that was not read for the longest; returns whether there was one."""
@@ -244,9 +265,19 @@ class Cache:
 
     def _open_shard(self, shard: int) -> OpenShard:
         entry = self.manifest.shards[shard]
+        if self.by_sample and is_away(self.folder, entry):
+            mirror = mirror_of(self.folder)
+            assert mirror is not None
+            with counted_wait():
+                pieces = PiecewiseShard(mirror, entry)
+            return self._checked(shard, OpenShard(file=ArrowFile(pieces.path, num_bytes=entry.bytes), pieces=pieces))
         hold = held_shard(self.folder, entry)
         check_size(self.folder, entry)
-        file = ArrowFile(self.folder / entry.path)
+        return self._checked(shard, OpenShard(file=ArrowFile(self.folder / entry.path), hold=hold))
+
+    def _checked(self, shard: int, opened: OpenShard) -> OpenShard:
+        """Return an open shard whose footer is that of the manifest."""
+        entry, file = self.manifest.shards[shard], opened.file
         expected = arrow_schema(self.spec, identity=self.identity, shard=int(Path(entry.path).stem))
         check_schema(file.schema, expected, self.folder / entry.path)
         if file.num_batches != entry.samples:
@@ -254,7 +285,15 @@ class Cache:
                 f"{self.folder / entry.path}: {file.num_batches} samples, not {entry.samples}; "
                 f"{repair_advice(self.folder)}"
             )
-        return OpenShard(file=file, hold=hold)
+        return opened
+
+
+def choose_fetching(caches: Sequence[Cache]) -> None:
+    """Let stored caches that are read in random order be fetched by sample if they do not fit the bound together."""
+    stored = [(cache, mirror) for cache in caches if (mirror := mirror_of(cache.folder)) is not None]
+    total = sum(entry.bytes for cache, _ in stored for entry in cache.manifest.all_files())
+    for cache, mirror in stored:
+        cache.by_sample = total > mirror.room.bytes
 
 
 def check_schema(actual: pa.Schema, expected: pa.Schema, path: Path) -> None:

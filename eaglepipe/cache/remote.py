@@ -39,7 +39,7 @@ from eaglepipe.files.hashing import FileDigest, hash_file
 from eaglepipe.files.publish import publish_bytes, published_file, put_if_absent
 from eaglepipe.stores.local import MARKER, Mirror, local_folder, mirror_of
 from eaglepipe.stores.objects import Listed, StoredFile
-from eaglepipe.stores.room import BYTES_VARIABLE, SHARD_SUFFIX, Hold, NoRoomError
+from eaglepipe.stores.room import BYTES_VARIABLE, PARTIAL_SUFFIX, SHARD_SUFFIX, Hold, NoRoomError
 from eaglepipe.stores.traffic import counted_wait
 
 _TRANSFERS = 8
@@ -298,9 +298,12 @@ def _fetch_shard(mirror: Mirror, entry: FileEntry) -> None:
 
 def drop_copy(folder: Path, entry: FileEntry) -> bool:
     """Drop the local copy of a shard, which may be damaged though the store's is not; returns whether there was one."""
-    if mirror_of(folder) is None or not (folder / entry.path).exists():
+    path = folder / entry.path
+    copies = [copy for copy in (path, path.with_suffix(PARTIAL_SUFFIX)) if copy.exists()]
+    if mirror_of(folder) is None or not copies:
         return False
-    (folder / entry.path).unlink(missing_ok=True)
+    for copy in copies:
+        copy.unlink(missing_ok=True)
     return True
 
 

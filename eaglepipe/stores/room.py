@@ -6,11 +6,13 @@ on its way already counts with all its bytes. Only shards with a sidecar go: the
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from filelock import FileLock
 
@@ -19,7 +21,10 @@ from eaglepipe.files.leftovers import held_temporary, is_temporary, release, rem
 from eaglepipe.files.publish import explained_os_errors
 
 SHARD_SUFFIX = ".arrow"
+PARTIAL_SUFFIX = ".partial"
+"""Of a sparse copy, which counts with the blocks that it has."""
 _LOCK = ".room.lock"
+_RESERVES = 64  # of the bound, that a process may take at once
 
 
 class NoRoomError(Exception):
@@ -43,8 +48,8 @@ class Room:
         """
         with explained_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock():
-                self._make_room(num_bytes)
+            with self.locked():
+                self.make_room_locked(num_bytes)
                 temporary, hold = held_temporary(path, Path.touch)
                 descriptor = os.open(temporary, os.O_RDWR)
                 os.truncate(descriptor, num_bytes)
@@ -59,32 +64,35 @@ class Room:
 
     def make_room(self, num_bytes: int) -> None:
         """Drop the longest unused shards until so many bytes are free below the bound; raises what `file` does."""
-        with explained_os_errors(self.root), self._lock():
-            self._make_room(num_bytes)
+        with explained_os_errors(self.root), self.locked():
+            self.make_room_locked(num_bytes)
 
     def used_bytes(self) -> int:
         """Return the bytes of all files."""
-        return sum(status.st_size for _, status in _files(self.root))
+        return sum(size for _, _, size in _files(self.root))
 
-    def _lock(self) -> FileLock:
+    def locked(self) -> FileLock:
+        """Return the lock of all processes that change what the folder holds."""
         self.root.mkdir(parents=True, exist_ok=True)
         return FileLock(self.root / _LOCK)
 
-    def _make_room(self, num_bytes: int) -> None:
+    def make_room_locked(self, num_bytes: int) -> None:
+        """Do as `make_room` while `locked` is held."""
         files = list(_files(self.root))
-        excess = sum(status.st_size for _, status in files) + num_bytes - self.bytes
+        used = sum(size for _, _, size in files)
+        excess = used + num_bytes - self.bytes
         if excess <= 0:
             return
-        dead = [(path, status) for path, status in files if is_temporary(path) and remove_abandoned([path])]
-        excess -= sum(status.st_size for _, status in dead)
-        shards = [(path, status) for path, status in files if _may_go(path)]
-        for path, status in sorted(shards, key=lambda shard: shard[1].st_atime_ns):
+        temporary = [(path, size) for path, _, size in files if is_temporary(path)]
+        excess -= sum(size for path, size in temporary if remove_abandoned([path]))
+        shards = [file for file in files if _may_go(file[0])]
+        for path, _, size in sorted(shards, key=lambda shard: shard[1]):
             if excess <= 0:
                 return
             if _dropped(path):
-                excess -= status.st_size
+                excess -= size
         if excess > 0:
-            others = sum(status.st_size for _, status in files) - sum(status.st_size for _, status in shards + dead)
+            others = used - sum(size for _, _, size in shards) - sum(size for _, size in temporary)
             if others + num_bytes > self.bytes:
                 raise ResourceError(
                     f"{self.root}: may hold {self.bytes:,} bytes, and needs {others + num_bytes:,} for one shard of "
@@ -94,6 +102,64 @@ class Room:
 
 
 BYTES_VARIABLE = "EAGLEPIPE_LOCAL_CACHE_BYTES"
+
+
+class Reserve:
+    """Bytes that this process has taken below the bound and not used yet: a file of that size, which counts for all.
+
+    So that not every small part needs a look at all files.
+    """
+
+    _all: ClassVar[dict[tuple[int, Room], "Reserve"]] = {}
+    _making: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, room: Room) -> None:
+        self._room, self._free, self._shown = room, 0, 0
+        self._lock = threading.Lock()
+        room.root.mkdir(parents=True, exist_ok=True)
+        self._file, self._hold = held_temporary(room.root / "reserve", Path.touch)
+
+    @classmethod
+    def of(cls, room: Room) -> "Reserve":
+        """Return the reserve of this process."""
+        key = os.getpid(), room
+        with cls._making:
+            if key not in cls._all:
+                cls._all[key] = cls(room)
+            return cls._all[key]
+
+    @contextmanager
+    def taken(self, num_bytes: int) -> Iterator[None]:
+        """Take bytes that the block writes to files below the bound.
+
+        Raises:
+            NoRoomError: too much is in use.
+            ResourceError: the bound is too small, or the disk full.
+        """
+        with self._lock, explained_os_errors(self._room.root):
+            if self._free < num_bytes:
+                self._grow(num_bytes)
+            self._free -= num_bytes
+        try:
+            yield
+        finally:
+            with self._lock, explained_os_errors(self._room.root):
+                self._shown -= num_bytes
+                os.truncate(self._file, max(self._shown, 0))
+
+    def _grow(self, num_bytes: int) -> None:
+        with self._room.locked():
+            for more in (max(num_bytes, self._room.bytes // _RESERVES), num_bytes):
+                try:
+                    self._room.make_room_locked(more)
+                except NoRoomError:
+                    if more == num_bytes:
+                        raise
+                    continue
+                self._free += more
+                self._shown += more
+                os.truncate(self._file, self._shown)
+                return
 
 
 class Hold:
@@ -125,16 +191,21 @@ class Hold:
             self.release()
 
 
-def _files(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _files(root: Path) -> Iterator[tuple[Path, int, int]]:
+    """Yield each file with the time of its last use and its bytes."""
     for folder, _, names in os.walk(root):
         for name in names:
             path = Path(folder, name)
             with suppress(FileNotFoundError):
-                yield path, path.lstat()
+                status = path.lstat()
+                is_sparse = path.suffix == PARTIAL_SUFFIX
+                yield path, status.st_atime_ns, status.st_blocks * 512 if is_sparse else status.st_size
 
 
 def _may_go(path: Path) -> bool:
-    return path.suffix == SHARD_SUFFIX and not is_temporary(path) and path.with_suffix(".json").exists()
+    return (
+        path.suffix in (SHARD_SUFFIX, PARTIAL_SUFFIX) and not is_temporary(path) and path.with_suffix(".json").exists()
+    )
 
 
 def _dropped(path: Path) -> bool:

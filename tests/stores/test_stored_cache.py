@@ -1,9 +1,7 @@
 """A cache in a real S3 server on this machine: the bytes and losses of a local one, within a bound, through faults."""
 
-import os
 import random
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, CorruptError, ResourceError, UnreachableError
 from eaglepipe.stores.local import ROOT_VARIABLE
 from eaglepipe.stores.room import BYTES_VARIABLE
+from tests.processes import Child, start_eaglepipe
 from tests.stage_one import contents
 from tests.stores.s3_server import SECRET, Request, S3Server, environment, s3_server
 from tests.tiny_project import TinyProject
@@ -143,17 +142,16 @@ def test_a_cache_made_in_the_store_by_a_killed_and_a_second_writer_is_that_of_a_
 ) -> None:
     """The first writer is killed in the middle of an upload; the second has nothing of it on its disk."""
     root = f"s3://{BUCKET}/made"
-    command = [sys.executable, "-m", "eaglepipe", "precompute", str(project.recipe_file), f"cache.root={root}"]
-    process: list[subprocess.Popen[bytes]] = []
+    process: list[Child] = []
 
     def kill_at_second_shard(request: Request) -> None:
         if request.method == "PUT" and request.path.endswith("00001.arrow"):
-            process[0].kill()
+            process[0].send_signal(signal.SIGKILL)
 
     server.before = kill_at_second_shard
     server.choose = lambda request: "cut upload" if request.path.endswith("00001.arrow") else None
-    process.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path.cwd())}, stderr=subprocess.PIPE))
-    process[0].communicate()
+    process.append(start_eaglepipe("precompute", project.recipe_file, f"cache.root={root}"))
+    assert process[0].wait().returncode == -signal.SIGKILL
     server.before, server.choose = lambda _: None, lambda _: None
     begun = server.objects(BUCKET, f"made/{sealed_cache.name}/")
     assert sorted(begun) == ["plan.json", "shards/00000.arrow", "shards/00000.json"]

@@ -31,8 +31,9 @@ class ReadBatch:
 class ArrowFile:
     """Record batches of a file, each read when it is asked for; for one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self._source = _Source(path)
+    def __init__(self, path: Path, *, num_bytes: int | None = None) -> None:
+        """Open a file; `num_bytes` of it, if something else follows."""
+        self._source = _Source(path, num_bytes)
         self._reader: pa.RecordBatchFileReader = pa.ipc.open_file(pa.PythonFile(self._source, mode="r"))
 
     @property
@@ -89,10 +90,10 @@ class _Block:
 class _Source:
     """The file object that Arrow reads from; the first block of a batch is its description, the last its data."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, num_bytes: int | None) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.descriptor)
-        self.size = os.fstat(self.descriptor).st_size
+        self.size = os.fstat(self.descriptor).st_size if num_bytes is None else num_bytes
         self.closed = False
         self._position = 0
         self._deferred = -1

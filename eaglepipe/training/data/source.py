@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eaglepipe.cache.compare import check_same_target
-from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.reader import Cache, choose_fetching
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
@@ -30,6 +30,7 @@ def open_caches(given: Sequence[Path | CacheShare]) -> "JoinedCaches":
         raise ConfigError("no cache to train from: name one in train.caches, or run `eaglepipe precompute` first")
     shares = [CacheShare(folder=share) if isinstance(share, Path) else share for share in given]
     caches = [Cache.open(share.folder) for share in shares]
+    choose_fetching(caches)
     for cache in caches[1:]:
         check_same_target(caches[0], cache, advice="train from one of them")
     if sum(cache.num_samples for cache in caches) == 0:

@@ -31,6 +31,16 @@ class StepRecord:
     data_wait_share: float = math.nan
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoreRecord:
+    """What this process fetched from object stores in a logging window, and the share of it that readers waited for."""
+
+    step: int  # the last one of the window
+    fetched_bytes: int
+    fetched_bytes_per_s: float
+    wait_share: float
+
+
 class MetricsFile:
     """An open metrics file; rows are flushed as they come."""
 
@@ -42,6 +52,9 @@ class MetricsFile:
 
     def add_step(self, record: StepRecord) -> None:
         self._add({"kind": "step", **asdict(record)})
+
+    def add_store(self, record: StoreRecord) -> None:
+        self._add({"kind": "store", **asdict(record)})
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         self._add({"kind": "evaluation", **asdict(evaluation)})
@@ -75,7 +88,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 ) from None
 
 
-_ROWS = RowParser({"step": StepRecord, "evaluation": Evaluation})
+_ROWS = RowParser({"step": StepRecord, "evaluation": Evaluation, "store": StoreRecord})
 
 
 def acceptance_length(hits: Iterable[float], valid: Iterable[float]) -> float:

@@ -4,14 +4,15 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from eaglepipe.errors import DraftError
+from eaglepipe.stores.traffic import traffic
 from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Counters, StepOutcome
-from eaglepipe.training.run.metrics import StepRecord, acceptance_length
+from eaglepipe.training.run.metrics import StepRecord, StoreRecord, acceptance_length
 from eaglepipe.training.run.state import Evaluation, RunState
 
 
@@ -23,6 +24,13 @@ class Tracker(Protocol):
     def add_evaluation(self, evaluation: Evaluation, /) -> None: ...
 
 
+@runtime_checkable
+class StoreTracker(Protocol):
+    """A destination of what comes from object stores, too."""
+
+    def add_store(self, record: StoreRecord, /) -> None: ...
+
+
 class StepLog:
     """The steps since the last closing; the clock runs from `start` on."""
 
@@ -31,6 +39,7 @@ class StepLog:
         self._steps: list[tuple[StepRecord, StepOutcome]] = []
         self._started = 0.0
         self._waited_before = 0.0
+        self._traffic_at_start = self._traffic_before = traffic()
 
     @property
     def is_empty(self) -> bool:
@@ -78,10 +87,28 @@ class StepLog:
             f"loss {losses[-1]:.4f} · acceptance length {_acceptance_length(counters.sum(0)):.2f} · "
             f"{tokens_per_s:,.0f} tok/s · {waited / seconds:.0%} waiting for data"
         )
+        status += self._log_store(self._steps[-1][0].step, seconds)
         self._steps, self._waited_before = [], waited_seconds
         self.start()
         total, total_waited = state.train_seconds + seconds, state.waited_seconds + waited
         return replace(state, train_seconds=total, waited_seconds=total_waited), status
+
+    def _log_store(self, step: int, seconds: float) -> str:
+        """Record what came from object stores in the window; returns it as the end of a status line."""
+        now = traffic()
+        window, self._traffic_before = now - self._traffic_before, now
+        if now == self._traffic_at_start:
+            return ""
+        record = StoreRecord(
+            step=step,
+            fetched_bytes=window.fetched_bytes,
+            fetched_bytes_per_s=window.fetched_bytes / seconds,
+            wait_share=window.waited_seconds / seconds,
+        )
+        for tracker in self._trackers:
+            if isinstance(tracker, StoreTracker):
+                tracker.add_store(record)
+        return f" · store {record.fetched_bytes_per_s / 1e6:,.1f} MB/s, {record.wait_share:.0%} waiting for it"
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         for tracker in self._trackers:
