@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from eaglepipe.families import FAMILIES
 from eaglepipe.recipe.endpoints import SECRET_FIELDS
 from eaglepipe.recipe.foreign import families_with
+from eaglepipe.stores.urls import redacted
 
 
 def explain(error: ValidationError, tree: type[BaseModel], *, objective: str) -> Iterator[str]:
@@ -32,7 +33,7 @@ def explain(error: ValidationError, tree: type[BaseModel], *, objective: str) ->
             yield f"{location}: text is needed, and YAML reads this as {item['input']!r}; write it in quotes"
         else:
             secret = any(name in SECRET_FIELDS for name in item["loc"])
-            value = "" if secret or isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+            value = "" if secret or isinstance(item["input"], dict) else f" (given: {redacted(repr(item['input']))})"
             yield f"{location}: {item['msg'].removeprefix('Value error, ')}{value}"
 
 

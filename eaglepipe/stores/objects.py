@@ -57,11 +57,11 @@ class ObjectStore:
 
     def listing(self, below: str = "") -> dict[str, Listed]:
         """Return every object below a folder, by name relative to this store's URL."""
-        path = self._path(below)
-        try:
+        path, found = self._path(below), dict[str, Any]()
+        with contextlib.suppress(FileNotFoundError):
             found = self._calls.run("list of files", lambda fs: fs.find(path, detail=True))
-        except FileNotFoundError:
-            return {}
+        if not found:
+            self._require_bucket()
         start = len(self._root) + 1
         return {
             info["name"][start:]: Listed(num_bytes=int(info["size"]), tag=str(info.get("ETag", "")).strip('"'))
@@ -71,10 +71,11 @@ class ObjectStore:
 
     def folders(self) -> list[str]:
         """Return the names of the folders directly below, sorted; none if there is no such place."""
-        try:
+        found = list[dict[str, Any]]()
+        with contextlib.suppress(FileNotFoundError):
             found = self._calls.run("list of folders", lambda fs: fs.ls(self._root, detail=True))
-        except FileNotFoundError:
-            return []
+        if not found:
+            self._require_bucket()
         return sorted(info["name"].rstrip("/").rpartition("/")[2] for info in found if info["type"] == "directory")
 
     def read(self, name: str) -> bytes | None:
@@ -207,6 +208,13 @@ class ObjectStore:
             fields = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
             self._calls.run("open upload", partial(_abort_upload, fields))
         return [f"s3://{bucket}/{upload['Key']} (unfinished upload)" for upload in mine]
+
+    def _require_bucket(self) -> None:
+        """Tell an empty place from one that no store has."""
+        if self.url.scheme in ("s3", "gs"):
+            bucket = self._root.partition("/")[0]
+            with _known_bucket(self.url):
+                self._calls.run("bucket", lambda fs: fs.info(bucket))
 
     def _wrong(self, name: str) -> CorruptError:
         return CorruptError(

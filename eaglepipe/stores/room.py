@@ -144,8 +144,7 @@ class Reserve:
             yield
         finally:
             with self._lock, explained_os_errors(self._room.root):
-                self._shown -= num_bytes
-                os.truncate(self._file, max(self._shown, 0))
+                self._show(-num_bytes)
 
     def _grow(self, num_bytes: int) -> None:
         with self._room.locked():
@@ -157,9 +156,13 @@ class Reserve:
                         raise
                     continue
                 self._free += more
-                self._shown += more
-                os.truncate(self._file, self._shown)
+                self._show(more)
                 return
+
+    def _show(self, num_bytes: int) -> None:
+        self._shown += num_bytes
+        with suppress(FileNotFoundError):  # somebody has emptied the folder
+            os.truncate(self._file, self._shown)
 
 
 class Hold:

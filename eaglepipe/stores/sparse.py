@@ -6,6 +6,7 @@ A part is marked once its bytes are written, so that a kill or another process n
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,9 @@ class SparseCopy:
             if os.fstat(self._descriptor).st_nlink > 0:
                 break
             os.close(self._descriptor)
-        if os.fstat(self._descriptor).st_size != size + parts:
+        status = os.fstat(self._descriptor)
+        os.utime(self._descriptor, ns=(time.time_ns(), status.st_mtime_ns))  # in use now, whatever the mount does
+        if status.st_size != size + parts:
             os.truncate(self._descriptor, 0)
             os.truncate(self._descriptor, size + parts)
 

@@ -12,7 +12,8 @@ SCHEMES = ("s3", "gs", "hf")
 _LOCAL = "file"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _USER = re.compile(r"(?<=://)[^/\s'\"@]*:[^\s'\"@]*@|(?<=://)[^/\s'\"@]*@")
-_QUERY = re.compile(r"(://[^\s'\"?#]*)[?#][^\s'\"]*")
+_QUERY = re.compile(r"(://[^\s'\"?#]+)[?#][^\s'\"]*")
+_ONE_SLASH = re.compile(r"(s3|gs|hf):/(?!/)", re.IGNORECASE)  # as a path's tidying leaves it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class StoreUrl:
 
 def is_url(text: str) -> bool:
     """Return whether a text is meant as a URL."""
-    return _URL.match(text) is not None
+    return _URL.match(text) is not None or _ONE_SLASH.match(text) is not None
 
 
 def redacted(text: str) -> str:
@@ -52,6 +53,8 @@ def parse_location(text: str) -> StoreUrl | Path:
         ConfigError: another scheme; a URL with credentials, a query or a strange path; a file on another host.
     """
     match = _URL.match(text)
+    if match is None and (short := _ONE_SLASH.match(text)) is not None:
+        raise ConfigError(f"{redacted(text)}: one slash is missing; expected such as {_EXAMPLES[short[1].lower()]}")
     if match is None:
         return Path(text)
     scheme, rest = match[1].lower(), match[2]

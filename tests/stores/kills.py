@@ -9,11 +9,13 @@ import argparse
 import os
 import random
 import signal
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 from eaglepipe.errors import EXIT_TRY_AGAIN
+from eaglepipe.stores.filesystem import PATIENCE_VARIABLE
 from eaglepipe.stores.local import ROOT_VARIABLE
 from eaglepipe.stores.room import BYTES_VARIABLE
 from eaglepipe.training.run.metrics import read_metrics
@@ -49,13 +51,14 @@ def attack(folder: Path, *, rounds: int, seed: int) -> None:
     bound = sum(p.stat().st_size for p in local.rglob("*") if p.is_file()) - sum(sizes.values()) // 2
     with s3_server(BUCKET) as server, environment(_variables(server, folder / "copies", bound)):
         for number in range(rounds):
+            print(f"round {number}: {dict(done)}", file=sys.stderr, flush=True)
             is_writing = number < rounds // 2
             if is_writing and number % 3 == 2:
                 os.environ[ROOT_VARIABLE] = str(folder / f"copies-{number}")  # another machine
             done[_round(server, project, folder, random_of_rounds, is_writing=is_writing)] += 1
             state = server.objects(BUCKET, f"caches/{local.name}/")
             check_store(state, contents(local))
-        server.choose = lambda _: None
+        server.choose, os.environ[PATIENCE_VARIABLE] = lambda _: None, "120"
         assert stage(project, "precompute").returncode == 0
         os.environ[ROOT_VARIABLE] = str(folder / "reader")
         assert stage(project, "train", f"train.output_dir={folder / 'run'}").returncode == 0
@@ -119,7 +122,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 def _variables(server: S3Server, copies: Path, bound: int) -> dict[str, str]:
-    mine = {ROOT_VARIABLE: str(copies), BYTES_VARIABLE: str(bound), "EAGLEPIPE_STORE_PATIENCE_S": "8"}
+    mine = {ROOT_VARIABLE: str(copies), BYTES_VARIABLE: str(bound), PATIENCE_VARIABLE: "12"}
     return server.variables() | mine
 
 

@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 Fault = Literal["500", "503", "late 500", "silence", "short body", "reset", "cut upload"]
 FAULTS: tuple[Fault, ...] = ("500", "503", "late 500", "silence", "short body", "reset", "cut upload")
 """`late 500`: the request is carried out, and its answer lost. `cut upload`: the connection goes half-way through."""
-SILENCE_SECONDS = 3.0
+SILENCE_SECONDS = 4.0
 SECRET = "not-to-be-seen-secret"
 
 

@@ -32,11 +32,11 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture(autouse=True)
 def _client(server: S3Server, tmp_path: Path) -> Iterator[None]:
-    """Copies of its own for each test, a server without faults, and little patience."""
+    """Copies of its own for each test, and a server without faults."""
     server.choose, server.before = lambda _: None, lambda _: None
     server.requests.clear()
     server.injected.clear()
-    mine = {ROOT_VARIABLE: str(tmp_path / "copies"), PATIENCE: "4"}
+    mine = {ROOT_VARIABLE: str(tmp_path / "copies"), PATIENCE: "20"}
     with environment({**server.variables(), **mine}):
         yield
 

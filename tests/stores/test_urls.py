@@ -30,6 +30,7 @@ def test_each_scheme_names_a_store_or_a_path() -> None:
         ("s3://bucket//a", "expected such as s3://bucket/caches"),
         ("hf://datasets/user", "names no repository"),
         ("file://host/a", "on another host"),
+        ("s3:/bucket/a", "one slash is missing"),
     ],
 )
 def test_a_wrong_url_is_refused_without_its_secrets(text: str, said: str) -> None:
