@@ -76,10 +76,15 @@ def pull(folder: Path) -> None:
     listed = mirror.store.listing()
     for name in (PLAN_NAME, MANIFEST_NAME):
         _pull_document(mirror, name)
-    _pull_sidecars(mirror, listed, started)
-    with suppress(CacheError, CorruptError):  # which whoever opens the cache reports
+    try:
         manifest = load_document(folder / MANIFEST_NAME, Manifest)
-        _pull_files(mirror, [*manifest.files, *manifest.sidecars], listed)
+    except (CacheError, CorruptError):  # which whoever opens the cache reports
+        _pull_sidecars(mirror, listed, started)
+        return
+    _pull_files(mirror, [*manifest.files, *manifest.sidecars], listed)
+    for shard in manifest.shards:
+        if (stored := listed.get(shard.path)) is None or stored.num_bytes != shard.bytes:
+            (folder / shard.path).with_suffix(".json").unlink(missing_ok=True)
 
 
 def pull_root(root: Path) -> None:
@@ -96,12 +101,10 @@ def pull_root(root: Path) -> None:
     def pull_cache(name: str) -> None:
         below, started = mirror_of(root / name), time.time()
         assert below is not None
-        listed = below.store.listing()
-        if PLAN_NAME in listed or MANIFEST_NAME in listed:
-            for document in (PLAN_NAME, MANIFEST_NAME):
-                _pull_document(below, document)
-            if MANIFEST_NAME not in listed:
-                _pull_sidecars(below, listed, started)
+        for document in (PLAN_NAME, MANIFEST_NAME):
+            _pull_document(below, document)
+        if (root / name / PLAN_NAME).exists() and not (root / name / MANIFEST_NAME).exists():
+            _pull_sidecars(below, below.store.listing(), started)
 
     _each(pull_cache, names)
     _refreshed[root] = time.monotonic()

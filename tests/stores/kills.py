@@ -12,7 +12,9 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from eaglepipe.errors import EXIT_TRY_AGAIN
 from eaglepipe.stores.filesystem import PATIENCE_VARIABLE
@@ -50,26 +52,49 @@ def attack(folder: Path, *, rounds: int, seed: int) -> None:
     sizes = {path.name: path.stat().st_size for path in local.rglob("*.arrow")}
     bound = sum(p.stat().st_size for p in local.rglob("*") if p.is_file()) - sum(sizes.values()) // 2
     with s3_server(BUCKET) as server, environment(_variables(server, folder / "copies", bound)):
+        place, run, peak = 0, 0, [0]  # a new one where the last is finished
+        server.before = lambda _: peak.append(max(peak.pop(), disk_bytes(Path(os.environ[ROOT_VARIABLE]))))
         for number in range(rounds):
             print(f"round {number}: {dict(done)}", file=sys.stderr, flush=True)
             is_writing = number < rounds // 2
-            if is_writing and number % 3 == 2:
+            if number == rounds // 2:
+                _finish(server, project, place)
+            if number % 3 == 2:
                 os.environ[ROOT_VARIABLE] = str(folder / f"copies-{number}")  # another machine
-            done[_round(server, project, folder, random_of_rounds, is_writing=is_writing)] += 1
-            state = server.objects(BUCKET, f"caches/{local.name}/")
+            what = _round(server, project, place, folder / f"run-{run}", random_of_rounds, is_writing=is_writing)
+            done[what] += 1
+            state = server.objects(BUCKET, f"caches-{place}/{local.name}/")
             check_store(state, contents(local))
-        server.choose, os.environ[PATIENCE_VARIABLE] = lambda _: None, "120"
-        assert stage(project, "precompute").returncode == 0
+            if is_writing and "manifest.json" in state and number + 1 < rounds // 2:
+                place += 1
+            if what.startswith("train") and what.endswith("finished"):
+                assert losses(folder / f"run-{run}") == losses(folder / "plain"), "losses of no local run"
+                run += 1
+        _finish(server, project, place)
+        os.environ[PATIENCE_VARIABLE] = "120"
         os.environ[ROOT_VARIABLE] = str(folder / "reader")
-        assert stage(project, "train", f"train.output_dir={folder / 'run'}").returncode == 0
-        assert server.objects(BUCKET, f"caches/{local.name}/") == contents(local)
-        assert losses(folder / "run") == losses(folder / "plain"), "other losses than those of local files"
+        assert stage(project, "train", place, f"train.output_dir={folder / 'last-run'}").returncode == 0
+        assert server.objects(BUCKET, f"caches-{place}/{local.name}/") == contents(local)
+        assert losses(folder / "last-run") == losses(folder / "plain"), "other losses than those of local files"
     for what, count in sorted(done.items()):
         print(f"{count:3d}  {what}")
+    total = sum(sizes.values())
     print(f"{rounds} rounds, {len(server.injected)} faults injected; the cache and the losses are those of local files")
+    print(f"peak of local copies {peak[0]:,} bytes, bound {bound:,}, shards {total:,} in {len(sizes)} files")
+    assert peak[0] <= bound
 
 
-def _round(server: S3Server, project: TinyProject, folder: Path, chance: random.Random, *, is_writing: bool) -> str:
+def _finish(server: S3Server, project: TinyProject, place: int) -> None:
+    """Run the writer once more, without faults."""
+    server.choose = lambda _: None
+    with environment({PATIENCE_VARIABLE: "120"}):
+        done = stage(project, "precompute", place)
+    assert done.returncode == 0, done.stderr
+
+
+def _round(
+    server: S3Server, project: TinyProject, place: int, run: Path, chance: random.Random, *, is_writing: bool
+) -> str:
     """Run one stage under one kind of fault, or kill it; returns both in words."""
     kind: Fault | None = chance.choice((*FAULTS, None, None, None))
     seen, at = [0], chance.randrange(1, 60)
@@ -84,7 +109,7 @@ def _round(server: S3Server, project: TinyProject, folder: Path, chance: random.
 
     name = "precompute" if is_writing else "train"
     server.choose = choose
-    done = stage(project, name, f"train.output_dir={folder / 'run'}", child=child)
+    done = stage(project, name, place, f"train.output_dir={run}", child=child)
     server.choose = lambda _: None
     text = done.stdout + done.stderr
     assert done.returncode in _EXPECTED, text
@@ -92,6 +117,16 @@ def _round(server: S3Server, project: TinyProject, folder: Path, chance: random.
     assert done.returncode != EXIT_TRY_AGAIN or "run the same command again" in text, text
     ending = {0: "finished", -9: "killed"}.get(done.returncode, "gave up with a message")
     return f"{name}: {kind or 'kill'}: {ending}"
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes on disk, of sparse files the blocks that they have; files may go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            total += min(status.st_size, status.st_blocks * 512) if S_ISREG(status.st_mode) else 0
+    return total
 
 
 def check_store(state: dict[str, bytes], whole: dict[str, bytes]) -> None:
@@ -102,9 +137,9 @@ def check_store(state: dict[str, bytes], whole: dict[str, bytes]) -> None:
     assert all(name.replace(".json", ".arrow") in state for name in sidecars), "a sidecar without its shard"
 
 
-def stage(project: TinyProject, name: str, *more: str, child: list[Child] | None = None) -> Done:
+def stage(project: TinyProject, name: str, place: int, *more: str, child: list[Child] | None = None) -> Done:
     """Run a stage as a user would, on the store's cache."""
-    settings = (*_SMALL, *_TRAINING, f"cache.root=s3://{BUCKET}/caches", *more)
+    settings = (*_SMALL, *_TRAINING, f"cache.root=s3://{BUCKET}/caches-{place}", *more)
     started = start_eaglepipe(name, project.recipe_file, *settings)
     if child is not None:
         child.append(started)
