@@ -1,4 +1,8 @@
-"""Feeds the samples of claimed shards to an engine in plan order, so that it never idles between shards."""
+"""Feeds the samples of claimed shards to an engine in plan order, so that it never idles between shards.
+
+A kill costs one shard, and of the one behind it what the engine holds: states are encoded in the order in which
+requests end, so the first of two open shards is published before the other has more than requests that overtook.
+"""
 
 import time
 from collections.abc import Iterator, Mapping
