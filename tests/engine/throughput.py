@@ -1,7 +1,9 @@
 """How fast stage 1 is through vLLM: against bare prefill of the same requests, and against transformers.
 
 `python -m tests.engine.throughput TARGET FOLDER [dtype]`: a few shards a round; the engines take turns in one process.
-CPU seconds are those of the engine's process, or of this one: on a busy machine only they can be compared.
+CPU seconds are those of the engine's process, or of this one: on a busy machine only they can be compared. Those of
+the extracting engine are told by thread too: the engine's own is to cost what bare prefill does, and the other one,
+which captures, is what a cache costs beside it.
 """
 
 import os
@@ -56,6 +58,14 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def busiest_threads(process: int) -> tuple[float, float]:
+    """Return the CPU seconds so far of the two threads of a process that took most."""
+    fields = [stat.read_text().rpartition(")")[2].split() for stat in Path(f"/proc/{process}/task").glob("*/stat")]
+    ticks = sorted((int(own[11]) + int(own[12]) for own in fields), reverse=True)
+    first, second = (ticks / os.sysconf("SC_CLK_TCK") for ticks in (*ticks, 0)[:2])
+    return first, second
+
+
 def timed(work: Callable[[], object], process: int) -> tuple[float, float]:
     """Return the seconds of some work, and the CPU seconds of a process meanwhile."""
     started, before = time.monotonic(), cpu_seconds(process)
@@ -92,6 +102,7 @@ def main() -> None:
         open_engine(recipe.target, target, max_length=longest, defaults=defaults, report=print) as other,
         ProgressLine("", total=None, unit="tok", enabled=False) as progress,
     ):
+        own_cpu, captured = [0.0, 0.0], 0
         rounds = list(batched(range(len(plan.layout.shards)), SHARDS_A_ROUND))
         for number, shards in enumerate([rounds[0][:1], *rounds[: ROUNDS + 1][1:]]):
             feed = Feed(inputs, plan, engine, progress, spare)
@@ -103,7 +114,11 @@ def main() -> None:
             )
             tokens = sum(map(plan.layout.shard_tokens, shards))
             for name, (action, process) in zip(NAMES, work, strict=True):
+                before = busiest_threads(process)
                 wall, cpu = timed(action, process)
+                if number and name == NAMES[0]:
+                    spent = zip(own_cpu, before, busiest_threads(process), strict=True)
+                    own_cpu, captured = [sum_ + new - old for sum_, old, new in spent], captured + tokens
                 print(
                     f"{len(shards)} shards, {tokens:,} tokens, {name}: {wall:.2f} s, {tokens / wall:,.0f} tok/s, "
                     f"{cpu:.2f} s of CPU",
@@ -111,6 +126,8 @@ def main() -> None:
                 )
                 if number:  # the first warms up
                     seconds[name].append((wall / tokens * 1000, cpu / tokens * 1000))
+    own, capturing = (seconds / captured * 1e6 for seconds in own_cpu)
+    print(f"through vLLM, by thread: the engine's {own:,.0f}, the capturing one {capturing:,.0f} µs of CPU a token")
     supervised = plan.document.supervised_tokens / plan.document.tokens
     print(f"supervised: {supervised:.0%} of {plan.document.tokens:,} tokens")
     for kind, index in (("wall", 0), ("CPU", 1)):
