@@ -13,7 +13,7 @@ from eaglepipe.cache.manifest import (
     repair_advice,
 )
 from eaglepipe.cache.published import finishing_command, missing_shards
-from eaglepipe.cache.remote import is_away
+from eaglepipe.cache.remote import is_away, is_stored
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.system_errors import explained_read_errors
@@ -72,14 +72,15 @@ class SizeChecks:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._root = folder, folder.resolve()
+        self._is_stored = is_stored(folder)
         self._is_inside: dict[Path, bool] = {}
 
     def check(self, entry: FileEntry) -> None:
         """Raise CorruptError if a file is missing, of another size, or out of the folder."""
         path = self._folder / entry.path
-        if is_away(self._folder, entry):
-            return
         with explained_read_errors(path):
+            if self._is_stored and is_away(self._folder, entry):
+                return
             if not path.is_file():
                 raise CorruptError(f"{path}: listed in the manifest, but missing; {repair_advice(self._folder)}")
             if not self._holds(path):

@@ -231,7 +231,7 @@ def is_stored_shard(folder: Path, entry: FileEntry) -> bool:
 def is_away(folder: Path, entry: FileEntry) -> bool:
     """Return whether a shard is in the store of a folder and not at hand; its sidecar shows that the store has it."""
     path = folder / entry.path
-    return not path.exists() and path.with_suffix(".json").exists() and is_stored_shard(folder, entry)
+    return is_stored_shard(folder, entry) and not path.exists() and path.with_suffix(".json").exists()
 
 
 def held_shard(folder: Path, entry: FileEntry, *, is_awaited: bool = True) -> Hold | None:

@@ -68,7 +68,7 @@ def mirror_of(folder: Path) -> Mirror | None:
     """Return the store that a local folder, or the one above it, stands for; None for any other folder."""
     folder = folder.absolute()
     for marked, names in ((folder, ()), (folder.parent, (folder.name,))):
-        if (marked / MARKER).is_file() and (url := _marked_url(marked)) is not None:
+        if _is_marked(marked) and (url := _marked_url(marked)) is not None:
             return _mirror(folder, url.joined(*names) if names else url, _root_of(marked, url))
     return None
 
@@ -85,6 +85,13 @@ def _relative(url: StoreUrl) -> Path:
     if url.scheme == "s3" and (endpoint := _endpoint()):
         server = "@" + re.sub(r"[^A-Za-z0-9.-]+", "_", endpoint.partition("://")[2].rpartition("@")[2].rstrip("/"))
     return Path(f"{url.scheme}{server}", *url.path.split("/"))
+
+
+def _is_marked(folder: Path) -> bool:
+    try:
+        return (folder / MARKER).is_file()
+    except OSError:  # a name too long, or a folder that may not be searched, which whoever reads it reports
+        return False
 
 
 def _endpoint() -> str:
