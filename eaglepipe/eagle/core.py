@@ -15,6 +15,7 @@ from eaglepipe.eagle.packed_batch import (
     shift_left_with_zero,
     step_masks,
 )
+from eaglepipe.eagle.sequence_share import SequenceGroup
 from eaglepipe.eagle.unroll.checks import (
     check_inputs,
     check_loss_inputs,
@@ -22,6 +23,8 @@ from eaglepipe.eagle.unroll.checks import (
     check_supervision_source,
     check_vocabulary,
 )
+from eaglepipe.eagle.unroll.chunk_plan import plan_chunks
+from eaglepipe.eagle.unroll.chunked import unroll_chunked
 from eaglepipe.eagle.unroll.compact import unroll_compact
 from eaglepipe.eagle.unroll.drafts import check_methods, is_plain
 from eaglepipe.eagle.unroll.interface import LossSettings, TrainerInputs, UnrollResult, none_yet
@@ -75,9 +78,12 @@ class Eagle3TrainerModule(nn.Module):
             losses and gradients are the same. A draft of another class is always unrolled as `reference`.
         head_chunk_rows: rows whose logits the compact implementation holds at once; None: as many as suit the device.
         loss: what a step minimises.
+        chunk_slots: slots that the compact implementation takes through all steps before it turns to the next ones,
+            so that activations of more do not exist; None: all. Loss `lambda` is chunked with `mean_alphas` only.
+        sequence: the processes that share each batch, every one with its `PackedBatch.share`.
 
     Raises:
-        DraftError: for settings that do not fit together.
+        DraftError: for settings that do not fit together, or a draft that processes cannot share.
     """
 
     selected_token_ids: torch.Tensor
@@ -95,12 +101,15 @@ class Eagle3TrainerModule(nn.Module):
         implementation: Literal["compact", "reference"] = "compact",
         head_chunk_rows: int | None = None,
         loss: StepLoss = CROSS_ENTROPY,
+        chunk_slots: int | None = None,
+        sequence: SequenceGroup | None = None,
     ) -> None:
         super().__init__()
         check_settings(ttt_steps=ttt_steps, step_decay=step_decay, implementation=implementation, loss=loss)
         check_methods(draft_model)
         check_vocabulary(getattr(draft_model, "config", None), selected_token_ids, selected_token_mask)
         self.loss = loss
+        self.chunk_slots = chunk_slots
         self.draft_model: Any = draft_model
         self.ttt_steps = ttt_steps
         self.implementation = implementation
@@ -109,6 +118,23 @@ class Eagle3TrainerModule(nn.Module):
         self.register_buffer("selected_token_ids", selected_token_ids.long(), persistent=False)
         self.register_buffer("selected_token_mask", selected_token_mask.bool(), persistent=False)
         self.register_buffer("step_weights", (weights / weights.sum()).float(), persistent=False)
+        self.sequence: SequenceGroup | None = None
+        if sequence is not None:
+            self.share_with(sequence)
+
+    def share_with(self, group: SequenceGroup) -> None:
+        """Share all batches with other processes, from now on.
+
+        Raises:
+            DraftError: the draft's slots cannot be computed apart.
+        """
+        if self.implementation == "reference" or not is_plain(self.draft_model):
+            raise DraftError(
+                "processes can share the rows of a Llama draft with its own layers alone, in the compact "
+                f"implementation, not those of this {type(self.draft_model).__name__}: give each process rows of its "
+                "own (train.sequence_parallel 1)"
+            )
+        self.sequence = group
 
     def forward(  # noqa: PLR0917 - the established signature
         self,
@@ -203,16 +229,34 @@ class Eagle3TrainerModule(nn.Module):
         )
 
     def _unroll(self, inputs: TrainerInputs, settings: LossSettings) -> UnrollResult:
+        batch = inputs.batch
+        if (batch.share is None) != (self.sequence is None):
+            raise DraftError("a batch's share and the trainer's sequence group go together; give both or neither")
         if self.implementation == "reference" or not is_plain(self.draft_model):
             draft_size = len(self.selected_token_ids)
-            return unroll_reference(self.draft_model, inputs, settings, draft_size=draft_size)
-        plan = plan_unroll(
-            inputs.batch.on_host(),
-            self.ttt_steps,
-            probs_are_compact=inputs.has_compact_rows,
-            device=inputs.batch.device,
-        )
-        return unroll_compact(self.draft_model, inputs, settings, plan, head_chunk_rows=self.head_chunk_rows)
+            return unroll_reference(self.draft_model, inputs.decoded(), settings, draft_size=draft_size)
+        host, compact = batch.on_host(), inputs.has_compact_rows
+        if self._in_chunks(batch, settings):
+            plan = plan_chunks(
+                host,
+                self.ttt_steps,
+                chunk_slots=self.chunk_slots or batch.input_ids.numel(),
+                probs_are_compact=compact,
+                device=batch.device,
+            )
+            rows = self.head_chunk_rows
+            return unroll_chunked(self.draft_model, inputs, settings, plan, head_chunk_rows=rows, group=self.sequence)
+        whole = plan_unroll(host, self.ttt_steps, probs_are_compact=compact, device=batch.device)
+        inputs = inputs.decoded()
+        return unroll_compact(self.draft_model, inputs, settings, whole, head_chunk_rows=self.head_chunk_rows)
+
+    def _in_chunks(self, batch: PackedBatch, settings: LossSettings) -> bool:
+        needs_whole = settings.loss.kind == "lambda" and settings.mean_alphas is None
+        if batch.share is not None:
+            if needs_whole:
+                raise DraftError("a share of a batch with loss lambda needs the mean_alphas of the whole")
+            return True
+        return self.chunk_slots is not None and batch.input_ids.numel() > self.chunk_slots and not needs_whole
 
 
 def supervise(

@@ -6,9 +6,11 @@ predicts after that token. It counts at step k while slot t + k is supervised an
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
+from eaglepipe.eagle.sequence_share import SequenceShare
 from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
 from eaglepipe.errors import DraftError
 
@@ -29,6 +31,7 @@ class PackedBatch:
     seq_lens: torch.Tensor | None = None  # int64 [B, max_docs], summing to T with padding in the last; None: one a row
     doc_remaining: torch.Tensor | None = None  # int64 [B, T], tokens left in the document; None: no bound but T
     host_copy: "PackedBatch | None" = None  # the same batch on the host, if it was made there
+    share: SequenceShare | None = None  # of the process that computes a part of the slots; None: it computes all
 
     @classmethod
     def of(  # noqa: PLR0917 - in the order of the trainers' forwards
@@ -87,13 +90,14 @@ class PackedBatch:
 
     def pin_memory(self) -> "PackedBatch":
         """Return a copy in page-locked memory, from which a transfer to a device does not block."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()}, host_copy=self)
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+        return replace(self, **pinned, host_copy=self)
 
     def to(self, device: torch.device) -> "PackedBatch":
         """Return the batch on a device; a batch of the host goes along as `host_copy`."""
         if self.device == device:
             return self
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
         host_copy = self if self.host_copy is None and self.device.type == "cpu" else self.host_copy
         return replace(self, **moved, host_copy=host_copy)
 
@@ -106,7 +110,7 @@ class PackedBatch:
         tensors = self.tensors()
         flat = torch.cat([tensor.reshape(-1).long() for tensor in tensors.values()]).cpu()
         parts = flat.split([tensor.numel() for tensor in tensors.values()])
-        fetched = {
+        fetched: dict[str, Any] = {
             name: part.view(tensor.shape).to(tensor.dtype)
             for (name, tensor), part in zip(tensors.items(), parts, strict=True)
         }
@@ -117,15 +121,28 @@ class PackedBatch:
         return causal_mask(self.attention_mask, self.seq_lens, *self.shape, self.device)
 
     def covered_steps(self, num_steps: int) -> Iterator[torch.Tensor]:
-        """Yield the slots in the loss of each step: bool [B, T]."""
-        return step_masks(self.position_mask, self.doc_remaining, num_steps)
+        """Yield the slots in the loss of each step, on this process: bool [B, T]."""
+        return self._own(step_masks(self.position_mask, self.doc_remaining, num_steps))
 
     def supervised_chains(self, num_steps: int) -> Iterator[torch.Tensor]:
-        """Yield for each step k the slots that are supervised at every step up to k: bool [B, T]."""
+        """Yield for each step k the slots of this process that are supervised at every step up to k: bool [B, T]."""
         chain = torch.ones_like(self.loss_mask)
-        for supervised in step_masks(self.loss_mask, self.doc_remaining, num_steps):
+        for supervised in self._own(step_masks(self.loss_mask, self.doc_remaining, num_steps)):
             chain = chain & supervised
             yield chain
+
+    @property
+    def owned(self) -> torch.Tensor:
+        """The slots that this process computes, bool [B, T]."""
+        if self.share is None:
+            return torch.ones_like(self.loss_mask)
+        return self.share.owned(self.shape).to(self.device)
+
+    def _own(self, masks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        if self.share is None:
+            return masks
+        owned = self.owned
+        return (mask & owned for mask in masks)
 
 
 def step_masks(mask: torch.Tensor, doc_remaining: torch.Tensor | None, num_steps: int) -> Iterator[torch.Tensor]:

@@ -30,7 +30,7 @@ def look_up_targets(inputs: TrainerInputs, draft_size: int) -> Targets:
         rows=rows,
         row_of_slot=row_of_slot.to(inputs.batch.device),
         tokens=rows.top_tokens(),
-        entropies=target_entropies(inputs.target_probs, draft_size),
+        entropies=target_entropies(inputs.whole_targets, draft_size),
     )
 
 

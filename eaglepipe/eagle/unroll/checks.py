@@ -8,7 +8,7 @@ from eaglepipe.eagle.losses import LOSS_KINDS, StepLoss
 from eaglepipe.eagle.packed_batch import PackedBatch, check_shape
 from eaglepipe.eagle.peagle_data import CodSettings
 from eaglepipe.eagle.unroll.attention import check_right_padded
-from eaglepipe.eagle.unroll.interface import TrainerInputs
+from eaglepipe.eagle.unroll.interface import EncodedTargets, TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 from eaglepipe.errors import DraftError
 
@@ -108,6 +108,9 @@ def check_inputs(
     _check_aux(config, batch, inputs.aux_hidden_states)
     if isinstance(targets, SparseTargets):
         _check_sparse_shapes(targets)
+    elif isinstance(targets, EncodedTargets):
+        if targets.draft_size != draft_size:
+            raise DraftError(f"target_probs has {targets.draft_size} tokens; the draft's lm_head has {draft_size} rows")
     else:
         rows = (targets.shape[0],) if inputs.has_compact_rows else batch.shape
         check_shape("target_probs", targets, (*rows, draft_size))
@@ -116,16 +119,19 @@ def check_inputs(
     if isinstance(targets, SparseTargets):
         _check_sparse_values(targets, draft_size)
     if inputs.has_compact_rows:
-        num_rows = len(targets.tail) if isinstance(targets, SparseTargets) else len(targets)
-        num_slots = int(getattr(host, row_mask).sum())
-        if num_rows != num_slots:
-            raise DraftError(f"target_probs has {num_rows} rows; {row_mask} has {num_slots} slots set")
+        slots = getattr(host, row_mask)
+        num_slots = int((slots if batch.share is None else slots & batch.share.read(batch.shape)).sum())
+        if inputs.num_target_rows != num_slots:
+            raise DraftError(f"target_probs has {inputs.num_target_rows} rows; {row_mask} has {num_slots} slots set")
 
 
 def _check_aux(config: Any, batch: PackedBatch, aux: torch.Tensor) -> None:
     num_aux, width = (getattr(config, name, None) for name in ("num_aux_hidden_states", "target_hidden_size"))
     if num_aux is None or width is None:
         num_aux, width = (aux.shape[2], aux.shape[3]) if aux.dim() == 4 else (1, aux.shape[-1])
+    if batch.share is not None:
+        check_shape("aux_hidden_states", aux, (int(batch.share.owned(batch.shape).sum()), num_aux * width))
+        return
     check_shape("aux_hidden_states", aux, (*batch.shape, num_aux * width), (*batch.shape, num_aux, width))
 
 
@@ -148,7 +154,7 @@ def check_loss_inputs(
     if inputs.draft_mass is None:
         raise DraftError(f"loss {loss.kind} is taken on un-renormalised probabilities: give draft_mass too")
     targets = inputs.target_probs
-    rows = targets.tail.shape if isinstance(targets, SparseTargets) else targets.shape[:-1]
+    rows = targets.shape[:-1] if isinstance(targets, torch.Tensor) else (inputs.num_target_rows,)
     check_shape("draft_mass", inputs.draft_mass, tuple(rows))
     if loss.kind == "lambda" and normalizers is not None and mean_alphas is None:
         raise DraftError("normalizers make a batch a share of a larger one; loss lambda then needs its mean_alphas too")

@@ -3,6 +3,7 @@
 Symbols: B rows, T slots, S rows of targets, D draft vocabulary, K steps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,12 +15,26 @@ from eaglepipe.eagle.unroll.sparse_rows import SparseRows, SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodedTargets:
+    """S rows of a distribution over D draft tokens, decoded a part at a time: all of them would fill the memory."""
+
+    decode: Callable[[slice], torch.Tensor]  # rows -> their probabilities [rows, D]
+    num_rows: int
+    draft_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerInputs:
-    """A batch with the aux states and distributions that the target computed for it."""
+    """A batch with the aux states and distributions that the target computed for it.
+
+    With a `share` in the batch there are rows of its own slots and no others: aux states [slots owned, A·Ht], and
+    targets of the slots that it reads.
+    """
 
     batch: PackedBatch
     aux_hidden_states: torch.Tensor  # [B, T, A·Ht] or [B, T, A, Ht]
-    target_probs: torch.Tensor | SparseTargets  # [B, T, D]; or S rows, of the slots set in a mask, row by row
+    target_probs: torch.Tensor | SparseTargets | EncodedTargets
+    """[B, T, D]; or S rows, of the slots set in a mask, row by row."""
     draft_mass: torch.Tensor | None = None  # float32, one for each row of target_probs: [B, T] or [S]
 
     @property
@@ -28,9 +43,21 @@ class TrainerInputs:
         return self.aux_hidden_states.flatten(2)
 
     @property
+    def aux_rows(self) -> torch.Tensor:
+        """The same as rows [N, A·Ht], of the slots of this process."""
+        return self.aux_hidden_states if self.batch.share is not None else self.aux.flatten(0, 1)
+
+    @property
     def has_compact_rows(self) -> bool:
         """Whether target rows exist for the slots of a mask alone."""
-        return isinstance(self.target_probs, SparseTargets) or self.target_probs.dim() == 2
+        return not isinstance(self.target_probs, torch.Tensor) or self.target_probs.dim() == 2
+
+    @property
+    def num_target_rows(self) -> int:
+        """S, of compact rows."""
+        if isinstance(self.target_probs, EncodedTargets):
+            return self.target_probs.num_rows
+        return len(self.target_probs.tail if isinstance(self.target_probs, SparseTargets) else self.target_probs)
 
     def prepared(self) -> "TrainerInputs":
         """Detach the targets, and fetch masks and the layout of sparse targets unless they travel with the batch."""
@@ -38,15 +65,41 @@ class TrainerInputs:
         return replace(
             self,
             batch=replace(batch, host_copy=batch.on_host()),
-            target_probs=targets.with_layout() if isinstance(targets, SparseTargets) else targets.detach(),
+            target_probs=_prepared(targets),
             draft_mass=None if self.draft_mass is None else self.draft_mass.detach().float(),
         )
 
-    def target_rows(self) -> DenseRows | SparseRows:
-        """Return the target's distributions as the fused head reads them."""
-        if isinstance(self.target_probs, SparseTargets):
-            return SparseRows.of(self.target_probs)
-        return DenseRows(probs=self.target_probs.flatten(0, -2))
+    @property
+    def whole_targets(self) -> torch.Tensor | SparseTargets:
+        """The targets of inputs that are not encoded."""
+        assert not isinstance(self.target_probs, EncodedTargets), "decode them first"
+        return self.target_probs
+
+    def decoded(self) -> "TrainerInputs":
+        """Decode all targets."""
+        if not isinstance(self.target_probs, EncodedTargets):
+            return self
+        return replace(self, target_probs=self.target_probs.decode(slice(0, self.target_probs.num_rows)))
+
+    def target_rows(self, rows: slice | None = None) -> DenseRows | SparseRows:
+        """Return the target's distributions as the fused head reads them.
+
+        Args:
+            rows: those that are read, by which they are then numbered; default: all.
+        """
+        targets = self.decoded().target_probs if rows is None else self.target_probs
+        if isinstance(targets, SparseTargets):
+            return SparseRows.of(targets if rows is None else targets.cut(rows))
+        if isinstance(targets, EncodedTargets):
+            return DenseRows(probs=targets.decode(slice(None) if rows is None else rows))
+        probs = targets.flatten(0, -2)
+        return DenseRows(probs=probs if rows is None else probs[rows])
+
+
+def _prepared(targets: torch.Tensor | SparseTargets | EncodedTargets) -> torch.Tensor | SparseTargets | EncodedTargets:
+    if isinstance(targets, SparseTargets):
+        return targets.with_layout()
+    return targets.detach() if isinstance(targets, torch.Tensor) else targets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ def _mass_at_slots(inputs: TrainerInputs) -> torch.Tensor:
 
 
 def _dense_targets(inputs: TrainerInputs, draft_size: int) -> DenseTargets:
-    targets, mask = inputs.target_probs, inputs.batch.position_mask
+    targets, mask = inputs.whole_targets, inputs.batch.position_mask
     if isinstance(targets, SparseTargets):
         probs, kept, tail = (at_slots(rows, mask) for rows in densify(targets, draft_size))
         return DenseTargets(probs=probs, kept=kept, tail=tail)

@@ -46,7 +46,7 @@ class VarlenTables:
         starts, ends, counts = torch.tensor(columns, dtype=torch.int64).reshape(-1, 3).unbind(1)
         lengths = ends - starts
         return cls(
-            keys=to_device(_ranges(starts, ends), device),
+            keys=to_device(ranges(starts, ends), device),
             query_ends=to_device(F.pad(counts.cumsum(0), (1, 0)).int(), device),
             key_ends=to_device(F.pad(lengths.cumsum(0), (1, 0)).int(), device),
             max_queries=max([2, *counts.tolist()]),
@@ -98,27 +98,27 @@ class UnrollPlan:
 def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, device: torch.device) -> UnrollPlan:
     """Plan `num_steps` steps for a batch on the host. Tables go to `device`; nothing is read back from it."""
     covered = [mask.flatten() for mask in batch.covered_steps(num_steps)]
-    active = _active(covered)
-    document_starts = _document_starts(batch)
-    firsts, lasts = _spans(active[0], document_starts)
-    ends = [_span_ends(mask, firsts, lasts) for mask in active]
-    starts = document_starts[firsts]
+    active = remaining_steps(covered)
+    starts_of = document_starts(batch)
+    firsts, lasts = _spans(active[0], starts_of)
+    ends = [span_ends(mask, firsts, lasts) for mask in active]
+    starts = starts_of[firsts]
     is_last = torch.cat((starts[1:] != starts[:-1], torch.ones(min(1, len(starts)), dtype=torch.bool)))
-    cached = _ranges(starts[is_last], ends[0][is_last])
+    cached = ranges(starts[is_last], ends[0][is_last])
     num_slots = batch.position_mask.numel()
     place = _indices(cached, num_slots)
-    index_in_first = _indices(_ranges(firsts, ends[0]), num_slots)
+    index_in_first = _indices(ranges(firsts, ends[0]), num_slots)
     target_row = torch.arange(num_slots)
     if probs_are_compact:
         target_row = batch.position_mask.flatten().long().cumsum(0) - 1
 
     def plan_step(step: int) -> StepPlan:
-        slots = _ranges(firsts, ends[step])
+        slots = ranges(firsts, ends[step])
         row_slots = covered[step].nonzero()[:, 0]
         return StepPlan(
             spans=StepSpans.on(device, _as_spans(place, starts, firsts, ends[step])),
             slots=to_device(slots, device),
-            kept=_kept(firsts, ends[step - 1], ends[step], device) if step else None,
+            kept=kept_slots(firsts, ends[step - 1], ends[step], device) if step else None,
             sources=to_device(index_in_first[(slots + step).clamp(max=num_slots - 1)], device),
             rows=to_device(_indices(slots, num_slots)[row_slots], device),
             row_slots=to_device(row_slots, device),
@@ -128,12 +128,12 @@ def plan_unroll(batch: PackedBatch, num_steps: int, *, probs_are_compact: bool, 
     return UnrollPlan(
         cached=to_device(cached, device),
         documents=StepSpans.on(device, _as_spans(place, starts[is_last], starts[is_last], ends[0][is_last])),
-        active=to_device(place[_ranges(firsts, ends[0])], device),
+        active=to_device(place[ranges(firsts, ends[0])], device),
         steps=tuple(plan_step(step) for step in range(num_steps)),
     )
 
 
-def _active(covered: list[torch.Tensor]) -> list[torch.Tensor]:
+def remaining_steps(covered: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return the slots with supervision left, for each step."""
     left = list(covered)
     for step in range(len(left) - 2, -1, -1):
@@ -141,7 +141,7 @@ def _active(covered: list[torch.Tensor]) -> list[torch.Tensor]:
     return left
 
 
-def _document_starts(batch: PackedBatch) -> torch.Tensor:
+def document_starts(batch: PackedBatch) -> torch.Tensor:
     """Return the first slot of each slot's document: int64 [B·T]."""
     documents = torch.zeros(batch.shape, dtype=torch.int64)
     if batch.seq_lens is not None:
@@ -163,13 +163,13 @@ def _spans(active: torch.Tensor, document_starts: torch.Tensor) -> tuple[torch.T
     return slots[torch.cat((edge, breaks))], slots[torch.cat((breaks, edge))]
 
 
-def _span_ends(active: torch.Tensor, firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
+def span_ends(active: torch.Tensor, firsts: torch.Tensor, lasts: torch.Tensor) -> torch.Tensor:
     """Return one past each span's last active slot, int64 [R]; its first slot if none is left."""
     ends = torch.where(active, torch.arange(1, len(active) + 1), 0).cummax(0).values
     return torch.maximum(ends[lasts], firsts)
 
 
-def _ranges(firsts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def ranges(firsts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Return all numbers of the ranges first..end, one range after the other."""
     counts = ends - firsts
     offsets = torch.repeat_interleave(firsts - counts.cumsum(0) + counts, counts)
@@ -183,14 +183,14 @@ def _indices(slots: torch.Tensor, num_slots: int) -> torch.Tensor:
     return places
 
 
-def _kept(
+def kept_slots(
     firsts: torch.Tensor, ends_before: torch.Tensor, ends: torch.Tensor, device: torch.device
 ) -> torch.Tensor | None:
     if torch.equal(ends_before, ends):
         return None
     counts_before = ends_before - firsts
     offsets = counts_before.cumsum(0) - counts_before
-    return to_device(_ranges(offsets, offsets + ends - firsts), device)
+    return to_device(ranges(offsets, offsets + ends - firsts), device)
 
 
 def _as_spans(

@@ -45,6 +45,20 @@ class SparseTargets:
         id_bounds = torch.stack(self.ids.aminmax()) if len(self.ids) else self.ids
         return replace(self, layout=SparseLayout(row_offsets=self.row_offsets.cpu(), id_bounds=id_bounds.cpu()))
 
+    def cut(self, rows: slice) -> "SparseTargets":
+        """Return some rows, one after the other, without copies of their entries."""
+        layout = self.with_layout().layout
+        assert layout is not None
+        offsets = layout.row_offsets[rows.start : rows.stop + 1]
+        first, end = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
+        return SparseTargets(
+            probs=self.probs[first:end],
+            ids=self.ids[first:end],
+            row_offsets=self.row_offsets[rows.start : rows.stop + 1] - first,
+            tail=self.tail[rows],
+            layout=SparseLayout(row_offsets=offsets - first, id_bounds=layout.id_bounds),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Entries:

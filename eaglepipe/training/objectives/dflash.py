@@ -103,7 +103,7 @@ class DflashObjective:
         def decode(batch: EncodedBatch) -> dict[str, BlockInputs | torch.Tensor | None]:
             if decoder is not None:
                 decoded = decoder.decode(batch)
-                aux, probs = decoded.aux_hidden_states, decoded.target_probs
+                aux, probs = decoded.aux_hidden_states, decoded.whole_targets
             else:
                 with torch.no_grad(), torch.autocast(device.type, enabled=False):
                     rows = EncodedRows(payload=batch.aux_payload, scales=batch.aux_scales)
