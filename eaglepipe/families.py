@@ -56,6 +56,8 @@ class Family:
     """Whether its drafts guess a block of masked tokens from a context of their own, under the target's embeddings."""
     has_mask_token: bool = False
     """Whether a mask token and `mask_hidden` stand for tokens not known yet."""
+    splits_sequences: bool = False
+    """Whether several ranks can train on one sample together, each on a part of its tokens."""
     holds_scores: bool = False
     """Whether training holds the attention scores of a whole row, so that long rows are expensive."""
 
@@ -84,6 +86,7 @@ EAGLE3 = Family(
     engine_architectures={"vllm": _NATIVE, "sglang": _NATIVE, "speculators": "Eagle3DraftModel", "hf": _NATIVE},
     engine_method="eagle3",
     speculators_type="eagle3",
+    splits_sequences=True,
 )
 EAGLE1 = Family(
     name="eagle1",

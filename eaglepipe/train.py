@@ -6,7 +6,7 @@ Read `train_from` from top to bottom: that is the order in which a run goes.
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def preview_training(recipe: Recipe, caches: Sequence[Path | CacheShare]) -> Tra
     source = choose_aux_layers(open_caches(caches), recipe.draft.aux_boundaries)
     recipe = with_mask_token(recipe, source, run_folder(recipe))
     with join_world(recipe.train.device) as world:
-        plan = plan_run(source, recipe.train, world)
+        size = max(world.size, recipe.train.sequence_parallel)  # how many there will be is not known yet
+        plan = plan_run(source, recipe.train, replace(world, size=size))
     draft, notes = _build_draft(recipe, source, _open_init(recipe))
     return TrainPreview(
         run_folder=str(run_folder(recipe)),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from eaglepipe.recipe.config import Depth, NonNegative, Share, Size, TokenId
+from eaglepipe.recipe.config import Depth, NonNegative, PositiveInt, Share, Size, TokenId
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.recipe.tree import Recipe
 
@@ -71,6 +71,9 @@ class Eagle3TrainConfig(TrainConfig):
     lk_scale: NonNegative = Field(1.0, description="loss lambda: weight of cross-entropy while nothing is accepted")
     lk_decay: NonNegative = Field(3.0, description="loss lambda: how fast that weight falls with the mean acceptance")
     eval_depth: Depth | None = Field(None, description="TTT steps of evaluations; default: ttt_steps")
+    chunk_tokens: PositiveInt = Field(
+        16384, description="tokens that take all TTT steps together: bounds the memory of long samples, changes nothing"
+    )
 
     @field_validator("lk_scale", "lk_decay")
     @classmethod

@@ -63,6 +63,9 @@ class TrainConfig(Section):
     pack_length: PositiveInt | None = Field(
         None, description="longest packed row; default: micro_batch_tokens, one row without padding"
     )
+    sequence_parallel: Annotated[int, Field(gt=0, le=1024, strict=True)] = Field(
+        1, description="ranks that share each sample, for samples too long for one; divides the number of ranks"
+    )
     learning_rate: Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)] = 1e-4
     min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     warmup_ratio: Fraction = 0.02
@@ -108,6 +111,16 @@ class TrainConfig(Section):
             return value
         rest = {key: item for key, item in value.items() if key != "tensorboard"}
         return {**rest, "trackers": ["tensorboard"]} if flag and "trackers" not in rest else rest
+
+    @model_validator(mode="after")
+    def _family_splits_sequences(self) -> Self:
+        if self.sequence_parallel > 1 and not self.family.splits_sequences:
+            able = ", ".join(name for name, family in FAMILIES.items() if family.splits_sequences)
+            raise ValueError(
+                f"sequence_parallel is {self.sequence_parallel}, but train.objective {self.objective} computes each "
+                f"sample on one rank; remove it, or train one of: {able}"
+            )
+        return self
 
     @property
     def family(self) -> Family:

@@ -15,6 +15,7 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.columns import Columns
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.eagle.packed_batch import PackedBatch
+from eaglepipe.eagle.sequence_share import SequenceShare
 from eaglepipe.eagle.unroll.sparse_rows import SparseLayout
 from eaglepipe.target_head import HeadSpec
 from eaglepipe.vocab import DraftVocab
@@ -73,6 +74,8 @@ class PackingLimits:
     micro_batch_tokens: int
     world_size: int = 1
     rank: int = 0
+    share: SequenceShare | None = None
+    """The part of each micro-batch that this process has; a rank of the two above is then a group of processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ class StepPlan:
     samples: NDArray[np.int64]
     micro_batches: tuple[tuple[Row, ...], ...]
     after: DataPosition
+    share: SequenceShare | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,9 @@ class EncodedBatch:
     """A micro-batch on its way to the device: shifted ids and masks, and rows that are still encoded."""
 
     packed: PackedBatch
-    aux_payload: torch.Tensor  # uint8 [B*T, aux row bytes], not shifted, zeros in the pad; no rows if not carried
+    aux_payload: torch.Tensor
+    """uint8 [B*T, aux row bytes], not shifted, zeros in the pad; no rows if not carried. With a share, like the scales
+    and last hidden states, only those of the slots that this process owns."""
     aux_scales: torch.Tensor | None  # float32 [B*T, scales]
     supervision: Columns  # by column, rows of the slots that `BatchColumns.supervision` asks for, in order
     sparse_layout: SparseLayout | None = None  # of sparse supervision, on the host

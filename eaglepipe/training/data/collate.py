@@ -4,10 +4,10 @@ Slot t gets the aux states of token t, the id of token t+1 and the supervision o
 as `doc_remaining` reaches. The small columns come first, so that a whole step can be counted before payloads move.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.supervision.columns import NUM_ENTRIES, Columns
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.eagle.packed_batch import PackedBatch
+from eaglepipe.eagle.sequence_share import SequenceShare
 from eaglepipe.eagle.unroll.sparse_rows import SparseLayout
 from eaglepipe.training.data.batch import BatchColumns, EncodedBatch
 from eaglepipe.training.data.buffers import BufferPool
@@ -44,9 +45,35 @@ class PackedDocuments:
     documents: Documents
     batch: PackedBatch
 
+    def count(self, mask: str) -> int:
+        """Count the slots of this process that are set in a mask of the batch."""
+        return int((getattr(self.batch, mask) & self.batch.owned).sum())
 
-def pack_documents(documents: Documents) -> PackedDocuments:
-    """Make the ids, masks and positions of rows of documents; T is the longest row's length."""
+    def places(self) -> Iterator[tuple[int, int, int]]:
+        """Yield row, first slot and end of each document."""
+        for row, documents in enumerate(self.documents):
+            starts = accumulate((len(document.input_ids) for document in documents), initial=0)
+            yield from ((row, start, end) for start, end in pairwise(starts))
+
+    def chosen(self, choose: Choose) -> Iterator[NDArray[np.bool_]]:
+        """Yield the tokens of each document, [T], that `choose` takes and whose supervision this process reads."""
+        share, documents = self.batch.share, chain.from_iterable(self.documents)
+        if share is None:
+            yield from map(choose, documents)
+            return
+        read = share.read(self.batch.shape).numpy()
+        for document, (row, start, end) in zip(documents, self.places(), strict=True):
+            mask = choose(document)
+            mask[1:] &= read[row, start : end - 1]  # the supervision of a token is that of the slot before it
+            yield mask
+
+
+def pack_documents(documents: Documents, share: SequenceShare | None = None) -> PackedDocuments:
+    """Make the ids, masks and positions of rows of documents; T is the longest row's length.
+
+    Args:
+        share: of the process that computes a part of the slots.
+    """
     lengths = [[len(document.input_ids) for document in row] for row in documents]
     num_slots = max((sum(row) for row in lengths), default=1)
     shape = (len(documents), num_slots)
@@ -70,6 +97,7 @@ def pack_documents(documents: Documents) -> PackedDocuments:
         position_ids=torch.from_numpy(positions),
         seq_lens=torch.from_numpy(seq_lens),
         doc_remaining=torch.from_numpy(remaining),
+        share=share,
     )
     return PackedDocuments(documents=documents, batch=batch)
 
@@ -105,7 +133,7 @@ def encode_batch(
         columns: the rows that the batch carries.
         extras: the tensors that the objective drew for it.
     """
-    num_rows, num_slots = packed.batch.shape
+    num_slots = packed.batch.shape[1]
     first = packed.documents[0][0]
     aux_bytes = first.aux_payload.shape[1]
     hidden_bytes = 0 if first.last_hidden_payload is None else first.last_hidden_payload.shape[1]
@@ -121,19 +149,23 @@ def encode_batch(
         "aux_scales": (columns.aux and num_scales > 0, num_scales, torch.float32),
         "last_hidden_payload": (columns.last_hidden, hidden_bytes, torch.uint8),
     }
+    owned = packed.batch.owned.numpy()
+    num_owned = int(owned.sum())
     token_rows = {
-        name: buffer((num_rows * num_slots, width), dtype)
-        for name, (is_read, width, dtype) in token_columns.items()
-        if is_read
+        name: buffer((num_owned, width), dtype) for name, (is_read, width, dtype) in token_columns.items() if is_read
     }
-    chosen = _CHOSEN[columns.supervision]
-    supervision, parts = allocate_supervision(chain.from_iterable(packed.documents), buffer, chosen)
-    for row, documents in enumerate(packed.documents):
-        starts = list(accumulate((len(document.input_ids) for document in documents), initial=row * num_slots))
-        for document, start in zip(documents, starts[:-1], strict=True):
-            run(partial(_copy, document, start, token_rows, next(parts), chosen))
+    chosen = list(packed.chosen(_CHOSEN[columns.supervision]))
+    documents = list(chain.from_iterable(packed.documents))
+    supervision, parts = allocate_supervision(documents, buffer, chosen)
+    before = np.concatenate([[0], owned.ravel().cumsum()])  # owned slots before each slot
+    for document, mask, (row, start, end) in zip(documents, chosen, packed.places(), strict=True):
+        own = owned[row, start:end]
+        run(partial(_copy, document, own, int(before[row * num_slots + start]), token_rows))
+        run(partial(copy_supervision, document, next(parts), mask))
+    for row, real in enumerate(packed.batch.attention_mask.sum(dim=1).tolist()):
+        padding = slice(int(before[row * num_slots + real]), int(before[(row + 1) * num_slots]))
         for column in token_rows.values():
-            column[starts[-1] : (row + 1) * num_slots] = 0
+            column[padding] = 0
     drawn = dict(extras or {})
     return EncodedBatch(
         packed=packed.batch.pin_memory() if pinned else packed.batch,
@@ -145,13 +177,13 @@ def encode_batch(
     )
 
 
-def _copy(
-    document: CachedSample, start: int, token_rows: Mapping[str, torch.Tensor], supervision: Columns, chosen: Choose
-) -> None:
-    end = start + len(document.input_ids)
-    for name, column in token_rows.items():
-        column[start:end].numpy()[:] = getattr(document, name)
-    copy_supervision(document, supervision, chosen)
+def _copy(document: CachedSample, own: NDArray[np.bool_], first: int, token_rows: Mapping[str, torch.Tensor]) -> None:
+    """Copy the rows `own` [T] of a document, run by run, to `first` and on."""
+    edges = np.flatnonzero(np.diff(own, prepend=False, append=False))
+    for start, end in edges.reshape(-1, 2).tolist():
+        for name, column in token_rows.items():
+            column[first : first + end - start].numpy()[:] = getattr(document, name)[start:end]
+        first += end - start
 
 
 def sparse_layout(supervision: Columns) -> SparseLayout | None:

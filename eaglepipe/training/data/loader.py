@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from eaglepipe.cache.types import CachedSample
+from eaglepipe.eagle.sequence_share import SequenceShare
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.training.data.ahead import fetched_ahead
 from eaglepipe.training.data.batch import BatchColumns, EncodedBatch, Row, SampleSource, StepHeader, StepPlan
@@ -138,21 +139,21 @@ class Loader:
     def _load_step(
         self, plan: StepPlan, pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
     ) -> Iterator[StepHeader | _Loaded]:
-        packed = [self._pack(rows) for rows in plan.micro_batches]
+        packed = [self._pack(rows, plan.share) for rows in plan.micro_batches]
         drawn = [self._draw(documents, plan.after.epoch) for documents in packed]
         nothing = self._draw(pack_documents(()), plan.after.epoch)
         yield StepHeader(
             plan=plan,
             counts=sum((one.counts for one in drawn), nothing.counts),
-            num_tokens=sum(int(documents.batch.attention_mask.sum()) for documents in packed),
-            num_supervised=sum(int(documents.batch.loss_mask.sum()) for documents in packed),
-            num_slots=sum(documents.batch.input_ids.numel() for documents in packed),
+            num_tokens=sum(documents.count("attention_mask") for documents in packed),
+            num_supervised=sum(documents.count("loss_mask") for documents in packed),
+            num_slots=sum(int(documents.batch.owned.sum()) for documents in packed),
         )
         while packed:
             yield self._load(packed.pop(0), drawn.pop(0), pool, stream)
 
-    def _pack(self, rows: tuple[Row, ...]) -> PackedDocuments:
-        return pack_documents(tuple(tuple(self._read(sample) for sample in row) for row in rows))
+    def _pack(self, rows: tuple[Row, ...], share: SequenceShare | None) -> PackedDocuments:
+        return pack_documents(tuple(tuple(self._read(sample) for sample in row) for row in rows), share)
 
     def _read(self, sample: int) -> CachedSample:
         self._doing = f"reading sample {self._source.index.sample_ids[sample]!r}"

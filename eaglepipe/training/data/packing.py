@@ -54,6 +54,7 @@ def plan_steps(
                 samples=samples[begin:end],
                 micro_batches=micro_batches(samples[begin:end], order.num_tokens, costs, limits),
                 after=DataPosition(epoch=epoch, samples_done=end),
+                share=limits.share,
             )
 
 
@@ -69,4 +70,5 @@ def plan_evaluation(
     for begin, end in pairwise([0, *step_ends(num_tokens[heldout], batch_tokens).tolist()]):
         samples = heldout[begin:end]
         batches = micro_batches(samples, num_tokens, costs, limits)
-        yield StepPlan(samples=samples, micro_batches=batches, after=DataPosition(samples_done=end))
+        after = DataPosition(samples_done=end)
+        yield StepPlan(samples=samples, micro_batches=batches, after=after, share=limits.share)

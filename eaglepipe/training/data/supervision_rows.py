@@ -1,6 +1,6 @@
 """The supervision of a micro-batch as the cache has it, still encoded: rows of the slots that count, and no others."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -35,11 +35,14 @@ def no_rows(document: CachedSample) -> NDArray[np.bool_]:
 
 
 def allocate_supervision(
-    documents: Iterable[CachedSample], allocate: Allocate, chosen: Choose = covered_mask
+    documents: Sequence[CachedSample], allocate: Allocate, chosen: Sequence[NDArray[np.bool_]]
 ) -> tuple[Columns, Iterator[Columns]]:
-    """Return buffers for the chosen rows of all documents, and the part of each in turn; at least one document."""
-    documents = list(documents)
-    sizes = [_num_items(document, _rows(document, chosen)) for document in documents]
+    """Return buffers for the chosen tokens' rows of all documents, and the part of each in turn; at least one document.
+
+    Args:
+        chosen: of each document, bool [T].
+    """
+    sizes = [_num_items(document, _rows(document, mask)) for document, mask in zip(documents, chosen, strict=True)]
     whole, parts = {}, []
     for name, column in documents[0].supervision.items():
         lengths = [size[name] for size in sizes]
@@ -49,7 +52,7 @@ def allocate_supervision(
     return whole, (dict(zip(whole, part, strict=True)) for part in zip(*parts, strict=True))
 
 
-def copy_supervision(document: CachedSample, into: Columns, chosen: Choose = covered_mask) -> None:
+def copy_supervision(document: CachedSample, into: Columns, chosen: NDArray[np.bool_]) -> None:
     """Fill a document's part of the buffers."""
     rows = _rows(document, chosen)
     if len(rows) == 0:
@@ -58,9 +61,9 @@ def copy_supervision(document: CachedSample, into: Columns, chosen: Choose = cov
         np.take(document.supervision[name], index, axis=0, out=into[name].numpy(), mode="clip")
 
 
-def _rows(document: CachedSample, chosen: Choose) -> NDArray[np.int64]:
+def _rows(document: CachedSample, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The chosen ones among the supervised rows."""
-    return np.flatnonzero(chosen(document)[document.supervised])
+    return np.flatnonzero(chosen[document.supervised])
 
 
 def _num_items(document: CachedSample, rows: NDArray[np.int64]) -> dict[str, int]:

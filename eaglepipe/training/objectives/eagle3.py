@@ -13,7 +13,7 @@ from eaglepipe.eagle.losses import StepLoss
 from eaglepipe.eagle.packed_batch import count_slots
 from eaglepipe.recipe.family_settings import Eagle3TrainConfig
 from eaglepipe.training.data.batch import BatchColumns, TrainingSource
-from eaglepipe.training.data.collate import Documents, PackedDocuments
+from eaglepipe.training.data.collate import PackedDocuments
 from eaglepipe.training.data.costs import Costs, draft_costs
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.data.supervision_rows import covered_mask
@@ -59,15 +59,16 @@ class Eagle3Objective:
             self.config.ttt_steps,
             step_decay=self.config.step_decay,
             loss=self._loss,
+            chunk_slots=self.config.chunk_tokens,
         )
 
     def make_decoder(self, source: TrainingSource, *, device: torch.device, dtype: torch.dtype) -> Decoder:
-        decoder = SupervisionDecoder(source, device=device, dtype=dtype)
+        decoder = SupervisionDecoder(source, device=device, dtype=dtype, at_once=self.config.chunk_tokens)
         return lambda batch: {"inputs": replace(decoder.decode(batch), draft_mass=batch.extras.get("draft_mass"))}
 
     def draw(self, packed: PackedDocuments, epoch: int, *, training: bool) -> BatchDraw:
         drawn = draw_slots(self.config.ttt_steps)(packed, epoch)
-        return replace(drawn, extras={"draft_mass": _draft_mass(packed.documents)}) if self._loss.needs_mass else drawn
+        return replace(drawn, extras={"draft_mass": _draft_mass(packed)}) if self._loss.needs_mass else drawn
 
     @property
     def _loss(self) -> StepLoss:
@@ -79,7 +80,8 @@ def draw_slots(ttt_steps: int) -> DrawFn:
     return lambda packed, _epoch: BatchDraw(counts=count_slots(packed.batch.covered_steps(ttt_steps)))
 
 
-def _draft_mass(documents: Documents) -> torch.Tensor:
+def _draft_mass(packed: PackedDocuments) -> torch.Tensor:
     """Return the target's probability mass inside the draft vocabulary at the S covered slots, float32 [S]."""
-    rows = [document.draft_mass[covered_mask(document)] for document in chain.from_iterable(documents)]
+    documents = zip(chain.from_iterable(packed.documents), packed.chosen(covered_mask), strict=True)
+    rows = [document.draft_mass[mask] for document, mask in documents]
     return torch.from_numpy(np.concatenate([np.empty(0, np.float32), *rows]))

@@ -26,6 +26,7 @@ from eaglepipe.training.run.optim import (
     optimizer_tensors,
     trainable_parameters,
 )
+from eaglepipe.training.run.sequence import share_sequences
 from eaglepipe.training.run.sharding import ShardedTrainer, own_rows, sharded_like
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -87,6 +88,7 @@ class Learner:
         self.evaluation = make_objective(config.evaluated)
         as_trained = config.evaluated == config
         self._measured = self.module if as_trained else self.evaluation.make_module(self.draft, source).to(world.device)
+        share_sequences((self.module, self._measured), config, world)
 
     @property
     def is_sharded(self) -> bool:

@@ -14,6 +14,7 @@ from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.data.batch import PackingLimits, SampleSource, Split, TrainingSource
 from eaglepipe.training.data.order import SampleOrder, choose_heldout, layout_digest, split_samples
 from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.sequence import check_ranks, sequence_share
 
 FREE_ON_RESUME = frozenset(
     {
@@ -27,7 +28,9 @@ FREE_ON_RESUME = frozenset(
         "dtype",
         "gradient_checkpointing",
         "shard",
+        "sequence_parallel",
         "sequence_partitions",
+        "chunk_tokens",
         "eval_every_steps",
         "early_stop_patience",
         "checkpoint_every_steps",
@@ -63,15 +66,18 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
     """Plan a run from the cache's index.
 
     Raises:
-        ConfigError: rows are shorter than the longest sample, or longer than a micro-batch.
+        ConfigError: rows are shorter than the longest sample, or longer than a micro-batch, or the ranks cannot be
+            divided into those that share a sample.
     """
+    check_ranks(config, world)
     index = source.index
     split = split_samples(index.sample_ids, config.heldout_fraction)
     limits = PackingLimits(
         pack_length=row_length(source, config),
-        micro_batch_tokens=config.micro_batch_tokens,
-        world_size=world.size,
-        rank=world.rank,
+        micro_batch_tokens=config.micro_batch_tokens * config.sequence_parallel,
+        world_size=world.size // config.sequence_parallel,
+        rank=world.rank // config.sequence_parallel,
+        share=sequence_share(config, world),
     )
     order = SampleOrder(
         samples=split.train,
@@ -103,17 +109,22 @@ def row_length(source: TrainingSource, config: TrainConfig) -> int:
         ConfigError: rows are shorter than the longest sample, or longer than a micro-batch.
     """
     longest = int(source.index.num_tokens.max())
-    length = config.pack_length or config.micro_batch_tokens
+    ranks = config.sequence_parallel
+    micro_batch = config.micro_batch_tokens * ranks
+    name = "train.micro_batch_tokens" if ranks == 1 else f"train.micro_batch_tokens of all {ranks} ranks of a sample"
+    length = config.pack_length or micro_batch
     if config.pack_length is None and config.family.holds_scores:
         length = min(length, source.max_length)
-    if length > config.micro_batch_tokens:
+    if length > micro_batch:
         raise ConfigError(
-            f"train.pack_length is {length}, more than train.micro_batch_tokens ({config.micro_batch_tokens}): "
-            "a micro-batch holds whole rows"
+            f"train.pack_length is {length}, more than {name} ({micro_batch}): a micro-batch holds whole rows"
         )
     if length < longest:
-        name = "train.micro_batch_tokens" if config.pack_length is None else "train.pack_length"
-        raise ConfigError(f"{name} is {length}, but the longest sample has {longest} tokens; raise it to at least that")
+        name = name if config.pack_length is None else "train.pack_length"
+        more = "" if not config.family.splits_sequences else ", or let more ranks share it (train.sequence_parallel)"
+        raise ConfigError(
+            f"{name} is {length}, but the longest sample has {longest} tokens; raise it to at least that{more}"
+        )
     return length
 
 

@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from eaglepipe.eagle.core import Eagle3StepMetrics, Eagle3TrainerModule, _shift_left_with_zero
-from eaglepipe.eagle.unroll.interface import TrainerInputs
+from eaglepipe.eagle.sequence_share import SequenceShare
+from eaglepipe.eagle.unroll.interface import EncodedTargets, TrainerInputs
+from eaglepipe.eagle.unroll.sparse_rows import densify
 from eaglepipe.recipe.family_settings import Eagle3DraftConfig
 from eaglepipe.target_head import HeadSpec, TargetHead
-from eaglepipe.training.data.collate import encode_batch, pack_documents
+from eaglepipe.training.data.collate import encode_batch, pack_documents, sparse_layout
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from tests.training.tiny_source import DRAFT_VOCAB, VOCAB, TinySource, tiny_source
@@ -17,10 +19,17 @@ from tests.training.tiny_source import DRAFT_VOCAB, VOCAB, TinySource, tiny_sour
 CPU = torch.device("cpu")
 
 
-def inputs_of(source: TinySource, rows: tuple[tuple[int, ...], ...]) -> TrainerInputs:
-    packed = pack_documents(tuple(tuple(source.read(i) for i in row) for row in rows))
+def inputs_of(
+    source: TinySource,
+    rows: tuple[tuple[int, ...], ...],
+    share: SequenceShare | None = None,
+    *,
+    at_once: int | None = None,
+) -> TrainerInputs:
+    packed = pack_documents(tuple(tuple(source.read(i) for i in row) for row in rows), share)
     batch = encode_batch(packed, pinned=False, run=lambda copy: copy())
-    return SupervisionDecoder(source, device=CPU, dtype=torch.float32).decode(batch)
+    batch = replace(batch, sparse_layout=sparse_layout(batch.supervision))
+    return SupervisionDecoder(source, device=CPU, dtype=torch.float32, at_once=at_once).decode(batch)
 
 
 def trainer(source: TinySource) -> Eagle3TrainerModule:
@@ -118,3 +127,29 @@ def test_head_applies_bias_scale_and_soft_cap_in_float32() -> None:
     probabilities = head.probabilities(hidden)
     assert probabilities.dtype == torch.float32
     torch.testing.assert_close(probabilities.double(), expected.softmax(1), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("supervision", ["hidden", "dense", "sparse"])
+def test_shares_of_a_batch_are_the_rows_of_their_slots(supervision: str) -> None:
+    source, rows = tiny_source(supervision=supervision), ((0, 1, 2, 3), (4, 5))
+    whole = inputs_of(source, rows)
+    for rank in range(2):
+        share = SequenceShare(rank=rank, size=2, reach=2, least_block=3)
+        part = inputs_of(source, rows, share)
+        assert torch.equal(part.aux_hidden_states, whole.aux[share.owned(whole.batch.shape)])
+        read = share.read(whole.batch.shape)[whole.batch.position_mask]
+        if isinstance(whole.target_probs, torch.Tensor):
+            assert torch.equal(part.target_probs, whole.target_probs[read])
+        else:
+            dense, expected = (densify(one.target_probs, DRAFT_VOCAB) for one in (part, whole))
+            assert all(torch.equal(found, of_all[read]) for found, of_all in zip(dense, expected, strict=True))
+
+
+@pytest.mark.parametrize("supervision", ["hidden", "dense"])
+def test_more_rows_than_fit_at_once_stay_encoded(supervision: str) -> None:
+    source, rows = tiny_source(supervision=supervision), ((0, 1, 2),)
+    whole, encoded = inputs_of(source, rows), inputs_of(source, rows, at_once=4)
+    assert isinstance(encoded.target_probs, EncodedTargets) and encoded.num_target_rows == whole.num_target_rows
+    assert torch.equal(encoded.target_rows(slice(3, 7)).probs, whole.target_probs[3:7])
+    expected, found = (trainer(source).compute_loss(inputs).loss for inputs in (whole, encoded))
+    assert torch.equal(found, expected)
