@@ -21,7 +21,7 @@ from eaglepipe.cache.writer import BackgroundShard, RefusedItem, ShardItem, Shar
 from eaglepipe.chat.tokens import TokenSample
 from eaglepipe.files.publish import json_bytes
 from eaglepipe.precompute.claims import Worker, claimed_shard
-from eaglepipe.precompute.encode import EncodedStates, RowMasks, StateEncoder, cached_samples, num_refused
+from eaglepipe.precompute.encode import EncodedStates, RowMasks, StateEncoder, cached_samples, joined, num_refused
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.lost import check_lost
 from eaglepipe.precompute.plan import PrecomputePlan
@@ -157,10 +157,22 @@ class ShardRun(ShardWork):
     def __init__(self, inputs: Stage1Inputs, plan: PrecomputePlan, model: TargetModel, stop: StopFlag) -> None:
         super().__init__(inputs, plan, model, stop)
         self._model = model
+        self._chunk_tokens = inputs.recipe.precompute.chunk_tokens
 
     def _encoded(self, samples: Sequence[TokenSample]) -> EncodedStates:
+        if max(len(sample.input_ids) for sample in samples) > self._chunk_tokens:
+            return joined([part for sample in samples for part in self._pieces(sample)])
         states = self._model.capture_tokens([sample.input_ids for sample in samples])
         return self._encoder.encode(states, RowMasks.of(samples, self._encoder.rule))
+
+    def _pieces(self, sample: TokenSample) -> Iterator[EncodedStates]:
+        """Encode each piece of a sample before the next one is read."""
+        masks, start = RowMasks.of([sample], self._encoder.rule), 0
+        for states in self._model.capture_pieces(sample.input_ids, self._chunk_tokens):
+            self._stop.raise_if_set(self._saved)
+            end = start + len(states.last_hidden)
+            yield self._encoder.encode(states, masks.cut(start, end))
+            start = end
 
 
 def _known_items(known: Mapping[str, ShardItem], samples: list[TokenSample]) -> Iterator[ShardItem]:

@@ -272,6 +272,9 @@ class PrecomputeConfig(Section):
     batch_tokens: PositiveInt = Field(
         16384, description="tokens of one target forward at most, with padding; more than the default change nothing"
     )
+    chunk_tokens: PositiveInt = Field(
+        16384, description="a longer sample is read in pieces of so many tokens, each in a forward of its own"
+    )
     head_chunk_rows: PositiveInt = Field(1024, description="supervised rows in one lm_head product")
     queue_batches: Depth = Field(4, description="captured batches that may wait for the disk")
 

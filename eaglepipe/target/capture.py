@@ -3,7 +3,7 @@
 Shapes: B rows, T padded length, A aux layers, Ht target hidden, V vocabulary, D draft vocabulary, N any rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from eaglepipe.target.loaded_head import (
     probe_logits,
 )
 from eaglepipe.target.model import CapturedStates, TargetModel
+from eaglepipe.target.pieces import check_pieces, read_pieces
 
 
 class HFEagle3TargetModel(HeadedTarget):
@@ -45,6 +46,7 @@ class HFEagle3TargetModel(HeadedTarget):
         self._decoder = find_decoder(target.model)
         self._layers = find_layers(self._decoder, target.num_layers)
         module = find_head(target)
+        self._pieces_checked = False
         self._rope_lengths = rope_kinds(target.text_config)
         spec = find_head_spec(target, module, self._probe_last_hidden(), expected)
         self._head = LoadedHead(target=target, decoder=self._decoder, module=module, spec=spec)
@@ -63,6 +65,22 @@ class HFEagle3TargetModel(HeadedTarget):
             aux=states.aux.flatten(0, 1).index_select(0, rows),
             last_hidden=states.last_hidden.flatten(0, 1).index_select(0, rows),
         )
+
+    def capture_pieces(self, sequence: NDArray[np.int32], piece_tokens: int) -> Iterator[CapturedStates]:
+        """Yield the states of so many tokens of a sequence [T] after the other, from forwards that share a cache.
+
+        One forward for a sequence in which a rope depends on the length, and which has to see it whole.
+
+        Raises:
+            TargetError: as `capture`, or the target's forwards do not fit together.
+        """
+        if any(len(sequence) > limit for limit in self._rope_lengths.values()):
+            yield self.capture_tokens([sequence])
+            return
+        if not self._pieces_checked:
+            check_pieces(self)
+            self._pieces_checked = True
+        yield from read_pieces(self, torch.from_numpy(sequence.astype(np.int64)).to(self.device), piece_tokens)
 
     @torch.no_grad()
     def capture(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> CapturedStates:

@@ -3,7 +3,7 @@
 Shapes: N tokens of all sequences, A aux layers, Ht target hidden, V vocabulary, D draft vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,4 +62,11 @@ class TargetModel(TargetWithHead, Protocol):
 
         Raises:
             TargetError: a sequence whose states could not be reproduced in another batch.
+        """
+
+    def capture_pieces(self, sequence: NDArray[np.int32], piece_tokens: int) -> Iterator[CapturedStates]:
+        """Run the target over one sequence of token ids [T]; yields the states of so many tokens after the other.
+
+        Raises:
+            TargetError: as `capture_tokens`, or the target cannot be run in pieces.
         """

@@ -34,6 +34,18 @@ def decoded(cache: Cache, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
+def test_samples_in_pieces_store_the_numbers_of_one_forward(project: TinyProject, tmp_path: Path) -> None:
+    whole = cache_of(project, tmp_path / "whole", **EXACT)
+    pieces = cache_of(project, tmp_path / "pieces", **EXACT, **{"precompute.chunk_tokens": 33})
+    assert int(whole.index.num_tokens.max()) > 2 * 33 and pieces.identity == whole.identity
+    for number in range(0, whole.num_samples, 3):
+        one, other = whole.read(number), pieces.read(number)
+        for name in ("input_ids", "supervised", "position_mask", "target_top1"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+        for expected, found in zip(decoded(whole, number), decoded(pieces, number), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("supervision", ["dense", "hidden"])
 def test_every_stored_number_equals_the_targets_own(project: TinyProject, tmp_path: Path, supervision: str) -> None:
     cache = cache_of(project, tmp_path, **EXACT, **{"cache.supervision": supervision})

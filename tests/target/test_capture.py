@@ -59,6 +59,24 @@ def test_a_row_in_a_batch_equals_the_sample_alone(captured):
         torch.testing.assert_close(together.last_hidden[row, :length], alone.last_hidden[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("piece_tokens", [7, 20])
+def test_pieces_of_a_sequence_give_the_states_of_one_forward(captured, piece_tokens):
+    ids = batch()[0][0].int().numpy()
+    whole = captured.capture_tokens([ids])
+    pieces = list(captured.capture_pieces(ids, piece_tokens))
+    assert [len(piece.last_hidden) for piece in pieces] == [len(part) for part in torch.arange(20).split(piece_tokens)]
+    for name in ("aux", "last_hidden"):
+        found = torch.cat([getattr(piece, name) for piece in pieces])
+        torch.testing.assert_close(found, getattr(whole, name), rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_that_forgets_between_pieces_is_refused(tmp_path, monkeypatch):
+    model = HFEagle3TargetModel(tiny_target("llama", tmp_path), AUX)
+    monkeypatch.setattr("eaglepipe.target.pieces.cache_argument", lambda _: "unknown_cache")
+    with pytest.raises(TargetError, match=r"in pieces .*set precompute.chunk_tokens to data.max_length"):
+        list(model.capture_pieces(np.arange(20, dtype=np.int32), 8))
+
+
 def test_head_logits_are_the_models_own(captured):
     ids, mask = batch()
     with torch.no_grad():
