@@ -29,6 +29,8 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Of queries, keys and values."""
 Mask = bool | torch.Tensor
 """Of a block: causal, everything, or what is added to its scores [m, s]."""
+PLAIN_SCORES = 2**28
+"""Scores that exist at once where no kernel computes them: 1 GiB in float32."""
 WINDOWED_QUERIES = 512
 """Queries under a window whose mask is written out at once."""
 
@@ -76,13 +78,28 @@ class SpanBySpan:
         for span in self.spans:
             stop = span.first + span.count
             if self.window is None or stop - span.document <= self.window:
-                blocks: list[tuple[slice, Mask]] = [(slice(span.first, stop), True)]
-                if span.first > span.document:
-                    blocks.append((slice(span.document, span.first), False))
-                yield slice(offset, offset + span.count), blocks
+                yield from _causal_blocks(span, offset, queries_at_once(queries, span))
             else:
                 yield from _windowed_blocks(span, offset, self.window, queries)
             offset += span.count
+
+
+def queries_at_once(queries: torch.Tensor, span: SlotSpan) -> int:
+    """Return the queries of a span that are computed together: all of them, unless their scores are written out."""
+    if queries.device.type == "cpu":
+        return span.count
+    heads, keys = queries.shape[1:3].numel(), span.first + span.count - span.document
+    return max(1, PLAIN_SCORES // max(1, heads * keys))
+
+
+def _causal_blocks(span: SlotSpan, offset: int, num_queries: int) -> Iterator[tuple[slice, list[tuple[slice, Mask]]]]:
+    stop = span.first + span.count
+    for first in range(span.first, stop, num_queries):
+        last = min(first + num_queries, stop)
+        blocks: list[tuple[slice, Mask]] = [(slice(first, last), True)]
+        if first > span.document:
+            blocks.append((slice(span.document, first), False))
+        yield slice(offset + first - span.first, offset + last - span.first), blocks
 
 
 def _windowed_blocks(

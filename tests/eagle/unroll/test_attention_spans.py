@@ -64,10 +64,12 @@ def twin_backward(grad_output, attended, tables, scale):
     return tuple(grads)
 
 
-@pytest.fixture(params=["flash", "plain", "varlen"])
+@pytest.fixture(params=["flash", "plain", "plain, two queries at once", "varlen"])
 def spans(request, monkeypatch):
     tables = None
-    if request.param == "plain":
+    if request.param.startswith("plain, "):
+        monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks.queries_at_once", lambda *_: 2)
+    if request.param.startswith("plain"):
         monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks._flash_forward_cpu", _plain_forward)
         monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks._flash_backward_cpu", _plain_backward)
     if request.param == "varlen":
