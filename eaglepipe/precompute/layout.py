@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from eaglepipe.cache.schema import TokenCost, token_cost
 from eaglepipe.chat.drops import DropLog
 from eaglepipe.devices import matmul_rate, resolve_device
+from eaglepipe.errors import DataError
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.staging import StagedStatistics, StagedTokens
 from eaglepipe.vocab import DraftVocab, build_draft_vocab
 
 GROUP_TOKENS = 16_384
 """Tokens of a group, with padding. Caches of one identity are laid out by it: another value is another order."""
+MOST_ITEMS = 2**31 - 1
+"""Items of one sample in a list column of the cache."""
 _SIMILAR = 0.95  # of the longest row's length: a group filled with such rows wastes about 2.5%
 _FORWARD_EFFICIENCY = 0.5  # of the matrix-product rate, as a whole forward of a transformer usually reaches
 _WORTHWHILE = 0.25  # of a group's tokens: smaller forwards cost more than the padding they save
@@ -81,6 +84,7 @@ def lay_out(
     _drop_repetitions(tokens, statistics, drops)
     if inputs.recipe.data.generate is None:
         _check_lengths(inputs, statistics)
+    _check_lists(inputs, statistics)
     drops.check(statistics.num_distinct, inputs.recipe.data.max_drop_fraction)
     cost = token_cost(
         spec,
@@ -109,6 +113,19 @@ def _check_lengths(inputs: Stage1Inputs, statistics: StagedStatistics) -> None:
     lengths = statistics.num_tokens[statistics.distinct]
     num_longer = 0 if inputs.max_positions is None else int((lengths > inputs.max_positions).sum())
     inputs.check_lengths(len(lengths), num_longer, int(lengths.max()))
+
+
+def _check_lists(inputs: Stage1Inputs, statistics: StagedStatistics) -> None:
+    """Check that each sample's probabilities fit one list column, whose offsets are int32."""
+    spec, longest = inputs.spec, int(statistics.num_supervised[statistics.distinct].max(initial=0))
+    widths = {"dense": spec.draft_vocab_size, "sparse": inputs.recipe.cache.max_entries}
+    width = widths.get(spec.supervision, 1)
+    if longest * width > MOST_ITEMS:
+        raise DataError(
+            f"a sample has {longest} supervised tokens of up to {width} probabilities each, more than a cache can hold "
+            f"of one sample ({MOST_ITEMS // width} such tokens); set cache.supervision to hidden, or data.max_length "
+            "lower"
+        )
 
 
 def _drop_repetitions(tokens: StagedTokens, statistics: StagedStatistics, drops: DropLog) -> None:

@@ -46,6 +46,15 @@ def test_samples_in_pieces_store_the_numbers_of_one_forward(project: TinyProject
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_sample_of_more_probabilities_than_a_list_holds_is_refused_before_the_target_is_loaded(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eaglepipe.precompute.layout.MOST_ITEMS", 999)
+    recipe = project.recipe(**{"cache.root": tmp_path, "cache.supervision": "dense"})
+    with pytest.raises(DataError, match=r"supervised tokens of up to \d+ probabilities .* cache.supervision to hidden"):
+        run_precompute(recipe, report=quiet, dry_run=True)
+
+
 @pytest.mark.parametrize("supervision", ["dense", "hidden"])
 def test_every_stored_number_equals_the_targets_own(project: TinyProject, tmp_path: Path, supervision: str) -> None:
     cache = cache_of(project, tmp_path, **EXACT, **{"cache.supervision": supervision})
