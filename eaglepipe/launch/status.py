@@ -165,8 +165,9 @@ def cancel(recipe: Recipe, logs: Path | None) -> list[str]:
             continue
         if launch.job is None:
             raise ConfigError(f"{folder}: runs in the foreground of another terminal; end it there with Ctrl-C")
-        slurm.cancel(launch.job)
         jobs.append(launch.job)
+    for job in jobs:  # all are known by now: those that wait for one end with it
+        slurm.cancel(job)
     return jobs
 
 

@@ -1,89 +1,17 @@
 """An array of Slurm, some of whose tasks are killed and requeued, leaves the cache of one process."""
 
-import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from tests.launch import fake_slurm
-from tests.launch.forked import SOCKET, ForkingServer
-from tests.processes import Done, run_eaglepipe
+from tests.launch.conftest import Cluster
+from tests.launch.waiting import wait_until
 from tests.stage_one import cache_in_an_earlier_order, contents, plan_in_an_earlier_order
 from tests.tiny_project import TinyProject
 
 TASKS = 8
 SMALL = {"cache.shard_bytes": "100KiB"}
 GROUP_TOKENS = 1024  # of a plan of many small shards
-
-
-@dataclass
-class Cluster:
-    """A login node, and a server for the processes of tasks; those of the shares in `stalling` stall at first."""
-
-    state: Path
-    server: ForkingServer
-    stalling: set[str] = field(default_factory=set)
-
-    def launch(self, *arguments: object) -> Done:
-        return run_eaglepipe("launch", *arguments, "--command", f"{sys.executable} -S {forked_client()}")
-
-    def run(self, *arguments: object) -> Done:
-        return run_eaglepipe("launch", *arguments)
-
-
-def forked_client() -> Path:
-    return Path(__file__).with_name("forked.py")
-
-
-def stall() -> None:
-    """Let the first forward of this process take for ever."""
-    from eaglepipe.precompute.shard_run import ShardRun
-
-    def forward(*_: object) -> None:
-        print("stalled", flush=True)
-        time.sleep(600)
-
-    ShardRun._encoded = forward  # type: ignore[assignment, method-assign]
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    binaries, state = tmp_path / "bin", tmp_path / "slurm"
-    binaries.mkdir()
-    for command in ("sbatch", "squeue", "scancel", "scontrol"):
-        script = binaries / command
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} -S {fake_slurm.__file__} {command} "$@"\n')
-        script.chmod(0o755)
-    monkeypatch.setattr(fake_slurm, "STATE", state)
-    stalling: set[str] = set()
-
-    def before(arguments: list[str]) -> Callable[[], object] | None:
-        if arguments[-1] not in stalling:
-            return None
-        stalling.discard(arguments[-1])  # at its first start alone
-        return stall
-
-    server = ForkingServer(tmp_path / "socket", before)
-    for name, value in (
-        ("PATH", f"{binaries}:{os.environ['PATH']}"),
-        ("FAKE_SLURM", str(state)),
-        (SOCKET, str(tmp_path / "socket")),
-    ):
-        monkeypatch.setenv(name, value)
-    yield Cluster(state=state, server=server, stalling=stalling)
-    server.close()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing has come of it"
-        time.sleep(0.02)
 
 
 def test_tasks_that_are_killed_and_requeued_leave_the_bytes_of_one_process(
