@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from eaglepipe.commands.common import JsonOption, Overrides, RecipeArgument, load, print_either, print_json, reporter
+from eaglepipe.commands.common import (
+    JsonOption,
+    Overrides,
+    RecipeArgument,
+    cache_shares,
+    load,
+    print_either,
+    print_json,
+    reporter,
+)
 from eaglepipe.errors import ConfigError
 
 app = typer.Typer(
@@ -111,7 +120,10 @@ def train(
         sbatch=sbatch, setup=setup, after=after, retries=retries, at_once=None,
     )  # fmt: skip
     request = _request("train", on, options, tasks=1, logs=logs, command=command, address=address)
-    _launch(load(recipe, overrides), request, then_train=False, dry_run=dry_run, as_json=as_json)
+    loaded = load(recipe, overrides)
+    if after is None and not dry_run:
+        cache_shares(loaded)  # without one the task would only fail later
+    _launch(loaded, request, then_train=False, dry_run=dry_run, as_json=as_json)
 
 
 @app.command("status")
@@ -165,7 +177,7 @@ def _launch(recipe: Any, request: Any, *, then_train: bool, dry_run: bool, as_js
     following = replace(request, stage="train", tasks=1) if then_train else None
     report = reporter(as_json)
     for each in filter(None, (request, following)):
-        check_request(each, recipe, reporter(as_json=True))
+        check_request(each, recipe)
     if dry_run:
         scripts = [preview(request, recipe)]
         if following is not None:

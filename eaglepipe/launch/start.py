@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eaglepipe.cache.manifest import PLAN_NAME, Plan, load_document
 from eaglepipe.cache.published import missing_shards
+from eaglepipe.cache.remote import pull
 from eaglepipe.cache.storage import named_caches
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.lock import folder_lock
@@ -57,7 +58,7 @@ class Started:
     tasks: tuple[int, ...]
 
 
-def check_request(request: Request, recipe: Recipe, report: Report) -> None:
+def check_request(request: Request, recipe: Recipe) -> None:
     """Check what can be known before anything is planned or started.
 
     Raises:
@@ -71,8 +72,6 @@ def check_request(request: Request, recipe: Recipe, report: Report) -> None:
             f"--gpus {options.gpus}: a task uses one GPU with target.engine transformers; take --gpus 1 and more "
             "--tasks, or target.engine=vllm with tensor_parallel_size in target.engine_args"
         )
-    if request.executor == "slurm" and options.time is None:
-        report("no --time: tasks save their work before a limit that Slurm is told of, not before a partition's own")
 
 
 def preview(request: Request, recipe: Recipe) -> str:
@@ -154,6 +153,7 @@ def _planned_tasks(tasks: int, recipe: Recipe, report: Report) -> tuple[int, ...
         return ()
     _check_tasks(tasks, result.shards)
     folder = Path(result.folder)
+    pull(folder)
     missing = missing_shards(folder, load_document(folder / PLAN_NAME, Plan))
     return tuple(sorted({shard % tasks for shard in missing})) or (0,)  # one seals what others have filled
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.published import missing_shards
+from eaglepipe.cache.remote import pull
 from eaglepipe.cache.storage import FoundCache, named_caches
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.files.lock import FOLDER_LOCK, is_locked
@@ -197,7 +198,10 @@ def _state(folder: Path, launch: Launch, task: int, seen: _Observed, *, is_done:
 
 
 def _missing(cache: FoundCache) -> frozenset[int]:
-    return frozenset() if cache.manifest is not None else frozenset(missing_shards(cache.folder, cache.plan))
+    if cache.manifest is not None:
+        return frozenset()
+    pull(cache.folder)
+    return frozenset(missing_shards(cache.folder, cache.plan))
 
 
 def _code(folder: Path, task: int) -> int | None:

@@ -11,7 +11,6 @@ import pytest
 from tests.launch import fake_slurm
 from tests.launch.forked import SOCKET, ForkingServer
 from tests.launch.stalling import stall
-from tests.processes import Done, run_eaglepipe
 
 
 @dataclass
@@ -21,12 +20,10 @@ class Cluster:
     server: ForkingServer
     stalling: set[str] = field(default_factory=set)
 
-    def launch(self, *arguments: object) -> Done:
-        client = Path(__file__).with_name("forked.py")
-        return run_eaglepipe("launch", *arguments, "--command", f"{sys.executable} -S {client}")
-
-    def run(self, *arguments: object) -> Done:
-        return run_eaglepipe("launch", *arguments)
+    @property
+    def command(self) -> str:
+        """How tasks call eaglepipe."""
+        return f"{sys.executable} -S {Path(__file__).with_name('forked.py')}"
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+from eaglepipe.cli import app
+from eaglepipe.launch.status import status
 from tests.launch import fake_slurm
 from tests.launch.conftest import Cluster
 from tests.launch.waiting import wait_until
@@ -12,6 +14,10 @@ from tests.tiny_project import TinyProject
 TASKS = 8
 SMALL = {"cache.shard_bytes": "100KiB"}
 GROUP_TOKENS = 1024  # of a plan of many small shards
+
+
+def launch(*arguments: object) -> None:
+    app(["launch", *map(str, arguments)], standalone_mode=False)
 
 
 def test_tasks_that_are_killed_and_requeued_leave_the_bytes_of_one_process(
@@ -24,23 +30,22 @@ def test_tasks_that_are_killed_and_requeued_leave_the_bytes_of_one_process(
     shares = {task: f"{task}/{TASKS}" for task in (1, 4, 6)}
     cluster.stalling.update(shares.values())
 
-    done = cluster.launch("precompute", project.recipe_file, *settings, "--tasks", TASKS, "--logs", logs)
-    assert done.returncode == 0, done.stderr
+    launch("precompute", project.recipe_file, *settings, "--tasks", TASKS, "--logs", logs, "--command", cluster.command)
     job = "100"
     for share in shares.values():
         wait_until(lambda share=share: share in cluster.server.children)
         wait_until(lambda share=share: "stalled" in cluster.server.children[share].output())
-    told = cluster.run("status", project.recipe_file, *settings, "--logs", logs).stdout
-    assert "1  running" in told and "0/1" in told, told
+    told = status(logs / "precompute-0001")
+    assert [told.tasks[task].state for task in shares] == ["running"] * 3, told
+    assert [told.tasks[task].done for task in shares] == [0, 0, 0]
 
     fake_slurm.time_limit(job, 1)
     fake_slurm.fail_node(job, 4)
     cluster.server.children[shares[6]].send_signal(signal.SIGKILL)  # the stage alone
     wait_until(lambda: not fake_slurm.job_states(job) & {"PENDING", "RUNNING"})
 
-    told = cluster.run("status", project.recipe_file, *settings, "--logs", logs).stdout
-    assert fake_slurm.job_states(job) == {"COMPLETED"}, told
+    told = status(logs / "precompute-0001")
+    assert fake_slurm.job_states(job) == {"COMPLETED"} and told.complete, told
     (cache,) = (path for path in root.iterdir() if path.is_dir())
     assert contents(cache) == reference
-    attempts = [(logs / "precompute-0001" / f"task-{task}.log").read_text().count("--- job") for task in range(TASKS)]
-    assert attempts == [2 if task in shares else 1 for task in range(TASKS)]
+    assert [task.attempts for task in told.tasks] == [2 if task in shares else 1 for task in range(TASKS)]
