@@ -59,7 +59,8 @@ class RayExecutor:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
         except Exception as error:  # noqa: BLE001  Ray raises this very class if a node does not start in time
-            raise ResourceError(f"no Ray cluster at {address or 'this machine'}: {first_line(error)}") from None
+            where = address or os.environ.get("RAY_ADDRESS") or "this machine, where one was to be started"
+            raise ResourceError(f"no Ray cluster at {where}: {first_line(error)}") from None
         needs: dict[str, Any] = {"num_cpus": options.cpus or 1, "num_gpus": options.num_gpus}
         if options.memory_bytes is not None:
             needs["memory"] = options.memory_bytes
