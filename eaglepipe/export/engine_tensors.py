@@ -89,8 +89,9 @@ def _layer_reasons(shape: DraftShape, layout: Layout) -> Iterator[str]:
 
 
 def _aux_reasons(draft: TrainedDraft) -> Iterator[str]:
-    if draft.shape.num_aux == 1 and not draft.shape.has_own_width:
-        yield "SGLang skips fc and fc_norm with one aux layer of the target's width; use --to vllm"
+    if draft.shape.fc_inputs == draft.shape.hidden_size:
+        num_layers = "one aux layer" if draft.shape.num_aux == 1 else f"{draft.shape.num_aux} aux layers"
+        yield f"SGLang skips fc and fc_norm with {num_layers} that together have the draft's width; use --to vllm"
     target = draft.target
     if draft.boundaries and (fault := sglang_fault(draft.boundaries, depth=target.depth, model_type=target.model_type)):
         yield f"{fault}; use --to vllm"

@@ -25,6 +25,8 @@ def chain(draft: Served, ids: torch.Tensor, hidden_states: list[torch.Tensor], s
 
 
 def project(draft: Served, aux: torch.Tensor) -> torch.Tensor:
+    if "input_norm.weight" in draft.weights:
+        aux = rms_norm(draft, aux, "input_norm")
     if draft.fc_norm:
         chunks = aux.chunk(len(draft.boundaries), dim=-1)
         aux = torch.cat([rms_norm(draft, chunk, f"fc_norm.{i}") for i, chunk in enumerate(chunks)], dim=-1)

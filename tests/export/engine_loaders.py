@@ -74,7 +74,8 @@ def _sglang(
     are_boundaries = explicit is not None and gpt_oss and max(explicit) == depth
     ids = (2, depth // 2, depth - 3) if explicit is None else tuple(i if are_boundaries else i + 1 for i in explicit)
     assert gpt_oss or depth not in ids, "no other target captures anything behind its last layer"
-    assert len(ids) > 1 or config.get("target_hidden_size", config["hidden_size"]) != config["hidden_size"]
+    widths = len(ids) * config.get("target_hidden_size", config["hidden_size"])
+    assert widths != config["hidden_size"], "fc and fc_norm are skipped"
     weights = _initial(config, config, num_aux=config.get("num_aux_hidden_states", 3), parallel=False)
     for name, tensor in stored.items():
         inner = name.removeprefix("model.").replace("midlayer.", "layers.0.")
@@ -114,7 +115,7 @@ def _served(
     ids: tuple[int, ...],
     norm: str,
 ) -> Served:
-    assert not config["norm_before_residual"] and not config["norm_before_fc"]
+    assert not config["norm_before_residual"]
     draft_ids = torch.arange(len(weights["lm_head.weight"]))
     return Served(
         weights=weights,
@@ -143,6 +144,8 @@ def _initial(
         "norm.weight": (hidden,),
         "lm_head.weight": (rows, hidden),
     }
+    if flags.get("norm_before_fc"):
+        shapes["input_norm.weight"] = (num_aux * states,)
     shapes |= {f"fc_norm.{i}.weight": (states,) for i in range(num_aux) if flags["fc_norm"]}
     if parallel:
         shapes["mask_hidden"] = (1, 1, num_aux * states)

@@ -57,8 +57,9 @@ def check_aux(layout: Layout, config: Mapping[str, Any], shape: DraftShape, targ
 
 
 def _in_sglang(boundaries: Ids | None, shape: DraftShape, target: TargetFacts) -> Findings:
-    if shape.num_aux == 1 and not shape.has_own_width:
-        yield error("num_aux_hidden_states", "1: SGLang then skips fc and fc_norm of drafts of the target's width")
+    if shape.fc_inputs == shape.hidden_size:
+        reason = f"SGLang skips fc and fc_norm where the states together have the draft's width, {shape.hidden_size}"
+        yield error("num_aux_hidden_states", f"{shape.num_aux}: {reason}")
     if boundaries and (fault := sglang_fault(boundaries, depth=target.depth, model_type=target.model_type)):
         yield error(AUX_IDS, fault)
 

@@ -137,8 +137,9 @@ def _sizes(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
     if config.get("tie_word_embeddings") and layout.reads_tied_embeddings:
         yield error("tie_word_embeddings", "true: the draft's lm_head would be its embeddings")
     if "target_hidden_size" in config and config["target_hidden_size"] is None and not is_speculators(config):
-        make = error if layout.needs_target_width else warning
-        yield make("target_hidden_size", "null breaks vLLM; leave it out if the widths are equal")
+        is_read = layout.is_strict or (shape.block is None and shape.family.reads_aux)  # SGLang's EAGLE-3 alone
+        make = error if layout.needs_target_width and is_read else warning
+        yield make("target_hidden_size", "null stops vLLM and SGLang; leave it out if the widths are equal")
     length = inner.get("max_position_embeddings")
     if length is None:
         yield error("max_position_embeddings", "absent: readers take 2048, and older vLLM crashes there")

@@ -52,6 +52,7 @@ def check_names(
             yield error(raw, f"{size}, the config asks for {list(expected[name])}{hint}", "misshapen")
         else:
             yield from _check_values(layout, shape, raw, tensor)
+            yield from _replaced(layout, config, shape, raw)
     for name in expected.keys() - seen.keys():
         if _is_required(layout, config, shape, name):
             yield error(name, _MISSING.get(name, f"{layout.engine} silently uses initial values"), "missing")
@@ -69,6 +70,8 @@ def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
     if layout.first_layer_reader and is_wrong and bare.startswith(f"{other}."):
         reader = layout.first_layer_reader
         return f"{reader} knows {first}.* only and starts from random values; rename {other} to {first}"
+    if raw == "model.lm_head.weight" and layout.engine == "sglang":
+        return "SGLang knows it as lm_head.weight only, and starts from random values; drop the prefix"
     if bare.startswith("aux_norm_") and not layout.reads_aux_norms:
         return "only SGLang knows this name; rename it to fc_norm.0, fc_norm.1, fc_norm.2"
     return None
@@ -77,8 +80,8 @@ def _misnamed(layout: Layout, raw: str, shape: DraftShape) -> str | None:
 def _unexpected(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tensor) -> Finding:
     if canonical_name(raw) not in without_identity_maps({canonical_name(raw): tensor}, shape) and not layout.is_strict:
         return warning(raw, "a map of each id to itself, which is not needed; vLLM stops at such a d2t", "unexpected")
-    if raw == "t2d" and not layout.reads_t2d:
-        return warning(raw, "not read, and there is no smaller vocabulary to map to", "unexpected")
+    if harmless := _unread(layout, raw):
+        return warning(raw, harmless, "unexpected")
     if layout.is_strict and raw.endswith(".bias"):
         if not bool(tensor.any()):
             return warning(raw, "vLLM ignores biases that it does not expect; this one is zero", "unexpected")
@@ -91,6 +94,15 @@ def _unexpected(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Tenso
     if not shape.family.reads_aux and canonical_name(raw) in NORMS_NOT_SERVED:
         fate = f"{fate}; engines have no such norm in {shape.family.draft_label} drafts, and its training is lost"
     return error(raw, fate, "unexpected")
+
+
+def _unread(layout: Layout, raw: str) -> str | None:
+    """Return why it does no harm that a reader leaves a tensor out."""
+    if raw == "t2d" and not layout.reads_t2d:
+        return "not read, and there is no smaller vocabulary to map to"
+    if raw == "lm_head.weight" and layout.engine == "sglang":
+        return "SGLang always uses the target's head in its place"
+    return None
 
 
 def _label(shape: DraftShape) -> str:
@@ -106,12 +118,21 @@ def _check_values(layout: Layout, shape: DraftShape, raw: str, tensor: torch.Ten
         yield error(raw, "it holds NaN or infinite values", "values")
     elif "norm" in name and not bool(tensor.any()):
         yield error(raw, "all zeros: nothing comes out of this norm", "values")
-    if name == "embed_tokens.weight" and layout.embeddings == "other width" and not shape.has_own_width:
-        yield warning(raw, "SGLang always uses the target's embeddings in its place", "unexpected")
-    if name == "lm_head.weight" and shape.block is not None and layout.engine in ("sglang", "hf"):
-        yield warning(raw, "SGLang always uses the target's head in its place", "unexpected")
     if name == "fc.bias" and layout.is_strict and (not layout.writes_fc_bias or bool(tensor.any())):
         yield _unexpected(layout, shape, raw, tensor)
+
+
+def _replaced(layout: Layout, config: Mapping[str, Any], shape: DraftShape, raw: str) -> Findings:
+    """Yield embeddings and heads in whose place SGLang takes the target's."""
+    name = canonical_name(raw)
+    if name == "embed_tokens.weight" and layout.embeddings == "other width" and not shape.has_own_width:
+        is_trained = bool(config.get("embed_requires_grad"))
+        make, known = (error, ", and these were trained (embed_requires_grad)") if is_trained else (warning, "")
+        yield make(raw, f"SGLang always uses the target's embeddings in its place{known}", "unexpected")
+    if name == "lm_head.weight" and shape.block is not None and layout.engine in ("sglang", "hf"):
+        yield warning(raw, "SGLang always uses the target's head in its place", "unexpected")
+    elif name == "lm_head.weight" and layout.shares_head == "null size" and _shares_head(layout, config, shape):
+        yield error(raw, "SGLang uses the target's head in its place, as draft_vocab_size is null", "unexpected")
 
 
 def _is_required(layout: Layout, config: Mapping[str, Any], shape: DraftShape, name: str) -> bool:
