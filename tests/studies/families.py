@@ -51,9 +51,9 @@ FAMILIES: dict[str, Family] = {
     "lk-lambda": Family(what="EAGLE-3, LK lambda", settings=("train.loss=lambda", _AUX)),
     "eagle1": Family(what="EAGLE-1", settings=("train.objective=eagle1", "draft.aux_layer_ids=null")),
     "peagle": Family(what="P-EAGLE", settings=_parallel("peagle", f"peagle_depths={DEPTH}")),
-    "dflash": Family(what="DFlash, 5 layers", settings=_DFLASH),
+    "dflash": Family(what="DFlash, 5 layers", settings=(*_DFLASH, "draft.num_hidden_layers=5")),
     "dflash-1": Family(what="DFlash, 1 layer", settings=(*_DFLASH, "draft.num_hidden_layers=1")),
-    "dspark": Family(what="DSpark, 5 layers", settings=_DSPARK),
+    "dspark": Family(what="DSpark, 5 layers", settings=(*_DSPARK, "draft.num_hidden_layers=5")),
     "dspark-1": Family(what="DSpark, 1 layer", settings=(*_DSPARK, "draft.num_hidden_layers=1")),
 }
 """Rows by name."""
