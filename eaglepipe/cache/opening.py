@@ -1,5 +1,6 @@
 """Plan and manifest of a cache as they are opened: of one identity, and held against the files that they list."""
 
+import functools
 from pathlib import Path
 
 from eaglepipe.cache.identity import check_manifest, check_plan
@@ -13,8 +14,9 @@ from eaglepipe.cache.manifest import (
     repair_advice,
 )
 from eaglepipe.cache.published import finishing_command, missing_shards
-from eaglepipe.cache.remote import is_away, is_stored
+from eaglepipe.cache.remote import is_away
 from eaglepipe.errors import CacheError, CorruptError
+from eaglepipe.files.bounds import FolderBounds
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.system_errors import explained_read_errors
 
@@ -50,9 +52,16 @@ def read_manifest(folder: Path) -> Manifest:
         CacheError: there is none, or it is of another schema version.
         CorruptError: it is damaged.
     """
-    manifest = load_document(folder / MANIFEST_NAME, Manifest)
+    path = folder / MANIFEST_NAME
+    manifest = _parsed(path, hash_file(path)) if path.is_file() else load_document(path, Manifest)
     manifest.shard_spec()
     return manifest
+
+
+@functools.lru_cache(maxsize=2)
+def _parsed(path: Path, digest: str) -> Manifest:
+    """Parse a manifest; a command looks at the same bytes several times, and those of many shards take seconds."""
+    return load_document(path, Manifest)
 
 
 def load_plan(folder: Path) -> Plan:
@@ -71,33 +80,23 @@ class SizeChecks:
     """Comparison of the files of a cache with their listed sizes."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._root = folder, folder.resolve()
-        self._is_stored = is_stored(folder)
-        self._is_inside: dict[Path, bool] = {}
+        self._folder, self._bounds = folder, FolderBounds(folder)
 
     def check(self, entry: FileEntry) -> None:
         """Raise CorruptError if a file is missing, of another size, or out of the folder."""
         path = self._folder / entry.path
         with explained_read_errors(path):
-            if self._is_stored and is_away(self._folder, entry):
-                return
-            if not path.is_file():
+            num_bytes = self._bounds.size(path)
+            if num_bytes is None:
+                if is_away(self._folder, entry):
+                    return
                 raise CorruptError(f"{path}: listed in the manifest, but missing; {repair_advice(self._folder)}")
-            if not self._holds(path):
+            if not self._bounds.holds(path):
                 raise CorruptError(f"{path}: leads out of the cache's folder")
-            num_bytes = path.stat().st_size
         if num_bytes != entry.bytes:
             raise CorruptError(
                 f"{path}: {num_bytes:,} bytes, published with {entry.bytes:,}; {repair_advice(self._folder)}"
             )
-
-    def _holds(self, path: Path) -> bool:
-        if path.is_symlink():
-            return self._root in path.resolve().parents
-        if path.parent not in self._is_inside:
-            parent = path.parent.resolve()
-            self._is_inside[path.parent] = parent == self._root or self._root in parent.parents
-        return self._is_inside[path.parent]
 
 
 def check_size(folder: Path, entry: FileEntry) -> None:

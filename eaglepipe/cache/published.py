@@ -3,29 +3,39 @@
 Bytes are hashed when the cache is sealed; before that, sizes and the sidecar's checksum of itself decide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from eaglepipe.cache.identity import DERIVED_KEY
-from eaglepipe.cache.manifest import Plan, Sidecar, load_document
+from eaglepipe.cache.manifest import Plan, Sidecar, SidecarHead, load_document, load_sidecar_head
 from eaglepipe.cache.remote import is_away
 from eaglepipe.cache.writer import shard_path, sidecar_path
 from eaglepipe.errors import CorruptError
+from eaglepipe.files.bounds import FolderBounds
 from eaglepipe.files.system_errors import explained_read_errors
 
+AnySidecar = TypeVar("AnySidecar", Sidecar, SidecarHead)
 NOT_COMPUTED = "not computed yet"
 
 
 def read_published(folder: Path, plan: Plan, shard: int) -> Sidecar | str:
     """Return the sidecar of a shard that is done, or the reason why it has to be redone."""
+    return _read(folder, plan, shard, FolderBounds(folder), lambda path: load_document(path, Sidecar))
+
+
+def _read(
+    folder: Path, plan: Plan, shard: int, bounds: FolderBounds, load: Callable[[Path], AnySidecar]
+) -> AnySidecar | str:
     path, described = shard_path(folder, shard), sidecar_path(folder, shard)
     with explained_read_errors(path):
         if not described.exists():
             return "without its sidecar" if path.exists() else NOT_COMPUTED
-        is_inside = path.is_file() and folder.resolve() in path.resolve().parents
-        num_bytes = path.stat().st_size if is_inside else None
+        num_bytes = bounds.size(path)
+        if num_bytes is not None and not bounds.holds(path):
+            num_bytes = None
     try:
-        sidecar = load_document(described, Sidecar)
+        sidecar = load(described)
     except CorruptError:
         return "its sidecar is damaged"
     if sidecar.identity != plan.identity or folder / sidecar.shard.path != path:
@@ -37,18 +47,19 @@ def read_published(folder: Path, plan: Plan, shard: int) -> Sidecar | str:
     return sidecar
 
 
-def published_sidecars(folder: Path, plan: Plan) -> Iterator[Sidecar]:
-    """Yield the sidecars of the shards that are done, in order."""
-    for shard in range(plan.shards):
-        sidecar = read_published(folder, plan, shard)
-        if isinstance(sidecar, Sidecar):
-            yield sidecar
+def published_sidecars(folder: Path, plan: Plan) -> Iterator[SidecarHead]:
+    """Yield the sidecars of the shards that are done, in order, without their indices."""
+    return (sidecar for _, sidecar in _heads(folder, plan) if isinstance(sidecar, SidecarHead))
 
 
 def unpublished_shards(folder: Path, plan: Plan) -> dict[int, str]:
     """Return the shards that are not done, each with the reason."""
-    read = ((shard, read_published(folder, plan, shard)) for shard in range(plan.shards))
-    return {shard: reason for shard, reason in read if isinstance(reason, str)}
+    return {shard: reason for shard, reason in _heads(folder, plan) if isinstance(reason, str)}
+
+
+def _heads(folder: Path, plan: Plan) -> Iterator[tuple[int, SidecarHead | str]]:
+    bounds = FolderBounds(folder)
+    return ((shard, _read(folder, plan, shard, bounds, load_sidecar_head)) for shard in range(plan.shards))
 
 
 def finishing_command(plan: Plan) -> str:

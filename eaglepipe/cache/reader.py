@@ -24,22 +24,16 @@ from eaglepipe.cache.consistency import (
     load_target_config,
     load_vocab,
 )
-from eaglepipe.cache.manifest import (
-    FileEntry,
-    Manifest,
-    ShardEntry,
-    load_sealed_sidecar,
-    repair_advice,
-)
+from eaglepipe.cache.manifest import Manifest, repair_advice
 from eaglepipe.cache.opening import SizeChecks, check_hash, check_size, load_manifest
 from eaglepipe.cache.piecewise import PiecewiseShard, StoredSample
 from eaglepipe.cache.remote import StoredShard, drop_copy, held_shard, is_away, with_room
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.content import ImpossibleContentError, check_content, check_structure
 from eaglepipe.cache.samples.record_batch import batch_to_sample, sample_digest
-from eaglepipe.cache.samples.sample_ids import SampleIds
+from eaglepipe.cache.samples.sidecar_index import sample_index
 from eaglepipe.cache.schema import arrow_schema
-from eaglepipe.cache.types import CachedSample, SampleIndex, join_indices
+from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.files.tensors import load_tensors
@@ -51,7 +45,6 @@ from eaglepipe.vocab import DraftVocab
 REPORT_FILE = "recode.json"
 MAX_OPEN_SHARDS = 32
 _DAMAGE = (pa.ArrowException, OSError, ValueError, AssertionError, KeyError)
-_LEAST_TOKEN_BYTES = 4  # its id; compressed shards, which nobody writes here, may declare fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +71,11 @@ class Cache:
         """Whether shards of a stored cache are fetched sample by sample, and not whole."""
 
     @classmethod
-    def open(cls, folder: Path) -> "Cache":
+    def open(cls, folder: Path, *, from_sidecars: bool = False) -> "Cache":
         """Open a complete cache.
+
+        Args:
+            from_sidecars: read every sidecar, even if they are many and there is an index of them.
 
         Raises:
             CacheError: no cache, an incomplete one (the missing shards named), or another schema version.
@@ -92,8 +88,7 @@ class Cache:
         for file in manifest.files:
             if file.path != START_FILE:
                 check_hash(folder, file)
-        shards = zip(manifest.shards, manifest.sidecars, strict=True)
-        index = join_indices(_shard_index(folder, manifest, shard, sidecar) for shard, sidecar in shards)
+        index = sample_index(folder, manifest, from_sidecars=from_sidecars)
         check_claims(folder, manifest)
         return cls(folder, manifest, index)
 
@@ -308,24 +303,3 @@ def check_schema(actual: pa.Schema, expected: pa.Schema, path: Path) -> None:
         raise CorruptError(f"{path}: columns {actual.names}, not {expected.names}")
     if actual.metadata != expected.metadata:
         raise CorruptError(f"{path}: belongs to another cache or is another shard: {actual.metadata}")
-
-
-def _shard_index(folder: Path, manifest: Manifest, entry: ShardEntry, listed: FileEntry) -> SampleIndex:
-    """Read what the sidecar of a shard says about its samples, as far as the shard's bytes can hold them."""
-    sidecar = load_sealed_sidecar(folder / listed.path, listed)
-    path = folder / entry.path
-    if sidecar.shard != entry or sidecar.identity != manifest.identity:
-        raise CorruptError(f"{path}: its sidecar and the manifest disagree about it; {repair_advice(folder)}")
-    if entry.tokens * _LEAST_TOKEN_BYTES > entry.bytes or entry.supervised_tokens > entry.tokens:
-        raise CorruptError(
-            f"{path}: {entry.tokens:,} tokens, {entry.supervised_tokens:,} of them supervised, are declared, and its "
-            f"{entry.bytes:,} bytes cannot hold them; {repair_advice(folder)}"
-        )
-    index = sidecar.index
-    return SampleIndex(
-        sample_ids=SampleIds.of(index.sample_ids),
-        num_tokens=np.array(index.num_tokens, np.int64).astype(np.int32),
-        num_supervised=np.array(index.num_supervised, np.int64).astype(np.int32),
-        sources=index.sources,
-        source_of=np.array(index.source_of, np.int32),
-    )

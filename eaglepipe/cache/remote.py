@@ -34,6 +34,7 @@ from eaglepipe.cache.manifest import (
     Sidecar,
     load_document,
 )
+from eaglepipe.cache.samples.index_file import INDEX_FILE, index_key, is_bound
 from eaglepipe.errors import CacheError, CorruptError, ResourceError
 from eaglepipe.files.hashing import FileDigest, hash_file
 from eaglepipe.files.publish import publish_bytes, published_file, put_if_absent
@@ -82,6 +83,7 @@ def pull(folder: Path) -> None:
         _pull_sidecars(mirror, listed, started)
         return
     _pull_files(mirror, [*manifest.files, *manifest.sidecars], listed)
+    _pull_index(mirror, listed, index_key(manifest.identity, [entry.xxh3_128 for entry in manifest.sidecars]))
     for shard in manifest.shards:
         if (stored := listed.get(shard.path)) is None or stored.num_bytes != shard.bytes:
             (folder / shard.path).with_suffix(".json").unlink(missing_ok=True)
@@ -179,6 +181,14 @@ def push_files(folder: Path, entries: Iterable[FileEntry]) -> None:
             mirror.store.put(entry.path, StoredFile(path=folder / entry.path, digest=digest))
 
     _each(push, list(entries))
+
+
+def push_index(folder: Path) -> None:
+    """Upload the index of the samples, which the manifest does not list; nothing for a cache that is local."""
+    if is_stored(folder):
+        data = folder / INDEX_FILE
+        entry = FileEntry(path=INDEX_FILE, bytes=data.stat().st_size, xxh3_128=hash_file(data))
+        push_file(folder, entry, data)
 
 
 def push_manifest(folder: Path, data: bytes) -> None:
@@ -384,6 +394,15 @@ def _pull_files(mirror: Mirror, entries: list[FileEntry], listed: dict[str, List
             mirror.store.copy(entry.path, listed[entry.path].num_bytes, pending.stream.fileno())
 
     _each(pull_file, entries)
+
+
+def _pull_index(mirror: Mirror, listed: dict[str, Listed], key: str) -> None:
+    """Fetch the index of the samples if it is not at hand; one of other sidecars is never read."""
+    path = mirror.folder / INDEX_FILE
+    if INDEX_FILE not in listed or is_bound(path, key):
+        return
+    with published_file(path) as pending:
+        mirror.store.copy(INDEX_FILE, listed[INDEX_FILE].num_bytes, pending.stream.fileno())
 
 
 def _each(call: Callable[[T], None], items: list[T]) -> None:

@@ -25,7 +25,8 @@ from eaglepipe.cache.manifest import (
     load_document,
 )
 from eaglepipe.cache.published import read_published
-from eaglepipe.cache.remote import forget_shard, push_files, push_manifest
+from eaglepipe.cache.remote import forget_shard, push_files, push_index, push_manifest
+from eaglepipe.cache.samples.sidecar_index import write_index
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.writer import shard_path, sidecar_path
@@ -108,7 +109,9 @@ def seal_cache(
     if manifest.samples == 0:
         raise DataError(f"{folder}: the target gave no finite result for any sample; is its dtype wide enough?")
     data = document_bytes(manifest)
+    write_index(folder, manifest)
     push_files(folder, manifest.files)
+    push_index(folder)
     push_manifest(folder, data)
     publish_bytes(folder / MANIFEST_NAME, data)
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)

@@ -42,6 +42,7 @@ class SampleIndex:
     sources: tuple[str, ...]
     source_of: NDArray[np.integer]  # [N] index into sources
     weights: NDArray[np.float64] | None = None  # [N] expected visits of a sample in an epoch; None: once
+    conversation_hashes: NDArray[np.uint64] | None = None  # [N] of the ids, if they are stored
 
 
 def join_indices(indices: Iterable[SampleIndex]) -> SampleIndex:
@@ -49,15 +50,20 @@ def join_indices(indices: Iterable[SampleIndex]) -> SampleIndex:
 
     Each is added as it comes, so that an iterator need not hold them all beside their sum.
     """
-    num_tokens, num_supervised, source_of = array("i"), array("i"), array("i")
+    num_tokens, num_supervised, source_of, hashes = array("i"), array("i"), array("i"), array("Q")
+    all_hashed = True
     numbers: dict[str, int] = {}
 
     def ids() -> Iterator[Sequence[str]]:
+        nonlocal all_hashed
         for index in indices:
             own = [numbers.setdefault(source, len(numbers)) for source in index.sources]
             num_tokens.frombytes(index.num_tokens.astype(np.int32).tobytes())
             num_supervised.frombytes(index.num_supervised.astype(np.int32).tobytes())
             source_of.frombytes(np.array(own, np.int32)[index.source_of].tobytes())
+            if index.conversation_hashes is not None:
+                hashes.frombytes(index.conversation_hashes.tobytes())
+            all_hashed &= index.conversation_hashes is not None
             yield index.sample_ids
 
     sample_ids = SampleIds.joined(ids())  # fills the other columns on its way
@@ -67,4 +73,5 @@ def join_indices(indices: Iterable[SampleIndex]) -> SampleIndex:
         num_supervised=np.array(num_supervised, np.int32),
         sources=tuple(numbers),
         source_of=np.array(source_of, np.int32),
+        conversation_hashes=np.array(hashes, np.uint64) if all_hashed else None,
     )

@@ -14,9 +14,11 @@ from eaglepipe.cache.fixed_files import file_problem
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, repair_advice
 from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.remote import held_shard, is_stored, pull, push_file, push_manifest, stored_problem
+from eaglepipe.cache.samples.index_file import INDEX_FILE
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache_tools.derive import check_free_for
 from eaglepipe.errors import CacheError, ConfigError, CorruptError
+from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.lock import FOLDER_LOCK, write_lock
 from eaglepipe.files.publish import check_free_bytes, publish_bytes, publish_copy
 from eaglepipe.progress import ProgressLine
@@ -78,6 +80,7 @@ def copy_cache(source: Path, folder: Path, *, skip_damaged: bool = False) -> Cop
                         raise
                     left_out[entry.path] = str(error)
                 progress.update(entry.bytes)
+        _copy_index(source, folder)
         push_manifest(folder, data)
         publish_bytes(folder / MANIFEST_NAME, data)
     pull(folder)
@@ -102,6 +105,12 @@ def _copy_file(source: Path, folder: Path, entry: FileEntry) -> None:
             push_file(folder, entry, path)
         else:
             publish_copy(path, folder / entry.path, digest=entry.xxh3_128)
+
+
+def _copy_index(source: Path, folder: Path) -> None:
+    """Copy the index of the samples, which the manifest does not list, if there is one."""
+    if (path := source / INDEX_FILE).is_file():
+        _copy_file(source, folder, FileEntry(path=INDEX_FILE, bytes=path.stat().st_size, xxh3_128=hash_file(path)))
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from eaglepipe.cache.manifest import (
 )
 from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.remote import is_stored
+from eaglepipe.cache.samples.index_file import INDEX_FILE
+from eaglepipe.cache.samples.sidecar_index import stored_index, write_index
 from eaglepipe.cache.seal import PublishedShard, plan_entry, seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache_tools.damage import Damage, find_damage, shards_against_sidecars
@@ -110,16 +112,27 @@ def repair_cache(
                 report(f"{folder / path}: {reason}")
             made = _make_again(folder, left, recipe or _declared(folder, left, overrides), report)
         new_manifest = made.is_sealed or _update_manifest(folder, left, made)
+        reasons = {**found.described(), **made.reasons, **_index_again(folder)}
     if not (verified := verify_cache(folder)).ok:
         raise CorruptError(f"{folder}: still damaged after its repair: {verified.problems[0]}")
     return RepairReport(
         folder=str(folder),
         identity=load_plan(folder).identity,
-        redone={**found.described(), **made.reasons},
+        redone=reasons,
         samples_computed=made.samples,
         new_manifest=new_manifest,
         seconds=time.monotonic() - started,
     )
+
+
+def _index_again(folder: Path) -> dict[str, str]:
+    """Publish the index of the samples if there is none of these shards; returns the reason, if it was damaged."""
+    manifest, path = load_manifest(folder), folder / INDEX_FILE
+    if stored_index(path, manifest) is not None:
+        return {}
+    reason = {INDEX_FILE: "not the index of these shards"} if path.exists() else {}
+    write_index(folder, manifest)
+    return reason
 
 
 def _rebuild_sidecars(folder: Path, damage: Damage) -> Damage:
@@ -219,5 +232,7 @@ def _update_manifest(folder: Path, damage: Damage, made: _Made) -> bool:
         "drops": {**{name: old.drops[name] for name in old.drops if name not in REFUSALS}, **refused},
         **{name: sum(getattr(entry, name) for entry in entries) for name in counts},
     }
-    publish_bytes(folder / MANIFEST_NAME, document_bytes(old.model_copy(update=update)))
+    manifest = old.model_copy(update=update)
+    write_index(folder, manifest)
+    publish_bytes(folder / MANIFEST_NAME, document_bytes(manifest))
     return True

@@ -10,10 +10,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry, repair_advice
+from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry, Manifest, repair_advice
 from eaglepipe.cache.opening import SizeChecks, load_manifest, read_manifest
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.remote import stored_digest, stored_sizes
+from eaglepipe.cache.samples.index_file import INDEX_FILE
+from eaglepipe.cache.samples.sidecar_index import stored_index
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.leftovers import leftovers
@@ -72,10 +74,11 @@ def verify_cache(folder: Path, *, full: bool = False) -> VerifyReport:
             if _digest(folder, entry, is_stored=stored is not None) != entry.xxh3_128:
                 damaged.append(entry)
     problems += [f"{folder / entry.path}: its bytes do not match the manifest's checksum" for entry in damaged]
+    problems += _useless_index(folder, manifest)
     if full:
         problems += _unsound_samples(folder)
     if not problems:  # the footers of shards whose digests are right; one line, since all were written alike
-        problems += _problem(Cache.open(folder).check_shards)
+        problems += _problem(Cache.open(folder, from_sidecars=True).check_shards)
     return VerifyReport(
         folder=str(folder),
         full=full,
@@ -111,7 +114,7 @@ def _problem(check: Callable[[], object]) -> list[str]:
 def _unsound_samples(folder: Path) -> list[str]:
     """Read every sample, a few shards at a time, if the cache can be opened at all."""
     try:
-        cache = Cache.open(folder)
+        cache = Cache.open(folder, from_sidecars=True)
     except (CacheError, CorruptError):
         return []
     shards = cache.manifest.shards
@@ -132,6 +135,13 @@ def _unsound_samples(folder: Path) -> list[str]:
             found += problems
             progress.update(entry.bytes)
     return found
+
+
+def _useless_index(folder: Path, manifest: Manifest) -> list[str]:
+    path = folder / INDEX_FILE
+    if not path.exists() or stored_index(path, manifest) is not None:
+        return []
+    return [f"{path}: not the index of these shards, so the sidecars are read in its place"]
 
 
 def _unlisted_files(folder: Path, listed: set[str]) -> list[str]:

@@ -5,11 +5,18 @@ and values. Figures are products of Llama-3.1-8B's drafts, with 32,000 tokens wh
 Forward and backward cost in the same proportions.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from eaglepipe.cache.types import SampleIndex
+
 Costs = NDArray[np.float64]
 """One number for each document, [N]."""
+
+_BLOCK = 2**20  # samples whose costs are computed at once, for the temporary arrays
 
 LOSS_COST = 5.2
 """A slot with a loss: keys, values and queries of a carried state, MLP, and the head. With 512 and 8,192: 5.4."""
@@ -28,6 +35,24 @@ FULL_HEAD_COST = 7.8
 
 PAIR_COST = 1.2e-4
 """One query on one key; a 512-wide draft with 64-wide heads has 8e-4."""
+
+
+def blockwise_costs(costs_of: Callable[[SampleIndex], Costs], index: SampleIndex) -> Costs:
+    """Return the costs of all samples, of whose index `costs_of` is given the counts of a block at a time."""
+    costs = np.empty(len(index.num_tokens), np.float64)
+    for start in range(0, len(costs), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        block = replace(
+            index,
+            sample_ids=(),
+            num_tokens=index.num_tokens[part],
+            num_supervised=index.num_supervised[part],
+            source_of=index.source_of[part],
+            weights=None,
+            conversation_hashes=None,
+        )
+        costs[part] = costs_of(block)
+    return costs
 
 
 def draft_costs(*, num_keys: Costs, contexts: Costs, losses: Costs, inner: Costs, num_layers: int) -> Costs:

@@ -1,20 +1,21 @@
 """The samples that train and their order: pure functions of ids, seed and epoch, not of workers or ranks."""
 
-import re
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from eaglepipe.cache.samples.index_file import id_blocks
+from eaglepipe.cache.samples.sample_ids import conversation_hash, conversation_hashes
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.training.data.batch import Split
 
 _HASH_RANGE = float(2**64)
 _DIGESTED_AT_ONCE = 65_536  # sample ids, so that millions of them are not held twice
-_ROW_NUMBER = re.compile(r"#([2-9]|[1-9]\d+)\Z")
 
 
 def heldout_hash(sample_id: str) -> float:
@@ -23,17 +24,33 @@ def heldout_hash(sample_id: str) -> float:
     The rows of one conversation that `data regenerate` writes, `id`, `id#2` and so on, have the same number: they share
     their first turns, and must not be parted into training and held-out samples.
     """
-    conversation = _ROW_NUMBER.sub("", sample_id)
-    return xxhash.xxh3_64_intdigest(conversation.encode()) / _HASH_RANGE
+    return conversation_hash(sample_id) / _HASH_RANGE
 
 
-def split_samples(sample_ids: Sequence[str], heldout_fraction: float) -> Split:
+def _fractions(
+    sample_ids: Sequence[str], stored: NDArray[np.uint64] | None, samples: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Return `heldout_hash` of all samples or of some, from the hashes that the cache's index stores if it does."""
+    if stored is None:
+        chosen = sample_ids if samples is None else [sample_ids[sample] for sample in samples]
+        stored = conversation_hashes(chosen)
+    elif samples is not None:
+        stored = stored[samples]
+    return stored.astype(np.float64) / _HASH_RANGE
+
+
+def split_samples(
+    sample_ids: Sequence[str], heldout_fraction: float, *, stored: NDArray[np.uint64] | None = None
+) -> Split:
     """Hold out the samples whose hash is below the fraction.
 
     A positive fraction of two or more samples holds out at least one, the lowest hash, and leaves at least one; a
     single sample trains.
+
+    Args:
+        stored: the conversations' hashes, if the index of the samples has them.
     """
-    hashes = np.fromiter(map(heldout_hash, sample_ids), np.float64, len(sample_ids))
+    hashes = _fractions(sample_ids, stored)
     heldout = hashes < heldout_fraction
     if len(hashes) < 2:
         heldout[:] = False
@@ -41,25 +58,32 @@ def split_samples(sample_ids: Sequence[str], heldout_fraction: float) -> Split:
         heldout[hashes.argmax()] = False
     elif heldout_fraction > 0 and not heldout.any():
         heldout[hashes.argmin()] = True
-    numbers = np.arange(len(hashes))
-    return Split(train=numbers[~heldout], heldout=numbers[heldout])
+    del hashes
+    return Split(train=np.flatnonzero(~heldout), heldout=np.flatnonzero(heldout))
 
 
-def choose_heldout(sample_ids: Sequence[str], split: Split, max_samples: int | None) -> NDArray[np.int64]:
+def choose_heldout(
+    sample_ids: Sequence[str],
+    split: Split,
+    max_samples: int | None,
+    *,
+    stored: NDArray[np.uint64] | None = None,
+) -> NDArray[np.int64]:
     """Return the held-out samples that an evaluation reads: those of lowest hash, by ascending number."""
     if max_samples is None or len(split.heldout) <= max_samples:
         return split.heldout
-    hashes = np.array([heldout_hash(sample_ids[i]) for i in split.heldout])
+    hashes = _fractions(sample_ids, stored, split.heldout)
     return np.sort(split.heldout[np.argsort(hashes, kind="stable")[:max_samples]])
 
 
 def layout_digest(index: SampleIndex) -> str:
     """Hash the ids and lengths of all samples in the order of their numbers."""
-    digest, ids = xxhash.xxh3_128(), iter(index.sample_ids)
-    while part := [sample_id.encode(errors="surrogatepass") for sample_id in islice(ids, _DIGESTED_AT_ONCE)]:
-        digest.update(np.array([len(sample_id) for sample_id in part], "<i8").tobytes())
-        digest.update(b"".join(part))
-    digest.update(np.array(index.num_tokens, "<i8").tobytes())
+    digest = xxhash.xxh3_128()
+    for lengths, encoded in id_blocks(index.sample_ids, _DIGESTED_AT_ONCE):
+        digest.update(lengths.astype("<i8").tobytes())
+        digest.update(encoded)
+    for start in range(0, len(index.num_tokens), _DIGESTED_AT_ONCE):
+        digest.update(index.num_tokens[start : start + _DIGESTED_AT_ONCE].astype("<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -84,15 +108,25 @@ class SampleOrder:
         orders = map(self.epoch, range(self.epochs))
         return sum(len(step_ends(self.num_tokens[order], self.batch_tokens)) for order in orders)
 
+    def count_tokens(self) -> int:
+        """Count the tokens of the first epoch."""
+        if self.weights is None:
+            return int(self.num_tokens[self.samples].sum())
+        return int(self.num_tokens[self.epoch(0)].sum())
+
 
 def step_ends(lengths: NDArray[np.integer], batch_tokens: int) -> NDArray[np.int64]:
     """Return where each step ends in an order of samples: as many as fit the budget, at least one."""
-    totals = np.cumsum(lengths, dtype=np.int64)
-    ends: list[int] = []
-    start, before = 0, 0
-    while start < len(totals):
-        start = max(int(np.searchsorted(totals, before + batch_tokens, side="right")), start + 1)
-        before = int(totals[start - 1])
+    totals = np.cumsum(lengths, dtype=np.int64).data  # whose entries are Python's own integers
+    ends = array("q")
+    start, before, count = 0, 0, len(totals)
+    while start < count:
+        near = min(count, start + batch_tokens + 1)  # so many samples have at least the tokens of a step
+        end = bisect_right(totals, before + batch_tokens, start, near)
+        if end == near < count:  # unless some have none
+            end = bisect_right(totals, before + batch_tokens, near)
+        start = max(end, start + 1)
+        before = totals[start - 1]
         ends.append(start)
     return np.array(ends, dtype=np.int64)
 

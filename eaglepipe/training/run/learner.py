@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -14,7 +15,7 @@ from eaglepipe.eagle.kernels.transfer import to_device
 from eaglepipe.errors import ConfigError
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, TrainingSource
-from eaglepipe.training.data.costs import Costs
+from eaglepipe.training.data.costs import Costs, blockwise_costs
 from eaglepipe.training.objectives.interface import StepMetrics, make_objective
 from eaglepipe.training.objectives.mean_alphas import NAME as MEAN_ALPHAS
 from eaglepipe.training.objectives.mean_alphas import MeanAlphas
@@ -170,7 +171,8 @@ class Learner:
     def costs(self, index: SampleIndex, *, training: bool) -> Costs:
         """Return the cost of training on each sample, or of measuring it, [N]."""
         objective = self.objective if training else self.evaluation
-        return objective.costs(index, num_layers=self.draft.config.num_hidden_layers, training=training)
+        layers = self.draft.config.num_hidden_layers
+        return blockwise_costs(partial(objective.costs, num_layers=layers, training=training), index)
 
     def draft_tensors(self) -> dict[str, torch.Tensor]:
         """Return the float32 parameters that training changes, sharded if they are."""

@@ -71,7 +71,8 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
     """
     check_ranks(config, world)
     index = source.index
-    split = split_samples(index.sample_ids, config.heldout_fraction)
+    stored = index.conversation_hashes
+    split = split_samples(index.sample_ids, config.heldout_fraction, stored=stored)
     limits = PackingLimits(
         pack_length=row_length(source, config),
         micro_batch_tokens=config.micro_batch_tokens * config.sequence_parallel,
@@ -91,9 +92,9 @@ def plan_run(source: TrainingSource, config: TrainConfig, world: World) -> RunPl
     steps = order.count_steps()
     return RunPlan(
         split=split,
-        evaluated=choose_heldout(index.sample_ids, split, config.eval_max_samples),
+        evaluated=choose_heldout(index.sample_ids, split, config.eval_max_samples, stored=stored),
         total_steps=steps if config.max_steps is None else min(steps, config.max_steps),
-        train_tokens=int(index.num_tokens[order.epoch(0)].sum()),
+        train_tokens=order.count_tokens(),
         order=order,
         limits=limits,
         notes=tuple(_notes(split, config)),
