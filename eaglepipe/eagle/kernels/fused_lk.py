@@ -69,15 +69,15 @@ class LKRows:
     ) -> tuple[RowLosses, torch.Tensor]:
         kept = split.kept
         q, q_tail = split.kept_shares(), split.tail_share()
-        full, full_tail = kept.probs * mass[:, None], kept.tail * mass
+        full, full_tail = kept.probs * kept.of_rows(mass), kept.tail * mass
         below, tail_below = q < full, q_tail < full_tail
-        alphas = (torch.minimum(q, full) * kept.present).sum(dim=-1) + torch.minimum(q_tail, full_tail)
-        raising = (q * (below & kept.present)).sum(dim=-1) + q_tail * tail_below
+        alphas = kept.sum(torch.minimum(q, full)) + torch.minimum(q_tail, full_tail)
+        raising = kept.sum(q * below) + q_tail * tail_below
         slope = self._slope(alphas, weight)
         scale = weight * split.mass - slope * raising
         gradient = split.tail.scaled(q_tail * (scale + slope * tail_below) - weight * kept.tail, dtype)
-        own = q * (scale[:, None] + slope[:, None] * below) - weight[:, None] * kept.probs
-        gradient.scatter_(-1, kept.ids, own.to(dtype))
+        own = q * (kept.of_rows(scale) + kept.of_rows(slope) * below) - kept.of_rows(weight) * kept.probs
+        kept.put(gradient, own.to(dtype))
         losses = self.loss.of_rows(split.cross_entropy(), alphas, weight)
         return RowLosses(losses=losses, predicted=split.predicted, gradient=gradient), alphas
 

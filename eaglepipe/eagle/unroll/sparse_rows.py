@@ -10,6 +10,7 @@ import torch
 
 from eaglepipe.eagle.kernels.row_ops import RowLosses, RowSoftmax
 from eaglepipe.eagle.losses import acceptance, overlap, soft_cross_entropy
+from eaglepipe.eagle.unroll.sparse_entries import Entries, flat_entries, padded_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +62,6 @@ class SparseTargets:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entries:
-    """Rows as rectangles [r, M]; a shorter row repeats its last entry, so that scattering by `ids` is unambiguous."""
-
-    ids: torch.Tensor
-    probs: torch.Tensor
-    present: torch.Tensor  # bool, False for repetitions
-    tail: torch.Tensor  # [r], 0 where every token has an entry
-
-
-@dataclass(frozen=True, kw_only=True)
 class SparseRows:
     """Sparse targets as the head's loss reads them: row losses and the logits' gradient, for a chunk of rows."""
 
@@ -89,7 +80,7 @@ class SparseRows:
         split = split_kept(self, logits, rows)
         kept, mass = split.kept, split.mass
         gradient = split.tail.scaled(mass * split.tail_share() - kept.tail, dtype)
-        gradient.scatter_(-1, kept.ids, (mass[:, None] * split.kept_shares() - kept.probs).to(dtype))
+        kept.put(gradient, (kept.of_rows(mass) * split.kept_shares() - kept.probs).to(dtype))
         return RowLosses(losses=split.cross_entropy(), predicted=split.predicted, gradient=gradient)
 
     def top_tokens(self) -> torch.Tensor:
@@ -97,24 +88,23 @@ class SparseRows:
         targets = self.targets
         rows = torch.arange(len(targets.tail), device=targets.tail.device)
         entries = _entries(targets, rows, self.max_entries, targets.probs[None])
-        return _top(entries.probs, entries.ids)[1]
+        return entries.top(entries.probs)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRows:
     """Rows of logits split into the kept tokens and the tail; logs are natural."""
 
-    kept: _Entries
-    kept_logits: torch.Tensor  # [r, M]
-    probs: torch.Tensor  # [r, M], the target's, 0 for repetitions
+    kept: Entries
+    kept_logits: torch.Tensor  # at the entries
     mass: torch.Tensor  # [r], of kept tokens and tail together: 1 but for rounding
     log_partition: torch.Tensor  # [r]
     tail: RowSoftmax  # over its own tokens: kept ones have 0 in it; a row without others has no numbers
     predicted: torch.Tensor  # int64 [r], the greedy token of all
 
     def kept_shares(self) -> torch.Tensor:
-        """Return the draft's probabilities of the kept tokens, [r, M]."""
-        return (self.kept_logits - self.log_partition[:, None]).exp()
+        """Return the draft's probabilities of the kept tokens, at the entries."""
+        return (self.kept_logits - self.kept.of_rows(self.log_partition)).exp()
 
     def tail_share(self) -> torch.Tensor:
         """Return the draft's probability of the tail bucket, [r]."""
@@ -122,8 +112,8 @@ class SplitRows:
 
     def cross_entropy(self) -> torch.Tensor:
         """Return `bucketed_cross_entropy` of each row, [r]."""
-        losses = (self.probs * (self.log_partition[:, None] - self.kept_logits)).sum(-1)
-        tail = self.kept.tail
+        kept, tail = self.kept, self.kept.tail
+        losses = kept.sum(kept.probs * (kept.of_rows(self.log_partition) - self.kept_logits))
         return losses + torch.where(tail > 0, tail * (self.log_partition - self.tail.log_partition), 0.0)
 
 
@@ -134,41 +124,28 @@ def split_kept(targets: SparseRows, logits: torch.Tensor, rows: torch.Tensor) ->
     small the tail's share.
     """
     kept = _entries(targets.targets, rows, targets.max_entries, logits)
-    kept_logits = logits.gather(-1, kept.ids)
-    tail = RowSoftmax.of(logits.scatter_(-1, kept.ids, -torch.inf))
-    present_logits = kept_logits.masked_fill(~kept.present, -torch.inf)
-    probs = kept.probs * kept.present
-    top, token = _top(present_logits, kept.ids)
+    kept_logits = kept.take(logits)
+    tail = RowSoftmax.of(kept.put(logits, -torch.inf))
+    top, token = kept.top(kept_logits)
     tied = torch.where(tail.top == top, torch.minimum(token, tail.token), token)
     return SplitRows(
         kept=kept,
         kept_logits=kept_logits,
-        probs=probs,
-        mass=probs.sum(-1) + kept.tail,
-        log_partition=torch.logaddexp(present_logits.logsumexp(-1), tail.log_partition),
+        mass=kept.sum(kept.probs) + kept.tail,
+        log_partition=torch.logaddexp(kept.logsumexp(kept_logits, top), tail.log_partition),
         tail=tail,
         predicted=torch.where(tail.top > top, tail.token, tied),
     )
 
 
-def _top(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest of each row of values [r, M] and its id, the lowest of equals."""
-    top = values.amax(-1, keepdim=True)
-    return top[:, 0], ids.masked_fill(values != top, torch.iinfo(ids.dtype).max).amin(-1)
-
-
-def _entries(targets: SparseTargets, rows: torch.Tensor, max_entries: int, like: torch.Tensor) -> _Entries:
+def _entries(targets: SparseTargets, rows: torch.Tensor, max_entries: int, like: torch.Tensor) -> Entries:
     """Return rows `rows` [r] over a vocabulary of like.shape[-1], probabilities in the dtype of `like`."""
     starts = targets.row_offsets.index_select(0, rows)
     counts = targets.row_offsets.index_select(0, rows + 1) - starts
-    order = torch.arange(max_entries, device=rows.device)
-    places = starts[:, None] + torch.minimum(order, counts[:, None] - 1)
-    return _Entries(
-        ids=targets.ids[places],
-        probs=targets.probs[places].to(like.dtype),
-        present=order < counts[:, None],
-        tail=torch.where(counts < like.shape[-1], targets.tail.index_select(0, rows), 0.0).to(like.dtype),
-    )
+    tail = torch.where(counts < like.shape[-1], targets.tail.index_select(0, rows), 0.0).to(like.dtype)
+    if like.device.type == "cpu":
+        return flat_entries(targets.probs, targets.ids, starts, counts, tail)
+    return padded_entries(targets.probs, targets.ids, starts, counts, tail, max_entries=max_entries)
 
 
 @dataclass(frozen=True, kw_only=True)
