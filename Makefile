@@ -14,7 +14,7 @@ CACHES     = $(shell $(EAGLEPIPE) cache path $(RECIPE) $(SET) 2>/dev/null || ech
 MANIFEST   = $(foreach cache,$(CACHES),$(if $(findstring ://,$(cache)),,$(cache)/manifest.json))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo precompute train batch estimate bench study test fuzz check format engine test-engine \
+.PHONY: help demo precompute train batch estimate bench gpu study test fuzz check format engine test-engine \
 	lock clean need-recipe
 .SECONDEXPANSION:
 
@@ -45,6 +45,9 @@ estimate: $(VENV)/.installed need-recipe ## What RECIPE's cache would cost in ev
 
 bench: $(VENV)/.installed ## Peak memory of both stages on a corpus and on one 16 times larger
 	$(EAGLEPIPE) bench memory
+
+gpu: $(VENV)/.installed-dev ## A machine with an accelerator: tests of CUDA, steps, stage 1 and loader in one table, runs/gpu.txt
+	$(BIN)/python -m tests.gpu $(ARGS)
 
 study: $(VENV)/.installed ## A comparison on a finished demo, as in ARGS="codecs runs/demo --steps 80" or ARGS="families --seeds 3"
 	$(BIN)/python -m tests.studies $(ARGS)

@@ -97,17 +97,23 @@ class _Stage:
 
 
 def measure_precompute(
-    *, shape: TargetShape = TARGET_SHAPE, num_samples: int = 192, batch_tokens: int = 3072, rounds: int = 3
+    *,
+    shape: TargetShape = TARGET_SHAPE,
+    num_samples: int = 192,
+    batch_tokens: int = 3072,
+    rounds: int = 3,
+    device: str = "cpu",
+    dtype: str = "auto",
 ) -> PrecomputeReport:
-    """Run stage 1 and two bare forwards in turn, on the CPU, on a random target and tokenised conversations."""
+    """Run stage 1 and two bare forwards in turn, on a random target and tokenised conversations."""
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as name:
-        stage = _prepare(Path(name), shape, num_samples, batch_tokens)
-        device = stage.model.target.device
+        stage = _prepare(Path(name), shape, num_samples, batch_tokens, device=device, dtype=dtype)
+        used = stage.model.target.device
         seconds = median_seconds(
             {
                 "stage": lambda: _stage_seconds(stage),
-                "needed": lambda: timed(lambda: _forward(stage, everywhere=False), device)[0],
-                "full": lambda: timed(lambda: _forward(stage, everywhere=True), device)[0],
+                "needed": lambda: timed(lambda: _forward(stage, everywhere=False), used)[0],
+                "full": lambda: timed(lambda: _forward(stage, everywhere=True), used)[0],
             },
             rounds,
         )
@@ -129,18 +135,21 @@ def measure_precompute(
         )
 
 
-def _prepare(folder: Path, shape: TargetShape, num_samples: int, batch_tokens: int) -> _Stage:
+def _prepare(
+    folder: Path, shape: TargetShape, num_samples: int, batch_tokens: int, *, device: str, dtype: str
+) -> _Stage:
     """Do all of stage 1 up to the first forward: corpus, target, recipe, plan, and the files that are not shards."""
     lengths = chat_lengths(num_samples, median=120, spread=0.8, longest=1024)
     longest, draft_size = max(lengths), shape.draft_vocab_size
     write_target(folder / "target", shape, longest)
     write_token_rows(folder / "rows.jsonl", lengths, vocab_size=shape.vocab_size, assistant_share=0.55)
     recipe = stage_one_recipe(folder, max_length=longest, draft_size=draft_size, batch_tokens=batch_tokens)
+    recipe["target"]["dtype"], recipe["precompute"]["device"] = dtype, device
     recipe_file = folder / "bench.yaml"
     recipe_file.write_text(yaml.safe_dump(recipe))
     inputs = read_stage1_inputs(load_recipe(recipe_file))
     plan = begin_plan(inputs, weights_fingerprint(folder / "target"), report=lambda _: None)
-    model = HFEagle3TargetModel(load_target(inputs.recipe.target, "cpu"), inputs.spec.aux_layer_ids)
+    model = HFEagle3TargetModel(load_target(inputs.recipe.target, device), inputs.spec.aux_layer_ids)
     publish_fixed_files(inputs, plan, model)
     return _Stage(inputs=inputs, plan=plan, model=model)
 
@@ -161,6 +170,7 @@ def _forward(stage: _Stage, *, everywhere: bool) -> None:
     for batch in stage.batches():
         samples = [stage.plan.layout.tokens.read(int(sample)) for sample in batch]
         input_ids, _ = pad_sequences([sample.input_ids for sample in samples])
+        input_ids = input_ids.to(target.device)
         if everywhere:
             target.model(input_ids=input_ids, use_cache=False)
             continue

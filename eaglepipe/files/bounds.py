@@ -1,8 +1,11 @@
 """Regular files inside a folder: links that lead out of it are told from its own files, at one look at each."""
 
+import errno
 import os
 import stat
 from pathlib import Path
+
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF})  # as `Path.is_file` has it
 
 
 class FolderBounds:
@@ -20,7 +23,9 @@ class FolderBounds:
         """
         try:
             status = os.stat(path)  # noqa: PTH116 - of many thousands: a Path builds a string each time
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
