@@ -50,7 +50,8 @@ def attack(folder: Path, *, rounds: int, seed: int) -> None:
     local = cache_of(project, folder / "local", **{"cache.shard_bytes": "100KiB"}).folder
     train(project, folder / "plain", f"cache.root={folder / 'local'}")
     sizes = {path.name: path.stat().st_size for path in local.rglob("*.arrow")}
-    bound = sum(p.stat().st_size for p in local.rglob("*") if p.is_file()) - sum(sizes.values()) // 2
+    small = sum(p.stat().st_size for p in local.rglob("*") if p.is_file()) - sum(sizes.values())
+    bound = 2 * small + int(1.4 * max(sizes.values()))  # no room for two shards
     with s3_server(BUCKET) as server, environment(_variables(server, folder / "copies", bound)):
         place, run, peak = 0, 0, [0]  # a new one where the last is finished
         server.before = lambda _: peak.append(max(peak.pop(), disk_bytes(Path(os.environ[ROOT_VARIABLE]))))
@@ -67,6 +68,7 @@ def attack(folder: Path, *, rounds: int, seed: int) -> None:
             check_store(state, contents(local))
             if is_writing and "manifest.json" in state and number + 1 < rounds // 2:
                 place += 1
+                os.environ[ROOT_VARIABLE] = str(folder / f"copies-of-{place}")
             if what.startswith("train") and what.endswith("finished"):
                 assert losses(folder / f"run-{run}") == losses(folder / "plain"), "losses of no local run"
                 run += 1
