@@ -1,6 +1,7 @@
 """The command line: parses and calls, nothing else. Heavy imports happen inside the commands."""
 
 import io
+import os
 import re
 import signal
 import sys
@@ -120,6 +121,8 @@ def _print_error(message: str, code: int) -> None:
 def _end_as_ranks(gpus: int | None) -> None:
     """Run this very command once more, as ranks, and end as they do; nothing if it is one of them, or the only one."""
     if gpus is not None and not is_launched():
+        if "LOCAL_RANK" in os.environ:
+            raise ConfigError("--gpus starts the processes of one machine itself; leave it out under torchrun")
         with unhurried():  # each rank answers signals by itself
             ending = run_ranks([sys.executable, "-m", "eaglepipe", *sys.argv[1:]], gpus)
             ends_by_itself()  # with the ranks' message, however long they took to stop
