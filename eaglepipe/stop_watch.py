@@ -8,15 +8,17 @@ are waited for (`unhurried`), and what only memory holds is saved first (`rescue
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from eaglepipe.errors import StoppedError
+from eaglepipe.errors import EaglepipeError, StoppedError
 from eaglepipe.signals import STOP_SIGNALS
 
+_UNHURRIED_SECONDS = 5.0
 _PATIENCE_SECONDS = 2.5  # in which a stage stops by itself
 
 
@@ -41,14 +43,15 @@ class _Gate:
             self._inside = +self._inside
             self._changed.notify_all()
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         with self._changed:
             self._closed = True  # first, or blocks that follow one another closely would keep it open
-            self._changed.wait_for(lambda: not self._inside)
+            self._changed.wait_for(lambda: not self._inside, timeout)
 
 
 _gate = _Gate()
 _rescues: list[Callable[[], str]] = []
+_reporters: list[Callable[[EaglepipeError], None]] = []
 
 
 @contextmanager
@@ -79,12 +82,29 @@ def rescued_by(rescue: Callable[[], str]) -> Iterator[None]:
         _rescues.remove(rescue)
 
 
-def watch_stops(end: Callable[[StoppedError], None]) -> None:
+def end_process(error: EaglepipeError) -> None:
+    """End the process from any thread, as the main one waits for something that will not come.
+
+    Blocks that must not be cut are waited for, but not for long: one of them may be what waits.
+    """
+    _gate.close(_UNHURRIED_SECONDS)
+    for report in _reporters or [_print]:
+        report(error)
+    os._exit(error.exit_code)
+
+
+def _print(error: EaglepipeError) -> None:
+    if str(error):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def watch_stops(end: Callable[[EaglepipeError], None]) -> None:
     """Watch for stop signals from now on, in a thread; children that are forked are not watched.
 
     Args:
         end: reports the error, before the process ends with its exit code.
     """
+    _reporters[:] = [end]
     waiting, woken = socket.socketpair()
     woken.setblocking(False)
     thread = threading.Thread(target=_watch, args=(waiting, end), name="stop-watch", daemon=True)
@@ -102,7 +122,7 @@ def _forget() -> None:
         signal.set_wakeup_fd(-1)
 
 
-def _watch(waiting: socket.socket, end: Callable[[StoppedError], None]) -> None:
+def _watch(waiting: socket.socket, end: Callable[[EaglepipeError], None]) -> None:
     number = 0
     while number not in STOP_SIGNALS:
         number = waiting.recv(1)[0]  # of other handled signals too

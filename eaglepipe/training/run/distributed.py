@@ -8,10 +8,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from eaglepipe.devices import resolve_device
-from eaglepipe.errors import ConfigError, LostRankError, first_line
-from eaglepipe.training.run.peers import Peers, meet_peers
+from eaglepipe.errors import ConfigError, LostRankError, StoppedError, first_line
+from eaglepipe.stop_watch import end_process
+from eaglepipe.training.run.meeting import meet
+from eaglepipe.training.run.peer_watch import PeerWatch
+from eaglepipe.training.run.peers import meet_peers
 
 _CONNECTION = "gloo|nccl|connection|socket|broken pipe|timed out"
 _CONTINUES = "everything up to the last checkpoint is saved, run it again to continue"
@@ -24,7 +29,7 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
-    peers: Peers | None = None
+    watch: PeerWatch | None = None
 
     @property
     def is_main(self) -> bool:
@@ -61,8 +66,7 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or not _is_of_connection(error):
                 raise
-            lost = first_line(error) if self.peers is None else self.peers.describe_end()
-            raise LostRankError(lost and f"{lost}, so the run stops; {_CONTINUES}") from None
+            raise _lost(first_line(error) if self.watch is None else self.watch.describe_end()) from None
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; every rank gets the same result."""
@@ -89,18 +93,35 @@ def join_world(device: str) -> Iterator[World]:
         yield World(device=own)
         return
     try:
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
-        peers = meet_peers()
+        store, rank, _ = next(rendezvous("env://"))
+        name = meet(store, rank, size)
+        group = PrefixStore(f"{name}/group", store)
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", store=group, rank=rank, world_size=size)
+        signs = PrefixStore(f"{name}/watch", store.clone())
+        watch = PeerWatch(meet_peers(), signs, lambda text: end_process(_lost(text)))
     except (RuntimeError, ValueError) as error:
         raise LostRankError(f"the {size} ranks of this run do not meet: {first_line(error)}") from None
+    watch.start()
     try:
-        yield World(device=own, rank=dist.get_rank(), size=size, peers=peers)
+        yield World(device=own, rank=rank, size=size, watch=watch)
     except LostRankError:
         raise  # to leave the group would mean to wait for a rank that has ended
-    except BaseException:
+    except StoppedError:  # all ranks do
+        watch.stop()
         dist.destroy_process_group()
         raise
+    except BaseException:
+        watch.announce_end()
+        if own.type != "cuda":  # NCCL would wait for the others
+            dist.destroy_process_group()
+        raise
+    watch.stop()
     dist.destroy_process_group()
+
+
+def _lost(text: str) -> LostRankError:
+    """Return the error of a rank that has lost another one; without text, another rank reports it."""
+    return LostRankError(text and f"{text}, so the run stops; {_CONTINUES}")
 
 
 def _is_of_connection(error: RuntimeError) -> bool:
