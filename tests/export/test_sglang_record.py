@@ -15,6 +15,7 @@ from eaglepipe.export.target_facts import read_target_facts
 from tests.export.engine_forward import chain, chain_of_features
 from tests.export.engine_loaders import load_as, load_features_draft
 from tests.export.made_drafts import DEPTH
+from tests.export.sglang_own.blocks import BLOCKS, make_block, our_block_logits
 from tests.export.sglang_own.faults import CASES, DRAFTS, write_case
 from tests.export.sglang_own.reference import STEPS, inputs_of, kept
 
@@ -78,6 +79,14 @@ def test_emulator_computes_what_sglang_does(name: str, exports: Path, tmp_path: 
         assert served.boundaries == target.aux_layer_ids
         logits = chain(served, ids, states, STEPS)
     torch.testing.assert_close(torch.tensor(kept(logits)), torch.tensor(answer["logits"]), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_have_the_logits_that_sglang_gave(name: str) -> None:
+    answer = RECORD["blocks"][name]
+    logits = torch.tensor(kept([our_block_logits(make_block(name))[-1]]))
+    assert answer["outcome"] == "same"
+    torch.testing.assert_close(logits, torch.tensor(answer["logits"]), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", RECORD["targets"])

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from eaglepipe.errors import DraftError
-from tests.export.made_drafts import DEPTH
+from eaglepipe.export.write import export_draft
+from tests.export.made_drafts import DEPTH, save_draft
+from tests.export.sglang_own.blocks import BLOCKS, make_block, our_block_logits, serve_blocks
 from tests.export.sglang_own.drafts import serve_chain
 from tests.export.sglang_own.faults import CASES, DRAFTS, Case, draft_of, write_case
 from tests.export.sglang_own.loading import open_sglang
@@ -87,6 +89,20 @@ def _lines(record: dict[str, Any]) -> str:
     return "{\n " + ",\n ".join(parts) + "\n}\n"
 
 
+def block_answers(scratch: Path) -> dict[str, Any]:
+    """Return the last logits of each draft of blocks, and whether they are ours."""
+    answers = {}
+    for name in BLOCKS:
+        draft = make_block(name)
+        source = save_draft(draft, scratch / f"source of {name}")
+        folder = export_draft(source, "sglang", out=scratch / name, dtype="float32").folder
+        logits, initial = serve_blocks(folder, draft.embed_tokens.weight.detach(), draft.lm_head.weight.detach())
+        is_same = not initial and not differs([logits], [our_block_logits(draft)])
+        answers[name] = {"outcome": "same" if is_same else "differs", "logits": kept([logits[-1]])}
+        print(f"{name:45} {answers[name]}", flush=True)
+    return answers
+
+
 def main(sglang: Path) -> None:
     version = open_sglang(sglang)
     answers = {}
@@ -94,7 +110,8 @@ def main(sglang: Path) -> None:
         for number, (name, case) in enumerate(CASES.items()):
             answers[name] = outcome(sglang, case, Path(scratch) / str(number), Path(scratch) / "exports")
             print(f"{name:45} {answers[name]}", flush=True)
-    record = {"sglang": version, "depth": DEPTH, "targets": target_answers(), "drafts": answers}
+        blocks = block_answers(Path(scratch))
+    record = {"sglang": version, "depth": DEPTH, "targets": target_answers(), "drafts": answers, "blocks": blocks}
     RECORD.write_text(_lines(record))
 
 

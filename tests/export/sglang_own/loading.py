@@ -40,6 +40,7 @@ OWN = frozenset(
         "models.qwen2",
         "models.qwen3",
         "speculative.dflash_utils",
+        "speculative.ragged_verify",
         "speculative.dspark_components.dspark_config",
     }
 )
