@@ -48,6 +48,7 @@ OTHER_VALUES: dict[str, Any] = {
     "aux_layer_ids": [2],
     "attention_bias": False,
     "init": "a",
+    "trackers": ["tensorboard"],
 }
 
 
