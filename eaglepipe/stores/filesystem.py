@@ -151,7 +151,9 @@ def _answer(error: BaseException) -> tuple[int | None, str]:
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return status, str(response.get("Error", {}).get("Code", ""))
-        status = getattr(response, "status_code", None) or getattr(raised, "code", None)
+        status = getattr(response, "status_code", None)
+        if type(raised).__name__ == "HttpError":  # of gcsfs; aiohttp gives a body that was cut the code 400, too
+            status = getattr(raised, "code", None)
         if isinstance(status, int):
             return status, ""
     return None, ""
