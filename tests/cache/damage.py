@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.samples.index_file import INDEX_FILE
 from eaglepipe.files.hashing import hash_file, hash_json
 from eaglepipe.files.publish import publish_json
 
@@ -33,7 +34,10 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def declare_current_state(folder: Path, *, sidecars_only: bool = False) -> None:
-    """Make manifest and sidecars agree with the files as they are now, so that only their content can be judged."""
+    """Make manifest and sidecars agree with the files as they are now, so that only their content can be judged.
+
+    The index, which is bound to the sidecars and may be absent, goes.
+    """
 
     def entry(old: dict[str, Any]) -> dict[str, Any]:
         path = folder / old["path"]
@@ -49,3 +53,4 @@ def declare_current_state(folder: Path, *, sidecars_only: bool = False) -> None:
         manifest["sidecars"] = [entry(sidecar) for sidecar in manifest["sidecars"]]
 
     rewrite(folder / "manifest.json", update)
+    (folder / INDEX_FILE).unlink(missing_ok=True)
