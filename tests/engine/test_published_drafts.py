@@ -28,13 +28,27 @@ Plant = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
 LOADED: dict[str, tuple[str, Plant]] = {
     "another_class": ("whole_vocabulary", lambda c, t: c.update(architectures=["Eagle3Qwen2_5vlForCausalLM"])),
     "rope_in_one_spelling": ("yarn", lambda c, t: (c.pop("rope_theta"), c.pop("rope_scaling"))),
+    "tied_embeddings": ("defaults", lambda c, t: c.update(tie_word_embeddings=True)),
+    "window_switched_off": ("fc_norm", lambda c, t: c.update(sliding_window=4, use_sliding_window=False)),
 }
 REFUSED: dict[str, tuple[str, Plant]] = {
     "class_of_speculators": (
         "peagle_whole_vocabulary", lambda c, t: c.update(architectures=["PEagleDraftModel"])
     ),
     "activation": ("whole_vocabulary", lambda c, t: c.update(hidden_act="gelu")),
+    "four_ids_and_no_count": (
+        "defaults",
+        lambda c, t: (c.update({"eagle_aux_hidden_state_layer_ids": [1, 3, 5, 8]}), c.pop("num_aux_hidden_states")),
+    ),
+    "maps_of_a_whole_vocabulary": (
+        "whole_vocabulary",
+        lambda c, t: t.update(d2t=torch.zeros(48, dtype=torch.int64), t2d=torch.ones(48, dtype=torch.bool)),
+    ),
 }  # fmt: skip
+MISSERVED: dict[str, tuple[str, Plant]] = {
+    "a_final_norm_of_zeros": ("fc_norm", lambda c, t: t["norm.weight"].zero_()),
+    "mask_token_beyond_the_vocabulary": ("peagle", lambda c, t: c.update(mask_token_id=48, pard_token=48)),
+}
 MIXED = "three_layers"
 
 
@@ -88,9 +102,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     for name in (*AS_SAVED, MIXED):  # without what is recorded beside them, which vLLM would load
         folders[f"{name}_as_saved"] = planted(ROOT / name, root / f"{name}_as_saved", lambda c, t: None)
     folders |= {
-        name: planted(exported(source), root / name, plant) for name, (source, plant) in {**LOADED, **REFUSED}.items()
+        name: planted(exported(source), root / name, plant)
+        for name, (source, plant) in {**LOADED, **REFUSED, **MISSERVED}.items()
     }
-    parallel = ("peagle", "class_of_speculators")
+    parallel = ("peagle", "class_of_speculators", "mask_token_beyond_the_vocabulary")
     drafts = {name: {"folder": str(folder), "parallel": name in parallel} for name, folder in folders.items()}
     job = {"target": str(root / "target"), "prompt": PROMPT, "depth": DEPTH, "drafts": drafts}
     (root / "answers").mkdir()
@@ -148,3 +163,15 @@ def test_check_says_what_vllms_loader_does(name: str, served: Served) -> None:
     report = check_draft(served.folders[name], "vllm")
     assert report.ok == (name in LOADED), report.table()
     assert (served.answers / f"{name}.txt").exists() != report.ok
+
+
+@pytest.mark.parametrize("name", [name for name, (source, _) in LOADED.items() if source in EXPORTED])
+def test_what_the_check_lets_pass_changes_nothing_in_vllm(name: str, served: Served) -> None:
+    torch.testing.assert_close(served.logits(name), served.logits(LOADED[name][0]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", MISSERVED)
+def test_what_vllm_serves_wrongly_without_a_word_is_named(name: str, served: Served) -> None:
+    assert not check_draft(served.folders[name], "vllm").ok
+    difference = served.logits(name) - served.logits(MISSERVED[name][0])
+    assert difference[difference.isfinite()].abs().max() > 0.1
