@@ -192,6 +192,7 @@ def _sealed(inputs: Stage1Inputs, plan: PrecomputePlan, report: Report) -> Manif
         pull(folder)
         if not (folder / MANIFEST_NAME).exists():
             raise
+        tidy_cache(folder)  # of what this worker published after the other had sealed
         return load_manifest(folder)
 
 

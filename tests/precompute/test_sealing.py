@@ -16,8 +16,11 @@ from eaglepipe.cache.seal import seal_cache
 from eaglepipe.errors import CacheError, CorruptError, EaglepipeError, StoppedError
 from eaglepipe.precompute import stage
 from eaglepipe.precompute.claims import Worker
+from eaglepipe.precompute.inputs import Stage1Inputs
+from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.tree import Recipe
+from eaglepipe.target.model import TargetParts
 from tests.cache.damage import flip
 from tests.stage_one import contents, quiet, with_repetitions
 from tests.tiny_project import TinyProject
@@ -156,3 +159,21 @@ def test_the_worker_that_seals_makes_the_files_of_another_again(unsealed: Unseal
         flip_middle(folder / name)
     result = run_precompute(unsealed.recipe(tmp_path), worker=Worker(rank=1, count=2), report=quiet)
     assert result.complete and contents(folder) == unsealed.sealed
+
+
+def test_a_worker_that_another_has_overtaken_leaves_nothing_in_the_sealed_cache(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other makes every shard and seals while this one loads the target."""
+    recipe, publish = project.recipe(**{"cache.root": tmp_path}), stage.publish_fixed_files
+
+    def overtaken(inputs: Stage1Inputs, plan: PrecomputePlan, target: TargetParts) -> None:
+        monkeypatch.setattr(stage, "publish_fixed_files", publish)
+        sealed.update(contents(Path(run_precompute(recipe, report=lambda _: None).folder)))
+        publish(inputs, plan, target)
+
+    sealed: dict[str, bytes] = {}
+    monkeypatch.setattr(stage, "publish_fixed_files", overtaken)
+    done = run_precompute(recipe, report=lambda _: None)
+    assert done.shards_written == 0
+    assert contents(Path(done.folder)) == sealed and "manifest.json" in sealed
