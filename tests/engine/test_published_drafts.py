@@ -47,6 +47,10 @@ REFUSED: dict[str, tuple[str, Plant]] = {
 }  # fmt: skip
 MISSERVED: dict[str, tuple[str, Plant]] = {
     "a_final_norm_of_zeros": ("fc_norm", lambda c, t: t["norm.weight"].zero_()),
+    "a_bias_that_o_proj_has_there": (
+        "fc_norm",
+        lambda c, t: (c.update(bias=True), t.update({"midlayer.self_attn.o_proj.bias": torch.ones(16)})),
+    ),
     "mask_token_beyond_the_vocabulary": ("peagle", lambda c, t: c.update(mask_token_id=48, pard_token=48)),
 }
 MIXED = "three_layers"
