@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from eaglepipe.cache.manifest import Document, FileEntry, document_bytes, file_entry, load_document
-from eaglepipe.cache.remote import is_stored_shard, stored_problem
+from eaglepipe.cache.remote.shards import is_stored_shard
+from eaglepipe.cache.remote.stored import stored_problem
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.errors import CacheError, CorruptError

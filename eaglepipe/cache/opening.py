@@ -14,7 +14,7 @@ from eaglepipe.cache.manifest import (
     repair_advice,
 )
 from eaglepipe.cache.published import finishing_command, missing_shards
-from eaglepipe.cache.remote import is_away
+from eaglepipe.cache.remote.shards import is_away
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.bounds import FolderBounds
 from eaglepipe.files.hashing import hash_file

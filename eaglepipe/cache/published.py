@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from eaglepipe.cache.identity import DERIVED_KEY
 from eaglepipe.cache.manifest import Plan, Sidecar, SidecarHead, load_document, load_sidecar_head
-from eaglepipe.cache.remote import is_away
+from eaglepipe.cache.remote.shards import is_away
 from eaglepipe.cache.writer import shard_path, sidecar_path
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.bounds import FolderBounds

@@ -27,7 +27,7 @@ from eaglepipe.cache.consistency import (
 from eaglepipe.cache.manifest import Manifest, repair_advice
 from eaglepipe.cache.opening import SizeChecks, check_hash, check_size, load_manifest
 from eaglepipe.cache.piecewise import PiecewiseShard, StoredSample
-from eaglepipe.cache.remote import StoredShard, drop_copy, held_shard, is_away, with_room
+from eaglepipe.cache.remote.shards import StoredShard, drop_copy, held_shard, is_away, with_room
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.content import ImpossibleContentError, check_content, check_structure
 from eaglepipe.cache.samples.record_batch import batch_to_sample, sample_digest

@@ -25,7 +25,7 @@ from eaglepipe.cache.manifest import (
     load_document,
 )
 from eaglepipe.cache.published import read_published
-from eaglepipe.cache.remote import forget_shard, push_files, push_index, push_manifest
+from eaglepipe.cache.remote.push import forget_shard, push_files, push_index, push_manifest
 from eaglepipe.cache.samples.sidecar_index import write_index
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER

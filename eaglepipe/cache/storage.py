@@ -9,7 +9,7 @@ from typing import Any
 from eaglepipe.cache.identity import DERIVED_KEY, check_folder_name, check_plan
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan, load_document
 from eaglepipe.cache.opening import load_manifest
-from eaglepipe.cache.remote import pull, pull_root
+from eaglepipe.cache.remote.pull import pull, pull_root
 from eaglepipe.errors import CacheError, EaglepipeError, ResourceError
 from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.system_errors import explained_read_errors

@@ -19,7 +19,7 @@ from eaglepipe.cache.manifest import (
     Sidecar,
     document_bytes,
 )
-from eaglepipe.cache.remote import make_room, push_shard
+from eaglepipe.cache.remote.push import make_room, push_shard
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.record_batch import sample_to_batch
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema

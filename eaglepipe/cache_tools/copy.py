@@ -13,7 +13,10 @@ from typing import Any
 from eaglepipe.cache.fixed_files import file_problem
 from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, repair_advice
 from eaglepipe.cache.opening import load_manifest, load_plan
-from eaglepipe.cache.remote import held_shard, is_stored, pull, push_file, push_manifest, stored_problem
+from eaglepipe.cache.remote.pull import pull
+from eaglepipe.cache.remote.push import push_file, push_manifest
+from eaglepipe.cache.remote.shards import held_shard
+from eaglepipe.cache.remote.stored import is_stored, stored_problem
 from eaglepipe.cache.samples.index_file import INDEX_FILE
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache_tools.derive import check_free_for

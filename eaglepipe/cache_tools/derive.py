@@ -27,7 +27,9 @@ from eaglepipe.cache.manifest import (
 from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.reader import REPORT_FILE, Cache
-from eaglepipe.cache.remote import LOCAL_NAMES, forget_shard, is_stored, put_plan
+from eaglepipe.cache.remote.names import LOCAL_NAMES
+from eaglepipe.cache.remote.push import forget_shard, put_plan
+from eaglepipe.cache.remote.stored import is_stored
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import WORK_FOLDER

@@ -25,7 +25,7 @@ from eaglepipe.cache.manifest import (
     file_entry,
 )
 from eaglepipe.cache.opening import load_manifest, load_plan
-from eaglepipe.cache.remote import is_stored
+from eaglepipe.cache.remote.stored import is_stored
 from eaglepipe.cache.samples.index_file import INDEX_FILE
 from eaglepipe.cache.samples.sidecar_index import stored_index, write_index
 from eaglepipe.cache.seal import PublishedShard, plan_entry, seal_cache

@@ -13,7 +13,7 @@ from typing import Any
 from eaglepipe.cache.manifest import MANIFEST_NAME, SHARDS_FOLDER, FileEntry, Manifest, repair_advice
 from eaglepipe.cache.opening import SizeChecks, load_manifest, read_manifest
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.remote import stored_digest, stored_sizes
+from eaglepipe.cache.remote.stored import stored_digest, stored_sizes
 from eaglepipe.cache.samples.index_file import INDEX_FILE
 from eaglepipe.cache.samples.sidecar_index import stored_index
 from eaglepipe.errors import CacheError, CorruptError

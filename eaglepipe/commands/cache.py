@@ -251,7 +251,7 @@ def clean(
 ) -> None:
     """Remove the files that stopped writers left behind in a cache, or in all below a root."""
     from eaglepipe.cache.clean import clean_cache
-    from eaglepipe.cache.remote import abort_uploads
+    from eaglepipe.cache.remote.stored import abort_uploads
 
     uploads = abort_uploads(folder, dry_run=dry_run)
     removed = [*uploads, *(with_urls(str(path)) for path in clean_cache(folder, dry_run=dry_run))]

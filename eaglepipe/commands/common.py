@@ -17,7 +17,7 @@ def cache_folder(text: str) -> Path:
 
     if not is_url(text):
         return Path(text)
-    from eaglepipe.cache.remote import opened_location
+    from eaglepipe.cache.remote.pull import opened_location
 
     return opened_location(text)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eaglepipe.cache.manifest import PLAN_NAME, Plan, load_document
 from eaglepipe.cache.published import missing_shards
-from eaglepipe.cache.remote import pull
+from eaglepipe.cache.remote.pull import pull
 from eaglepipe.cache.storage import named_caches
 from eaglepipe.errors import ConfigError
 from eaglepipe.files.lock import folder_lock

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.cache.published import missing_shards
-from eaglepipe.cache.remote import pull
+from eaglepipe.cache.remote.pull import pull
 from eaglepipe.cache.storage import FoundCache, named_caches
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.files.lock import FOLDER_LOCK, is_locked

@@ -19,7 +19,8 @@ from eaglepipe.cache.manifest import (
     load_document,
 )
 from eaglepipe.cache.opening import read_manifest
-from eaglepipe.cache.remote import is_stored, put_plan
+from eaglepipe.cache.remote.push import put_plan
+from eaglepipe.cache.remote.stored import is_stored
 from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache.storage import (
     WORK_FOLDER,

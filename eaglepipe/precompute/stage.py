@@ -14,7 +14,8 @@ from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
 from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.published import NOT_COMPUTED, missing_shards, unpublished_shards
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.remote import make_room, pull
+from eaglepipe.cache.remote.pull import pull
+from eaglepipe.cache.remote.push import make_room
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
 from eaglepipe.cache.storage import cache_root, list_caches, named_caches, staging_path
 from eaglepipe.chat.sources import fingerprint_sources

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.remote import opened_location
+from eaglepipe.cache.remote.pull import opened_location
 from eaglepipe.cache.storage import caches_of
 from eaglepipe.cache_tools.copy import copy_cache
 from eaglepipe.cache_tools.verify import verify_cache

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from eaglepipe.cache.reader import Cache
-from eaglepipe.cache.remote import opened_location
+from eaglepipe.cache.remote.pull import opened_location
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.cache_tools.copy import copy_cache
 from eaglepipe.recipe.tree import Recipe
