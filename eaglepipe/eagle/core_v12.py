@@ -17,7 +17,7 @@ from eaglepipe.eagle.kernels.frozen_head import frozen_head_loss, head_argmax
 from eaglepipe.eagle.kernels.noise import uniform_noise
 from eaglepipe.eagle.layers.blocks_v12 import Chain
 from eaglepipe.eagle.packed_batch import PackedBatch, at_slots, check_shape, count_slots, shift_left_with_zero
-from eaglepipe.eagle.unroll.attention import check_right_padded
+from eaglepipe.eagle.unroll.attention.plain import check_right_padded
 from eaglepipe.errors import DraftError
 from eaglepipe.target_head import TargetHead
 

@@ -22,7 +22,7 @@ from eaglepipe.eagle.layers.target_rows import TargetEmbeddingsMixin, copy_rows
 from eaglepipe.eagle.layers.vocab_maps import fill_vocab_maps
 from eaglepipe.eagle.layers.windows import in_window, layer_windows
 from eaglepipe.eagle.peagle_draft import _PeagleDraftMixin
-from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
+from eaglepipe.eagle.unroll.attention.plain import causal_mask, slot_positions
 from eaglepipe.errors import DraftError
 
 __all__ = [

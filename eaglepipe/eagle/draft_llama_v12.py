@@ -22,7 +22,7 @@ from eaglepipe.eagle.layers.blocks_v12 import (
     _build_causal_mask,
 )
 from eaglepipe.eagle.layers.target_rows import TargetEmbeddingsMixin
-from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
+from eaglepipe.eagle.unroll.attention.plain import causal_mask, slot_positions
 
 __all__ = [
     "EagleLlamaAttention",

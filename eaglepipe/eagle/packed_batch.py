@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from eaglepipe.eagle.sequence_share import SequenceShare
-from eaglepipe.eagle.unroll.attention import causal_mask, slot_positions
+from eaglepipe.eagle.unroll.attention.plain import causal_mask, slot_positions
 from eaglepipe.errors import DraftError
 
 

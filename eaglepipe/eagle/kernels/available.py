@@ -4,7 +4,7 @@ import torch
 
 from eaglepipe.eagle.kernels.fused_head import wide_products_work
 from eaglepipe.eagle.kernels.row_kernels import compiled_works
-from eaglepipe.eagle.unroll.attention_varlen import varlen_works
+from eaglepipe.eagle.unroll.attention.varlen import varlen_works
 
 _HEADS = (8, 4, 128)
 """Key-value heads, query heads of each, and their size, as most targets of 8B parameters have them."""

@@ -15,7 +15,7 @@ from eaglepipe.eagle.peagle_draft import (
     _PeagleDecoderLayerMixin,
     _PeagleVanillaLayerMixin,
 )
-from eaglepipe.eagle.unroll.attention import ttt_attention
+from eaglepipe.eagle.unroll.attention.plain import ttt_attention
 
 
 class Eagle3LlamaRMSNorm(nn.Module):

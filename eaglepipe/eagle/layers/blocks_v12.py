@@ -12,7 +12,7 @@ from torch import nn
 from eaglepipe.eagle.layers.blocks import Eagle3LlamaMLP, Eagle3LlamaRMSNorm, LlamaAttentionBlock
 from eaglepipe.eagle.layers.rope import apply_rotary
 from eaglepipe.eagle.peagle_draft import _after_attention
-from eaglepipe.eagle.unroll.attention import causal_mask, ttt_attention
+from eaglepipe.eagle.unroll.attention.plain import causal_mask, ttt_attention
 
 Chain = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values [B, kv, T, d] of one layer at depths 0..k-1 of a chain."""

@@ -7,7 +7,7 @@ import torch
 from eaglepipe.eagle.losses import LOSS_KINDS, StepLoss
 from eaglepipe.eagle.packed_batch import PackedBatch, check_shape
 from eaglepipe.eagle.peagle_data import CodSettings
-from eaglepipe.eagle.unroll.attention import check_right_padded
+from eaglepipe.eagle.unroll.attention.plain import check_right_padded
 from eaglepipe.eagle.unroll.interface import EncodedTargets, TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 from eaglepipe.errors import DraftError

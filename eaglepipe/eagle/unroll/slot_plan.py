@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from eaglepipe.eagle.kernels.transfer import to_device
 from eaglepipe.eagle.packed_batch import PackedBatch
-from eaglepipe.eagle.unroll.attention import document_ids
+from eaglepipe.eagle.unroll.attention.plain import document_ids
 
 MERGED_GAP = 16
 """Idle slots between two spans of one document that cost less to compute than to leave out."""

@@ -6,8 +6,8 @@ import torch
 from eaglepipe.eagle.kernels import row_kernels
 from eaglepipe.eagle.kernels.available import try_kernels
 from eaglepipe.eagle.kernels.fused_head import wide_products_work
-from eaglepipe.eagle.unroll import attention_varlen
-from eaglepipe.eagle.unroll.attention_varlen import varlen_works
+from eaglepipe.eagle.unroll.attention import varlen
+from eaglepipe.eagle.unroll.attention.varlen import varlen_works
 from tests.eagle.toy_drafts import gradients, make_document, make_draft, make_trainer, packed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -41,8 +41,8 @@ def test_products_into_float32_pass_their_trial():
 
 def test_the_unroll_in_bfloat16_is_as_close_to_float32_as_the_reference(monkeypatch):
     taken = []
-    forward = attention_varlen.varlen_forward
-    monkeypatch.setattr(attention_varlen, "varlen_forward", lambda *a: taken.append(1) or forward(*a))
+    forward = varlen.varlen_forward
+    monkeypatch.setattr(varlen, "varlen_forward", lambda *a: taken.append(1) or forward(*a))
     batch = packed([[make_document(30, 0), make_document(25, 1)]], 60)
     batch = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     draft = make_draft(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16).cuda()

@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from eaglepipe.eagle.unroll import attention_spans, attention_varlen
-from eaglepipe.eagle.unroll.attention import ttt_attention
-from eaglepipe.eagle.unroll.attention_blocks import Attended, _plain_backward, _plain_forward
-from eaglepipe.eagle.unroll.attention_spans import span_attention
-from eaglepipe.eagle.unroll.attention_varlen import varlen_backward, varlen_forward, varlen_works
+from eaglepipe.eagle.unroll import attention
+from eaglepipe.eagle.unroll.attention.blocks import Attended, _plain_backward, _plain_forward
+from eaglepipe.eagle.unroll.attention.plain import ttt_attention
+from eaglepipe.eagle.unroll.attention.spans import span_attention
+from eaglepipe.eagle.unroll.attention.varlen import varlen_backward, varlen_forward, varlen_works
 from eaglepipe.eagle.unroll.slot_plan import SlotSpan, StepSpans, VarlenTables
 from tests.eagle.toy_drafts import random_states
 
@@ -68,15 +68,15 @@ def twin_backward(grad_output, attended, tables, scale):
 def spans(request, monkeypatch):
     tables = None
     if request.param.startswith("plain, "):
-        monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks.queries_at_once", lambda *_: 2)
+        monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks.queries_at_once", lambda *_: 2)
     if request.param.startswith("plain"):
-        monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks._flash_forward_cpu", _plain_forward)
-        monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks._flash_backward_cpu", _plain_backward)
+        monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks._flash_forward_cpu", _plain_forward)
+        monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks._flash_backward_cpu", _plain_backward)
     if request.param == "varlen":
         tables = VarlenTables.of(SPANS, CPU)
-        monkeypatch.setattr(attention_spans, "varlen_works", lambda *_: True)
-        monkeypatch.setattr(attention_varlen, "varlen_forward", twin_forward)
-        monkeypatch.setattr(attention_varlen, "varlen_backward", twin_backward)
+        monkeypatch.setattr(attention.spans, "varlen_works", lambda *_: True)
+        monkeypatch.setattr(attention.varlen, "varlen_forward", twin_forward)
+        monkeypatch.setattr(attention.varlen, "varlen_backward", twin_backward)
     return StepSpans(spans=SPANS, tables=tables)
 
 
@@ -115,7 +115,7 @@ def test_spans_name_the_keys_of_each_span_s_document_up_to_its_last_query():
 def test_no_spans_ask_nothing_of_a_kernel_that_refuses_empty_batches(monkeypatch):
     tables = VarlenTables.of((), CPU)
     assert tables.keys.tolist() == [] and tables.query_ends.tolist() == tables.key_ends.tolist() == [0]
-    monkeypatch.setattr(attention_spans, "varlen_works", lambda *_: True)
+    monkeypatch.setattr(attention.spans, "varlen_works", lambda *_: True)
     queries, keys = torch.empty(0, HEADS, HEAD_DIM, requires_grad=True), torch.randn(5, GROUPS, HEAD_DIM)
     found = span_attention(queries, [keys], [keys], StepSpans(spans=(), tables=tables), SCALE)
     assert found.shape == (0, HEADS, HEAD_DIM)

@@ -77,7 +77,7 @@ def test_every_shape_of_draft_gives_the_reference_losses_and_gradients(shape):
 @pytest.mark.parametrize("shape", [{}, {"num_hidden_layers": 3, "full_attention_layers": (1,)}])
 @pytest.mark.parametrize("pieces", [512, 4])
 def test_documents_longer_than_a_window_give_the_reference_losses_and_gradients(shape, pieces, monkeypatch):
-    monkeypatch.setattr("eaglepipe.eagle.unroll.attention_blocks.WINDOWED_QUERIES", pieces)
+    monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks.WINDOWED_QUERIES", pieces)
     documents = [make_document(length, seed, 0.4) for seed, length in enumerate((42, 9, 30))]
     draft, batch = make_draft(sliding_window=3, **shape), packed([documents[:2], documents[2:]], 54)
     assert_equal_unrolls(draft, batch, ttt_steps=3)

@@ -7,8 +7,8 @@ import torch
 
 from eaglepipe.eagle.kernels import fused_head, row_kernels
 from eaglepipe.eagle.losses import StepLoss
-from eaglepipe.eagle.unroll import attention_spans
 from eaglepipe.eagle.unroll import slot_plan as plan
+from eaglepipe.eagle.unroll.attention import spans
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
 from tests.eagle.kernels.test_lk_losses import with_mass
@@ -22,7 +22,7 @@ META = torch.device("meta")
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The meta device stands for one that has all kernels; autocast knows it not."""
     autocast = torch.autocast
-    monkeypatch.setattr(attention_spans, "varlen_works", lambda *_: True)
+    monkeypatch.setattr(spans, "varlen_works", lambda *_: True)
     monkeypatch.setattr(row_kernels, "available", lambda _: True)
     monkeypatch.setattr(row_kernels, "compiled_works", lambda *_: False)
     monkeypatch.setattr(fused_head, "wide_products_work", lambda *_: True)

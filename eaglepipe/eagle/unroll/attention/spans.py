@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from eaglepipe.eagle.unroll.attention_blocks import Attended, SpanBySpan
-from eaglepipe.eagle.unroll.attention_varlen import Varlen, varlen_works
+from eaglepipe.eagle.unroll.attention.blocks import Attended, SpanBySpan
+from eaglepipe.eagle.unroll.attention.varlen import Varlen, varlen_works
 from eaglepipe.eagle.unroll.slot_plan import StepSpans
 
 CausalKernel = SpanBySpan | Varlen

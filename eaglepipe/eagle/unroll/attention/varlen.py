@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from eaglepipe.eagle.kernels.probe import agrees
-from eaglepipe.eagle.unroll.attention_blocks import Attended, Gradients, SpanBySpan
+from eaglepipe.eagle.unroll.attention.blocks import Attended, Gradients, SpanBySpan
 from eaglepipe.eagle.unroll.slot_plan import SlotSpan, VarlenTables
 
 _MAX_HEAD_DIM = 256
