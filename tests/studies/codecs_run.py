@@ -20,6 +20,8 @@ from eaglepipe.files.publish import publish_json
 from eaglepipe.recipe.load import load_recipe
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import TrainResult, train_from
+from eaglepipe.training.data.aux_subset import choose_aux_layers
+from eaglepipe.training.data.batch import TrainingSource
 from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
@@ -118,7 +120,7 @@ def train_one(run: TrainingRun) -> RunResult:
             recipe, PairedSource(cache, identity=exact.identity, renormalised=run.variant.renormalised)
         )
         unchanged = PairedSource(exact, identity=exact.identity, renormalised=False)
-        judged = _judge(recipe, unchanged, trained)
+        judged = _judge(recipe, choose_aux_layers(unchanged, recipe.draft.aux_boundaries), trained)
     result = RunResult(
         variant=run.variant.name,
         seed=run.seed,
@@ -134,7 +136,7 @@ def train_one(run: TrainingRun) -> RunResult:
     return result
 
 
-def _judge(recipe: Recipe, exact: PairedSource, trained: TrainResult) -> Judgement:
+def _judge(recipe: Recipe, exact: TrainingSource, trained: TrainResult) -> Judgement:
     """The trained draft over every held-out sample, nothing of it recoded."""
     draft = build_draft(exact, recipe.train, recipe.draft)
     draft.load_state_dict(load_file(Path(trained.draft_folder) / "model.safetensors"))

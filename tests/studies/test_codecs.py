@@ -32,6 +32,8 @@ TOP_8 = Variant(name="sparse top 8", changes=Changes(supervision="sparse", toler
 PLAIN = replace(TOP_8, name="sparse top 8, renormalised", renormalised=True)
 FEW = (Variant(name=EXACT, changes=None), TOP_8, PLAIN)
 STEPS = 2
+DRAFT = {"draft.aux_layer_ids": [2, 5]}
+"""Fewer of the layers than the cache holds."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def demo(project: TinyProject, sealed_cache: Path, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("demo")
     shutil.copytree(sealed_cache, folder / "caches" / sealed_cache.name)
     (folder / "train").mkdir()
-    (folder / "train" / "recipe.yaml").write_text(dump_recipe(project.recipe()))
+    (folder / "train" / "recipe.yaml").write_text(dump_recipe(project.recipe(**DRAFT)))
     return folder
 
 
@@ -77,6 +79,7 @@ def test_exact_line_is_what_training_itself_says_of_all_held_out_samples(
     report: CodecsReport, project: TinyProject, sealed_cache: Path, tmp_path: Path
 ) -> None:
     settings = {
+        **DRAFT,
         "train.output_dir": tmp_path,
         "train.seed": 3,
         "train.max_steps": STEPS,
