@@ -34,7 +34,9 @@ ALL_LAST_HIDDEN = "all_last_hidden"
 """The feature of a cache whose `last_hidden_states` have an entry at every token, supervised or not."""
 ROTATED_STATES = "rotated_states"
 """The feature of a cache some of whose states are in one of the codecs that rotate."""
-KNOWN_FEATURES = frozenset({ALL_LAST_HIDDEN, ROTATED_STATES})
+SAMPLED_SUPERVISION = "sampled_supervision"
+"""The feature of a cache whose supervision is `sampled`."""
+KNOWN_FEATURES = frozenset({ALL_LAST_HIDDEN, ROTATED_STATES, SAMPLED_SUPERVISION})
 
 Count = Annotated[
     int, Field(ge=0, le=2**63 - 1, strict=True), WithJsonSchema({"minimum": 0, "type": "integer"})

@@ -13,6 +13,7 @@ from eaglepipe.cache.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
     ROTATED_STATES,
+    SAMPLED_SUPERVISION,
     SHARDS_FOLDER,
     FileEntry,
     Manifest,
@@ -29,6 +30,7 @@ from eaglepipe.cache.remote.push import forget_shard, push_files, push_index, pu
 from eaglepipe.cache.samples.sidecar_index import write_index
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.storage import WORK_FOLDER
+from eaglepipe.cache.supervision.sampled import SampledSupervision
 from eaglepipe.cache.writer import shard_path, sidecar_path
 from eaglepipe.errors import CorruptError, DataError
 from eaglepipe.files.json_object import read_json_object
@@ -188,6 +190,7 @@ def _features(spec: ShardSpec) -> tuple[str, ...]:
     return (
         *((ALL_LAST_HIDDEN,) if spec.last_hidden == "all" else ()),
         *((ROTATED_STATES,) if spec.rotates else ()),
+        *((SAMPLED_SUPERVISION,) if spec.supervision == SampledSupervision.name else ()),
     )
 
 

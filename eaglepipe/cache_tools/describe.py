@@ -8,6 +8,7 @@ from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, Plan
 from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.published import missing_shards, published_sidecars
 from eaglepipe.cache.storage import FoundCache, UnreadableCache, scan_caches
+from eaglepipe.cache.supervision.kind import ENTRY_SETTINGS
 from eaglepipe.errors import CorruptError, EaglepipeError, ResourceError
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.tables import Justify, text_table
@@ -41,7 +42,7 @@ def _describe(folder: Path, plan: Plan, manifest: Manifest | None) -> dict[str, 
         **_size(folder, plan, manifest),
         "identity": counts.identity,
         **(_planned_spec(plan) if manifest is None else _written_spec(manifest)),
-        **{name: cut[name] for name in ("tolerance", "max_entries") if name in cut},
+        **{name: cut[name] for name in ENTRY_SETTINGS if name in cut},
         "drops": dict(counts.drops),
         "target": declared.get("target", {}).get("path"),
         **_imported(plan),

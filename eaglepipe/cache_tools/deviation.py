@@ -97,12 +97,16 @@ class RecodeSums:
         kinds = {"aux": Deviation, "rows": Deviation, "kl": Divergence}
         return cls(**{**values, **{name: kind(**values[name]) for name, kind in kinds.items()}})
 
-    def report(self, column: str) -> dict[str, dict[str, float]]:
-        """Return errors by column, and the share of the target in the draft vocabulary before and after."""
+    def report(self, column: str, *, has_divergence: bool = True) -> dict[str, dict[str, float]]:
+        """Return errors by column, and the share of the target in the draft vocabulary before and after.
+
+        Args:
+            has_divergence: False for supervision that was drawn, which has none.
+        """
         supervised = max(1, self.supervised)
         return {
             "aux_hidden_states": self.aux.report(),
-            column: {**self.rows.report(), **self.kl.report()},
+            column: {**self.rows.report(), **(self.kl.report() if has_divergence else {})},
             "draft_mass": {"mean_before": self.mass_before / supervised, "mean_after": self.mass_after / supervised},
             "position_mask": {
                 "share_before": self.inside_before / supervised,

@@ -18,6 +18,7 @@ from eaglepipe.cache.consistency import VOCAB_FILE
 from eaglepipe.cache.manifest import DROPS_FILE, REFUSALS, Manifest
 from eaglepipe.cache.opening import load_plan
 from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.supervision.kind import ENTRY_SETTINGS
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.derive import (
     Derivation,
@@ -91,9 +92,9 @@ def _check_parts(caches: Sequence[Cache]) -> None:
 
 
 def _check_same_rule(first: Cache, other: Cache) -> None:
-    """A cache has one tolerance and one cap for all its sparse supervision."""
+    """A cache has one rule for all entries of its supervision."""
     mine, others = (load_plan(cache.folder).identity_fields["cache"] for cache in (first, other))
-    for name in ("tolerance", "max_entries"):
+    for name in ENTRY_SETTINGS:
         if mine.get(name) != others.get(name):
             raise CacheError(
                 f"{first.folder} and {other.folder} differ in {name} ({mine.get(name)!r} and {others.get(name)!r}); "

@@ -72,8 +72,10 @@ def _answers(
         sparse = distribution.sparse_rows(sample, rows)
         if sparse is not None:
             for index, probs, tail in sparse.rows():
-                best = np.argsort(-probs, kind="stable")[:top]
-                yield tuple(zip(ids[index[best]].tolist(), probs[best].tolist(), strict=True)), float(tail)
+                first = int(sparse.top_first)  # whatever those weigh that were drawn
+                best = np.append(np.arange(first), np.argsort(-probs[first:], kind="stable") + first)[:top]
+                row = tuple(zip(ids[index[best]].tolist(), probs[best].tolist(), strict=True))
+                yield row, None if sparse.top_first else float(tail)
         else:
             best_of = distribution.of(sample, rows).topk(min(top, len(ids)), dim=-1)
             for probs, index in zip(best_of.values, best_of.indices, strict=True):

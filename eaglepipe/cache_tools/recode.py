@@ -16,7 +16,8 @@ from eaglepipe.cache.opening import load_plan
 from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.cache.schema import ShardSpec, token_cost
 from eaglepipe.cache.storage import WORK_FOLDER
-from eaglepipe.cache.supervision.kind import KINDS, stored_codec
+from eaglepipe.cache.supervision.kind import ENTRY_SETTINGS, KINDS, EntryRule, entry_rule, stored_codec
+from eaglepipe.cache.supervision.sampled import SampledSupervision
 from eaglepipe.cache.supervision.sparse import SPARSE_CODEC, SparseRule
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.derive import (
@@ -53,6 +54,8 @@ class Changes:
     vocab_from: Path | None = None  # a cache or published draft whose vocabulary is taken over
     tolerance: float | None = None  # with supervision that becomes sparse; None: a recipe's default
     max_entries: int | None = None
+    draws: int | None = None  # with supervision that becomes sampled, as the seed
+    draw_seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +93,12 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
     spec = _new_spec(cache, changes, vocab)
     if spec == cache.spec and vocab is None:
         raise ConfigError(f"nothing to change: {source} is encoded like that already")
-    rule = _sparse_rule(cache, changes, spec)
+    rule = _entry_rule(cache, changes, spec)
     derivation = _plan(folder, cache, spec, vocab, rule)
     if (done := existing_manifest(folder, derivation.plan)) is not None:
         return _result(folder, done)
     tensors = cache.start_tensors()
-    if rule is not None:
+    if isinstance(rule, SparseRule):
         rule = replace(rule, end_of_turn=end_of_turn(cache))
     reencoder = Reencoder(cache, spec, tensors, vocab=vocab, rule=rule)
     if vocab is not None:
@@ -105,7 +108,9 @@ def recode_cache(folder: Path, source: Path, changes: Changes) -> RecodeResult:
         derivation,
         lambda origin, shard: _convert(reencoder, origin, _sums_file(folder, shard)),
         verb="recode",
-        report=lambda: _report(folder, derivation.plan.shards, spec.kind.column),
+        report=lambda: _report(
+            folder, derivation.plan.shards, spec.kind.column, has_divergence=not _is_drawn(cache, spec)
+        ),
         is_reported=lambda shard: _read_sums(_sums_file(folder, shard)) is not None,
     )
     return _result(folder, manifest)
@@ -138,17 +143,22 @@ def _read_sums(file: Path) -> RecodeSums | None:
     return RecodeSums.from_json(sums) if sums.pop(CHECKSUM_KEY, None) == hash_json(sums) else None
 
 
-def _report(folder: Path, num_shards: int, column: str) -> bytes:
+def _is_drawn(cache: Cache, spec: ShardSpec) -> bool:
+    """Whether supervision becomes sampled."""
+    return isinstance(spec.kind, SampledSupervision) and not cache.spec.kind.settings
+
+
+def _report(folder: Path, num_shards: int, column: str, *, has_divergence: bool) -> bytes:
     sums = [_read_sums(_sums_file(folder, shard)) for shard in range(num_shards)]
     total = sum((one for one in sums if one is not None), RecodeSums())
-    return json_bytes(total.report(column))
+    return json_bytes(total.report(column, has_divergence=has_divergence))
 
 
 def _result(folder: Path, manifest: Manifest) -> RecodeResult:
     return RecodeResult(cache=result_json(folder, manifest), errors=read_json_object(folder / REPORT_FILE))
 
 
-def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None, rule: SparseRule | None) -> Derivation:
+def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None, rule: EntryRule | None) -> Derivation:
     source = load_plan(cache.folder)
     fields, declared = source.identity_fields, source.declared
     cut = {} if rule is None else {name: getattr(rule, name) for name in spec.kind.settings}
@@ -188,8 +198,8 @@ def _surviving(cache: dict[str, Any], spec: ShardSpec) -> dict[str, Any]:
     return cache if spec.last_hidden == "all" else {name: cache[name] for name in cache if name != "last_hidden"}
 
 
-def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: SparseRule | None) -> int:
-    """Bytes of the shards; an upper bound if supervision becomes sparse."""
+def _estimated_bytes(manifest: Manifest, spec: ShardSpec, rule: EntryRule | None) -> int:
+    """Bytes of the shards; an upper bound if supervision becomes sparse or sampled."""
     entries = 0.0 if rule is None else float(rule.max_entries)
     new, old = (
         token_cost(
@@ -237,30 +247,36 @@ def _checked_codecs(aux_codec: str, supervision: str, codec: str | None) -> Cach
     if codec is not None and codec_setting is not None:
         settings[codec_setting] = codec
     elif codec not in (None, SPARSE_CODEC):
-        raise ConfigError(f"codec {codec!r}: entries of sparse supervision are {SPARSE_CODEC}")
+        raise ConfigError(f"codec {codec!r}: entries of {supervision} supervision are {SPARSE_CODEC}")
     return _checked(settings)
 
 
 def _check_cut(cache: Cache, changes: Changes) -> None:
-    """Refuse options of sparse supervision if none is made."""
-    if changes.tolerance is None and changes.max_entries is None:
+    """Refuse options of entries if none are chosen, or if they are of the other kind of entries."""
+    given = {name for name in ENTRY_SETTINGS if getattr(changes, name) is not None}
+    if not given:
         return
     if cache.spec.kind.settings:
         raise ConfigError(
-            f"{cache.folder}: its supervision is sparse already and is carried over as it is; tolerance and "
-            "max_entries apply if 'hidden' or 'dense' becomes 'sparse'"
+            f"{cache.folder}: its supervision is {cache.spec.supervision} already and is carried over as it is; "
+            f"{_listed(given)} apply if 'hidden' or 'dense' becomes 'sparse' or 'sampled'"
         )
-    if changes.supervision not in KINDS or not KINDS[changes.supervision].settings:
-        raise ConfigError("tolerance and max_entries need supervision 'sparse'")
+    of_kind = KINDS[changes.supervision].settings if changes.supervision in KINDS else ()
+    if unused := given - {*of_kind}:
+        kinds = {name for name, kind in KINDS.items() if unused & {*kind.settings}}
+        raise ConfigError(f"{_listed(unused)} need supervision {' or '.join(map(repr, sorted(kinds)))}")
 
 
-def _sparse_rule(cache: Cache, changes: Changes, spec: ShardSpec) -> SparseRule | None:
-    """The cut, if supervision becomes sparse."""
+def _listed(names: set[str]) -> str:
+    return " and ".join(name for name in ENTRY_SETTINGS if name in names)
+
+
+def _entry_rule(cache: Cache, changes: Changes, spec: ShardSpec) -> EntryRule | None:
+    """The choice of entries, if supervision becomes sparse or sampled."""
     if not spec.kind.settings or cache.spec.kind.settings:
         return None
     options = {name: getattr(changes, name) for name in spec.kind.settings if getattr(changes, name) is not None}
-    settings = _checked(options)
-    return SparseRule(tolerance=settings.tolerance, max_entries=settings.max_entries)
+    return entry_rule(_checked({"supervision": spec.supervision, **options}))
 
 
 def _checked(settings: dict[str, Any]) -> CacheConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 from eaglepipe.cache.identity import DERIVED_KEY, IDENTITY_PREFIX
 from eaglepipe.cache.manifest import Plan
 from eaglepipe.cache.storage import list_caches
-from eaglepipe.cache.supervision.kind import KINDS
+from eaglepipe.cache.supervision.kind import ENTRY_SETTINGS, KINDS
 
 _NEW_FOLDER = "NEW_FOLDER"
 
@@ -21,7 +21,7 @@ def command_of(folder: Path, plan: Plan) -> str:
     options = {"supervision": changes["supervision"], "aux-codec": changes["aux_codec"]}
     if KINDS[changes["supervision"]].codec_setting is not None:
         options["codec"] = changes["supervision_codec"]
-    options |= {name.replace("_", "-"): changes[name] for name in ("tolerance", "max_entries") if name in changes}
+    options |= {name.replace("_", "-"): changes[name] for name in ENTRY_SETTINGS if name in changes}
     if "draft_vocabulary" in changes:
         options["vocab-from"] = shlex.quote(str(folder))
     written = " ".join(f"--{name} {value}" for name, value in options.items())

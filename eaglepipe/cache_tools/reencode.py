@@ -15,7 +15,8 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.columns import Columns, concatenate_rows, take_rows, to_host
 from eaglepipe.cache.supervision.distribution import ROWS_AT_ONCE, full_head
-from eaglepipe.cache.supervision.sparse import SparseRows, SparseRule, SparseSupervision, to_draft_index
+from eaglepipe.cache.supervision.kind import EntryRule
+from eaglepipe.cache.supervision.sparse import SparseRows, SparseRule, SparseSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.deviation import Deviation, Divergence, RecodeSums
 from eaglepipe.target_head import TargetHead, compute_draft_mass
@@ -36,7 +37,7 @@ class Reencoder:
 
     Args:
         vocab: the new draft vocabulary, if it changes; only hidden supervision can follow.
-        rule: the cut of supervision that becomes sparse; if it is sparse already, it is carried over.
+        rule: the choice of entries, if supervision becomes sparse or sampled; entries that there are, are carried over.
 
     Raises:
         CacheError: another draft vocabulary needs head rows that the cache does not have.
@@ -49,12 +50,12 @@ class Reencoder:
         tensors: dict[str, torch.Tensor],
         *,
         vocab: DraftVocab | None,
-        rule: SparseRule | None,
+        rule: EntryRule | None,
     ) -> None:
         old = cache.spec
         self._old, self._new, self._vocab = old, spec, vocab
         self._draft_ids = (vocab or cache.vocab).selected_token_ids
-        self._rule = rule or SparseRule(tolerance=0.0, max_entries=spec.draft_vocab_size)
+        self._rule: EntryRule = rule or SparseRule(tolerance=0.0, max_entries=spec.draft_vocab_size)
         self._same_aux = spec.aux_codec == old.aux_codec
         self._same_rows = (spec.supervision, spec.supervision_codec) == (old.supervision, old.supervision_codec)
         self._full_head: TargetHead | None = None
@@ -116,21 +117,22 @@ class Reencoder:
 
     def _chunks(self, sample: CachedSample) -> Iterator[_Chunk]:
         """At least one, since joined columns need their types."""
-        forced = self._rule.forced_ids(sample.input_ids, sample.supervised)
-        for start in range(0, max(1, len(forced)), ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(forced)))
-            index = to_draft_index(torch.from_numpy(forced[rows]), self._draft_ids)
-            yield self._chunk(take_rows(sample.supervision, rows), index)
+        hints = torch.from_numpy(self._rule.hints(sample.sample_id, sample.input_ids, sample.supervised))
+        hints = self._rule.located(hints, self._draft_ids)
+        for start in range(0, max(1, len(hints)), ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(hints)))
+            yield self._chunk(take_rows(sample.supervision, rows), hints[rows])
 
-    def _chunk(self, stored: Columns, forced: torch.Tensor) -> _Chunk:
+    def _chunk(self, stored: Columns, hints: torch.Tensor) -> _Chunk:
         source, kind = self._old.kind, self._new.kind
-        assert not isinstance(source, SparseSupervision), "sparse supervision is carried over"
+        assert not isinstance(source, SparseSupervision), "entries are carried over"
         rows = source.decode_rows(stored)
         exact = source.distribution(rows, self._head)
         values = rows if kind.name == source.name else exact
-        columns = kind.encode(values, forced, self._rule)
+        columns = kind.encode(values, hints, self._rule)
         if isinstance(kind, SparseSupervision):
-            sums = _sparse_errors(exact, kind.decode(columns, None))
+            entries = kind.decode(columns, None)
+            sums = _sampled_errors(exact, entries) if entries.top_first else _sparse_errors(exact, entries)
         else:
             again = kind.decode_rows(columns)
             kl = Divergence.between(exact, kind.distribution(again, self._head))
@@ -150,6 +152,14 @@ def _sparse_errors(exact: torch.Tensor, entries: SparseRows) -> RecodeSums:
     before[:, -1], after[:, -1] = (1.0 - before.sum(dim=-1)).clamp(min=0.0), entries.tail.double()
     kl = Divergence.between(before, after / after.sum(dim=-1, keepdim=True))
     return RecodeSums(rows=Deviation.between(values, entries.probs), kl=kl)
+
+
+def _sampled_errors(exact: torch.Tensor, entries: SparseRows) -> RecodeSums:
+    """Deviation of drawn entries over the whole vocabulary, which averages out; a divergence would be infinite."""
+    row_of_entry = torch.arange(len(entries.counts)).repeat_interleave(entries.counts)
+    drawn = torch.zeros_like(exact)
+    drawn[row_of_entry, entries.ids] = entries.probs.float()
+    return RecodeSums(rows=Deviation.between(exact, drawn))
 
 
 def _coverage(old: CachedSample, new: CachedSample) -> RecodeSums:

@@ -182,7 +182,9 @@ def recode(
     aux_codec: Annotated[
         str | None, typer.Option(help="aux states: bf16, fp16, fp32, fp8, int8, int4, rot2 to rot6")
     ] = None,
-    supervision: Annotated[str | None, typer.Option(help="dense, sparse or hidden, from what is stored")] = None,
+    supervision: Annotated[
+        str | None, typer.Option(help="dense, sparse, sampled or hidden, from what is stored")
+    ] = None,
     codec: Annotated[str | None, typer.Option(help="hidden states: as above; probabilities: fp16 or fp32")] = None,
     draft_size: Annotated[int | None, typer.Option(help="another draft vocabulary, from `hidden` supervision")] = None,
     vocab_from: Annotated[
@@ -190,6 +192,8 @@ def recode(
     ] = None,
     tolerance: Annotated[float | None, typer.Option(help="mass left to the tail, with --supervision sparse")] = None,
     max_entries: Annotated[int | None, typer.Option(help="of a token, with --supervision sparse")] = None,
+    draws: Annotated[int | None, typer.Option(help="entries of a token at most, with --supervision sampled")] = None,
+    draw_seed: Annotated[int | None, typer.Option(help="of the entries, with --supervision sampled")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a cache in other encodings, or with another draft vocabulary, without the target; report the error."""
@@ -203,6 +207,8 @@ def recode(
         vocab_from=vocab_from,
         tolerance=tolerance,
         max_entries=max_entries,
+        draws=draws,
+        draw_seed=draw_seed,
     )
     print_report(recode_cache(out, source, changes), as_json)
 

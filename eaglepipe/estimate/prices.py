@@ -7,7 +7,7 @@ from typing import Any
 
 from eaglepipe.cache.schema import token_cost
 from eaglepipe.cache.storage import cache_root
-from eaglepipe.cache.supervision.kind import KINDS, stored_codec
+from eaglepipe.cache.supervision.kind import KINDS, EntryRule, entry_rule, stored_codec
 from eaglepipe.cache.supervision.sparse import SparseRule
 from eaglepipe.estimate.corpus_counts import count_corpus
 from eaglepipe.estimate.entries import measure_entries
@@ -25,11 +25,11 @@ DISK_BYTES_PER_SECOND = 1e9
 class EncodingCost:
     """One way to encode the corpus."""
 
-    name: str  # a profile, `recipe` for settings that are none, or `dense` for comparison
+    name: str  # a profile, `recipe` for settings that are none, or `sampled` or `dense` for comparison
     supervision: str
     supervision_codec: str
     aux_codec: str
-    entries: float | None  # of a supervised token, with sparse supervision
+    entries: float | None  # of a supervised token, with sparse or sampled supervision
     chosen: bool  # the recipe's own
     bytes_per_token: float
     by_column: dict[str, float]
@@ -80,13 +80,15 @@ def estimate_recipe(
     counts = count_corpus(inputs)
     seconds = forward_seconds(inputs, counts.tokens)
     settings = _settings(recipe)
-    sparse = [_rule(cache) for cache in settings.values() if KINDS[cache.supervision].settings]
-    measured = measure_entries(inputs, counts, sparse) if measure else {}
-    declared = {} if entries is None else dict.fromkeys(sparse, entries)
+    rules = {name: _rule(cache, inputs.end_of_turn) for name, cache in settings.items()}
+    asked = [rule for rule in rules.values() if rule is not None]
+    measured = measure_entries(inputs, counts, asked) if measure else {}
+    sparse = [rule for rule in asked if isinstance(rule, SparseRule)]
+    declared: dict[EntryRule, float] = {} if entries is None else dict.fromkeys(sparse, entries)
     costs = []
     for name, cache in settings.items():
         spec = replace(inputs.spec, **spec_settings(cache))
-        mean_entries = _entries(cache, {**measured, **declared}, spec.draft_vocab_size)
+        mean_entries = _entries(rules[name], {**measured, **declared}, spec.draft_vocab_size)
         cost = token_cost(
             spec,
             supervised_share=counts.supervised_share,
@@ -123,8 +125,9 @@ def estimate_recipe(
 
 
 def _settings(recipe: Recipe) -> dict[str, CacheConfig]:
-    """Return the profiles, `dense` for comparison, and the recipe's own settings if those are none of them."""
+    """Return the profiles, two kinds of supervision for comparison, and the recipe's own settings if they are none."""
     named = {name: CacheConfig.model_validate({"profile": name}) for name in PROFILES}
+    named["sampled"] = CacheConfig.model_validate({"profile": "tiny", "supervision": "sampled"})
     named["dense"] = CacheConfig(profile=None, supervision="dense", aux_codec="bf16")
     if _stored(recipe.cache) not in map(_stored, named.values()):
         named = {"recipe": recipe.cache, **named}
@@ -137,14 +140,14 @@ def _stored(cache: CacheConfig) -> tuple[object, ...]:
     return cache.aux_codec, cache.supervision, stored_codec(cache), cache.last_hidden, *settings
 
 
-def _rule(cache: CacheConfig) -> SparseRule:
-    return SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries)
+def _rule(cache: CacheConfig, end_of_turn: int | None) -> EntryRule | None:
+    return entry_rule(cache, end_of_turn=end_of_turn) if KINDS[cache.supervision].settings else None
 
 
-def _entries(cache: CacheConfig, known: Mapping[SparseRule, float], draft_size: int) -> float | None:
-    if not KINDS[cache.supervision].settings:
+def _entries(rule: EntryRule | None, known: Mapping[EntryRule, float], draft_size: int) -> float | None:
+    if rule is None:
         return None
-    return float(min(known.get(_rule(cache), cache.max_entries), cache.max_entries, draft_size))
+    return float(min(known.get(rule, rule.max_entries), rule.max_entries, draft_size))
 
 
 def epochs_to_pay(forward: float, transfer: float) -> int | None:

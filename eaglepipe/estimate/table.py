@@ -12,7 +12,7 @@ _COLUMNS: dict[str, Justify] = {
 }
 
 _ENTRIES = {
-    "limit": "entries: the most that cache.max_entries allows; --measure asks the target for the mean",
+    "limit": "entries: the most that cache.max_entries or cache.draws allows; --measure asks the target for the mean",
     "given": "entries: as given",
     "measured": "entries: measured with the target on the corpus' first samples",
 }

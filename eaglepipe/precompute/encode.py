@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from eaglepipe.cache.codecs.catalog import EncodedRows
 from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.columns import Columns, HostColumns, split_rows, to_host
-from eaglepipe.cache.supervision.kind import SupervisionKind
-from eaglepipe.cache.supervision.sparse import SparseRule, to_draft_index
+from eaglepipe.cache.supervision.kind import EntryRule, SupervisionKind
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.chat.tokens import TokenSample, supervised_tokens
 from eaglepipe.target.model import CapturedStates
@@ -28,19 +27,21 @@ class RowMasks:
     """What rows [N] of samples need besides their states."""
 
     supervised: NDArray[np.bool_]  # [N], S of them set
-    forced_ids: NDArray[np.int64]  # [S, F] target ids that sparse supervision always keeps
+    hints: NDArray[np.int64]  # [S, ...], see `EntryRule.hints`
 
     @classmethod
-    def of(cls, samples: Sequence[TokenSample], rule: SparseRule) -> "RowMasks":
+    def of(cls, samples: Sequence[TokenSample], rule: EntryRule) -> "RowMasks":
         """Return those of all tokens of some samples, one after the other."""
         masks = [supervised_tokens(sample.turns) for sample in samples]
-        forced = [rule.forced_ids(sample.input_ids, mask) for sample, mask in zip(samples, masks, strict=True)]
-        return cls(supervised=np.concatenate(masks), forced_ids=np.concatenate(forced))
+        hints = [
+            rule.hints(sample.sample_id, sample.input_ids, mask) for sample, mask in zip(samples, masks, strict=True)
+        ]
+        return cls(supervised=np.concatenate(masks), hints=np.concatenate(hints))
 
     def cut(self, start: int, end: int) -> "RowMasks":
         """Return those of rows [start, end)."""
         before, inside = (int(self.supervised[rows].sum()) for rows in (slice(start), slice(start, end)))
-        return RowMasks(supervised=self.supervised[start:end], forced_ids=self.forced_ids[before : before + inside])
+        return RowMasks(supervised=self.supervised[start:end], hints=self.hints[before : before + inside])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class StateEncoder:
     head_logits: HeadLogits
     vocab: DraftVocab
     spec: ShardSpec
-    rule: SparseRule  # of sparse supervision; other kinds ignore it
+    rule: EntryRule  # of sparse or sampled supervision; other kinds ignore it
     head_chunk_rows: int  # supervised rows that go through the lm_head at once
 
     @torch.no_grad()
@@ -90,11 +91,11 @@ class StateEncoder:
         device, supervised = last_hidden.device, masks.supervised
         supervised_rows = torch.from_numpy(np.flatnonzero(supervised)).to(device)
         supervised_hidden = last_hidden.index_select(0, supervised_rows)
-        forced = torch.from_numpy(masks.forced_ids).to(device)
-        forced = to_draft_index(forced, self.vocab.selected_token_ids.to(device))
+        hints = torch.from_numpy(masks.hints).to(device)
+        hints = self.rule.located(hints, self.vocab.selected_token_ids.to(device))
 
         def encode_chunk(probs: torch.Tensor, rows: slice) -> Columns:
-            return kind.encode(probs, forced[rows], self.rule)
+            return kind.encode(probs, hints[rows], self.rule)
 
         encode = encode_chunk if kind.stores_probabilities else None
         answers = supervise(self.head_logits, supervised_hidden, self.vocab, self.head_chunk_rows, encode=encode)
@@ -103,7 +104,7 @@ class StateEncoder:
             every_row = spec.rows.encode(last_hidden).payload
             columns = {kind.column: every_row.index_select(0, supervised_rows)}
         elif not kind.stores_probabilities:
-            columns = kind.encode(supervised_hidden, forced, self.rule)
+            columns = kind.encode(supervised_hidden, hints, self.rule)
 
         # What is encoded decides: a narrow type may overflow where the target did not.
         encoded_aux = spec.aux.encode(aux)

@@ -10,8 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from eaglepipe.cache.schema import ShardSpec
-from eaglepipe.cache.supervision.kind import stored_codec
-from eaglepipe.cache.supervision.sparse import SparseRule
+from eaglepipe.cache.supervision.kind import EntryRule, entry_rule, stored_codec
 from eaglepipe.chat.sources import check_regenerated
 from eaglepipe.chat.template import load_chat_tokenizer
 from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
@@ -78,10 +77,9 @@ class Stage1Inputs:
         return max_positions(self.text_config)
 
     @property
-    def sparse_rule(self) -> SparseRule:
-        """How sparse supervision is cut, if the spec asks for it."""
-        cache = self.recipe.cache
-        return SparseRule(tolerance=cache.tolerance, max_entries=cache.max_entries, end_of_turn=self.end_of_turn)
+    def entry_rule(self) -> EntryRule:
+        """How the entries of sparse or sampled supervision are chosen, if the spec asks for it."""
+        return entry_rule(self.recipe.cache, end_of_turn=self.end_of_turn)
 
     @property
     def end_of_turn(self) -> int | None:

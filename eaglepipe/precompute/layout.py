@@ -90,7 +90,7 @@ def lay_out(
         spec,
         supervised_share=statistics.total_supervised / statistics.total_tokens,
         tokens_per_sample=statistics.total_tokens / statistics.num_distinct,
-        entries=inputs.recipe.cache.max_entries,
+        entries=inputs.entry_rule.max_entries,
     )
     shards = plan_shards(
         statistics.num_tokens[statistics.distinct],
@@ -118,7 +118,8 @@ def _check_lengths(inputs: Stage1Inputs, statistics: StagedStatistics) -> None:
 def _check_lists(inputs: Stage1Inputs, statistics: StagedStatistics) -> None:
     """Check that each sample's probabilities fit one list column, whose offsets are int32."""
     spec, longest = inputs.spec, int(statistics.num_supervised[statistics.distinct].max(initial=0))
-    widths = {"dense": spec.draft_vocab_size, "sparse": inputs.recipe.cache.max_entries}
+    most = inputs.entry_rule.max_entries
+    widths = {"dense": spec.draft_vocab_size, "sparse": most, "sampled": most}
     width = widths.get(spec.supervision, 1)
     if longest * width > MOST_ITEMS:
         raise DataError(

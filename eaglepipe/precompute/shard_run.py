@@ -43,7 +43,7 @@ class ShardWork(ABC):
             head_logits=model.narrow_logits,
             vocab=plan.layout.vocab,
             spec=inputs.spec,
-            rule=inputs.sparse_rule,
+            rule=inputs.entry_rule,
             head_chunk_rows=inputs.recipe.precompute.head_chunk_rows,
         )
         self._tokens = self._refused = 0

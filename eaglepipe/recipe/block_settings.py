@@ -125,6 +125,11 @@ class DflashTrainConfig(TrainConfig):
         return f"{self.objective}, blocks of {self.block_size}, loss {terms}, {self.position_weights} weights"
 
     @property
+    def reads_whole_distribution(self) -> str | None:
+        terms = [name for name in ("kl", "tv") if self.loss.terms[name]]
+        return f"train.loss has {' and '.join(terms)}" if terms else None
+
+    @property
     def evaluated(self) -> Self:
         """Cross-entropy with exponential weights, whatever was trained."""
         same = {"loss": BlockLoss(ce=1.0), "labels": "data", "position_weights": "exponential"}
@@ -163,6 +168,12 @@ class DsparkTrainConfig(DflashTrainConfig):
         BlockLoss(ce=0.1, tv=1.8), description="ce, kl or tv, or the weight of each; tv is half of |q - p|_1"
     )
     confidence_weight: NonNegative = Field(1.0, description="weight of the confidence head's error; 0: not trained")
+
+    @property
+    def reads_whole_distribution(self) -> str | None:
+        return super().reads_whole_distribution or (
+            "train.confidence_weight trains a forecast of acceptance" if self.confidence_weight else None
+        )
 
     @property
     def evaluated(self) -> Self:

@@ -235,12 +235,16 @@ class CacheConfig(Section):
         None, gt=0, le=2**60, description="their bound; default: $EAGLEPIPE_LOCAL_CACHE_BYTES, else 64GiB"
     )
     profile: Profile | None = Field(DEFAULT_PROFILE, description="presets of the fields that are absent")
-    supervision: Literal["dense", "sparse", "hidden"] = "hidden"
+    supervision: Literal["dense", "sparse", "sampled", "hidden"] = "hidden"
     aux_codec: StateCodec = "bf16"
     hidden_codec: StateCodec = Field("bf16", description="last hidden states, with supervision: hidden")
     probs_codec: Literal["fp16", "fp32"] = Field("fp16", description="probabilities, with supervision: dense")
     tolerance: Fraction = Field(0.01, description="mass that entries may leave to the tail, with supervision: sparse")
     max_entries: AtLeastTwo = Field(256, description="of a token, with supervision: sparse")
+    draws: Annotated[int, Field(ge=2, le=4096, strict=True)] = Field(
+        8, description="entries of a token at most, with supervision: sampled"
+    )
+    draw_seed: Seed = Field(0, description="of the entries that are drawn, with supervision: sampled")
     aux_layer_ids: tuple[int, ...] | None = Field(
         None, description="boundaries; default [2, n//2, n-3], in a shallow target [1, n//2, n-1]"
     )

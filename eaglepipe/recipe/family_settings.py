@@ -88,6 +88,10 @@ class Eagle3TrainConfig(TrainConfig):
         return f"{self.objective}, {self.ttt_steps} TTT steps, decay {self.step_decay}"
 
     @property
+    def reads_whole_distribution(self) -> str | None:
+        return None if self.loss == "ce" else f"train.loss={self.loss} measures acceptance"
+
+    @property
     def evaluated(self) -> Self:
         """Soft cross-entropy whatever was trained, over `eval_depth` steps."""
         return self.model_copy(update={"loss": "ce", "ttt_steps": self.eval_depth or self.ttt_steps})
@@ -139,6 +143,10 @@ class PeagleTrainConfig(TrainConfig):
     cod_ratio: Share = Field(0.7, description="share of the elements kept at each depth")
     cod_min_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.2, description="share kept at least")
     sequence_partitions: Depth = Field(1, description="forwards that share a sequence, for memory")
+
+    @property
+    def reads_whole_distribution(self) -> str | None:
+        return "train.objective=peagle measures a KL"
 
     @property
     def summary(self) -> str:

@@ -143,6 +143,11 @@ class TrainConfig(Section):
         return self.objective
 
     @property
+    def reads_whole_distribution(self) -> str | None:
+        """Why the target's distribution is needed as it is, not right in the mean alone; None if it is not."""
+        return None
+
+    @property
     def evaluated(self) -> Self:
         """The settings that evaluations follow, so that runs compare whatever they were trained with."""
         return self

@@ -47,4 +47,9 @@ class Recipe(Section):
             cache["full_head"] = True  # the draft's rows are all of them
         if unmet := self.train.family.unmet_needs(cache):
             raise ValueError(f"train.objective {self.train.objective} needs a cache with {' and '.join(unmet)}")
+        if self.cache.supervision == "sampled" and (reader := self.train.reads_whole_distribution) is not None:
+            raise ValueError(
+                f"{reader}, which entries drawn by cache.supervision=sampled do not give, not even in the mean; take "
+                "cache.supervision=hidden, dense or sparse"
+            )
         return self

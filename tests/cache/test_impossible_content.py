@@ -92,6 +92,15 @@ SPARSE: dict[str, tuple[Change, str]] = {
 }
 
 
+SAMPLED: dict[str, tuple[Change, str]] = {
+    "id of no draft token": (with_column("target_ids", 0, 160), r"target_ids lie in .*160"),
+    "the first id twice": (lambda s: with_column("target_ids", 1, s.supervision["target_ids"][0])(s), "each once"),
+    "falling ids": (lambda s: with_column("target_ids", slice(1, 3), s.supervision["target_ids"][2:0:-1])(s), "behind"),
+    "NaN": (with_column("target_probs", 0, NAN, np.float16), "probability nan"),
+    "sum below 1": (with_column("target_probs", 1, 0.0, np.float16), r"the sum of target_probs is 0\.[89]"),
+}
+
+
 @pytest.fixture(scope="module")
 def sparse_cache(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cache(project, tmp_path_factory.mktemp("sparse"), **few(project), **{"cache.supervision": "sparse"})
@@ -110,6 +119,16 @@ def test_dense_probabilities(dense_cache: Path, change: Change, message: str) ->
 @pytest.mark.parametrize(("change", "message"), SPARSE.values(), ids=SPARSE)
 def test_sparse_entries(sparse_cache: Path, change: Change, message: str) -> None:
     refused(sparse_cache, change, message)
+
+
+@pytest.fixture(scope="module")
+def sampled_cache(project: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(project, tmp_path_factory.mktemp("sampled"), **few(project), **{"cache.supervision": "sampled"})
+
+
+@pytest.mark.parametrize(("change", "message"), SAMPLED.values(), ids=SAMPLED)
+def test_sampled_entries(sampled_cache: Path, change: Change, message: str) -> None:
+    refused(sampled_cache, change, message)
 
 
 def refused(folder: Path, change: Change, message: str) -> None:

@@ -35,11 +35,11 @@ def test_every_profile_is_priced_once_and_the_recipes_own_is_marked(
     project: TinyProject, changed: dict[str, str], chosen: str
 ) -> None:
     report = estimate_recipe(project.recipe(**changed), entries=10.0)
-    assert [cost.name for cost in report.encodings] == [*PROFILES, "dense"]
+    assert [cost.name for cost in report.encodings] == [*PROFILES, "sampled", "dense"]
     assert [cost.name for cost in report.encodings if cost.chosen] == [chosen]
     for cost in report.encodings:
         assert cost.bytes_per_token == pytest.approx(sum(cost.by_column.values()))
-        assert cost.entries == (10.0 if cost.supervision == "sparse" else None)
+        assert cost.entries == {"sparse": 10.0, "sampled": 8.0}.get(cost.supervision)
     assert all(name in report.table() for name in PROFILES)
 
 

@@ -164,6 +164,13 @@ def test_eagle1_asks_its_own_cache_for_states_and_head_before_it_is_made(tmp_pat
         load_recipe(recipe, [objective, "cache.last_hidden=all"])
 
 
+def test_losses_that_drawn_entries_do_not_serve_are_refused_before_the_cache_is_made(tmp_path: Path) -> None:
+    recipe, drawn = write(tmp_path, MINIMAL), "cache.supervision=sampled"
+    load_recipe(recipe, [drawn, "cache.draws=16", "cache.draw_seed=1"])
+    with pytest.raises(ConfigError, match=r"train\.loss=lambda measures acceptance, which entries drawn"):
+        load_recipe(recipe, [drawn, "train.loss=lambda"])
+
+
 def test_a_recipe_holds_the_settings_of_its_own_family_alone(tmp_path: Path) -> None:
     given = write(tmp_path, MINIMAL + "train: {objective: peagle, peagle_depths: 4, caches: [a], step_decay: 0.8}\n")
     printed = dump_recipe(load_recipe(given))

@@ -3,6 +3,7 @@
 n supervised rows of a sample, D draft vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from tests.studies.codecs_variants import Variant, renormalise
 class SupervisionError:
     """Means over supervised tokens, in nats."""
 
-    kl: float  # over the draft vocabulary; a tail is spread evenly over the tokens without an entry
-    kl_learned: float  # of what training uses: the tail as one more outcome, where there is one
+    kl: float  # over the draft vocabulary; a tail is spread evenly over the tokens without an entry; NaN if drawn
+    kl_learned: float  # of what training uses: the tail as one more outcome, where there is one; NaN if drawn
     entries: float  # kept of a token; D where nothing is cut
     mass: float  # of the exact distribution that the kept entries have
 
@@ -32,7 +33,8 @@ def measure_supervision(variant: Variant, exact: Path, folder: Path) -> Supervis
     """Compare a variant's supervision with that of the exact cache, in float64."""
     source, cache = Cache.open(exact), Cache.open(folder)
     exact_rows = TargetDistribution(source)
-    rows = None if cache.spec.supervision == "sparse" else TargetDistribution(cache)
+    rows = None if cache.spec.supervision in ("sparse", "sampled") else TargetDistribution(cache)
+    is_drawn = cache.spec.supervision == "sampled"
     kl, learned, entries, mass = Divergence(), Divergence(), 0, 0.0
     for number in split_samples(source.index.sample_ids, HELDOUT_FRACTION).heldout.tolist():
         reference, sample = source.read(number), cache.read(number)
@@ -50,8 +52,8 @@ def measure_supervision(variant: Variant, exact: Path, folder: Path) -> Supervis
         entries += int(kept.sum())
         mass += float((wanted * kept).sum())
     return SupervisionError(
-        kl=kl.report()["kl_mean"],
-        kl_learned=learned.report()["kl_mean"],
+        kl=math.nan if is_drawn else kl.report()["kl_mean"],
+        kl_learned=math.nan if is_drawn else learned.report()["kl_mean"],
         entries=entries / max(1, kl.rows),
         mass=mass / max(1, kl.rows),
     )
@@ -68,7 +70,8 @@ def _written_out(sample: CachedSample, draft_size: int) -> tuple[torch.Tensor, t
     probs[row_of, ids] = torch.from_numpy(values)
     kept = torch.zeros_like(probs, dtype=torch.bool)
     kept[row_of, ids] = True
-    return probs, kept, torch.from_numpy(columns["tail_mass"].astype(np.float64))
+    tail = columns["tail_mass"].astype(np.float64) if "tail_mass" in columns else np.zeros(len(counts))
+    return probs, kept, torch.from_numpy(tail)
 
 
 def _with_bucket(wanted: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

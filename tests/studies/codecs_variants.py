@@ -48,6 +48,10 @@ def _sparse(tolerance: float, max_entries: int) -> Variant:
     return Variant(name=name, changes=Changes(supervision="sparse", tolerance=tolerance, max_entries=max_entries))
 
 
+def _sampled(draws: int) -> Variant:
+    return Variant(name=f"sampled {draws}", changes=Changes(supervision="sampled", draws=draws))
+
+
 def _both_ways(variant: Variant) -> tuple[Variant, Variant]:
     return variant, Variant(name=variant.name + RENORMALISED, changes=variant.changes, renormalised=True)
 
@@ -69,8 +73,10 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="dense fp16", changes=Changes(supervision="dense")),
     _sparse(0.01, 256),
     *_both_ways(_sparse(0.0, 8)),
+    _sampled(8),
+    _sampled(16),
 )
-"""Sparse ones are named by tolerance and most entries; 0 keeps as many entries as may be."""
+"""Sparse ones are named by tolerance and most entries, 0 keeping as many as may be; sampled ones by most entries."""
 
 
 def make_cache(variant: Variant, exact: Path, caches: Path) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.supervision.sampled import draw_entries
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.recipe.load import parse_recipe
 from eaglepipe.recipe.tree import Recipe
@@ -105,7 +106,7 @@ def tiny_spec(supervision: str, *, for_eagle1: bool = False) -> ShardSpec:
     return ShardSpec(
         supervision=supervision,
         aux_codec="fp32",
-        supervision_codec="fp16" if supervision == "sparse" else "fp32",
+        supervision_codec="fp16" if supervision in ("sparse", "sampled") else "fp32",
         aux_layer_ids=(2, 4, 5),
         hidden_size=HIDDEN,
         vocab_size=VOCAB,
@@ -148,7 +149,8 @@ def _sample(
     mass = logits.softmax(1)[:, ids].sum(1).numpy()
     rows = (hidden if supervision == "hidden" else probs)[torch.from_numpy(mask)]
     column = "last_hidden_states" if supervision == "hidden" else "target_probs"
-    columns = sparse_columns(rows) if supervision == "sparse" else {column: as_bytes(rows)}
+    entries = {"sparse": sparse_columns, "sampled": drawn_columns}
+    columns = entries[supervision](rows) if supervision in entries else {column: as_bytes(rows)}
     return CachedSample(
         sample_id=f"tiny:{number}",
         source="tiny",
@@ -189,6 +191,18 @@ def sparse_columns(probs: torch.Tensor, mass: float = 0.9) -> dict[str, np.ndarr
         "target_ids": ids[kept].numpy().astype(np.uint16),
         "num_entries": kept.sum(1).numpy().astype(np.int32),
         "tail_mass": (1 - stored.float().sum(1)).clamp(min=0).numpy(),
+    }
+
+
+def drawn_columns(probs: torch.Tensor, num_entries: int = 4) -> dict[str, np.ndarray]:
+    """Entries drawn from each row [S, D]."""
+    drawn = draw_entries(
+        probs, torch.randint(2**53, (len(probs),), generator=torch.Generator().manual_seed(0)), num_entries
+    )
+    return {
+        "target_probs": as_bytes(drawn.probs[:, None]),
+        "target_ids": drawn.ids.numpy().astype(np.uint16),
+        "num_entries": drawn.counts.numpy(),
     }
 
 

@@ -23,14 +23,18 @@ def random_signs(layers: int, width: int) -> NDArray[np.float32]:
     """Return +1 or -1 for each channel, float32 [layers, width]: channel j of layer l takes number l·2^32 + j + 1 of
     SplitMix64 seeded with 0, whose top bit means -1."""
     channels, first = np.arange(1, width + 1, dtype=np.uint64), np.arange(layers, dtype=np.uint64) << np.uint64(32)
-    number = first[:, None] + channels
-    mixed = number * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
+    mixed = split_mix(first[:, None] + channels, seed=0)
     signs = np.where(mixed >> np.uint64(63), np.float32(-1), np.float32(1))
     signs.setflags(write=False)
     return signs
+
+
+def split_mix(number: NDArray[np.uint64], *, seed: int) -> NDArray[np.uint64]:
+    """Return the numbers of SplitMix64 that a seed gives, counted from 1; in the shape of `number`."""
+    mixed = number * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ mixed >> np.uint64(31)
 
 
 def apply_hadamard(rows: torch.Tensor) -> torch.Tensor:

@@ -121,11 +121,14 @@ def _check_probabilities(sample: CachedSample, spec: ShardSpec, tokens: NDArray[
         rounding = _ROUNDING + probs.shape[1] * _HALF_STEP
         _refuse_rows(sums, (smallest - rounding, 1.0 + rounding), f"the sum of {name}", tokens)
         return
-    _check_entries(columns["target_ids"], counts, tokens)
+    tails = columns.get("tail_mass")
+    _check_entries(columns["target_ids"], counts, tokens, top_first=tails is None)
     starts = np.cumsum(counts) - counts
     sums = np.add.reduceat(probs.reshape(-1).astype(np.float32), starts)
     rounding = _ROUNDING + int(counts.max()) * _HALF_STEP
-    tails = columns["tail_mass"]
+    if tails is None:
+        _refuse_rows(sums, (1.0 - rounding, 1.0 + rounding), f"the sum of {name}", tokens)
+        return
     _refuse_rows(sums, (0.0, 1.0 + rounding), f"the sum of {name}", tokens)
     _refuse_rows(tails, (0.0, 1.0 + _ROUNDING), "tail_mass", tokens)
     _refuse_rows(sums + tails, (1.0 - rounding, 1.0 + rounding), f"the sum of {name} and tail_mass", tokens)
@@ -138,14 +141,22 @@ def _row_sums(probs: Array) -> NDArray[np.float32]:
     return np.concatenate(sums)
 
 
-def _check_entries(ids: Array, counts: Array, tokens: NDArray[np.int64]) -> None:
+def _check_entries(ids: Array, counts: Array, tokens: NDArray[np.int64], *, top_first: bool) -> None:
+    """Each row has entries, in ascending order; where its likeliest token comes first, the others do."""
     if not counts.all():
         raise ImpossibleContentError(f"target_probs has no entry at token {tokens[int((counts == 0).argmax())]}")
-    falls = np.diff(ids.astype(np.int64)) <= 0
-    falls[np.cumsum(counts)[:-1] - 1] = False
-    if falls.any():
-        row = int(np.searchsorted(np.cumsum(counts), int(falls.argmax()), side="right"))
-        raise ImpossibleContentError(f"target_ids are not ascending, each once, at token {tokens[row]}")
+    wide, ends = ids.astype(np.int64), np.cumsum(counts)
+    falls = np.diff(wide) <= 0
+    falls[ends[:-1] - 1] = False
+    wrong = np.append(falls, False)
+    if top_first:
+        starts = ends - counts
+        wrong[starts] = False
+        wrong |= (wide == np.repeat(wide[starts], counts)) & (np.arange(len(wide)) > np.repeat(starts, counts))
+    if wrong.any():
+        row = int(np.searchsorted(ends, int(wrong.argmax()), side="right"))
+        behind = " behind the first" if top_first else ""
+        raise ImpossibleContentError(f"target_ids are not ascending{behind}, each once, at token {tokens[row]}")
 
 
 def _check_lists(field: pa.Field, column: pa.Array, supervised: NDArray[np.bool_]) -> None:

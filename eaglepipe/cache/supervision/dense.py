@@ -19,7 +19,7 @@ class DenseSupervision(RowSupervision):
     name = "dense"
     column = "target_probs"
     stores_probabilities = True
-    convertible_to = ("dense", "sparse")
+    convertible_to = ("dense", "sparse", "sampled")
     codec_setting = "probs_codec"
 
     @classmethod

@@ -16,7 +16,7 @@ class HiddenSupervision(RowSupervision):
     name = "hidden"
     column = "last_hidden_states"
     stores_probabilities = False
-    convertible_to = ("hidden", "dense", "sparse")
+    convertible_to = ("hidden", "dense", "sparse", "sampled")
     codec_setting = "hidden_codec"
 
     @classmethod

@@ -5,6 +5,7 @@ N rows, D draft vocabulary, F ids that are always kept, C the most entries a row
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,6 +40,18 @@ class SparseRule:
             return following[:, None]
         return np.stack([following, np.full_like(following, self.end_of_turn)], axis=1)
 
+    def hints(self, _sample_id: str, input_ids: NDArray[np.int32], supervised: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return what cutting a sample's rows takes besides their probabilities: `forced_ids`."""
+        return self.forced_ids(input_ids, supervised)
+
+    def located(self, hints: torch.Tensor, selected_token_ids: torch.Tensor) -> torch.Tensor:
+        """Return forced ids as indices into a draft vocabulary."""
+        return to_draft_index(hints, selected_token_ids)
+
+    def cut(self, target_probs: torch.Tensor, hints: torch.Tensor) -> "SparseRows":
+        """Cut rows [N, D]; see `sparsify`."""
+        return sparsify(target_probs, hints, self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparseRows:
@@ -48,6 +61,7 @@ class SparseRows:
     ids: torch.Tensor  # integer [E], index into the draft vocabulary
     counts: torch.Tensor  # int32 [N]
     tail: torch.Tensor  # float32 [N], 1 - what the kept float16 entries hold, never below 0
+    top_first: bool = False  # whether a row's first entry is its most probable token's, and the others ascend
 
     def rows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], np.float32]]:
         """Yield each row's indices into the draft vocabulary, their probabilities, and its tail."""
@@ -55,6 +69,12 @@ class SparseRows:
         ids, probs = (torch.split(column, sizes) for column in (self.ids.long(), self.probs.float()))
         for row_ids, row_probs, tail in zip(ids, probs, self.tail.numpy(), strict=True):
             yield row_ids.numpy(), row_probs.numpy(), tail
+
+
+class RowCut(Protocol):
+    """A rule that makes entries of distributions [N, D], and takes a hint for each row."""
+
+    def cut(self, target_probs: torch.Tensor, hints: torch.Tensor) -> SparseRows: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,34 +100,34 @@ class SparseSupervision:
         """The shape of a row, whose length is its own."""
         return ["entries"]
 
-    def encode(self, rows: torch.Tensor, forced: torch.Tensor, rule: SparseRule) -> Columns:
-        """Cut and encode probabilities [N, D]; arguments as those of `sparsify`."""
-        entries = sparsify(rows, forced, rule)
-        return {
-            self.column: self.codec.encode(entries.probs[:, None]).payload,
-            "target_ids": entries.ids,
-            NUM_ENTRIES: entries.counts,
-            "tail_mass": entries.tail,
-        }
+    def encode(self, rows: torch.Tensor, hints: torch.Tensor, rule: RowCut) -> Columns:
+        """Cut and encode probabilities [N, D]; arguments as those of `RowCut.cut`."""
+        entries = rule.cut(rows, hints)
+        return {**self.encoded_entries(entries), NUM_ENTRIES: entries.counts, "tail_mass": entries.tail}
+
+    def encoded_entries(self, entries: SparseRows) -> Columns:
+        """Encode the probabilities and ids of entries."""
+        return {self.column: self.codec.encode(entries.probs[:, None]).payload, "target_ids": entries.ids}
 
     def finite_rows(self, columns: Columns) -> torch.Tensor:
         """Return which rows have finite entries alone, bool [N]."""
         counts = columns[NUM_ENTRIES]
         row_of_entry = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         finite = torch.ones(len(counts), dtype=torch.bool, device=counts.device)
-        finite[row_of_entry[~torch.isfinite(self._probabilities(columns))]] = False
+        finite[row_of_entry[~torch.isfinite(self.probabilities(columns))]] = False
         return finite
 
     def decode(self, columns: Columns, head: TargetHead | None) -> SparseRows:
         """Return the entries as stored."""
         return SparseRows(
-            probs=self._probabilities(columns),
+            probs=self.probabilities(columns),
             ids=columns["target_ids"].long(),
             counts=columns[NUM_ENTRIES],
             tail=columns["tail_mass"],
         )
 
-    def _probabilities(self, columns: Columns) -> torch.Tensor:
+    def probabilities(self, columns: Columns) -> torch.Tensor:
+        """Return the probability of each entry as stored, [E]."""
         return self.codec.decode(EncodedRows(payload=columns[self.column]))[:, 0]
 
 
@@ -124,7 +144,7 @@ def sparsify(target_probs: torch.Tensor, forced: torch.Tensor, rule: SparseRule)
     draft_size = target_probs.shape[1]
     assert forced.shape[1] <= rule.max_entries, "the ids that are always kept must fit"
     room = min(rule.max_entries, draft_size)
-    ranked = _with_forced_first(target_probs, forced)
+    ranked = with_forced_first(target_probs, forced)
     chosen = ranked.topk(room, dim=-1).indices
     kept = target_probs.gather(-1, chosen)
     before = kept.cumsum(dim=-1) - kept
@@ -142,7 +162,7 @@ def sparsify(target_probs: torch.Tensor, forced: torch.Tensor, rule: SparseRule)
     )
 
 
-def _with_forced_first(target_probs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
+def with_forced_first(target_probs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
     """Scores [N, D] that rank forced ids before all others and else as the probabilities do."""
     padded = torch.nn.functional.pad(target_probs, (0, 1))
     index = torch.where(forced < 0, target_probs.shape[1], forced)

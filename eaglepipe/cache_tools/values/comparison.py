@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.supervision.sampled import SampledSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.values.columns import (
     Side,
@@ -33,6 +34,12 @@ class Comparison:
         self._last_hidden = self._every_last_hidden = StateSums()
 
     @property
+    def _drawn(self) -> bool:
+        """Whether one side's probabilities were drawn, and the other's were not."""
+        kinds = [side.cache.spec.supervision for side in (self._a, self._b)]
+        return SampledSupervision.name in kinds and kinds[0] != kinds[1]
+
+    @property
     def states(self) -> dict[str, StateSums]:
         """Deviations of states by column; none of columns that the caches do not share."""
         found = {f"aux_hidden_states[{layer}]": sums for layer, sums in zip(self.layers, self._aux, strict=True)}
@@ -49,6 +56,9 @@ class Comparison:
             reasons[f"aux_hidden_states[{layer}]"] = f"only in {'A' if layer in a.aux_layer_ids else 'B'}"
         if self._a.hidden is None or self._b.hidden is None:
             reasons["last_hidden_states"] = f"supervision is {a.supervision} in A, {b.supervision} in B"
+        if self._drawn:
+            kinds = f"supervision is {a.supervision} in A, {b.supervision} in B"
+            reasons["target_probs"] = f"{kinds}, and drawn entries are right in the mean alone"
         if not self.same_vocab:
             reasons["target_probs, draft_mass, position_mask"] = "the draft vocabularies differ"
         return reasons
@@ -74,7 +84,9 @@ class Comparison:
     def _add_numbers(self, one: CachedSample, other: CachedSample) -> None:
         found = compare_aux(self._a, self._b, one, other, self.layers)
         self._aux = [old + new for old, new in zip(self._aux, found, strict=True)]
-        states, distributions = compare_supervision(self._a, self._b, one, other, probabilities=self.same_vocab)
+        states, distributions = compare_supervision(
+            self._a, self._b, one, other, probabilities=self.same_vocab and not self._drawn
+        )
         self._last_hidden += states
         self.probabilities += distributions
         if self._a.keeps_all and self._b.keeps_all:

@@ -36,7 +36,7 @@ def unroll_reference(draft: Any, inputs: TrainerInputs, settings: LossSettings, 
         alpha_sums.append(alphas.sum())
         reached = reached * alphas
         sampled.append(reached.sum())
-        matched = slots & (logits.argmax(dim=-1) == targets.probs.argmax(dim=-1))
+        matched = slots & (logits.argmax(dim=-1) == targets.top_tokens)
         unbroken = unbroken & matched
         correct.append(matched.sum())
         hits.append(unbroken.sum())
@@ -84,7 +84,8 @@ def _dense_targets(inputs: TrainerInputs, draft_size: int) -> DenseTargets:
     targets, mask = inputs.whole_targets, inputs.batch.position_mask
     if isinstance(targets, SparseTargets):
         probs, kept, tail = (at_slots(rows, mask) for rows in densify(targets, draft_size))
-        return DenseTargets(probs=probs, kept=kept, tail=tail)
+        first = at_slots(targets.ids[targets.row_offsets[:-1]], mask) if targets.top_first else None
+        return DenseTargets(probs=probs, kept=kept, tail=tail, first=first)
     return DenseTargets(probs=targets if targets.dim() == 3 else at_slots(targets, mask))
 
 

@@ -38,6 +38,8 @@ class SparseTargets:
     row_offsets: torch.Tensor  # int64 [S + 1], from 0 to E
     tail: torch.Tensor  # float32 [S], mass of all tokens that have no entry
     layout: SparseLayout | None = None  # the same bounds on the host, if they were made there
+    top_first: bool = False
+    """Whether each row's first entry is that of its most probable token, as in rows that were drawn."""
 
     def with_layout(self) -> "SparseTargets":
         """Fetch the layout, unless it is there; the host then waits for the device."""
@@ -58,6 +60,7 @@ class SparseTargets:
             row_offsets=self.row_offsets[rows.start : rows.stop + 1] - first,
             tail=self.tail[rows],
             layout=SparseLayout(row_offsets=offsets - first, id_bounds=layout.id_bounds),
+            top_first=self.top_first,
         )
 
 
@@ -84,8 +87,10 @@ class SparseRows:
         return RowLosses(losses=split.cross_entropy(), predicted=split.predicted, gradient=gradient)
 
     def top_tokens(self) -> torch.Tensor:
-        """Return each row's entry of the highest probability, the lower id of equals: int64 [S]."""
+        """Return each row's most probable token, the lower id of equals: int64 [S]."""
         targets = self.targets
+        if targets.top_first:
+            return targets.ids[targets.row_offsets[:-1]]
         rows = torch.arange(len(targets.tail), device=targets.tail.device)
         entries = _entries(targets, rows, self.max_entries, targets.probs[None])
         return entries.top(entries.probs)[1]
@@ -155,6 +160,12 @@ class DenseTargets:
     probs: torch.Tensor  # [..., D], 0 where not kept
     kept: torch.Tensor | None = None  # bool [..., D]
     tail: torch.Tensor | None = None  # [...]
+    first: torch.Tensor | None = None  # int64 [...], the most probable token if `probs` do not tell it
+
+    @property
+    def top_tokens(self) -> torch.Tensor:
+        """The target's greedy draft tokens, int64 [...]."""
+        return self.probs.argmax(dim=-1) if self.first is None else self.first
 
 
 def densify(targets: SparseTargets, draft_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -24,7 +24,9 @@ class CacheStatistics:
     """N samples, R of their supervised tokens."""
 
     num_tokens: NDArray[np.int64]  # [N]
-    entropy: Floats  # [R] of the target inside the draft vocabulary, nats; the tail of sparse rows counts as one token
+    entropy: Floats
+    """[R] of the target inside the draft vocabulary, nats. The tail of sparse rows counts as one token; none of sampled
+    rows, whose entries tell no entropy."""
     draft_mass: Floats  # [R] share of the full softmax that the draft vocabulary holds
     covered: float  # share of the read supervised tokens whose top-1 is in the draft vocabulary
 
@@ -65,5 +67,7 @@ def _spread(count: int, most: int) -> NDArray[np.int64]:
 def _entropy(distribution: TargetDistribution, sample: CachedSample, rows: NDArray[np.int64]) -> Floats:
     if (sparse := distribution.sparse_rows(sample, rows)) is None:
         return torch.special.entr(distribution.of(sample, rows)).sum(dim=-1).double().numpy()
+    if sparse.top_first:
+        return np.zeros(0)
     buckets = [np.append(probs, tail) for _, probs, tail in sparse.rows()]
     return np.array([float(torch.special.entr(torch.from_numpy(probs)).sum()) for probs in buckets], np.float64)

@@ -7,7 +7,7 @@ from typing import Any
 
 from eaglepipe.cache.consistency import VOCAB_FILE, load_vocab
 from eaglepipe.cache.schema import ShardSpec
-from eaglepipe.cache.supervision.sparse import SparseRule
+from eaglepipe.cache.supervision.kind import EntryRule, rule_type
 from eaglepipe.precompute.encode import StateEncoder
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.recipe.config import TargetConfig
@@ -24,7 +24,7 @@ class CaptureJob:
     folder: str
     identity: str
     spec: ShardSpec
-    rule: SparseRule
+    rule: EntryRule
     target: TargetConfig
     num_layers: int
     head_chunk_rows: int
@@ -36,7 +36,7 @@ class CaptureJob:
             folder=str(folder),
             identity=identity,
             spec=inputs.spec,
-            rule=inputs.sparse_rule,
+            rule=inputs.entry_rule,
             target=inputs.recipe.target,
             num_layers=int(inputs.text_config.num_hidden_layers),
             head_chunk_rows=inputs.recipe.precompute.head_chunk_rows,
@@ -59,7 +59,7 @@ class CaptureJob:
         spec = fields.pop("spec")
         return cls(
             spec=ShardSpec(**{**spec, "aux_layer_ids": tuple(spec["aux_layer_ids"])}),
-            rule=SparseRule(**fields.pop("rule")),
+            rule=rule_type(spec["supervision"])(**fields.pop("rule")),
             target=TargetConfig(**fields.pop("target")),
             **fields,
         )

@@ -61,6 +61,7 @@ class SupervisionDecoder:
             row_offsets=F.pad(decoded.counts.cumsum(0, dtype=torch.int64), (1, 0)),
             tail=decoded.tail,
             layout=batch.sparse_layout,
+            top_first=decoded.top_first,
         )
 
     def _decode_rows(self, batch: EncodedBatch, rows: slice) -> torch.Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from eaglepipe.cache.supervision.sampled import SampledSupervision
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.registry import DraftSpec, resolve_eagle1_draft_spec, resolve_eagle3_draft_spec
 from eaglepipe.errors import CacheError, ConfigError
-from eaglepipe.families import Family, default_boundaries
+from eaglepipe.families import default_boundaries
 from eaglepipe.files.digests import DIGESTS_FILE, publish_digests
 from eaglepipe.files.json_object import text_config
 from eaglepipe.files.publish import publish_json, published_folder
@@ -44,7 +45,7 @@ def build_draft(source: TrainingSource, train: TrainConfig, config: DraftConfig)
         DraftError: no draft for this architecture, sizes that do not fit together, or no mask token.
     """
     family = train.family
-    _check_cache(source, family)
+    _check_cache(source, train)
     draft: PreTrainedModel = family.load(family.builder)(source, config, seed=train.seed, **train.draft_options)
     draft.gradient_checkpointing = train.gradient_checkpointing
     return draft
@@ -96,12 +97,17 @@ def build_eagle1_draft(source: TrainingSource, config: Eagle1DraftConfig, *, see
     return seeded_draft(resolve_eagle1_draft_spec(architectures(source)), source, draft_config, config, seed)
 
 
-def _check_cache(source: TrainingSource, family: Family) -> None:
-    spec, vocab = source.spec, source.vocab
+def _check_cache(source: TrainingSource, train: TrainConfig) -> None:
+    spec, vocab, family = source.spec, source.vocab, train.family
     has_full_head = vocab.size == vocab.target_size or "lm_head_full.weight" in source.start_tensors()
     stored = {"supervision": spec.supervision, "last_hidden": spec.last_hidden, "full_head": has_full_head}
     if unmet := family.unmet_needs(stored):
         raise CacheError(f"this cache lacks what {family.label} learns from; precompute one with {' and '.join(unmet)}")
+    if isinstance(spec.kind, SampledSupervision) and (reader := train.reads_whole_distribution) is not None:
+        raise CacheError(
+            f"this cache has supervision 'sampled', entries drawn so that cross-entropy is right in the mean, and "
+            f"{reader}, which is not linear in them; precompute with cache.supervision=hidden, dense or sparse"
+        )
 
 
 def _check_width(config: Eagle3DraftConfig, target_hidden_size: int) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from eaglepipe.errors import StoppedError
+from eaglepipe.errors import CacheError, StoppedError
+from eaglepipe.recipe.load import parse_recipe
 from eaglepipe.train import train_from
 from eaglepipe.training.data.collate import pack_documents
 from eaglepipe.training.objectives.builders import build_draft
@@ -106,3 +107,21 @@ def test_a_plain_run_is_evaluated_by_the_module_that_it_trains(tmp_path: Path) -
     learner = Learner(tiny_source(), draft, config, CPU)
     assert learner._measured is learner.module
     assert np.isclose(sum(learner.evaluation.loss_weights), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"loss": "lambda"}, "train.loss=lambda measures acceptance"),
+        ({"objective": "peagle"}, "train.objective=peagle measures a KL"),
+        ({"objective": "dflash", "loss": {"ce": 0.1, "tv": 0.9}}, "train.loss has tv"),
+        ({"objective": "dspark", "loss": "ce"}, "train.confidence_weight trains a forecast"),
+    ],
+)
+def test_drawn_supervision_is_refused_where_its_mean_does_not_do(
+    settings: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    whole = tiny_recipe(tmp_path).model_dump(mode="json", include={"name", "target", "data"})
+    recipe = parse_recipe({**whole, "train": {"output_dir": str(tmp_path), **settings}})
+    with pytest.raises(CacheError, match=reason):
+        build_draft(tiny_source(supervision="sampled"), recipe.train, recipe.draft)

@@ -164,15 +164,16 @@ def test_held_out_loss_falls_and_acceptance_rises(tmp_path: Path) -> None:
     assert lengths[0] is not None and lengths[1] is not None and lengths[1] > lengths[0] + 0.3
 
 
-def test_sparse_supervision_is_learned_from_like_the_whole_distribution(tmp_path: Path) -> None:
-    dense, sparse = (
+def test_entries_are_learned_from_like_the_whole_distribution(tmp_path: Path) -> None:
+    dense, *others = (
         train_from(tiny_recipe(tmp_path / kind, epochs=4, eval_every_steps=20), tiny_source(60, supervision=kind))
-        for kind in ("dense", "sparse")
+        for kind in ("dense", "sparse", "sampled")
     )
-    # the target's greedy tokens are the same, so the untrained draft accepts the same
-    assert sparse.simulated_acceptance_length_start == dense.simulated_acceptance_length_start
-    assert sparse.simulated_acceptance_length_end == pytest.approx(dense.simulated_acceptance_length_end, abs=0.2)
-    assert sparse.simulated_acceptance_length_end > sparse.simulated_acceptance_length_start + 0.2
+    for result in others:
+        # the target's greedy tokens are the same, so the untrained draft accepts the same
+        assert result.simulated_acceptance_length_start == dense.simulated_acceptance_length_start
+        assert result.simulated_acceptance_length_end == pytest.approx(dense.simulated_acceptance_length_end, abs=0.2)
+        assert result.simulated_acceptance_length_end > result.simulated_acceptance_length_start + 0.2
 
 
 def test_no_gain_for_the_patience_ends_the_run_early(tmp_path: Path) -> None:
