@@ -29,11 +29,11 @@ from eaglepipe.training.data.batch import TrainingSource
 from eaglepipe.training.data.source import open_caches
 from eaglepipe.training.objectives.builders import build_draft, publish_draft
 from eaglepipe.training.run.checkpoint import Checkpoint, load_checkpoint, load_latest, step_name
-from eaglepipe.training.run.distributed import World, join_world
 from eaglepipe.training.run.learner import Learner, restore_parameters
 from eaglepipe.training.run.loop import TrainingRun, train
 from eaglepipe.training.run.metrics import MetricsFile
 from eaglepipe.training.run.optim import trainable_parameters
+from eaglepipe.training.run.ranks.distributed import World, join_world
 from eaglepipe.training.run.run_plan import RunPlan, check_contract, plan_run, resume_contract
 from eaglepipe.training.run.state import RunState
 from eaglepipe.training.run.step_log import StepLog, Tracker

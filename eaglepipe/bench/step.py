@@ -29,8 +29,8 @@ from eaglepipe.training.data.order import SampleOrder
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import draw_slots
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
+from eaglepipe.training.run.ranks.distributed import World
 
 _WAIT_EPOCHS = 2
 

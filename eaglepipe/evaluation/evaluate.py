@@ -30,7 +30,7 @@ from eaglepipe.files.json_object import text_config
 from eaglepipe.files.publish import publish_json
 from eaglepipe.precompute.inputs import read_chat_tokenizer
 from eaglepipe.target.load import find_local_weights, resolve_folder
-from eaglepipe.training.run.distributed import join_world
+from eaglepipe.training.run.ranks.distributed import join_world
 
 
 def evaluate_run(folder: Path, options: EvalOptions, report: Report = lambda _: None) -> EvalReport:

@@ -16,9 +16,9 @@ from eaglepipe.evaluation.finished_run import FinishedRun
 from eaglepipe.training.data.batch import DataPosition, StepPlan
 from eaglepipe.training.data.supervision_rows import without_first_row
 from eaglepipe.training.objectives.interface import Objective
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.heldout import planned_batches, summarize
 from eaglepipe.training.run.learner import Counters, Learner
+from eaglepipe.training.run.ranks.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)

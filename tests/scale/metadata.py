@@ -35,7 +35,7 @@ from eaglepipe.training.data.order import layout_digest
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.data.source import JoinedCaches, open_caches
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective
-from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.ranks.distributed import World
 from eaglepipe.training.run.run_plan import RunPlan, plan_run
 from tests.cache.many_shards import SHAPE, SPEC
 

@@ -16,8 +16,8 @@ from eaglepipe.stores.room import BYTES_VARIABLE
 from eaglepipe.train import run_training
 from eaglepipe.training.data.order import step_ends
 from eaglepipe.training.data.source import open_caches
-from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.metrics import read_metrics
+from eaglepipe.training.run.ranks.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
 from tests.stage_one import cache_of
 from tests.stores.s3_server import Request, environment, s3_server

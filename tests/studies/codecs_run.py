@@ -23,7 +23,7 @@ from eaglepipe.train import TrainResult, train_from
 from eaglepipe.training.data.aux_subset import choose_aux_layers
 from eaglepipe.training.data.batch import TrainingSource
 from eaglepipe.training.objectives.builders import build_draft
-from eaglepipe.training.run.distributed import join_world
+from eaglepipe.training.run.ranks.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
 from tests.studies.codecs_judge import Judgement, judge
 from tests.studies.codecs_variants import PairedSource, Variant

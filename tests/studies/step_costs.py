@@ -18,8 +18,8 @@ from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.data.source import open_caches
 from eaglepipe.training.objectives.builders import build_draft
-from eaglepipe.training.run.distributed import World, join_world
 from eaglepipe.training.run.learner import Learner
+from eaglepipe.training.run.ranks.distributed import World, join_world
 from eaglepipe.training.run.run_plan import plan_run
 
 Clock = Literal["wall", "cpu"]

@@ -17,7 +17,7 @@ from eaglepipe.recipe.load import dump_recipe
 from eaglepipe.train import run_training
 from eaglepipe.training.data.order import split_samples
 from eaglepipe.training.objectives.builders import build_eagle3_draft
-from eaglepipe.training.run.distributed import join_world
+from eaglepipe.training.run.ranks.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
 from tests.cache.derived import sparse_rows_of
 from tests.studies.codecs import measure_codecs

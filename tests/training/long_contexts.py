@@ -36,9 +36,9 @@ from eaglepipe.training.data.batch import DataPosition
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.objectives.builders import build_draft
-from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.optim import trainable_parameters
+from eaglepipe.training.run.ranks.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
 from tests.training.tiny_source import TARGET_CONFIG, TinySource, tiny_vocab
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.ranks.distributed import World
 
 NAME = "mean_alphas"
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from eaglepipe.training.run.distributed import World
-from eaglepipe.training.run.sharding import own_rows
+from eaglepipe.training.run.ranks.distributed import World
+from eaglepipe.training.run.ranks.sharding import own_rows
 
 BUCKET_ELEMENTS = 16 * 2**20
 _CLIP_EPSILON = 1e-6  # as torch's own

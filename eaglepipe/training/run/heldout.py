@@ -12,9 +12,9 @@ from eaglepipe.training.data.batch import EncodedBatch, PackingLimits, StepPlan,
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_evaluation
 from eaglepipe.training.objectives.interface import Objective
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Counters, Learner
 from eaglepipe.training.run.metrics import acceptance_length
+from eaglepipe.training.run.ranks.distributed import World
 from eaglepipe.training.run.state import Evaluation
 
 

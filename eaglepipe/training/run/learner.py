@@ -19,7 +19,6 @@ from eaglepipe.training.data.costs import Costs, blockwise_costs
 from eaglepipe.training.objectives.interface import StepMetrics, make_objective
 from eaglepipe.training.objectives.mean_alphas import NAME as MEAN_ALPHAS
 from eaglepipe.training.objectives.mean_alphas import MeanAlphas
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.gradients import clip_gradients, sum_gradients
 from eaglepipe.training.run.optim import (
     load_optimizer_tensors,
@@ -27,8 +26,9 @@ from eaglepipe.training.run.optim import (
     optimizer_tensors,
     trainable_parameters,
 )
-from eaglepipe.training.run.sequence import share_sequences
-from eaglepipe.training.run.sharding import ShardedTrainer, own_rows, sharded_like
+from eaglepipe.training.run.ranks.distributed import World
+from eaglepipe.training.run.ranks.sequence import share_sequences
+from eaglepipe.training.run.ranks.sharding import ShardedTrainer, own_rows, sharded_like
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

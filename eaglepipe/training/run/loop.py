@@ -23,13 +23,13 @@ from eaglepipe.training.data.batch import EncodedBatch, StepHeader, TrainingSour
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import plan_steps
 from eaglepipe.training.run.checkpoint import prune_checkpoints, save_checkpoint
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.heldout import evaluate
 from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.metrics import StepRecord
 from eaglepipe.training.run.optim import learning_rate
+from eaglepipe.training.run.ranks.distributed import World
+from eaglepipe.training.run.ranks.sharding import publish_shards, send_shards
 from eaglepipe.training.run.run_plan import RunPlan
-from eaglepipe.training.run.sharding import publish_shards, send_shards
 from eaglepipe.training.run.state import RunState
 from eaglepipe.training.run.step_log import StepLog
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from eaglepipe.recipe.training import TrainConfig
-from eaglepipe.training.run.sharding import sharded_like
+from eaglepipe.training.run.ranks.sharding import sharded_like
 
 ADAM_EPSILON = 1e-8
 

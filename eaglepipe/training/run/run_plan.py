@@ -13,8 +13,8 @@ from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.training.data.batch import PackingLimits, SampleSource, Split, TrainingSource
 from eaglepipe.training.data.order import SampleOrder, choose_heldout, layout_digest, split_samples
-from eaglepipe.training.run.distributed import World
-from eaglepipe.training.run.sequence import check_ranks, sequence_share
+from eaglepipe.training.run.ranks.distributed import World
+from eaglepipe.training.run.ranks.sequence import check_ranks, sequence_share
 
 FREE_ON_RESUME = frozenset(
     {

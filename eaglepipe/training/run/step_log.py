@@ -10,9 +10,9 @@ import torch
 
 from eaglepipe.errors import DraftError
 from eaglepipe.stores.traffic import traffic
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Counters, StepOutcome
 from eaglepipe.training.run.metrics import StepRecord, StoreRecord, acceptance_length
+from eaglepipe.training.run.ranks.distributed import World
 from eaglepipe.training.run.state import Evaluation, RunState
 
 

@@ -19,8 +19,8 @@ from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.objectives import eagle1 as objective_eagle1
 from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.interface import make_objective
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
+from eaglepipe.training.run.ranks.distributed import World
 from tests.family_sections import draft_config, train_config
 from tests.training.tiny_source import (
     NUM_AUX,

@@ -23,9 +23,9 @@ from eaglepipe.training.data.collate import pack_documents
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.dflash import DflashObjective
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.metrics import read_metrics
+from eaglepipe.training.run.ranks.distributed import World
 from tests.processes import start
 from tests.tiny_project import TinyProject
 from tests.training.tiny_source import VOCAB, TinySource, tiny_recipe, tiny_source

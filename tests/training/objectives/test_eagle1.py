@@ -22,9 +22,9 @@ from eaglepipe.training.data.source import open_caches
 from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.eagle1 import Eagle1Objective
 from eaglepipe.training.objectives.interface import make_objective
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.metrics import MetricsFile, StepRecord, read_metrics
+from eaglepipe.training.run.ranks.distributed import World
 from tests.tiny_project import TinyProject
 from tests.training.tiny_source import TinySource, tiny_recipe, tiny_source
 

@@ -16,9 +16,9 @@ from eaglepipe.training.data.collate import pack_documents
 from eaglepipe.training.objectives.builders import build_draft
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective
 from eaglepipe.training.objectives.mean_alphas import MeanAlphas
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.metrics import MetricsFile, read_metrics
+from eaglepipe.training.run.ranks.distributed import World
 from tests.training.tiny_source import tiny_recipe, tiny_source
 
 CPU = World(device=torch.device("cpu"))

@@ -16,8 +16,8 @@ from transformers import LlamaConfig
 from eaglepipe.eagle.core import Eagle3TrainerModule
 from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
-from eaglepipe.training.run.distributed import World, join_world
 from eaglepipe.training.run.gradients import sum_gradients
+from eaglepipe.training.run.ranks.distributed import World, join_world
 from tests.training.run.worlds import run_ranks
 
 HIDDEN, VOCAB, DRAFT_VOCAB, SLOTS, MICRO_BATCHES, STEPS = 512, 8192, 8192, 256, 4, 3

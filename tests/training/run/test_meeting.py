@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import PrefixStore, TCPStore
 
-from eaglepipe.training.run.meeting import meet
+from eaglepipe.training.run.ranks.meeting import meet
 
 
 def start(store: TCPStore, ranks: range, size: int) -> dict[int, bytes]:

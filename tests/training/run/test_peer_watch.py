@@ -10,8 +10,8 @@ from datetime import timedelta
 import pytest
 from torch import distributed as dist
 
-from eaglepipe.training.run.peer_watch import PeerWatch
-from eaglepipe.training.run.peers import Peers
+from eaglepipe.training.run.ranks.peer_watch import PeerWatch
+from eaglepipe.training.run.ranks.peers import Peers
 
 HOST, POLL = socket.gethostname(), 0.02
 

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 
-from eaglepipe.training.run.peers import Peers
+from eaglepipe.training.run.ranks.peers import Peers
 
 HOST = socket.gethostname()
 

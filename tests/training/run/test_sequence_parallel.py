@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from eaglepipe.errors import ConfigError
 from eaglepipe.recipe.load import parse_recipe
 from eaglepipe.train import train_from
-from eaglepipe.training.run.distributed import World
 from eaglepipe.training.run.metrics import read_metrics
+from eaglepipe.training.run.ranks.distributed import World
 from eaglepipe.training.run.run_plan import plan_run
 from tests.processes import Child, start
 from tests.training.tiny_source import tiny_recipe, tiny_source

@@ -8,9 +8,9 @@ from torch.distributed.tensor import DTensor
 
 from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
 from eaglepipe.training.objectives.builders import build_draft
-from eaglepipe.training.run.distributed import join_world
 from eaglepipe.training.run.learner import Learner
-from eaglepipe.training.run.sharding import own_rows
+from eaglepipe.training.run.ranks.distributed import join_world
+from eaglepipe.training.run.ranks.sharding import own_rows
 from tests.training.run.worlds import deviation, family_recipe, family_source, run_family, run_ranks, run_worlds
 
 FAMILY = "eagle3 lambda"  # with embeddings that are trained, and state besides the optimizer's

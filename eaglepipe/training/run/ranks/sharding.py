@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from eaglepipe.files.hashing import FileDigest
 from eaglepipe.files.tensors import publish_tensor_stream, stream_order
 from eaglepipe.training.objectives.interface import StepMetrics, TrainerModule
-from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.ranks.distributed import World
 
 
 class ShardedTrainer(nn.Module):

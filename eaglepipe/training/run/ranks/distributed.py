@@ -14,9 +14,9 @@ from torch.distributed.rendezvous import rendezvous
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import ConfigError, LostRankError, StoppedError, first_line
 from eaglepipe.stop_watch import end_process
-from eaglepipe.training.run.meeting import meet
-from eaglepipe.training.run.peer_watch import PeerWatch
-from eaglepipe.training.run.peers import meet_peers
+from eaglepipe.training.run.ranks.meeting import meet
+from eaglepipe.training.run.ranks.peer_watch import PeerWatch
+from eaglepipe.training.run.ranks.peers import meet_peers
 
 _CONNECTION = "gloo|nccl|connection|socket|broken pipe|timed out"
 _CONTINUES = "everything up to the last checkpoint is saved, run it again to continue"

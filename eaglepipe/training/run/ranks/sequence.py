@@ -10,7 +10,7 @@ from torch import distributed as dist
 from eaglepipe.eagle.sequence_share import SequenceShare
 from eaglepipe.errors import ConfigError
 from eaglepipe.recipe.training import TrainConfig
-from eaglepipe.training.run.distributed import World
+from eaglepipe.training.run.ranks.distributed import World
 
 
 def check_ranks(config: TrainConfig, world: World) -> None:

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from torch.distributed.distributed_c10d import Store
 
-from eaglepipe.training.run.peers import Peers
+from eaglepipe.training.run.ranks.peers import Peers
 
 _KEY, _BEAT = "ended", "beat"
 _POLL_SECONDS = 1.0
