@@ -20,11 +20,14 @@ from eaglepipe.cache.manifest import PLAN_NAME, FileEntry, Plan, document_bytes
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import HEAD_FILE, seal_cache
+from eaglepipe.cache.supervision.columns import to_host
+from eaglepipe.cache.supervision.kind import EntryRule, entry_rule, stored_codec
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.chat.tokens import supervised_tokens
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import json_bytes, publish_bytes
+from eaglepipe.recipe.config import CacheConfig, Profile
 from eaglepipe.target_head import HeadSpec
 
 TOKENS_PER_TURN_PAIR = 320
@@ -98,21 +101,24 @@ def write_made_cache(
     *,
     assistant_share: float,
     shard_bytes: int = 256 * 2**20,
+    profile: Profile = "exact",
 ) -> Cache:
-    """Write and open a cache of last hidden states; one sample a length, in the order given."""
+    """Write and open a cache in the encodings of a profile; one sample a length, in the order given."""
+    settings = CacheConfig(profile=profile)
     spec = ShardSpec(
-        supervision="hidden",
-        aux_codec="bf16",
-        supervision_codec="bf16",
+        supervision=settings.supervision,
+        aux_codec=settings.aux_codec,
+        supervision_codec=stored_codec(settings),
         aux_layer_ids=tuple(range(2, 2 + shape.num_aux)),
         hidden_size=shape.hidden_size,
         vocab_size=shape.vocab_size,
         draft_vocab_size=shape.draft_vocab_size,
     )
-    fields = {"made": [asdict(shape), list(lengths), assistant_share]}
+    fields = {"made": [asdict(shape), list(lengths), assistant_share, profile]}
     identity = hash_json(fields)
     fixed = publish_files(folder, _fixed_files(shape, max(lengths)))
-    samples = (_sample(number, length, assistant_share, spec) for number, length in enumerate(lengths))
+    rule = entry_rule(settings)
+    samples = (_sample(number, length, assistant_share, spec, rule) for number, length in enumerate(lengths))
     num_shards, shard = 0, ShardWriter(folder, 0, spec=spec, identity=identity)
     for sample in samples:
         if shard.num_bytes >= shard_bytes:
@@ -127,15 +133,22 @@ def write_made_cache(
     return Cache.open(folder)
 
 
-def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec) -> CachedSample:
+def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec, rule: EntryRule) -> CachedSample:
     generator = torch.Generator().manual_seed(number)
     turns = make_turns(length, assistant_share)
     supervised = supervised_tokens(turns)
     ids = torch.randint(spec.vocab_size, (2, length), generator=generator, dtype=torch.int32)
     aux = torch.randn(length, len(spec.aux_layer_ids), spec.hidden_size, generator=generator)
-    hidden = torch.randn(int(supervised.sum()), spec.hidden_size, generator=generator)
+    encoded = spec.aux.encode(aux)
+    width = spec.draft_vocab_size if spec.kind.stores_probabilities else spec.hidden_size
+    rows = torch.randn(int(supervised.sum()), width, generator=generator)
+    if spec.kind.stores_probabilities:
+        rows = (_HEAD_SCALE * rows).softmax(-1)
+    sample_id = f"made:{number}"
+    hints = torch.from_numpy(rule.hints(sample_id, ids[0].numpy(), supervised))
+    columns = spec.kind.encode(rows, rule.located(hints, torch.arange(spec.draft_vocab_size)), rule)
     return CachedSample(
-        sample_id=f"made:{number}",
+        sample_id=sample_id,
         source="made",
         input_ids=ids[0].numpy(),
         loss_mask=turns > 0,
@@ -143,9 +156,9 @@ def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec) -
         position_mask=supervised,
         target_top1=np.where(supervised, ids[1].numpy() % spec.draft_vocab_size, -1).astype(np.int32),
         draft_mass=supervised.astype(np.float32),
-        aux_payload=spec.aux.encode(aux).payload.numpy(),
-        aux_scales=None,
-        supervision={spec.kind.column: spec.rows.encode(hidden).payload.numpy()},
+        aux_payload=encoded.payload.numpy(),
+        aux_scales=None if encoded.scales is None else encoded.scales.numpy(),
+        supervision=to_host(columns),
     )
 
 

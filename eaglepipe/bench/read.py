@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ import torch
 from eaglepipe.bench.made_cache import SHAPE_8B, TargetShape, chat_lengths, write_made_cache
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.reader import Cache
+from eaglepipe.errors import ConfigError
+from eaglepipe.recipe.config import Profile
 from eaglepipe.tables import text_table
 from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits
 from eaglepipe.training.data.buffers import BufferPool
@@ -74,14 +76,25 @@ class ReadReport:
 
 
 def measure_read(
-    folder: Path | None = None, *, shape: TargetShape = READ_SHAPE, num_samples: int = 96, rounds: int = 7
+    folder: Path | None = None,
+    *,
+    profile: str | None = None,
+    shape: TargetShape = READ_SHAPE,
+    num_samples: int = 96,
+    rounds: int = 7,
 ) -> ReadReport:
     """Read a complete cache, or one made for it in a temporary folder.
 
+    Args:
+        profile: of the one that is made; default: exact.
+
     Raises:
+        ConfigError: no such profile, or one for a cache that is there.
         CacheError, CorruptError: the cache cannot be read.
     """
-    with _complete_cache(folder, shape, num_samples) as cache_folder:
+    if folder is not None and profile is not None:
+        raise ConfigError("--profile is for the cache that is made; leave it out to read one that is there")
+    with _complete_cache(folder, shape, num_samples, profile or "exact") as cache_folder:
         cache = Cache.open(cache_folder)
         buffers = BufferPool()
         sizes = [sum(tensor.nbytes for tensor in batch.tensors()) for batch in _batches(cache, buffers)]
@@ -107,13 +120,16 @@ def measure_read(
 
 
 @contextmanager
-def _complete_cache(folder: Path | None, shape: TargetShape, num_samples: int) -> Iterator[Path]:
+def _complete_cache(folder: Path | None, shape: TargetShape, num_samples: int, profile: str) -> Iterator[Path]:
     if folder is not None:
         yield folder
         return
+    known = next((name for name in get_args(Profile) if name == profile), None)
+    if known is None:
+        raise ConfigError(f"--profile {profile!r}: there are {', '.join(get_args(Profile))}")
     lengths = chat_lengths(num_samples, median=180, spread=0.8, longest=1024)
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as name:
-        write_made_cache(Path(name), shape, lengths, assistant_share=0.55)
+        write_made_cache(Path(name), shape, lengths, assistant_share=0.55, profile=known)
         yield Path(name)
 
 

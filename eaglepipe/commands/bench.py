@@ -45,12 +45,15 @@ def step(
 @app.command("read")
 def read(
     folder: Annotated[Path | None, typer.Argument(help="a complete cache; default: one made for this")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="of the cache that is made: exact, compact, lean or tiny; default: exact")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare reading a cache into training batches with a plain read of the same bytes."""
     from eaglepipe.bench.read import measure_read
 
-    print_report(measure_read(folder), as_json)
+    print_report(measure_read(folder, profile=profile), as_json)
 
 
 @app.command("precompute")

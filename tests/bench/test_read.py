@@ -7,6 +7,8 @@ from eaglepipe.bench.made_cache import chat_lengths, make_turns, write_made_cach
 from eaglepipe.bench.read import ReadReport, measure_read
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.chat.tokens import supervised_tokens
+from eaglepipe.errors import ConfigError
+from eaglepipe.recipe.config import CacheConfig
 from tests.bench.tiny_bench import SHAPE
 
 
@@ -33,6 +35,22 @@ def test_given_cache_is_read_and_left_as_it_was(tmp_path: Path) -> None:
     report = measure_read(tmp_path, rounds=1)
     assert (report.samples, report.tokens) == (3, 56)
     assert verify_cache(tmp_path, full=True).ok
+
+
+@pytest.mark.parametrize("profile", ["lean", "tiny"])
+def test_cache_of_a_profile_is_made_in_its_encodings(tmp_path: Path, profile: str) -> None:
+    cache = write_made_cache(tmp_path, SHAPE, (9, 17), assistant_share=0.55, profile=profile)  # type: ignore[arg-type]
+    settings = CacheConfig(profile=profile)  # type: ignore[arg-type]
+    assert (cache.spec.supervision, cache.spec.aux_codec) == (settings.supervision, settings.aux_codec)
+    assert verify_cache(tmp_path, full=True).ok
+    assert measure_read(tmp_path, rounds=1).tokens == 26
+
+
+def test_profile_that_is_none_or_of_no_use_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there are exact, compact, lean, tiny"):
+        measure_read(profile="small")
+    with pytest.raises(ConfigError, match="leave it out"):
+        measure_read(tmp_path, profile="lean")
 
 
 def test_made_cache_of_several_shards_is_complete_and_in_order(tmp_path: Path) -> None:

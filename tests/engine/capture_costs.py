@@ -27,7 +27,7 @@ from eaglepipe.target.supervision import supervise
 from eaglepipe.vocab import build_draft_vocab
 
 LENGTH, SAMPLES, ROUNDS, SUPERVISED = 256, 8, 3, 0.55
-PROFILES = {"compact": ("int4", "int8"), "exact": ("bf16", "bf16")}
+PROFILES = {"compact": ("int4", "int8"), "lean": ("rot4", "rot5"), "exact": ("bf16", "bf16")}
 
 
 def cpu(work: Callable[[], Any]) -> float:
