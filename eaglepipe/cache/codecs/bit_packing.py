@@ -19,6 +19,9 @@ def packed_bytes(count: int, bits: int) -> int:
 
 def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """uint8 [..., n], n a multiple of 8, codes below 2^bits -> uint8 [..., n·bits/8]: neighbours merge three times."""
+    if bits == 4:
+        pairs = codes.contiguous().view(torch.int16)
+        return ((pairs >> 4) | pairs).to(torch.uint8)  # of which the low byte stays
     words = codes.contiguous().view(torch.int64)
     for width, gap in ((8, bits), (16, 2 * bits), (32, 4 * bits)):
         low = _lanes(2 * width, gap)
