@@ -126,6 +126,7 @@ def _spread(runs: Sequence[RunResult], figure: str, less: Sequence[RunResult] = 
 
 def _tail_against_renormalised(name: str, line: VariantReport, plain: VariantReport) -> list[Verdict]:
     """What the bucket is worth, against the same entries renormalised: above 0 is better."""
+    assert plain.supervision.kl is not None and line.supervision.kl is not None
     gains = {
         "KL to exact below that of the same entries renormalised, by": plain.supervision.kl - line.supervision.kl,
         "held-out loss below theirs, by": plain.loss.mean - line.loss.mean,
@@ -154,11 +155,16 @@ def _row(line: VariantReport) -> str:
             (line.sampled_acceptance_length_difference, 3),
         )
     )
+    kl = _divergence(line.supervision.kl)
     return (
-        f"{line.name:26} {line.bytes_per_token:>7,.0f} {line.supervision.entries:>8,.1f} {line.supervision.kl:>8.4f} "
+        f"{line.name:26} {line.bytes_per_token:>7,.0f} {line.supervision.entries:>8,.1f} {kl:>8} "
         f"{line.loss.mean:>7.4f} {line.acceptance_length.mean:>11.3f} {line.sampled_acceptance_length.mean:>11.3f}"
         f"{differences}"
     )
+
+
+def _divergence(kl: float | None) -> str:
+    return "-" if kl is None else f"{kl:.4f}"
 
 
 def _state_rows(lines: Sequence[VariantReport]) -> list[str]:

@@ -3,7 +3,6 @@
 n supervised rows of a sample, D draft vocabulary.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from tests.studies.codecs_variants import Variant, renormalise
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisionError:
-    """Means over supervised tokens, in nats."""
+    """Means over supervised tokens, in nats; of entries that were drawn there is no divergence."""
 
-    kl: float  # over the draft vocabulary; a tail is spread evenly over the tokens without an entry; NaN if drawn
-    kl_learned: float  # of what training uses: the tail as one more outcome, where there is one; NaN if drawn
+    kl: float | None  # over the draft vocabulary; a tail is spread evenly over the tokens without an entry
+    kl_learned: float | None  # of what training uses: the tail as one more outcome, where there is one
     entries: float  # kept of a token; D where nothing is cut
     mass: float  # of the exact distribution that the kept entries have
 
@@ -52,8 +51,8 @@ def measure_supervision(variant: Variant, exact: Path, folder: Path) -> Supervis
         entries += int(kept.sum())
         mass += float((wanted * kept).sum())
     return SupervisionError(
-        kl=math.nan if is_drawn else kl.report()["kl_mean"],
-        kl_learned=math.nan if is_drawn else learned.report()["kl_mean"],
+        kl=None if is_drawn else kl.report()["kl_mean"],
+        kl_learned=None if is_drawn else learned.report()["kl_mean"],
         entries=entries / max(1, kl.rows),
         mass=mass / max(1, kl.rows),
     )
