@@ -259,12 +259,13 @@ def _check_cut(cache: Cache, changes: Changes) -> None:
     if cache.spec.kind.settings:
         raise ConfigError(
             f"{cache.folder}: its supervision is {cache.spec.supervision} already and is carried over as it is; "
-            f"{_listed(given)} apply if 'hidden' or 'dense' becomes 'sparse' or 'sampled'"
+            f"{_listed(given)} can be chosen if 'hidden' or 'dense' becomes 'sparse' or 'sampled'"
         )
     of_kind = KINDS[changes.supervision].settings if changes.supervision in KINDS else ()
     if unused := given - {*of_kind}:
         kinds = {name for name, kind in KINDS.items() if unused & {*kind.settings}}
-        raise ConfigError(f"{_listed(unused)} need supervision {' or '.join(map(repr, sorted(kinds)))}")
+        verb = "needs" if len(unused) == 1 else "need"
+        raise ConfigError(f"{_listed(unused)} {verb} supervision {' or '.join(map(repr, sorted(kinds)))}")
 
 
 def _listed(names: set[str]) -> str:

@@ -95,7 +95,7 @@ def test_comparison_leaves_drawn_probabilities_out_unless_both_are(
         (Changes(supervision="dense"), CacheError, "'sampled' cannot become 'dense'"),
         (Changes(supervision="sparse"), CacheError, "'sampled' cannot become 'sparse'"),
         (Changes(draft_size=90), CacheError, "only be computed from supervision 'hidden'"),
-        (Changes(aux_codec="fp16", draws=4), ConfigError, "sampled already.*draws apply"),
+        (Changes(aux_codec="fp16", draws=4), ConfigError, "sampled already.*draws can be chosen"),
         (Changes(codec="fp32"), ConfigError, "entries of sampled supervision are fp16"),
     ],
 )
@@ -110,7 +110,7 @@ def test_what_a_sampled_source_cannot_give_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (Changes(supervision="sampled", tolerance=0.1), "tolerance need supervision 'sparse'"),
+        (Changes(supervision="sampled", tolerance=0.1), "tolerance needs supervision 'sparse'"),
         (Changes(supervision="sparse", draws=4, draw_seed=1), "draws and draw_seed need supervision 'sampled'"),
         (Changes(supervision="sampled", draws=1), "draws 1: "),
     ],
