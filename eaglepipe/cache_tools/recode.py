@@ -264,8 +264,8 @@ def _check_cut(cache: Cache, changes: Changes) -> None:
     of_kind = KINDS[changes.supervision].settings if changes.supervision in KINDS else ()
     if unused := given - {*of_kind}:
         kinds = {name for name, kind in KINDS.items() if unused & {*kind.settings}}
-        verb = "needs" if len(unused) == 1 else "need"
-        raise ConfigError(f"{_listed(unused)} {verb} supervision {' or '.join(map(repr, sorted(kinds)))}")
+        wanted = " or ".join(map(repr, sorted(kinds)))
+        raise ConfigError(f"changes that need supervision {wanted}: {_listed(unused)}")
 
 
 def _listed(names: set[str]) -> str:

@@ -110,8 +110,8 @@ def test_what_a_sampled_source_cannot_give_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (Changes(supervision="sampled", tolerance=0.1), "tolerance needs supervision 'sparse'"),
-        (Changes(supervision="sparse", draws=4, draw_seed=1), "draws and draw_seed need supervision 'sampled'"),
+        (Changes(supervision="sampled", tolerance=0.1), "need supervision 'sparse': tolerance"),
+        (Changes(supervision="sparse", draws=4, draw_seed=1), "need supervision 'sampled': draws and draw_seed"),
         (Changes(supervision="sampled", draws=1), "draws 1: "),
     ],
 )
