@@ -218,7 +218,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "lean": {"supervision": "hidden", "aux_codec": "rot4", "hidden_codec": "rot5"},
     "tiny": {"supervision": "sparse", "aux_codec": "rot3", "tolerance": 0.01, "max_entries": 256},
 }
-DEFAULT_PROFILE: Profile = "compact"
+DEFAULT_PROFILE: Profile = "lean"
 """Profile of a recipe that names none; `profile: null` keeps the fields' own defaults, those of `exact`."""
 
 

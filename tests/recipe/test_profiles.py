@@ -46,10 +46,10 @@ def test_presets_are_filled_in_and_given_fields_win(project: TinyProject) -> Non
         project.recipe(**{"cache.profile": "small"})
 
 
-def test_recipe_that_names_no_profile_gets_compact_and_null_the_fields_own_defaults() -> None:
+def test_recipe_that_names_no_profile_gets_lean_and_null_the_fields_own_defaults() -> None:
     unnamed, null = CacheConfig(), CacheConfig(profile=None)
-    assert unnamed == CacheConfig.model_validate({"profile": "compact"})
-    assert PROFILES["compact"].items() <= unnamed.model_dump().items()
+    assert unnamed == CacheConfig.model_validate({"profile": "lean"})
+    assert PROFILES["lean"].items() <= unnamed.model_dump().items()
     assert PROFILES["exact"].items() <= null.model_dump().items()
 
 
