@@ -11,7 +11,6 @@ the most resident memory of a process during the step, less what it had before: 
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.optim import trainable_parameters
 from eaglepipe.training.run.ranks.distributed import join_world
 from eaglepipe.training.run.run_plan import plan_run
+from tests.ranks import rank_variables
 from tests.training.tiny_source import TARGET_CONFIG, TinySource, tiny_vocab
 
 VOCAB, DRAFT_VOCAB, HIDDEN, NUM_AUX, STEPS = 512, 256, 64, 3, 3
@@ -164,17 +164,11 @@ def _status(name: str) -> int:
 
 def run_ranks(num_tokens: int, ranks: int, chunk_tokens: int, folder: Path) -> tuple[list[dict[str, Any]], Path]:
     """Take the step in fresh processes; returns what each measured, and the tensors of the first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     result = folder / f"{num_tokens}-{ranks}-{chunk_tokens}"
     command = [sys.executable, "-m", __spec__.name, "step", "--tokens", str(num_tokens), "--ranks", str(ranks)]
     command += ["--chunk", str(chunk_tokens), "--result", str(result)]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-    children = [
-        subprocess.Popen(command, env={**shared, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(ranks)
-    ]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1"}
+    children = [subprocess.Popen(command, env={**shared, **variables}) for variables in rank_variables(ranks)]
     assert all(child.wait() == 0 for child in children)
     measured = [json.loads(Path(f"{result}.{rank}.json").read_text()) for rank in range(ranks)]
     return measured, Path(f"{result}.0.safetensors")

@@ -1,6 +1,5 @@
 """DFlash trained from a cache: any supervision, draws that no cut changes, exact continuation, ranks, refusals."""
 
-import socket
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from eaglepipe.training.objectives.dflash import DflashObjective
 from eaglepipe.training.run.learner import Learner
 from eaglepipe.training.run.metrics import read_metrics
 from eaglepipe.training.run.ranks.distributed import World
-from tests.processes import start
+from tests.ranks import run_ranks
 from tests.tiny_project import TinyProject
 from tests.training.tiny_source import VOCAB, TinySource, tiny_recipe, tiny_source
 
@@ -113,13 +112,7 @@ def _train_here(folder: Path) -> None:
 
 
 def test_two_ranks_follow_the_trajectory_of_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    for rank in [start(_train_here, tmp_path / "two", **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]:
-        done = rank.wait()
-        assert done.returncode == 0, done.stderr
+    run_ranks(2, _train_here, tmp_path / "two")
     _train_here(tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 

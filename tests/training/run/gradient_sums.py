@@ -18,7 +18,7 @@ from eaglepipe.eagle.draft_config import draft_config_from_target
 from eaglepipe.eagle.draft_llama import LlamaEagle3DraftModel
 from eaglepipe.training.run.gradients import sum_gradients
 from eaglepipe.training.run.ranks.distributed import World, join_world
-from tests.training.run.worlds import run_ranks
+from tests.ranks import run_ranks
 
 HIDDEN, VOCAB, DRAFT_VOCAB, SLOTS, MICRO_BATCHES, STEPS = 512, 8192, 8192, 256, 4, 3
 

@@ -1,7 +1,6 @@
 """What only real processes show: two ranks, a real kill, and what an import pulls in."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from eaglepipe.train import train_from
 from eaglepipe.training.run.metrics import read_metrics
 from tests.processes import start
+from tests.ranks import run_ranks
 from tests.training.tiny_source import tiny_recipe, tiny_source
 
 
@@ -32,13 +32,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_ranks_follow_the_trajectory_of_one(tmp_path: Path, alone: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    for rank in [start(run, tmp_path, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]:
-        done = rank.wait()
-        assert done.returncode == 0, done.stderr
+    run_ranks(2, run, tmp_path)
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
     single = load_file(alone / "draft" / "model.safetensors")
     for name, tensor in load_file(tmp_path / "draft" / "model.safetensors").items():

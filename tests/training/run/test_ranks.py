@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from eaglepipe.train import run_training
 from eaglepipe.training.run.metrics import read_metrics
 from tests.processes import Child, start_eaglepipe
+from tests.ranks import rank_variables
 from tests.tiny_project import TinyProject
 
 EPOCHS = 3
@@ -24,14 +25,6 @@ def wait_until(reached: Callable[[], bool], child: Child) -> None:
     assert child.is_running and reached(), child.wait().stderr
 
 
-def rank_variables() -> list[dict[str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-
-
 def test_a_killed_rank_and_a_signal_end_both_ranks_and_the_run_goes_on(
     project: TinyProject, sealed_cache: Path, tmp_path: Path
 ) -> None:
@@ -40,7 +33,7 @@ def test_a_killed_rank_and_a_signal_end_both_ranks_and_the_run_goes_on(
     overrides = [f"{key}={value}" for key, value in {**settings, "train.output_dir": run}.items()]
     command = ("train", project.recipe_file, *overrides)
 
-    ranks = [start_eaglepipe(*command, **variables) for variables in rank_variables()]
+    ranks = [start_eaglepipe(*command, **variables) for variables in rank_variables(2)]
     wait_until(lambda: bool(list(run.glob("checkpoints/step-*"))), ranks[0])
     ranks[1].send_signal(signal.SIGKILL)
     begun = time.monotonic()

@@ -1,6 +1,5 @@
 """Two ranks that share every sample follow the run of one; what cannot be shared is refused."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from eaglepipe.train import train_from
 from eaglepipe.training.run.metrics import read_metrics
 from eaglepipe.training.run.ranks.distributed import World
 from eaglepipe.training.run.run_plan import plan_run
-from tests.processes import Child, start
+from tests.ranks import run_ranks
 from tests.training.tiny_source import tiny_recipe, tiny_source
 
 COUNTED = ("tokens", "supervised_tokens", "simulated_acceptance_length", "accuracy_by_depth")
@@ -26,26 +25,22 @@ def run(folder: Path, settings: dict[str, Any]) -> None:
     train_from(tiny_recipe(folder, loss="lambda", **settings), tiny_source())
 
 
-def start_ranks(size: int, *arguments: Any) -> list[Child]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(run, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run(folder, {})
+    return folder
 
 
-def test_ranks_that_share_samples_follow_the_run_of_one(tmp_path: Path) -> None:
-    ranks = start_ranks(4, tmp_path / "shared", SHARED)
-    run(tmp_path / "alone", {})
-    for rank in ranks:
-        done = rank.wait()
-        assert done.returncode == 0, done.stderr
-    rows, expected = (list(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("shared", "alone"))
+@pytest.mark.parametrize(("count", "shard"), [(4, False), (4, True)], ids=["whole", "sharded"])
+def test_ranks_that_share_samples_follow_the_run_of_one(tmp_path: Path, alone: Path, count: int, shard: bool) -> None:
+    run_ranks(count, run, tmp_path, {**SHARED, "shard": shard})
+    rows, expected = (list(read_metrics(folder / "metrics.jsonl")) for folder in (tmp_path, alone))
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-6)
     for row, other in zip(rows, expected, strict=True):
         assert {name: row.get(name) for name in COUNTED} == {name: other.get(name) for name in COUNTED}
-    single = load_file(tmp_path / "alone" / "draft" / "model.safetensors")
-    for name, tensor in load_file(tmp_path / "shared" / "draft" / "model.safetensors").items():
+    single = load_file(alone / "draft" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "draft" / "model.safetensors").items():
         torch.testing.assert_close(tensor, single[name], rtol=1e-5, atol=1e-5)
 
 

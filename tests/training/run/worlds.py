@@ -4,21 +4,27 @@
 take their helpers from here.
 """
 
-import socket
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 from safetensors.torch import load_file
 
+from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.recipe.load import parse_recipe
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.train import train_from
+from eaglepipe.training.data.batch import EncodedBatch
+from eaglepipe.training.run import loop
 from eaglepipe.training.run.metrics import read_metrics
-from tests.processes import Child, Done, start
+from tests.ranks import run_ranks
 from tests.training.objectives.test_dflash import spare_source
 from tests.training.tiny_source import VOCAB, TinySource, tiny_recipe, tiny_source
 
@@ -61,24 +67,57 @@ def family_source(name: str) -> TinySource:
 
 
 def run_family(name: str, folder: Path, train: dict[str, Any]) -> None:
-    """Train, as the only process or as a rank."""
-    train_from(family_recipe(name, folder, **train), family_source(name))
+    """Train, as the only process or as a rank, and record what each step reads."""
+    source = family_source(name)
+    with recorded_samples(folder, source):
+        train_from(family_recipe(name, folder, **train), source)
 
 
-def start_ranks(count: int, function: Callable[..., object], *arguments: Any) -> list[Child]:
-    """Start `count` ranks that meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(function, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+@contextmanager
+def recorded_samples(folder: Path, source: TinySource) -> Iterator[None]:
+    """Append the ids of the samples that this process learns from in each step, as its batches hold them."""
+    named = {_as_slots(sample.input_ids): sample.sample_id for sample in source.samples}
+    assert len(named) == len(source.samples)
+    take_step = loop._take_step
+
+    def take(run: Any, state: Any, header: Any, batches: Iterator[EncodedBatch], before: Any) -> Any:
+        taken: list[str] = []
+
+        def watched() -> Iterator[EncodedBatch]:
+            for batch in batches:
+                taken.extend(named[document] for document in _documents(batch.packed))
+                yield batch
+
+        after = take_step(run, state, header, watched(), before)
+        with (folder / "samples.jsonl").open("a") as file:  # a line is appended at once
+            file.write(json.dumps([after.step, taken]) + "\n")
+        return after
+
+    with patch.object(loop, "_take_step", take):
+        yield
 
 
-def run_ranks(count: int, function: Callable[..., object], *arguments: Any) -> list[Done]:
-    """Run ranks to their end, which has to be a good one."""
-    done = [rank.wait() for rank in start_ranks(count, function, *arguments)]
-    assert all(one.returncode == 0 for one in done), "\n".join(one.stderr for one in done)
-    return done
+def _as_slots(input_ids: np.ndarray) -> tuple[int, ...]:
+    """The ids of a sample as the slots of its document hold them, but for the last, which has none."""
+    return tuple(input_ids[1:].tolist())
+
+
+def _documents(packed: PackedBatch) -> Iterator[tuple[int, ...]]:
+    """The ids of each document of a batch, as `_as_slots`."""
+    for row, real, positions in zip(packed.input_ids, packed.attention_mask, packed.position_ids, strict=True):
+        starts = (positions[real] == 0).nonzero().flatten().tolist()
+        for start, end in zip(starts, [*starts[1:], int(real.sum())], strict=True):
+            yield tuple(row[start : end - 1].tolist())
+
+
+def step_samples(folder: Path) -> list[list[str]]:
+    """Return the samples of each step, over all ranks; each step was taken once by each rank of its world."""
+    steps: dict[int, list[str]] = {}
+    for line in (folder / "samples.jsonl").read_text().splitlines():
+        step, taken = json.loads(line)
+        steps.setdefault(step, []).extend(taken)
+    assert list(steps) == list(range(1, len(steps) + 1))
+    return [sorted(taken) for taken in steps.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +127,7 @@ class Deviation:
     loss: float  # relative, of any step
     weight: float  # of any weight of the published draft
     steps: int
+    same_samples: bool  # in every step
 
 
 def step_losses(folder: Path) -> list[float]:
@@ -103,6 +143,7 @@ def deviation(folder: Path, reference: Path) -> Deviation:
         loss=max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True)),
         weight=max((weights[name].double() - others[name].double()).abs().max().item() for name in weights),
         steps=len(losses),
+        same_samples=step_samples(folder) == step_samples(reference),
     )
 
 
@@ -119,7 +160,7 @@ WORLDS: tuple[tuple[tuple[int, bool], ...], ...] = (
 
 
 def run_worlds(name: str, folder: Path, worlds: Sequence[tuple[int, bool]], steps: int) -> None:
-    """Train for `steps` steps in each world, one after the other."""
+    """Train for `steps` steps, a part in each world; a part ends with an evaluation, so let it have an even number."""
     for number, (count, sharded) in enumerate(worlds, start=1):
         last = number == len(worlds)
         limit = steps if last else number * steps // len(worlds)
@@ -128,7 +169,7 @@ def run_worlds(name: str, folder: Path, worlds: Sequence[tuple[int, bool]], step
 
 def main(names: Sequence[str], steps: int = 6) -> None:
     """Print a table of deviations from one process."""
-    print(f"{'family':14} {'processes':>34} {'loss':>10} {'weights':>10}", flush=True)
+    print(f"{'family':14} {'processes':>34} {'loss':>10} {'weights':>10} samples of each step", flush=True)
     with tempfile.TemporaryDirectory() as root:
         for name in names or list(FAMILIES):
             reference = Path(root) / f"{name}-1"
@@ -138,7 +179,8 @@ def main(names: Sequence[str], steps: int = 6) -> None:
                 run_worlds(name, folder, worlds, steps)
                 title = " -> ".join(f"{count}{' sharded' * sharded}" for count, sharded in worlds)
                 found = deviation(folder, reference)
-                print(f"{name:14} {title:>34} {found.loss:10.1e} {found.weight:10.1e}", flush=True)
+                order = "the same" if found.same_samples else "OTHERS"
+                print(f"{name:14} {title:>34} {found.loss:10.1e} {found.weight:10.1e} {order}", flush=True)
 
 
 if __name__ == "__main__":
