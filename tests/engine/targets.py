@@ -13,6 +13,6 @@ def smollm2_gguf() -> Path:
     return next(Path(package.origin).parent.rglob("*.gguf"))
 
 
-def make_served_project(folder: Path) -> TinyProject:
+def make_served_project(folder: Path, *, rows: int = 48) -> TinyProject:
     """Make a tiny project whose target has heads of a size that vLLM's CPU kernels take."""
-    return make_project(folder, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+    return make_project(folder, rows=rows, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
