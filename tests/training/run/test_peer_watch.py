@@ -11,7 +11,7 @@ import pytest
 from torch import distributed as dist
 
 from eaglepipe.training.run.ranks.peer_watch import PeerWatch
-from eaglepipe.training.run.ranks.peers import Peers
+from eaglepipe.training.run.ranks.peers import HAS_ENDED, Peers
 
 HOST, POLL = socket.gethostname(), 0.02
 
@@ -44,7 +44,7 @@ def test_every_machine_learns_which_rank_has_ended_and_one_reports_it(store: dis
     assert messages == []
     child.kill()
     wait_for(messages, 2)
-    assert sorted(messages) == ["", f"rank 1 (process {child.pid} on {HOST}) has ended"]
+    assert sorted(messages) == ["", f"rank 1 (process {child.pid} on {HOST}) {HAS_ENDED}"]
     child.wait()
 
 
@@ -65,4 +65,4 @@ def test_a_rank_that_ends_by_an_error_says_so_and_a_stopped_watch_ends_nothing(s
     failing.announce_end()
     wait_for(messages, 1)
     time.sleep(0.3)
-    assert messages == [f"rank 0 (process {os.getpid()} on {HOST}) has ended"]
+    assert messages == [f"rank 0 (process {os.getpid()} on {HOST}) has ended by an error, which it reports itself"]

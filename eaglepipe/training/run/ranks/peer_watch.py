@@ -15,13 +15,14 @@ from datetime import timedelta
 
 from torch.distributed.distributed_c10d import Store
 
-from eaglepipe.training.run.ranks.peers import Peers
+from eaglepipe.training.run.ranks.peers import HAS_ENDED, Peers
 
 _KEY, _BEAT = "ended", "beat"
 _POLL_SECONDS = 1.0
 _SILENT_POLLS = 15  # counted, not timed: whoever was suspended must not find all others silent
 _GRACE_SECONDS = 6.0  # in which the main thread may end by itself
 _TOGETHER_SECONDS = 1.0  # until all ranks know
+_BY_AN_ERROR = "has ended by an error, which it reports itself"
 _STORE_TIMEOUT = timedelta(seconds=10)
 
 
@@ -100,7 +101,8 @@ class PeerWatch:
         """Return the cause that is known to all, once there is one."""
         own = self._announced
         ended = [own] if own is not None else self._peers.ended()
-        cause = _of_ranks(tuple(ended), self._peers.describe(ended[0]) + " has ended") if ended else None
+        how = HAS_ENDED if own is None else _BY_AN_ERROR
+        cause = _of_ranks(tuple(ended), f"{self._peers.describe(ended[0])} {how}") if ended else None
         try:
             cause = cause or self._silent_machine()
             if cause is not None:

@@ -12,6 +12,8 @@ from torch import distributed as dist
 _SEARCH_SECONDS = 5.0  # a process that ends closes its connections first
 _TOGETHER_SECONDS = 1.0  # until all ranks have looked
 
+HAS_ENDED = "has ended without a message, as when the system kills it because memory ran out"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
@@ -33,7 +35,7 @@ class Peers:
         time.sleep(_TOGETHER_SECONDS)
         if self.rank != min(set(range(len(self.processes))) - set(ended)):
             return ""
-        return f"{self.describe(ended[0])} has ended" if ended else "the connection to another rank is lost"
+        return f"{self.describe(ended[0])} {HAS_ENDED}" if ended else "the connection to another rank is lost"
 
     def describe(self, rank: int) -> str:
         """Return a rank's number, process and host."""
