@@ -27,8 +27,10 @@ def examine() -> dict[str, str]:
         **package_versions(),
         "vllm": vllm_version(),
         "cpu threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
-        "cuda": ", ".join(_cuda_devices()) or "none; everything runs on the CPU in float32",
+        "cuda": ", ".join(_cuda_devices()) or "none; everything runs on the CPU",
         "cuda kernels": _cuda_kernels(),
+        "train.dtype auto": _train_dtype(),
+        "target.dtype auto": _target_dtype(),
         "cache root": f"{root} ({ROOT_VARIABLE} {'set' if ROOT_VARIABLE in os.environ else 'not set'})",
         "free for caches": f"{free_bytes(root) / 1e9:,.1f} GB",
         "free for runs": f"{free_bytes(Path.cwd()) / 1e9:,.1f} GB",
@@ -76,6 +78,25 @@ def _cuda_devices() -> list[str]:
         return []
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [f"{device.name} {device.total_memory / 2**30:.0f} GiB" for device in devices]
+
+
+def _train_dtype() -> str:
+    """Return the dtype of new runs and the reason."""
+    from eaglepipe.devices import auto_dtype, resolve_device
+    from eaglepipe.training.run.precision import NARROW
+
+    device = resolve_device("auto")
+    name, reason = auto_dtype(device)
+    narrow = device.type == "cpu" and name == "bfloat16"
+    return f"{name}: {reason}" + (f" (float32 for drafts narrower than {NARROW})" if narrow else "")
+
+
+def _target_dtype() -> str:
+    """Return the rule of stage 1, whose dtype is part of a cache's identity, so no processor may decide it."""
+    from eaglepipe.devices import auto_dtype, resolve_device
+
+    fast, _ = auto_dtype(resolve_device("auto"))
+    return f"the checkpoint's own, on every machine, as a cache depends on it; {fast} is the fastest here"
 
 
 def _cuda_kernels() -> str:

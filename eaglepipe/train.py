@@ -33,6 +33,7 @@ from eaglepipe.training.run.learner import Learner, restore_parameters
 from eaglepipe.training.run.loop import TrainingRun, train
 from eaglepipe.training.run.metrics import MetricsFile
 from eaglepipe.training.run.optim import trainable_parameters
+from eaglepipe.training.run.precision import choose_dtype
 from eaglepipe.training.run.ranks.distributed import World, join_world
 from eaglepipe.training.run.run_plan import RunPlan, check_contract, plan_run, resume_contract
 from eaglepipe.training.run.state import RunState
@@ -46,6 +47,7 @@ class TrainResult:
 
     run_folder: str
     draft_folder: str
+    dtype: str  # of the computation
     steps: int
     total_steps: int
     best_step: int
@@ -139,7 +141,8 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         contract = resume_contract(recipe, source, init_digest=None if init is None else init.digest)
         checkpoint = _find_checkpoint(folder, contract, say)
         draft, notes = _build_draft(recipe, source, init, write_record=world.is_main)
-        for note in notes:
+        recipe, dtype_notes = _with_dtype(recipe, draft.config.hidden_size, world, checkpoint)
+        for note in (*dtype_notes, *notes):
             say(note)
         learner = Learner(source, draft, recipe.train, world)
         state = _resume(checkpoint, learner)
@@ -159,7 +162,7 @@ def train_from(recipe: Recipe, source: TrainingSource) -> TrainResult:
         due = checkpoint is not None and checkpoint.evaluation_due
         state = train(run, state, stop, evaluation_due=due)
 
-        result = _result(folder, plan, state)
+        result = _result(folder, recipe.train.dtype, plan, state)
         if world.is_main:
             if learner.is_sharded:  # which is over; this rank has room for a whole draft, on the host
                 draft, _ = _build_draft(recipe, source, init)
@@ -181,6 +184,15 @@ def _find_checkpoint(folder: Path, contract: dict[str, Any], say: Callable[[str]
         check_contract(checkpoint.contract, contract, str(folder))
         say(f"{folder}: going on from step {checkpoint.state.step}")
     return checkpoint
+
+
+def _with_dtype(
+    recipe: Recipe, width: int, world: World, checkpoint: Checkpoint | None
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe with the dtype that the run computes in, and notes about it."""
+    recorded = None if checkpoint is None else checkpoint.dtype
+    name, notes = choose_dtype(recipe.train, world, width=width, begun=checkpoint is not None, recorded=recorded)
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": name})}), notes
 
 
 def _build_draft(
@@ -227,11 +239,12 @@ def _publish(folder: Path, draft: PreTrainedModel, step: int | None, result: Tra
     publish_json(folder / "train.json", asdict(result))
 
 
-def _result(folder: Path, plan: RunPlan, state: RunState) -> TrainResult:
+def _result(folder: Path, dtype: str, plan: RunPlan, state: RunState) -> TrainResult:
     first, best = state.first, state.best
     return TrainResult(
         run_folder=str(folder),
         draft_folder=str(folder / "draft"),
+        dtype=dtype,
         steps=state.step,
         total_steps=plan.total_steps,
         best_step=state.step if best is None else best.step,

@@ -62,6 +62,7 @@ precompute: {{batch_tokens: 1024}}
 draft: {{intermediate_size: 64}}
 train:
   output_dir: {folder / "run"}
+  dtype: float32
   ttt_steps: 3
   batch_tokens: 1024
   micro_batch_tokens: 512

@@ -123,6 +123,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     recipe["train"] = {
         "output_dir": str(folder / "run"),
         "device": "cpu",
+        "dtype": "float32",
         "ttt_steps": 2,
         "batch_tokens": 4096,
         "micro_batch_tokens": 2048,

@@ -26,7 +26,7 @@ from eaglepipe.training.data.packing import micro_batches
 from eaglepipe.training.data.supervision_decoder import SupervisionDecoder
 from eaglepipe.training.objectives.builders import build_eagle3_draft
 from eaglepipe.training.objectives.eagle3 import Eagle3Objective, draw_slots
-from eaglepipe.training.run.learner import COMPUTE_DTYPES
+from eaglepipe.training.run.precision import COMPUTE_DTYPES
 
 Implementation = Literal["compact", "reference"]
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PretrainedConfig
 
 from eaglepipe.cache.schema import TokenCost, token_cost
 from eaglepipe.chat.drops import DropLog
-from eaglepipe.devices import matmul_rate, resolve_device
+from eaglepipe.devices import auto_dtype, matmul_rate, resolve_device
 from eaglepipe.errors import DataError
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.staging import StagedStatistics, StagedTokens
@@ -207,9 +208,22 @@ def forward_seconds(inputs: Stage1Inputs, num_tokens: int) -> float:
     target, config = inputs.recipe.target, inputs.text_config
     device = resolve_device(inputs.recipe.precompute.device)
     parameters = inputs.num_parameters * _active_share(config)
-    name = target.dtype if target.dtype != "auto" else str(config.dtype or "float32")
-    dtype = getattr(torch, name.removeprefix("torch."))
+    dtype = getattr(torch, target.dtype if target.dtype != "auto" else _own_dtype(config))
     return 2 * parameters * num_tokens / (_FORWARD_EFFICIENCY * matmul_rate(device, dtype))
+
+
+def faster_dtype(inputs: Stage1Inputs) -> str | None:
+    """Return a note if the target computes in its checkpoint's own dtype and this device is faster in another."""
+    if inputs.recipe.target.dtype != "auto":
+        return None
+    own, (fast, reason) = _own_dtype(inputs.text_config), auto_dtype(resolve_device(inputs.recipe.precompute.device))
+    if {own, fast} != {"float32", "bfloat16"}:
+        return None
+    return f"{own}, the checkpoint's own; target.dtype={fast} makes another cache, faster here ({reason})"
+
+
+def _own_dtype(config: PretrainedConfig) -> str:
+    return str(config.dtype or "float32").removeprefix("torch.")
 
 
 def _active_share(config: object) -> float:

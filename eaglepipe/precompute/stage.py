@@ -25,7 +25,7 @@ from eaglepipe.precompute.answers.publish import publish_answers
 from eaglepipe.precompute.claims import Worker, is_held, parse_worker
 from eaglepipe.precompute.content_identity import read_identity
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
-from eaglepipe.precompute.layout import CorpusLayout, forward_seconds
+from eaglepipe.precompute.layout import CorpusLayout, faster_dtype, forward_seconds
 from eaglepipe.precompute.lost import check_lost
 from eaglepipe.precompute.plan import (
     PrecomputePlan,
@@ -264,6 +264,8 @@ def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, repo
     most = "at most " if inputs.spec.kind.settings else ""
     report(f"a token   {most}{layout.cost.total:,.1f} bytes: {columns}")
     report(f"estimate  {limit}{layout.estimated_bytes / 1e9:,.3g} GB in {len(layout.shards)} shards, {duration}")
+    if imported is None and (note := faster_dtype(inputs)) is not None:
+        report(f"dtype     {note}")
 
 
 def _dropped(layout: CorpusLayout, folder: str) -> str:

@@ -58,7 +58,7 @@ class TargetConfig(Section):
         min_length=1, description="local folder or GGUF file, or a Hub id (fetched through huggingface_hub)"
     )
     revision: str | None = None
-    dtype: DType = "auto"
+    dtype: DType = Field("auto", description="auto: the checkpoint's own, on every machine, as a cache depends on it")
     trust_remote_code: bool = False
     engine: Literal["transformers", "vllm"] = Field("transformers", description="library that runs the target")
     engine_args: Annotated[dict[str, Any], BeforeValidator(json_object)] = Field(

@@ -74,7 +74,10 @@ class TrainConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5
     device: Device = "auto"
     dtype: DType = Field(
-        "auto", description="compute dtype; auto: bfloat16 on CUDA, float32 on CPU; masters stay float32"
+        "auto",
+        description="compute dtype; auto: bfloat16 on CUDA and on processors with AMX (for drafts of width "
+        "384 and more), else float32, and a run keeps "
+        "the one it began with; masters stay float32",
     )
     gradient_checkpointing: bool = False
     shard: bool = Field(

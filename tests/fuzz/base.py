@@ -133,6 +133,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
         "train": {
             "output_dir": str(folder / "run"),
             "device": "cpu",
+            "dtype": "float32",
             "ttt_steps": 2,
             "max_steps": 2,
             "batch_tokens": 256,

@@ -88,6 +88,7 @@ def make_recipe(folder: Path, target: Path, behaviour: Behaviour) -> Recipe:
                 "pack_length": 512,
                 "heldout_fraction": 0.0,
                 "device": "cpu",
+                "dtype": "float32",
             },
         }
     )

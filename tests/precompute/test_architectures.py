@@ -68,6 +68,7 @@ def make_recipe(folder: Path, supervision: str) -> Recipe:
             },
             "train": {
                 "output_dir": str(folder / "run"),
+                "dtype": "float32",
                 "ttt_steps": 2,
                 "max_steps": 2,
                 "epochs": 9,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import eaglepipe.chat.sources
@@ -173,3 +174,16 @@ def test_changed_corpus_is_another_cache(project: TinyProject, tmp_path: Path) -
     lines: list[str] = []
     second = run_precompute(recipe, dry_run=True, report=lines.append)
     assert first.identity != second.identity and "data.fingerprint" in lines[0]
+
+
+@pytest.mark.parametrize(("settings", "shown"), [({}, True), ({"target.dtype": "float32"}, False)])
+def test_the_plan_names_the_dtype_that_this_processor_is_faster_in(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], shown: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: True)
+    lines: list[str] = []
+    recipe = project.recipe(**settings, **{"cache.root": tmp_path, "precompute.device": "cpu"})
+    run_precompute(recipe, dry_run=True, report=lines.append)
+    found = [line for line in lines if line.startswith("dtype")]
+    assert bool(found) is shown and all("target.dtype=bfloat16" in line for line in found)

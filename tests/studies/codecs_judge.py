@@ -12,8 +12,8 @@ from eaglepipe.training.data.batch import PackingLimits, TrainingSource
 from eaglepipe.training.data.packing import plan_evaluation
 from eaglepipe.training.objectives.interface import make_objective
 from eaglepipe.training.run.heldout import planned_batches
-from eaglepipe.training.run.learner import compute_dtype
 from eaglepipe.training.run.metrics import acceptance_length
+from eaglepipe.training.run.precision import compute_dtype
 from eaglepipe.training.run.ranks.distributed import World
 
 WITH_ALPHAS = {"loss": "lambda", "lk_scale": 1.0, "lk_decay": 0.0}

@@ -59,6 +59,13 @@ def test_config_fields_that_change_states_count(folder: Path, change: dict[str, 
     assert fields_of(folder) != before
 
 
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_no_processor_decides_the_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch, has_amx: bool) -> None:
+    """Workers of two kinds write the shards of one cache, and a finished one is found on any machine."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert fields_of(folder)["dtype"] == json.loads((folder / "config.json").read_text())["dtype"]
+
+
 def test_fields_and_files_that_change_no_state_do_not_count(folder: Path) -> None:
     before = fields_of(folder)
     assert before.keys() == {"config", "weights", "revision", "dtype"}

@@ -106,6 +106,7 @@ def long_recipe(num_tokens: int, ranks: int, chunk_tokens: int) -> Recipe:
     train = {
         "caches": ["in memory"],
         "device": "cpu",
+        "dtype": "float32",
         "ttt_steps": STEPS,
         "heldout_fraction": 0.0,
         "batch_tokens": 2**20,

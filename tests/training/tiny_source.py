@@ -212,6 +212,7 @@ def tiny_recipe(folder: Path, **train: Any) -> Recipe:
         "output_dir": str(folder),
         "caches": ["in memory"],
         "device": "cpu",
+        "dtype": "float32",
         "ttt_steps": 3,
         "epochs": 2,
         "batch_tokens": 48,

@@ -31,7 +31,7 @@ from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.packing import micro_batches
 from eaglepipe.training.objectives.dflash import DflashObjective
 from eaglepipe.training.objectives.dflash_builder import build_dflash_draft
-from eaglepipe.training.run.learner import COMPUTE_DTYPES
+from eaglepipe.training.run.precision import COMPUTE_DTYPES
 
 NUM_AUX, NUM_LAYERS, MAX_ANCHORS = 5, 5, 64
 

@@ -19,6 +19,7 @@ from eaglepipe.files.json_object import read_json_object
 from eaglepipe.files.leftovers import leftovers, remove_abandoned
 from eaglepipe.files.publish import publish_json, published_folder, remove_folder
 from eaglepipe.files.tensors import StoredTensors, publish_tensors
+from eaglepipe.training.run.precision import COMPUTE_DTYPES
 from eaglepipe.training.run.state import RunState, state_from_json
 
 VERSION = 1
@@ -35,6 +36,7 @@ class Checkpoint:
     state: RunState
     contract: dict[str, Any]  # values that a resumed run must agree with
     evaluation_due: bool = False  # the run was ended before the evaluation of this step
+    dtype: str | None = None  # that the run computes in; earlier releases did not record it
 
     def draft_tensors(self) -> Mapping[str, torch.Tensor]:
         return StoredTensors(self.folder / DRAFT_FILE)
@@ -51,6 +53,7 @@ def save_checkpoint(
     draft: Mapping[str, torch.Tensor],
     optimizer: Mapping[str, torch.Tensor],
     evaluation_due: bool = False,
+    dtype: str | None = None,
     publish: Callable[[Path, Mapping[str, torch.Tensor]], FileDigest] = publish_tensors,
 ) -> Path:
     """Publish a checkpoint of this step, replacing one of the same step.
@@ -66,6 +69,8 @@ def save_checkpoint(
         values = {"version": VERSION, "state": asdict(state), "contract": dict(contract)}
         if evaluation_due:
             values["evaluation_due"] = True
+        if dtype is not None:
+            values["dtype"] = dtype
         digests = {
             DRAFT_FILE: publish(folder / DRAFT_FILE, draft),
             OPTIMIZER_FILE: publish(folder / OPTIMIZER_FILE, optimizer),
@@ -95,9 +100,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     contract = values.get("contract")
     if not isinstance(contract, dict):
         raise CorruptError(f"{folder / STATE_FILE}: not a run's state (it has no contract)")
+    dtype = values.get("dtype")
+    if dtype not in (None, *COMPUTE_DTYPES):
+        raise CorruptError(f"{folder / STATE_FILE}: not a run's state (its dtype is {dtype!r})")
     try:
         state, due = state_from_json(values.get("state")), values.get("evaluation_due") is True
-        return Checkpoint(folder=folder, state=state, contract=contract, evaluation_due=due)
+        return Checkpoint(folder=folder, state=state, contract=contract, evaluation_due=due, dtype=dtype)
     except ValueError as error:
         raise CorruptError(f"{folder / STATE_FILE}: not a run's state ({error})") from None
 

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from eaglepipe.cache.types import SampleIndex
 from eaglepipe.eagle.kernels.transfer import to_device
-from eaglepipe.errors import ConfigError
 from eaglepipe.recipe.training import TrainConfig
 from eaglepipe.training.data.batch import EncodedBatch, TrainingSource
 from eaglepipe.training.data.costs import Costs, blockwise_costs
@@ -26,11 +25,10 @@ from eaglepipe.training.run.optim import (
     optimizer_tensors,
     trainable_parameters,
 )
+from eaglepipe.training.run.precision import compute_dtype
 from eaglepipe.training.run.ranks.distributed import World
 from eaglepipe.training.run.ranks.sequence import share_sequences
 from eaglepipe.training.run.ranks.sharding import ShardedTrainer, own_rows, sharded_like
-
-COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,19 +208,6 @@ def restore_parameters(draft: PreTrainedModel, tensors: Mapping[str, torch.Tenso
         if tensors[name].shape != parameter.shape:
             raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
         own_rows(parameter).copy_(own_rows(sharded_like(tensors[name], parameter)))
-
-
-def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Return the dtype of activations; `auto` is bfloat16 on CUDA and float32 on the CPU.
-
-    Raises:
-        ConfigError: float16, whose gradients would need scaling.
-    """
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if config.dtype not in COMPUTE_DTYPES:
-        raise ConfigError(f"train.dtype {config.dtype} is not supported; use bfloat16 or float32")
-    return COMPUTE_DTYPES[config.dtype]
 
 
 def _counters(metrics: StepMetrics) -> Counters:

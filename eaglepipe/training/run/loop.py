@@ -219,6 +219,7 @@ def _publish(run: TrainingRun, state: RunState, *, evaluation_due: bool = False)
             draft=run.learner.draft_tensors(),
             optimizer=run.learner.optimizer_tensors(),
             evaluation_due=evaluation_due,
+            dtype=run.config.dtype,
             publish=publish_shards if run.learner.is_sharded else publish_tensors,
         )
     prune_checkpoints(run.checkpoints, keep=run.config.keep_checkpoints, step=state.step)

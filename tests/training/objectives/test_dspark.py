@@ -18,7 +18,10 @@ from tests.training.objectives.test_dflash import losses, spare_source
 from tests.training.tiny_source import tiny_recipe
 
 BLOCK = 4
-KEPT = {"output_dir", "epochs", "batch_tokens", "micro_batch_tokens", "learning_rate", "device", "heldout_fraction"}
+KEPT = {
+    "output_dir", "epochs", "batch_tokens", "micro_batch_tokens", "learning_rate", "device", "dtype",
+    "heldout_fraction",
+}  # fmt: skip
 
 
 def recipe(folder: Path, draft: dict[str, Any] | None = None, **train: Any) -> Recipe:

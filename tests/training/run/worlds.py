@@ -44,7 +44,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 SHARED = {
-    "epochs", "batch_tokens", "micro_batch_tokens", "learning_rate", "device", "heldout_fraction",
+    "epochs", "batch_tokens", "micro_batch_tokens", "learning_rate", "device", "dtype", "heldout_fraction",
     "eval_every_steps", "checkpoint_every_steps", "log_every_steps", "caches",
 }  # fmt: skip
 
