@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.supervision.sampled import SampledSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.peek import PeekedRow, find_sample, peek_rows
 from eaglepipe.chat.preview import escape_control, preview_samples
@@ -33,6 +34,7 @@ class Peek:
     rows: tuple[PeekedRow, ...]
     tokenizer: PreTrainedTokenizerBase | None
     token_text: TokenText
+    is_drawn: bool = False  # whether most probabilities are those that drawn tokens stand for
 
     def to_json(self) -> dict[str, Any]:
         sample = self.sample
@@ -52,7 +54,8 @@ class Peek:
     def text(self, *, colour: bool) -> str:
         """Return the whole sample with its assistant turns marked, then a line for each row."""
         lines = [f"sample {self.number}, source {escape_control(self.sample.source)}", self._body(colour), ""]
-        lines.append(f"{'row':>6} {'token':24} {'mass':>6} {'top 1':5}  the target's next token, by probability")
+        drawn = ", the likeliest and some that are drawn" if self.is_drawn else ""
+        lines.append(f"{'row':>6} {'token':24} {'mass':>6} {'top 1':5}  the target's next token, by probability{drawn}")
         lines += [self._line(row, colour) for row in self.rows]
         rows, total = self.rows, len(self.sample.input_ids)
         if len(rows) < total:
@@ -107,6 +110,7 @@ def peek_cache(folder: Path, name: str, *, top: int, rows: str | None) -> Peek:
         rows=peek_rows(cache, sample, _rows(rows, sample), top=top),
         tokenizer=tokenizer,
         token_text=_texts(tokenizer),
+        is_drawn=cache.spec.supervision == SampledSupervision.name,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.peek import peek_rows
+from eaglepipe.cache_tools.peek_texts import peek_cache
 from eaglepipe.cache_tools.recode import Changes, recode_cache
 from eaglepipe.cache_tools.values.compare import diff_values
 from eaglepipe.cache_tools.verify import verify_cache
@@ -36,6 +37,7 @@ def test_cache_is_sound_and_tells_how_it_was_drawn(sampled: Path) -> None:
     sample = cache.read(0)
     assert "tail_mass" not in sample.supervision and sample.supervision["num_entries"].max() == 6
     row = next(row for row in peek_rows(cache, sample, slice(None), top=3) if row.top1_in_draft_vocab)
+    assert "some that are drawn" in peek_cache(sampled, "0", top=2, rows=None).text(colour=False)
     assert row.tail_mass is None and len(row.top) == 3 and row.top[0][0] == row.target_top1
 
 
