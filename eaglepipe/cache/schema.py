@@ -79,6 +79,13 @@ def shard_columns() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads((schema_folder(SCHEMA_VERSION) / "shard.json").read_text())["columns"])
 
 
+def schema_files() -> dict[str, bytes]:
+    """Return the contract as every cache carries it, by paths inside the cache."""
+    folder = schema_folder(SCHEMA_VERSION)
+    described = (*folder.glob("*.json"), folder.parent / "README.md")
+    return {f"schema/{path.name}": path.read_bytes() for path in sorted(described)}
+
+
 def arrow_schema(spec: ShardSpec, *, identity: str, shard: int) -> pa.Schema:
     """Return the schema of one shard of a cache."""
     metadata = {

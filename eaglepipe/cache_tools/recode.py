@@ -14,7 +14,7 @@ from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
 from eaglepipe.cache.manifest import CHECKSUM_KEY, PLAN_NAME, REFUSALS, Manifest
 from eaglepipe.cache.opening import load_plan
 from eaglepipe.cache.reader import REPORT_FILE, Cache
-from eaglepipe.cache.schema import ShardSpec, token_cost
+from eaglepipe.cache.schema import ShardSpec, schema_files, token_cost
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.supervision.kind import ENTRY_SETTINGS, KINDS, EntryRule, entry_rule, stored_codec
 from eaglepipe.cache.supervision.sampled import SampledSupervision
@@ -188,7 +188,10 @@ def _plan(folder: Path, cache: Cache, spec: ShardSpec, vocab: DraftVocab | None,
         spec=spec,
         max_length=cache.max_length,
         origins=origins,
-        files=copied_files(cache, without=[REPORT_FILE, *([VOCAB_FILE, START_FILE] if vocab is not None else [])]),
+        files={
+            **copied_files(cache, without=[REPORT_FILE, *([VOCAB_FILE, START_FILE] if vocab is not None else [])]),
+            **schema_files(),  # an older one may not describe the new encoding
+        },
         estimated_bytes=_estimated_bytes(manifest, spec, rule),
     )
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
 from eaglepipe.cache.fixed_files import publish_files, record_files
 from eaglepipe.cache.published import missing_shards, read_published
-from eaglepipe.cache.schema import SCHEMA_VERSION
+from eaglepipe.cache.schema import schema_files
 from eaglepipe.cache.seal import HEAD_FILE
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import BackgroundShard, RefusedItem, ShardItem, ShardWriter
@@ -26,7 +26,6 @@ from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.lost import check_lost
 from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.progress import ProgressLine
-from eaglepipe.resources import schema_folder
 from eaglepipe.signals import StopFlag
 from eaglepipe.target.model import TargetModel, TargetParts, TargetWithHead
 from eaglepipe.vocab import DraftVocab, vocab_tensors
@@ -205,6 +204,4 @@ def fixed_files(inputs: Stage1Inputs, vocab: DraftVocab, model: TargetParts) -> 
     files[TARGET_CONFIG_FILE] = json_bytes(model.config_json())
     files[HEAD_FILE] = json_bytes(asdict(model.head_spec()))
     files |= {f"tokenizer/{name}": data for name, data in (inputs.chat.files() if inputs.chat else {}).items()}
-    schema = schema_folder(SCHEMA_VERSION)
-    described = (*schema.glob("*.json"), schema.parent / "README.md")
-    return files | {f"schema/{path.name}": path.read_bytes() for path in sorted(described)}
+    return files | schema_files()

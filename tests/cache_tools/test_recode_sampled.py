@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.schema import SCHEMA_VERSION
 from eaglepipe.cache_tools.describe import describe_cache
 from eaglepipe.cache_tools.peek import peek_rows
 from eaglepipe.cache_tools.peek_texts import peek_cache
@@ -15,6 +16,7 @@ from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.precompute.claims import Worker
 from eaglepipe.precompute.stage import run_precompute
+from eaglepipe.resources import schema_folder
 from tests.cache.damage import read_everything
 from tests.cache.derived import digests, few, make_cache, samples
 from tests.tiny_project import TinyProject
@@ -128,3 +130,12 @@ def test_sparse_entries_cannot_be_drawn_from(project: TinyProject, tmp_path: Pat
     sparse = make_cache(project, tmp_path, **few(project), **{"cache.supervision": "sparse"})
     with pytest.raises(CacheError, match="'sparse' cannot become 'sampled'"):
         recode_cache(tmp_path / "out", sparse, Changes(supervision="sampled"))
+
+
+def test_a_recoded_cache_carries_the_schema_that_describes_it(tmp_path: Path) -> None:
+    """Not that of its source, whose version may not know the new encoding."""
+    folder = schema_folder(SCHEMA_VERSION)
+    recode_cache(tmp_path / "out", folder / "examples" / "golden", Changes(supervision="sampled"))
+    assert (tmp_path / "out" / "schema" / "shard.json").read_bytes() == (folder / "shard.json").read_bytes()
+    assert (tmp_path / "out" / "schema" / "README.md").read_bytes() == (folder.parent / "README.md").read_bytes()
+    assert verify_cache(tmp_path / "out", full=True).ok
