@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import load_file
 
 from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, make_codec
 from eaglepipe.cache.codecs.integer import IntegerRows
@@ -24,7 +25,11 @@ from tests.cache.rotated_reader import rotated_rows
 KINDS: dict[str, type[Document]] = {"manifest": Manifest, "plan": Plan, "sidecar": Sidecar}
 EXAMPLES = schema_folder(SCHEMA_VERSION) / "examples"
 GOLDEN = sorted(path for path in resource_folder("cache_schemas").glob("v*/examples/golden*"))
-GOLDEN_FACTS = {"v1/golden": (6, 576, 78731), "v1/golden-rotated": (2, 189, 25778)}
+GOLDEN_FACTS = {
+    "v1/golden": (6, 576, 78731),
+    "v1/golden-rotated": (2, 189, 25778),
+    "v1/golden-sampled": (6, 576, 78731),
+}
 
 
 def schema_of(kind: str) -> dict[str, Any]:
@@ -111,6 +116,23 @@ def test_golden_rotated_states_mean_what_they_meant_when_they_were_written() -> 
     states = rotated_rows(last[:, :-4], inline, [1, 144], codecs["rot6"])
     assert states.shape == (144, 1, 144) and float(np.square(states).mean()) ** 0.5 == pytest.approx(0.99987, rel=1e-4)
     assert states[3, 0, [7, 143]] == pytest.approx([-10.4375, -0.094126], rel=1e-4)
+
+
+def test_golden_drawn_entries_mean_what_they_meant_when_they_were_written() -> None:
+    folder = EXAMPLES / "golden-sampled"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["features"] == ["sampled_supervision"]
+    selected = load_file(folder / "vocab.safetensors")["selected_token_ids"]
+    table = pa.ipc.open_file(folder / manifest["shards"][0]["path"]).read_all()
+    assert "tail_mass" not in table.schema.names
+    names = ("target_ids", "target_probs", "target_top1", "position_mask")
+    rows = [row for row in zip(*(table.column(name).to_pylist() for name in names), strict=True) if row[2] >= 0]
+    assert len(rows) == 69 and sum(len(ids) for ids, *_ in rows) == 552
+    assert rows[0][0] == [115, 40, 83, 127, 170, 212, 255, 297]
+    assert rows[0][1] == [0.00458526611328125, *[0.1422119140625] * 7]
+    for ids, probs, top1, is_covered in rows:
+        assert not is_covered or selected[ids[0]] == top1
+        assert ids[1:] == sorted({*ids[1:]} - {ids[0]}) and sum(probs) == pytest.approx(1.0, abs=1e-3)
 
 
 def blocks(column: pa.Array) -> np.ndarray:
