@@ -18,15 +18,21 @@ from eaglepipe.decoding.drafters import VerifiedSlots
 from eaglepipe.decoding.eagle3_steps import Eagle3Steps, PeagleSteps
 from eaglepipe.drafts.folder import read_draft_folder
 from eaglepipe.export.check.check import check_draft
+from eaglepipe.export.layouts import Engine
+from eaglepipe.export.target_facts import TargetFacts, read_target_facts
 from eaglepipe.export.write import export_draft
 from tests.drafts.speculators_drafts import ROOT, initialised, target_of
+from tests.export.made_drafts import MadeTarget, make_draft, save_draft
 
 PROMPT, DEPTH, TIME_LIMIT_S = [5, 9, 3, 17, 22, 8, 31, 40, 11, 2, 6, 29], 3, 600
 EXPORTED = ("defaults", "qwen3", "fc_norm", "yarn", "peagle")
 AS_SAVED = ("qwen3",)
+IN_THEIR_FORMAT = "yarn"  # with aux layers [1, 4, 7], and positions scaled as those of the target here are not
+EAGLE1 = "eagle1"
 Plant = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
 LOADED: dict[str, tuple[str, Plant]] = {
-    "another_class": ("whole_vocabulary", lambda c, t: c.update(architectures=["Eagle3Qwen2_5vlForCausalLM"])),
+    "another_class": ("fc_norm", lambda c, t: c.update(architectures=["Eagle3Qwen2_5vlForCausalLM"])),
+    "own_class_of_eagle1": (EAGLE1, lambda c, t: c.update(architectures=["EagleLlamaForCausalLM"])),
     "rope_in_one_spelling": ("yarn", lambda c, t: (c.pop("rope_theta"), c.pop("rope_scaling"))),
     "tied_embeddings": ("defaults", lambda c, t: c.update(tie_word_embeddings=True)),
     "window_switched_off": ("fc_norm", lambda c, t: c.update(sliding_window=4, use_sliding_window=False)),
@@ -53,6 +59,16 @@ MISSERVED: dict[str, tuple[str, Plant]] = {
     ),
     "mask_token_beyond_the_vocabulary": ("peagle", lambda c, t: c.update(mask_token_id=48, pard_token=48)),
 }
+PLAIN: dict[str, Any] = {"rope_type": "default", "rope_theta": 5000.0}  # of the target
+LINEAR: dict[str, Any] = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+POSITIONS: dict[str, tuple[dict[str, Any], Plant]] = {
+    "unscaled": (PLAIN, lambda c, t: c.update(rope_scaling=None, rope_parameters=PLAIN)),
+    "linear": (
+        LINEAR,
+        lambda c, t: c.update(rope_scaling={"rope_type": "linear", "factor": 4.0}, rope_parameters=LINEAR),
+    ),
+}
+"""What `yarn` becomes with other positions than it was trained with."""
 MIXED = "three_layers"
 
 
@@ -61,6 +77,7 @@ class Served:
     target: LlamaForCausalLM
     folders: dict[str, Path]
     answers: Path
+    facts: TargetFacts
 
     def logits(self, name: str) -> torch.Tensor:
         error = self.answers / f"{name}.txt"
@@ -100,9 +117,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     def exported(name: str) -> Path:
         out = root / "exports" / name
         out.parent.mkdir(exist_ok=True)
-        return out if out.exists() else export_draft(ROOT / name, "vllm", out=out, dtype="float32").folder
+        return out if out.exists() else export_draft(published(name), "vllm", out=out, dtype="float32").folder
 
-    folders = {name: exported(name) for name in EXPORTED}
+    def published(name: str) -> Path:
+        if name != EAGLE1:
+            return ROOT / name
+        whole = MadeTarget(target_config=target.config.to_dict(), draft_size=target.config.vocab_size)
+        return save_draft(make_draft(whole, EAGLE1), root / EAGLE1)
+
+    folders = {name: exported(name) for name in (*EXPORTED, EAGLE1)}
+    folders[f"{IN_THEIR_FORMAT}_in_their_format"] = export_draft(
+        ROOT / IN_THEIR_FORMAT, "speculators", out=root / "in_their_format", dtype="float32"
+    ).folder
+    folders |= {name: planted(exported("yarn"), root / name, plant) for name, (_, plant) in POSITIONS.items()}
     for name in (*AS_SAVED, MIXED):  # without what is recorded beside them, which vLLM would load
         folders[f"{name}_as_saved"] = planted(ROOT / name, root / f"{name}_as_saved", lambda c, t: None)
     folders |= {
@@ -110,7 +137,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         for name, (source, plant) in {**LOADED, **REFUSED, **MISSERVED}.items()
     }
     parallel = ("peagle", "class_of_speculators", "mask_token_beyond_the_vocabulary")
-    drafts = {name: {"folder": str(folder), "parallel": name in parallel} for name, folder in folders.items()}
+    drafts: dict[str, dict[str, Any]] = {
+        name: {"folder": str(folder), "parallel": name in parallel} for name, folder in folders.items()
+    }
+    for name in (EAGLE1, "own_class_of_eagle1"):
+        drafts[name]["method"] = "eagle"
     job = {"target": str(root / "target"), "prompt": PROMPT, "depth": DEPTH, "drafts": drafts}
     (root / "answers").mkdir()
     (root / "answers" / "job.json").write_text(json.dumps(job))
@@ -118,12 +149,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return Served(target=target, folders=folders, answers=root / "answers")
+    facts = read_target_facts(root / "target")
+    return Served(target=target, folders=folders, answers=root / "answers", facts=facts)
 
 
 @torch.no_grad()
-def decoded(name: str, folder: Path, target: LlamaForCausalLM) -> torch.Tensor:
-    """Logits [depth, D] of our own decoding after the prompt, from the target's states in transformers."""
+def decoded(name: str, folder: Path, target: LlamaForCausalLM, **config: Any) -> torch.Tensor:
+    """Logits [depth, D] of our own decoding after the prompt, from the target's states in transformers.
+
+    `config` are fields of the target that the draft is built for, if they are not those of the one that `name` is for.
+    """
     states = list(target(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states)
     last: list[torch.Tensor] = []
     hook = target.model.layers[-1].register_forward_hook(
@@ -132,7 +167,7 @@ def decoded(name: str, folder: Path, target: LlamaForCausalLM) -> torch.Tensor:
     logits = target(torch.tensor([PROMPT])).logits
     hook.remove()
     states[-1] = last[0].reshape(states[-1].shape)  # before the final norm
-    draft = initialised(name, folder=folder)
+    draft = initialised(name, target_of(name, **config), folder)
     if "embed_tokens.weight" not in read_draft_folder(folder).tensors:
         draft.get_input_embeddings().weight.copy_(target.model.embed_tokens.weight)
     aux = torch.stack([states[boundary][0] for boundary in target_of(name).aux_layer_ids], dim=1)
@@ -153,13 +188,43 @@ def decoded(name: str, folder: Path, target: LlamaForCausalLM) -> torch.Tensor:
     return torch.stack(drafted)
 
 
-@pytest.mark.parametrize("name", [*EXPORTED, *(f"{name}_as_saved" for name in AS_SAVED)])
+@pytest.mark.parametrize(
+    "name", [*EXPORTED, *(f"{name}_as_saved" for name in AS_SAVED), f"{IN_THEIR_FORMAT}_in_their_format"]
+)
 def test_vllm_drafts_from_the_logits_of_our_own_decoding(name: str, served: Served) -> None:
-    own, folder = name.removesuffix("_as_saved"), served.folders[name]
+    own, folder = name.removesuffix("_as_saved").removesuffix("_in_their_format"), served.folders[name]
+    assert name.endswith("_as_saved") or check_draft(folder, engine_of(name), served.facts).ok
     expected, actual = decoded(own, folder, served.target), served.logits(name)
     if actual.shape != expected.shape:
         actual = actual[:, target_of(own).selected_token_ids]
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def engine_of(name: str) -> Engine:
+    return "speculators" if name.endswith("_in_their_format") else "vllm"
+
+
+@pytest.mark.parametrize("name", ["yarn", *POSITIONS])
+def test_vllm_scales_positions_as_the_draft_says_and_the_check_names_what_the_target_does_not(
+    name: str, served: Served
+) -> None:
+    """It neither refuses such a draft nor takes over the target's positions, so the check warns and lets it pass."""
+    report = check_draft(served.folders[name], "vllm", served.facts)
+    named = [finding.line() for finding in report.findings if finding.name == "rope_scaling"]
+    assert report.ok and bool(named) == (name != "unscaled") and all("the target's is none" in line for line in named)
+    actual = served.logits(name)
+    if name != "yarn":
+        rope, _ = POSITIONS[name]
+        expected = decoded("yarn", served.folders[name], served.target, rope_parameters=rope)
+        actual = actual[:, target_of("yarn").selected_token_ids] if actual.shape != expected.shape else actual
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        difference = served.logits(name) - served.logits("yarn")
+        assert difference[difference.isfinite()].abs().max() > 0.1
+
+
+def test_the_exported_classes_are_those_that_the_check_lets_pass(served: Served) -> None:
+    config = json.loads((served.folders["qwen3"] / "config.json").read_text())
+    assert config["architectures"] == ["Eagle3Qwen3ForCausalLM"]
 
 
 @pytest.mark.parametrize("name", [*LOADED, *REFUSED, f"{MIXED}_as_saved"])
@@ -169,7 +234,7 @@ def test_check_says_what_vllms_loader_does(name: str, served: Served) -> None:
     assert (served.answers / f"{name}.txt").exists() != report.ok
 
 
-@pytest.mark.parametrize("name", [name for name, (source, _) in LOADED.items() if source in EXPORTED])
+@pytest.mark.parametrize("name", [name for name, (source, _) in LOADED.items() if source in (*EXPORTED, EAGLE1)])
 def test_what_the_check_lets_pass_changes_nothing_in_vllm(name: str, served: Served) -> None:
     torch.testing.assert_close(served.logits(name), served.logits(LOADED[name][0]), rtol=0, atol=0)
 

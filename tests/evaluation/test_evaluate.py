@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from eaglepipe.cache.reader import Cache
 from eaglepipe.commands.evaluate import tree_shape
 from eaglepipe.decoding.decode import StoppingCriteria, speculate
 from eaglepipe.decoding.text_drafters import lookup_drafter, no_drafter
@@ -120,17 +121,34 @@ def test_a_block_draft_is_measured_at_the_depths_that_it_has(own_text: OwnText, 
         evaluate_run(block_run, replace(options, trees=(TreeShape(size=4, depth=2, width=2),)))
 
 
-@pytest.mark.parametrize("family", ["eagle3", "dflash"])
+@pytest.fixture(scope="module")
+def one_layer_run(own_text: OwnText, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An EAGLE-3 draft of the same cache that reads the last of its aux layers alone."""
+    folder = tmp_path_factory.mktemp("one_layer") / "run"
+    given = json.loads(load_recipe(own_text.run / "recipe.yaml").model_dump_json())
+    last = Cache.open(own_text.cache).spec.aux_layer_ids[-1]
+    train = {**given["train"], "output_dir": str(folder)}
+    run_training(
+        parse_recipe({**given, "draft": {**given["draft"], "aux_layer_ids": [last]}, "train": train}), [own_text.cache]
+    )
+    return folder
+
+
+@pytest.mark.parametrize("family", ["eagle3", "eagle3, one aux layer", "dflash"])
 def test_replayed_rounds_are_those_of_real_decoding_one_for_one(
     own_text: OwnText, family: str, request: pytest.FixtureRequest
 ) -> None:
-    run = open_run(request.getfixturevalue("block_run") if family == "dflash" else own_text.run, [own_text.cache])
+    others = {"dflash": "block_run", "eagle3, one aux layer": "one_layer_run"}
+    folder = request.getfixturevalue(others[family]) if family in others else own_text.run
+    run = open_run(folder, [own_text.cache])
     turns = cached_turns(run, max_new_tokens=ANSWER)
     assert len(turns) == 2 * len(run.heldout)
+    target = load_target(TargetConfig(path=str(own_text.target)), "cpu")
+    stepping = SteppingTarget(HFEagle3TargetModel(target, run.source.spec.aux_layer_ids))
     for drafter in (chain_drafter(run, 3, GREEDY), lookup_drafter(3, CPU)):
         replayed = replay(run.source, drafter, turns, device=CPU)
         real = speculate(
-            own_text.stepping,
+            stepping,
             drafter,
             [turn.prompt.token_ids for turn in turns],
             rule=GREEDY,

@@ -180,6 +180,10 @@ def _norms(layout: Layout, config: Mapping[str, Any], shape: DraftShape) -> Find
             differs = name == "norm_before_residual" and is_speculators(config)
             make = error if differs or layout.needs_norm_flags else warning
             yield make(name, f"absent, and readers' defaults differ; taken as {read_norm_flag(config, name)} here")
+    if config.get("norm_output") is False and not is_speculators(config):
+        yield warning(
+            "norm_output", "false, which SpecForge takes for no final norm, all others for absent; leave it out"
+        )
     if shape.norm_before_residual and not layout.serves_norm_before_residual:
         yield error("norm_before_residual", "true, which SGLang does not support: it serves as if it were false")
     if shape.norm_before_fc and shape.fc_norm:
