@@ -10,6 +10,8 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.remote.pull import opened_location
 from eaglepipe.cache.storage import CacheShare
 from eaglepipe.cache_tools.copy import copy_cache
+from eaglepipe.evaluation.evaluate import evaluate_run
+from eaglepipe.evaluation.options import EvalOptions
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.stores.local import ROOT_VARIABLE
 from eaglepipe.stores.room import BYTES_VARIABLE
@@ -90,3 +92,21 @@ def test_a_run_from_a_store_begins_early_stays_in_its_bound_and_has_the_losses_o
     assert 0 < peak[0] <= bound
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "store"]
     assert len(rows) == 4 and sum(row["fetched_bytes"] for row in rows) > 0
+
+
+def test_a_run_is_measured_from_a_store_as_from_local_files(
+    project: TinyProject, sealed_cache: Path, tmp_path: Path
+) -> None:
+    run, copies = tmp_path / "run", tmp_path / "copies"
+    settings = {"train.max_steps": 1, "train.ttt_steps": 1, "train.output_dir": run}
+    recipe = project.recipe(**settings, **{"train.caches": "[s3://bucket/cache]"})
+    with s3_server("bucket") as server, environment(server.variables() | {ROOT_VARIABLE: str(tmp_path / "writer")}):
+        copy_cache(sealed_cache, opened_location("s3://bucket/cache"))
+        run_training(recipe, [CacheShare(folder=opened_location("s3://bucket/cache"))])
+        with environment({ROOT_VARIABLE: str(copies)}):
+            as_trained = evaluate_run(run, EvalOptions(num_samples=2))
+            by_url = evaluate_run(run, EvalOptions(num_samples=2, caches=(opened_location("s3://bucket/cache"),)))
+            fetched = [request for _, request in server.requests if request.is_shard and request.method == "GET"]
+    by_folder = evaluate_run(run, EvalOptions(num_samples=2, caches=(sealed_cache,)))
+    assert as_trained.heldout == by_url.heldout == by_folder.heldout
+    assert fetched and not [path for path in copies.rglob("*") if ".tmp" in path.name]
