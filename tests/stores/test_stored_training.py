@@ -99,13 +99,13 @@ def test_a_run_is_measured_from_a_store_as_from_local_files(
 ) -> None:
     run, copies = tmp_path / "run", tmp_path / "copies"
     settings = {"train.max_steps": 1, "train.ttt_steps": 1, "train.output_dir": run}
-    recipe = project.recipe(**settings, **{"train.caches": "[s3://bucket/cache]"})
+    recipe = project.recipe(**settings, **{"train.caches": "[s3://bucket/measured]"})
     with s3_server("bucket") as server, environment(server.variables() | {ROOT_VARIABLE: str(tmp_path / "writer")}):
-        copy_cache(sealed_cache, opened_location("s3://bucket/cache"))
-        run_training(recipe, [CacheShare(folder=opened_location("s3://bucket/cache"))])
+        copy_cache(sealed_cache, opened_location("s3://bucket/measured"))
+        run_training(recipe, [CacheShare(folder=opened_location("s3://bucket/measured"))])
         with environment({ROOT_VARIABLE: str(copies)}):
             as_trained = evaluate_run(run, EvalOptions(num_samples=2))
-            by_url = evaluate_run(run, EvalOptions(num_samples=2, caches=(opened_location("s3://bucket/cache"),)))
+            by_url = evaluate_run(run, EvalOptions(num_samples=2, caches=(opened_location("s3://bucket/measured"),)))
             fetched = [request for _, request in server.requests if request.is_shard and request.method == "GET"]
     by_folder = evaluate_run(run, EvalOptions(num_samples=2, caches=(sealed_cache,)))
     assert as_trained.heldout == by_url.heldout == by_folder.heldout
