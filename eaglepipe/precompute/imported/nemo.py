@@ -85,7 +85,7 @@ class NemoFolder:
         if not spec.kind.stores_probabilities:
             raise DataError(
                 f"{self.root}: lacks last hidden states, and cache.supervision is {spec.supervision}; set "
-                "cache.supervision=dense or sparse or sampled, for the probabilities that it has"
+                "cache.supervision=dense, sparse or sampled, for the probabilities that it has"
             )
 
     def sample_ids(self) -> Iterator[str]:

@@ -115,5 +115,5 @@ def test_a_manifest_of_another_cache_is_refused(
 
 
 def test_last_hidden_states_are_named_as_lacking(project: TinyProject, shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"lacks last hidden states.*cache\.supervision=dense or sparse"):
+    with pytest.raises(DataError, match=r"lacks last hidden states.*cache\.supervision=dense, sparse or sampled"):
         imported(project, shards, tmp_path, "cache.supervision=hidden")
