@@ -53,8 +53,8 @@ def attack(folder: Path, *, rounds: int, seed: int) -> None:
     small = sum(p.stat().st_size for p in local.rglob("*") if p.is_file()) - sum(sizes.values())
     bound = 2 * small + int(1.4 * max(sizes.values()))  # no room for two shards
     with s3_server(BUCKET) as server, environment(_variables(server, folder / "copies", bound)):
-        place, run, peak = 0, 0, [0]  # a new one where the last is finished
-        server.before = lambda _: peak.append(max(peak.pop(), disk_bytes(Path(os.environ[ROOT_VARIABLE]))))
+        place, run, sizes_seen = 0, 0, [0]  # a new one where the last is finished
+        server.before = lambda _: sizes_seen.append(disk_bytes(Path(os.environ[ROOT_VARIABLE])))
         for number in range(rounds):
             print(f"round {number}: {dict(done)}", file=sys.stderr, flush=True)
             is_writing = number < rounds // 2
@@ -82,8 +82,9 @@ def attack(folder: Path, *, rounds: int, seed: int) -> None:
         print(f"{count:3d}  {what}")
     total = sum(sizes.values())
     print(f"{rounds} rounds, {len(server.injected)} faults injected; the cache and the losses are those of local files")
-    print(f"peak of local copies {peak[0]:,} bytes, bound {bound:,}, shards {total:,} in {len(sizes)} files")
-    assert peak[0] <= bound
+    peak = max(sizes_seen)
+    print(f"peak of local copies {peak:,} bytes, bound {bound:,}, shards {total:,} in {len(sizes)} files")
+    assert peak <= bound
 
 
 def _finish(server: S3Server, project: TinyProject, place: int) -> None:
