@@ -5,7 +5,7 @@ no step's logits are kept or computed again.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from eaglepipe.eagle.kernels import row_kernels
 from eaglepipe.eagle.kernels.one_backward import scaled, take_gradients
 from eaglepipe.eagle.kernels.probe import agrees
-from eaglepipe.eagle.kernels.row_ops import RowLosses, row_blocks, row_dots, softmax_in_place, take_rows
+from eaglepipe.eagle.kernels.row_ops import RowLosses, exponentials_in_place, row_blocks, row_dots, take_rows
 from eaglepipe.target_head import HALF_TYPES
 
 
@@ -48,20 +48,29 @@ class DenseRows:
             return RowLosses(losses=losses, predicted=predicted, gradient=gradient)
         losses, predicted = logits.new_empty(len(rows)), torch.empty_like(rows)
         for block in row_blocks(logits):
-            losses[block], predicted[block] = _dense_losses(logits[block], take_rows(self.probs, rows[block]))
+            probs, masses = take_rows(self.probs, rows[block]), self.masses[rows[block]].to(logits.dtype)
+            losses[block], predicted[block] = _dense_losses(logits[block], probs, masses)
         return RowLosses(losses=losses, predicted=predicted, gradient=logits.to(dtype))
+
+    @cached_property
+    def masses(self) -> torch.Tensor:
+        """Sums of the rows, which every step of the unroll takes again: [N], float32 at least."""
+        return self.probs.sum(dim=-1, dtype=torch.promote_types(self.probs.dtype, torch.float32))
 
     def top_tokens(self) -> torch.Tensor:
         """Return each row's likeliest token: int64 [N]."""
         return self.probs.max(dim=-1).indices
 
 
-def _dense_losses(logits: torch.Tensor, target_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _dense_losses(
+    logits: torch.Tensor, target_probs: torch.Tensor, masses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return losses and greedy tokens; the gradient replaces the logits, its softmax and scaling in one pass."""
     probs = target_probs.to(logits.dtype)
-    mass, overlap = probs.sum(dim=-1), row_dots(logits, probs)
-    log_partition, _, predicted = softmax_in_place(logits)
-    logits.mul_(mass[:, None]).sub_(probs)
-    return log_partition * mass - overlap, predicted
+    overlap = row_dots(logits, probs)
+    sums, top, predicted = exponentials_in_place(logits)
+    logits.mul_((masses / sums)[:, None]).sub_(probs)
+    return (top + sums.log()) * masses - overlap, predicted
 
 
 def fused_head_loss(

@@ -11,8 +11,8 @@ import torch
 
 from eaglepipe.eagle.kernels import row_kernels
 
-CACHED_ELEMENTS = 512 * 1024
-"""Elements of a block on the CPU: 2 MiB of logits, a fit for the caches of a few cores, with few passes in all."""
+CACHED_ELEMENTS = 256 * 1024
+"""Elements of a block on the CPU: 1 MiB of logits and as much of targets, a fit for one core's cache, in few passes."""
 
 
 def row_blocks(matrix: torch.Tensor) -> Iterator[slice]:
@@ -28,14 +28,27 @@ def softmax_in_place(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
     The log-partition comes from the largest logit and its probability; a row of -inf has that log-partition, and
     probabilities of NaN.
     """
-    if logits.device.type == "cpu":  # NumPy finds the index several times faster
-        token = torch.from_numpy(logits.numpy().argmax(axis=-1))
-        top = logits.gather(-1, token[:, None])[:, 0]
-    else:
-        top, token = logits.max(dim=-1)
+    top, token = _largest(logits)
     torch.softmax(logits, dim=-1, out=logits)
     log_partition = top - logits.gather(-1, token[:, None])[:, 0].log()
     return torch.where(top == -torch.inf, top, log_partition), top, token
+
+
+def exponentials_in_place(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Turn logits [r, D] into exponentials over the largest of each row; returns their sums, it and its lowest id, [r].
+
+    Probabilities are exponentials over sums; who scales them anyway saves the pass that divides.
+    """
+    top, token = _largest(logits)
+    return logits.sub_(top[:, None]).exp_().sum(dim=-1), top, token
+
+
+def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits.device.type != "cpu":
+        top, token = logits.max(dim=-1)
+        return top, token
+    token = torch.from_numpy(logits.numpy().argmax(axis=-1))  # NumPy finds it several times faster
+    return logits.gather(-1, token[:, None])[:, 0], token
 
 
 @dataclass(frozen=True, kw_only=True)

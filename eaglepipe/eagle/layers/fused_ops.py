@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from eaglepipe.eagle.kernels.row_ops import row_blocks
 from eaglepipe.eagle.layers.blocks import Eagle3LlamaRMSNorm
 
 
@@ -39,15 +40,18 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, scale = ctx.saved_tensors
-        normed = states * scale
-        grad_output = grads[0].to(normed.dtype)
-        grad_weight = (grad_output * normed).sum(0) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, grad_weight, None
-        grad_normed = grad_output * weight
-        overlap = torch.linalg.vecdot(grad_normed, normed)[..., None] / normed.shape[-1]
-        grad_states = grad_normed.addcmul_(normed, overlap, value=-1).mul_(scale)
-        return grad_states.to(states.dtype), grad_weight, None
+        grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=scale.dtype)
+        for rows in row_blocks(states):
+            grad_output, wide, row_scale = grads[0][rows].to(scale.dtype), states[rows].to(scale.dtype), scale[rows]
+            products = grad_output * wide
+            grad_weight.addmv_(products.t(), row_scale[:, 0])
+            if grad_states is not None:
+                overlap = (products @ weight.to(scale.dtype))[:, None] * row_scale.square() / wide.shape[-1]
+                grad_wide = (grad_output * weight).sub_(torch.mul(wide, overlap, out=products))
+                torch.mul(grad_wide, row_scale, out=grad_wide)
+                grad_states[rows] = grad_wide
+        return grad_states, grad_weight if ctx.needs_input_grad[1] else None, None
 
 
 class _SwiGLU(torch.autograd.Function):
