@@ -27,7 +27,7 @@ from eaglepipe.generation.opening import Answering, open_answerer
 from eaglepipe.generation.ordered_log import OrderedRows, Windows
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
 from eaglepipe.progress import ProgressLine, format_seconds
-from eaglepipe.recipe.config import RegenerateConfig
+from eaglepipe.recipe.generation import RegenerateConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import StopFlag, stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eaglepipe.recipe.config import Depth, NonNegative, PositiveInt, Section, Size, TokenId
 from eaglepipe.recipe.family_settings import check_windows
+from eaglepipe.recipe.numbers import Depth, NonNegative, PositiveInt, Size, TokenId
+from eaglepipe.recipe.section import Section
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.recipe.tree import Recipe
 

@@ -1,54 +1,24 @@
-"""The sections of a recipe that all drafts share.
+"""The sections of a recipe that describe a cache, and how stage 1 makes it.
 
-`target`, `data`, `vocab` and `cache` decide a cache's bytes and so its identity; the other sections never do.
+`target`, `data`, `vocab` and `cache` decide a cache's bytes and so its identity; no other section of a recipe does.
 """
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
-from eaglepipe.recipe.endpoints import Endpoints, RequestFields, VariableName
 from eaglepipe.recipe.engine_args import check_engine_args, content_args
+from eaglepipe.recipe.numbers import AtLeastTwo, Depth, Fraction, NonNegative, PositiveInt, Seed, Share
 from eaglepipe.recipe.scalars import json_object
-from eaglepipe.recipe.texts import FileText, LocationText, PathText, check_text
+from eaglepipe.recipe.section import Section
+from eaglepipe.recipe.texts import LocationText, PathText
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 StateCodec = Literal["bf16", "fp16", "fp32", "fp8", "int8", "int4", "rot2", "rot3", "rot4", "rot5", "rot6"]
 Profile = Literal["exact", "compact", "lean", "tiny"]
-AtLeastTwo = Annotated[int, Field(ge=2, le=2**40, strict=True)]
-PositiveInt = Annotated[int, Field(gt=0, le=2**40, strict=True)]
-Size = Annotated[int, Field(gt=0, le=2**17, strict=True)]
-"""Of a tensor, which is made as large as it says."""
-Depth = Annotated[int, Field(gt=0, le=1000, strict=True)]
-"""Of layers or steps, of which each takes time and memory."""
 StateFormat = Literal["speculators", "specforge", "nemo", "modelopt"]
 """Tools whose stored hidden states can take the place of the target's forward."""
-TokenId = Annotated[int, Field(ge=0, strict=True)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-
-
-class Section(BaseModel):
-    """One section of a recipe: immutable, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @field_validator("*")
-    @classmethod
-    def _holds_texts(cls, value: Any) -> Any:
-        return check_text(value)
 
 
 class TargetConfig(Section):
@@ -113,7 +83,7 @@ class SourceConfig(Section):
         return self.has_states or self.format == "tokenized"
 
 
-_KEEP_UNFINISHED = Field(
+KEEP_UNFINISHED = Field(
     False,
     description="keep answers that have not ended after max_new_tokens, without the turns after them; they are "
     "left out otherwise, and a draft learns from short answers only",
@@ -128,7 +98,7 @@ class GenerateConfig(Section):
     top_p: Share = 1.0
     n: Annotated[int, Field(gt=0, le=1000, strict=True)] = Field(1, description="answers to each prompt")
     seed: Seed = 0
-    keep_unfinished: bool = _KEEP_UNFINISHED
+    keep_unfinished: bool = KEEP_UNFINISHED
 
     @model_validator(mode="after")
     def _answers_differ(self) -> "GenerateConfig":
@@ -167,7 +137,7 @@ class DataConfig(Section):
     chat_template: PathText | None = Field(
         None, description="path of a Jinja file, or the name of one of the tokenizer's templates; default: its own"
     )
-    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_object)] = {}
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_object)] = Field({})
     generate: GenerateConfig | None = Field(
         None,
         description="let the target answer every user turn of the sources in the same pass; assistant turns in them "
@@ -281,104 +251,3 @@ class PrecomputeConfig(Section):
     )
     head_chunk_rows: PositiveInt = Field(1024, description="supervised rows in one lm_head product")
     queue_batches: Depth = Field(4, description="captured batches that may wait for the disk")
-
-
-def _of_rows(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-    for source in sources:
-        if source.has_states:
-            raise ValueError(f"source {source.path} holds states of {source.format}, no prompts")
-    return sources
-
-
-class RegenerateConfig(Section):
-    """Settings of `eaglepipe data regenerate`, in which the target answers the prompts of its sources itself."""
-
-    sources: Annotated[tuple[SourceConfig, ...], AfterValidator(_of_rows)] = Field(min_length=1)
-    output: FileText = Field(description="JSONL file of token ids as read and written, and their messages")
-    max_new_tokens: PositiveInt = 512
-    temperature: NonNegative = 0.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    batch_size: PositiveInt = 64
-    seed: Seed = 0
-    keep_unfinished: bool = _KEEP_UNFINISHED
-    endpoint: Endpoints | None = Field(
-        None, description="servers of the target that answer by OpenAI's protocol, instead of the target loaded here"
-    )
-    api_key_env: VariableName | None = Field(None, description="environment variable that holds the endpoints' key")
-    model: str | None = Field(None, min_length=1, description="name of the target there; default: target.path")
-    concurrency: PositiveInt = Field(64, description="requests to all endpoints at a time")
-    timeout_s: Annotated[float, Field(gt=0.0, le=1e6)] = Field(1800.0, description="for one answer")
-    retries: Annotated[int, Field(ge=0, le=100, strict=True)] = Field(5, description="of a request that failed")
-    backoff_s: NonNegative = Field(1.0, description="wait before the first retry; doubled each time, up to a minute")
-    max_failed_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.0, description="share of rows that may be left out because their requests failed to the end"
-    )
-    request: Annotated[RequestFields, BeforeValidator(json_object)] = Field(
-        {}, description="further fields of each request, such as top_k"
-    )
-
-    @model_validator(mode="after")
-    def _has_an_endpoint(self) -> "RegenerateConfig":
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        unused = sorted(name for name in ENDPOINT_FIELDS if getattr(self, name) != defaults[name])
-        if self.endpoint is None and unused:
-            raise ValueError(f"{', '.join(unused)} need regenerate.endpoint")
-        return self
-
-    def sampling_fields(self) -> dict[str, Any]:
-        """Return the settings that decide the answers, for the identity of the output."""
-        fields = self.model_dump(mode="json", exclude={"sources", "output", *ENDPOINT_FIELDS})
-        fields = without_default_of_keep_unfinished(fields)
-        if self.endpoint is None:
-            return fields
-        del fields["batch_size"]
-        return fields | ({"request": self.request} if self.request else {})
-
-
-ENDPOINT_FIELDS = (
-    "endpoint",
-    "api_key_env",
-    "model",
-    "concurrency",
-    "timeout_s",
-    "retries",
-    "backoff_s",
-    "max_failed_fraction",
-    "request",
-)
-
-
-class SynthesizeConfig(Section):
-    """Settings of `eaglepipe data synthesize`, in which the target writes users' turns itself."""
-
-    output: FileText = Field(description="JSONL file of prompts as messages, for sources of `regenerate` or `data`")
-    count: PositiveInt = Field(1000, description="prompts that are wanted")
-    max_draws: PositiveInt | None = Field(None, description="draws at most; default: 10 for each prompt")
-    system: tuple[str, ...] = Field((), description="system messages, taken in turn; default: the template's own")
-    max_new_tokens: PositiveInt = 256
-    temperature: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0
-    top_p: Share = 1.0
-    min_tokens: PositiveInt = Field(4, description="of a prompt; shorter ones are left out")
-    max_tokens: PositiveInt | None = Field(None, description="of a prompt; longer ones are left out")
-    max_repetition: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.3, description="share of a prompt's token 4-grams that occurred in it before"
-    )
-    max_similarity: Share = Field(
-        0.7, description="Jaccard similarity of character 5-grams at which a prompt repeats an earlier one; 1: never"
-    )
-    batch_size: PositiveInt = 64
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _lengths_leave_room(self) -> "SynthesizeConfig":
-        longest = min(self.max_new_tokens, self.max_tokens or self.max_new_tokens)
-        if self.min_tokens > longest:
-            raise ValueError(f"min_tokens is {self.min_tokens}, and no prompt has more than {longest} tokens")
-        if self.max_draws is not None and self.max_draws < self.count:
-            raise ValueError(f"max_draws is {self.max_draws}, fewer than count, {self.count}")
-        return self
-
-    @property
-    def most_draws(self) -> int:
-        """The number of draws after which there are no more, whatever was kept."""
-        return self.max_draws or 10 * self.count

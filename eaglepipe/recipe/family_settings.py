@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from eaglepipe.recipe.config import Depth, NonNegative, PositiveInt, Share, Size, TokenId
+from eaglepipe.recipe.numbers import Depth, NonNegative, PositiveInt, Share, Size, TokenId
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 from eaglepipe.recipe.tree import Recipe
 

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from eaglepipe.families import FAMILIES, Family
-from eaglepipe.recipe.config import Depth, Device, DType, Fraction, NonNegative, PositiveInt, Section, Seed, Size
+from eaglepipe.recipe.config import Device, DType
+from eaglepipe.recipe.numbers import Depth, Fraction, NonNegative, PositiveInt, Seed, Size
+from eaglepipe.recipe.section import Section
 from eaglepipe.recipe.texts import LocationText, PathText
 
 

@@ -4,16 +4,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from eaglepipe.recipe.config import (
-    CacheConfig,
-    DataConfig,
-    PrecomputeConfig,
-    RegenerateConfig,
-    Section,
-    SynthesizeConfig,
-    TargetConfig,
-    VocabConfig,
-)
+from eaglepipe.recipe.config import CacheConfig, DataConfig, PrecomputeConfig, TargetConfig, VocabConfig
+from eaglepipe.recipe.generation import RegenerateConfig, SynthesizeConfig
+from eaglepipe.recipe.section import Section
 from eaglepipe.recipe.training import DraftConfig, TrainConfig
 
 

@@ -21,7 +21,7 @@ from eaglepipe.generation.endpoint.pool import Pool, Server
 from eaglepipe.generation.endpoint.transport import Transport, unreachable
 from eaglepipe.generation.rewrite import Rewriter, Rewritten
 from eaglepipe.progress import ProgressLine
-from eaglepipe.recipe.config import RegenerateConfig
+from eaglepipe.recipe.generation import RegenerateConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
 

@@ -23,7 +23,8 @@ from eaglepipe.generation.synthesis.duplicates import SeenTexts
 from eaglepipe.generation.synthesis.rules import Rules
 from eaglepipe.generation.synthesis.user_turn import special_ids
 from eaglepipe.progress import ProgressLine, format_seconds
-from eaglepipe.recipe.config import SourceConfig, SynthesizeConfig
+from eaglepipe.recipe.config import SourceConfig
+from eaglepipe.recipe.generation import SynthesizeConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
