@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from eaglepipe.cache.identity import DERIVED_KEY
-from eaglepipe.cache.manifest import Plan, Sidecar, SidecarHead, load_document, load_sidecar_head
+from eaglepipe.cache.manifest import Plan, load_document
 from eaglepipe.cache.remote.shards import is_away
+from eaglepipe.cache.sidecar import Sidecar, SidecarHead, load_sidecar_head
 from eaglepipe.cache.writer import shard_path, sidecar_path
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.bounds import FolderBounds

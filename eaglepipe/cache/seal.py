@@ -19,7 +19,6 @@ from eaglepipe.cache.manifest import (
     Manifest,
     Plan,
     ShardEntry,
-    Sidecar,
     SpecDocument,
     document_bytes,
     file_entry,
@@ -29,6 +28,7 @@ from eaglepipe.cache.published import read_published
 from eaglepipe.cache.remote.push import forget_shard, push_files, push_index, push_manifest
 from eaglepipe.cache.samples.sidecar_index import write_index
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.supervision.sampled import SampledSupervision
 from eaglepipe.cache.writer import shard_path, sidecar_path

@@ -10,19 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import xxhash
 
-from eaglepipe.cache.manifest import (
-    SHARDS_FOLDER,
-    FileEntry,
-    RefusedSample,
-    ShardEntry,
-    ShardIndex,
-    Sidecar,
-    document_bytes,
-)
+from eaglepipe.cache.manifest import SHARDS_FOLDER, FileEntry, ShardEntry, document_bytes
 from eaglepipe.cache.remote.push import make_room, push_shard
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.record_batch import sample_to_batch
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema
+from eaglepipe.cache.sidecar import RefusedSample, ShardIndex, Sidecar
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.files.publish import PendingFile, explained_os_errors, publish_bytes
 

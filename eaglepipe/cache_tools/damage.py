@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from eaglepipe.cache.fixed_files import file_problem, file_problems
 from eaglepipe.cache.identity import check_manifest, check_plan
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Manifest, Plan, Sidecar, load_document
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, Manifest, Plan, load_document
 from eaglepipe.cache.opening import load_manifest, load_plan, read_manifest
 from eaglepipe.cache.seal import UnsoundError, checked_shards
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.cache_tools.salvage import sound_samples
 from eaglepipe.errors import CacheError, CorruptError

@@ -13,17 +13,7 @@ import xxhash
 from eaglepipe.cache.clean import tidy_cache
 from eaglepipe.cache.fixed_files import publish_files
 from eaglepipe.cache.identity import DERIVED_KEY
-from eaglepipe.cache.manifest import (
-    MANIFEST_NAME,
-    PLAN_NAME,
-    FileEntry,
-    Manifest,
-    Plan,
-    RefusedSample,
-    Sidecar,
-    document_bytes,
-    load_document,
-)
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, Plan, document_bytes, load_document
 from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.published import missing_shards, read_published
 from eaglepipe.cache.reader import REPORT_FILE, Cache
@@ -32,6 +22,7 @@ from eaglepipe.cache.remote.push import forget_shard, put_plan
 from eaglepipe.cache.remote.stored import is_stored
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
+from eaglepipe.cache.sidecar import RefusedSample, Sidecar
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import RefusedItem, ShardWriter, sidecar_path

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
-from eaglepipe.cache.manifest import CHECKSUM_KEY, PLAN_NAME, REFUSALS, Manifest
+from eaglepipe.cache.manifest import CHECKSUM_KEY, PLAN_NAME, Manifest
 from eaglepipe.cache.opening import load_plan
 from eaglepipe.cache.reader import REPORT_FILE, Cache
 from eaglepipe.cache.schema import ShardSpec, schema_files, token_cost
+from eaglepipe.cache.sidecar import REFUSALS
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache.supervision.kind import ENTRY_SETTINGS, KINDS, EntryRule, entry_rule, stored_codec
 from eaglepipe.cache.supervision.sampled import SampledSupervision

@@ -18,7 +18,6 @@ from eaglepipe.cache.manifest import (
     DROPS_FILE,
     MANIFEST_NAME,
     PLAN_NAME,
-    REFUSALS,
     FileEntry,
     Manifest,
     document_bytes,
@@ -29,6 +28,7 @@ from eaglepipe.cache.remote.stored import is_stored
 from eaglepipe.cache.samples.index_file import INDEX_FILE
 from eaglepipe.cache.samples.sidecar_index import stored_index, write_index
 from eaglepipe.cache.seal import PublishedShard, plan_entry, seal_cache
+from eaglepipe.cache.sidecar import REFUSALS
 from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.cache_tools.damage import Damage, find_damage, shards_against_sidecars
 from eaglepipe.cache_tools.rederive import command_of

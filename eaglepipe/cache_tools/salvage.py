@@ -9,12 +9,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from eaglepipe.cache.consistency import VOCAB_FILE, load_vocab
-from eaglepipe.cache.manifest import FileEntry, Manifest, Sidecar, document_bytes, file_entry, load_document
+from eaglepipe.cache.manifest import FileEntry, Manifest, document_bytes, file_entry, load_document
 from eaglepipe.cache.reader import check_schema
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.content import check_content, check_structure
 from eaglepipe.cache.samples.record_batch import batch_to_sample, sample_digest
 from eaglepipe.cache.schema import ShardSpec, arrow_schema
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import RefusedItem, make_sidecar, shard_path, sidecar_path
 from eaglepipe.errors import CacheError, CorruptError

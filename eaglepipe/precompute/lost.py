@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eaglepipe.cache.manifest import CODEC_OVERFLOW, EMPTY_ANSWER, REFUSED, UNANSWERED, UNFINISHED, RefusedSample
 from eaglepipe.cache.published import published_sidecars
+from eaglepipe.cache.sidecar import CODEC_OVERFLOW, EMPTY_ANSWER, REFUSED, UNANSWERED, UNFINISHED, RefusedSample
 from eaglepipe.errors import DataError
 from eaglepipe.precompute.inputs import Stage1Inputs
 from eaglepipe.precompute.plan import PrecomputePlan

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eaglepipe.cache.manifest import Plan, Sidecar, load_document
+from eaglepipe.cache.manifest import Plan, load_document
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.writer import sidecar_path
 from eaglepipe.errors import CacheError, ConfigError, CorruptError, DataError, TargetError
 from eaglepipe.files.json_object import diff_fields

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eaglepipe.cache.manifest import Sidecar, load_document
+from eaglepipe.cache.manifest import load_document
 from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.samples.sample_ids import SampleIds
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.types import SampleIndex, join_indices
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CorruptError

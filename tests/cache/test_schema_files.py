@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 from eaglepipe.cache.codecs.catalog import LOGICAL_DTYPES, make_codec
 from eaglepipe.cache.codecs.integer import IntegerRows
 from eaglepipe.cache.codecs.rotated import RotatedRows
-from eaglepipe.cache.manifest import Document, Manifest, Plan, Sidecar, json_schema, load_document
+from eaglepipe.cache.manifest import Document, Manifest, Plan, json_schema, load_document
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import SCHEMA_VERSION, ShardSpec, arrow_schema, shard_columns
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.supervision.kind import KINDS as SUPERVISION_KINDS
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CorruptError

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eaglepipe.cache.manifest import Sidecar, load_document
+from eaglepipe.cache.manifest import load_document
 from eaglepipe.cache.opening import load_plan
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.chat.drops import DropLog
 from eaglepipe.precompute.claims import Worker
 from eaglepipe.precompute.content_identity import cache_identity

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eaglepipe.cache.manifest import PLAN_NAME, Sidecar
+from eaglepipe.cache.manifest import PLAN_NAME
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError

@@ -4,16 +4,9 @@ import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from eaglepipe.cache.manifest import (
-    MANIFEST_NAME,
-    PLAN_NAME,
-    SHARDS_FOLDER,
-    FileEntry,
-    Manifest,
-    Sidecar,
-    load_document,
-)
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, SHARDS_FOLDER, FileEntry, Manifest, load_document
 from eaglepipe.cache.samples.index_file import INDEX_FILE, index_key, is_bound
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.hashing import hash_file
 from eaglepipe.files.publish import publish_bytes, published_file

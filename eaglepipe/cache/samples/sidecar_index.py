@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eaglepipe.cache.manifest import FileEntry, Manifest, ShardEntry, load_sealed_sidecar, repair_advice
+from eaglepipe.cache.manifest import FileEntry, Manifest, ShardEntry, repair_advice
 from eaglepipe.cache.samples.index_file import INDEX_FILE, index_key, publish_index, read_index
 from eaglepipe.cache.samples.sample_ids import SampleIds
+from eaglepipe.cache.sidecar import load_sealed_sidecar
 from eaglepipe.cache.types import SampleIndex, join_indices
 from eaglepipe.errors import CorruptError
 

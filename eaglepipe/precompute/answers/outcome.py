@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eaglepipe.cache.manifest import EMPTY_ANSWER, LONG_ANSWER, UNANSWERED, UNFINISHED
+from eaglepipe.cache.sidecar import EMPTY_ANSWER, LONG_ANSWER, UNANSWERED, UNFINISHED
 from eaglepipe.cache.writer import RefusedItem
 from eaglepipe.chat.tokens import TokenSample, cut_sample
 from eaglepipe.generation.rewrite import Rewritten

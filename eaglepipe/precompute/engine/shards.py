@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eaglepipe.cache.manifest import Sidecar, load_document
+from eaglepipe.cache.manifest import load_document
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.record_batch import batch_to_sample
 from eaglepipe.cache.schema import ShardSpec
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache.writer import ShardItem, ShardWriter, shard_path, sidecar_path
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from eaglepipe.cache.fixed_files import publish_files
-from eaglepipe.cache.manifest import Sidecar, load_document
+from eaglepipe.cache.manifest import load_document
 from eaglepipe.cache.published import read_published
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.errors import DataError, ResourceError
 from eaglepipe.precompute.engine.feed import Claim, Feed

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eaglepipe.cache.manifest import PLAN_NAME, Plan, Sidecar, load_document
+from eaglepipe.cache.manifest import PLAN_NAME, Plan, load_document
 from eaglepipe.cache.reader import Cache
+from eaglepipe.cache.sidecar import Sidecar
 from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.cache_tools.repair import repair_cache
 from eaglepipe.cache_tools.verify import verify_cache
