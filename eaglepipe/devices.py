@@ -9,7 +9,6 @@ import torch
 from eaglepipe.errors import ConfigError
 
 _DIMENSION = {"cpu": 1024, "cuda": 8192}
-_MEASURE_SECONDS = 0.3
 
 
 def resolve_device(device: str, local_rank: int | None = None) -> torch.device:
@@ -44,14 +43,14 @@ def auto_dtype(device: torch.device) -> tuple[Literal["float32", "bfloat16"], st
     return "float32", "this processor has no AMX, without which bfloat16 is slower"
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the FLOP/s of a square matrix product in `dtype`, for a fraction of a second."""
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Measure the FLOP/s of a square matrix product in `dtype`, for so many seconds."""
     size = _DIMENSION.get(device.type, 1024)
     matrix = torch.randn(size, size, device=device).to(dtype)
     _synchronise(device)
     (matrix @ matrix).sum().item()
     repeats, started = 0, time.perf_counter()
-    while time.perf_counter() - started < _MEASURE_SECONDS:
+    while time.perf_counter() - started < seconds:
         matrix @ matrix
         _synchronise(device)
         repeats += 1

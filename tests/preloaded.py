@@ -1,13 +1,21 @@
-"""Everything that a child of `tests.processes` would import, imported once in their server."""
+"""Everything that a forked child would import, imported once in its parent; nothing here may start a thread."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import _strptime  # noqa: F401 - what numpy, pyarrow and matplotlib import at their first use
 import pkgutil
 from importlib import import_module
 
+import matplotlib.backends.backend_agg  # noqa: F401
+import numpy.ctypeslib  # noqa: F401
+import pandas  # noqa: F401
+import pyarrow.compute
+import pyarrow.pandas_compat  # noqa: F401
+import pytest  # noqa: F401
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401 - the class of tiny targets
 
@@ -17,3 +25,6 @@ torch.set_num_threads(1)
 for module in pkgutil.walk_packages(eaglepipe.__path__, "eaglepipe."):
     if not module.name.endswith("__main__"):
         import_module(module.name)
+eaglepipe.precompute.layout._product_rate(torch.device("cpu"), torch.float32)  # by the server, not by every child
+gc.collect()
+gc.freeze()  # a child's collections neither look at what lies here nor copy its pages

@@ -16,8 +16,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.preloaded"])
+WARM = multiprocessing.get_context("forkserver")
+"""In place of `spawn`: children of the server."""
+
+WARM.set_forkserver_preload(["tests.preloaded"])
 _OUTPUTS = ("stdout", "stderr")
 
 
@@ -40,7 +42,7 @@ class Child:
         for name in _OUTPUTS:
             (self._output / name).touch()
         call = (function, arguments, surroundings, self._output)
-        self._process: ForkServerProcess = _CONTEXT.Process(target=_call, args=call, daemon=True)
+        self._process: ForkServerProcess = WARM.Process(target=_call, args=call, daemon=True)
         self._process.start()
 
     @property

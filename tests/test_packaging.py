@@ -35,9 +35,10 @@ def test_wheel_holds_recipes_schemas_licence_and_no_tests(wheel: Path) -> None:
 def test_installed_wheel_lists_its_recipes_from_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
     """The new environment sees the dependencies of this one, but not the source tree."""
     environment = tmp_path / "fresh"
-    venv.create(environment, with_pip=True)
+    venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-compile", str(wheel)], check=True)
     dependencies = next(Path(sys.prefix).glob("lib/python3*/site-packages"))
     surroundings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     found = next(environment.glob("lib/python3*/site-packages"))

@@ -1,8 +1,8 @@
 """Facts about characters, from `unicodedata` and the codecs: names, categories, bytes, decompositions."""
 
 import re
-import sys
 import unicodedata
+from itertools import chain
 from random import Random
 
 from eaglepipe.demo.corpus_types import Exchange, Source, plural
@@ -55,6 +55,9 @@ _QUESTIONS = {
     ),
     "name": ("What is the code point of {}?", "Where is {} in Unicode?", "How do I type {} in Python?"),
 }
+_NAMED = (range(0x20000), range(0xE0000, 0xE0200))
+"""The planes of Unicode in between and behind hold ideographs, private use, and nothing."""
+
 _NUMBERED_NAME = re.compile(r"-[0-9A-F]{3,6}$")
 _PRINTED_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lo", "Nd", "No", "Sm", "Sc", "So", "Po"))
 
@@ -66,7 +69,7 @@ def notation(character: str) -> str:
 
 def _keys() -> list[str]:
     """All named characters but ideographs, whose names are their numbers, and nine in ten Hangul syllables."""
-    named = ((character, unicodedata.name(character, "")) for character in map(chr, range(sys.maxunicode + 1)))
+    named = ((character, unicodedata.name(character, "")) for character in map(chr, chain(*_NAMED)))
     return [notation(character) for character, name in named if name and not _is_one_of_many(character, name)]
 
 

@@ -5,6 +5,7 @@ All depths lie in one flattened sequence and attend in one pass under a visibili
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,9 +21,6 @@ from eaglepipe.errors import DraftError
 
 logger = logging.getLogger(__name__)
 
-_peagle_flex_attention_compiled = torch.compile(flex_attention, mode="max-autotune-no-cudagraphs", dynamic=True)
-"""Compiled when it is first called, not here."""
-
 _peagle_flex_attention_compile_failed = False
 """Set when a compilation failed once in this process; the eager kernel is used from then on."""
 
@@ -36,6 +34,12 @@ def _peagle_compile_supported(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor)
     on_cuda = all(tensor.is_cuda for tensor in tensors)
     one_dtype = q.dtype in _COMPILED_DTYPES and q.dtype == k.dtype == v.dtype
     return on_cuda and one_dtype and all(tensor.shape[-1] >= _MIN_COMPILED_HEAD_DIM for tensor in tensors)
+
+
+@cache
+def _peagle_flex_attention_compiled() -> Callable[..., torch.Tensor]:
+    """Return flex_attention as Inductor compiles it when first called; only a process that needs it imports that."""
+    return torch.compile(flex_attention, mode="max-autotune-no-cudagraphs", dynamic=True)
 
 
 def _peagle_flex_attention(
@@ -62,7 +66,7 @@ def flex_attention_where_it_compiles(
     grouped = q.shape[1] != k.shape[1]
     if not _peagle_flex_attention_compile_failed and _peagle_compile_supported(q, k, v):
         try:
-            return _peagle_flex_attention_compiled(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
+            return _peagle_flex_attention_compiled()(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
         except TorchDynamoException as error:
             _peagle_flex_attention_compile_failed = True
             logger.warning("flex_attention does not compile here (%s); running it eagerly from now on", error)

@@ -6,6 +6,7 @@ and of the staged tokens: no worker, device or token budget changes which sample
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -209,7 +210,13 @@ def forward_seconds(inputs: Stage1Inputs, num_tokens: int) -> float:
     device = resolve_device(inputs.recipe.precompute.device)
     parameters = inputs.num_parameters * _active_share(config)
     dtype = getattr(torch, target.dtype if target.dtype != "auto" else _own_dtype(config))
-    return 2 * parameters * num_tokens / (_FORWARD_EFFICIENCY * matmul_rate(device, dtype))
+    return 2 * parameters * num_tokens / (_FORWARD_EFFICIENCY * _product_rate(device, dtype))
+
+
+@cache
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of products on this device, measured once a process and no longer than an estimate needs."""
+    return matmul_rate(device, dtype, seconds=0.1)
 
 
 def faster_dtype(inputs: Stage1Inputs) -> str | None:

@@ -31,7 +31,7 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def report() -> StepReport:
+def report(warm_processes: None) -> StepReport:
     return measure_step(PRESET)
 
 

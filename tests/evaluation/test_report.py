@@ -2,8 +2,8 @@
 
 import base64
 import re
-import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from eaglepipe.errors import EaglepipeError
 from eaglepipe.evaluation.report.cache_statistics import cache_statistics
 from eaglepipe.evaluation.report.page import best_step, write_report
 from eaglepipe.train import run_training
+from tests.processes import start
 from tests.tiny_project import TinyProject
 
 PLOTS = {"loss", "acceptance", "depth", "speed", "cache"}
@@ -28,8 +29,12 @@ def run(project: TinyProject, sealed_cache: Path, tmp_path_factory: pytest.TempP
     return folder
 
 
-def test_the_page_embeds_every_plot_that_is_beside_it(run: Path, sealed_cache: Path) -> None:
-    page = write_report(run, [sealed_cache])
+@pytest.fixture(scope="module")
+def page(run: Path, sealed_cache: Path) -> Path:
+    return write_report(run, [sealed_cache])
+
+
+def test_the_page_embeds_every_plot_that_is_beside_it(page: Path) -> None:
     embedded = re.findall(r'alt="(\w+)" src="data:image/png;base64,([^"]+)"', page.read_text())
     assert {name for name, _ in embedded} == PLOTS
     for name, data in embedded:
@@ -37,15 +42,15 @@ def test_the_page_embeds_every_plot_that_is_beside_it(run: Path, sealed_cache: P
         assert png.startswith(b"\x89PNG") and png == (page.parent / f"{name}.png").read_bytes()
 
 
-def test_a_second_report_is_the_same_bytes(run: Path, sealed_cache: Path) -> None:
-    first = write_report(run, [sealed_cache]).read_bytes()
+def test_a_second_report_is_the_same_bytes(page: Path, run: Path, sealed_cache: Path) -> None:
+    first = page.read_bytes()
     assert write_report(run, [sealed_cache]).read_bytes() == first
 
 
-def test_the_page_gives_the_origin_of_the_draft_vocabulary(run: Path, sealed_cache: Path) -> None:
+def test_the_page_gives_the_origin_of_the_draft_vocabulary(page: Path, sealed_cache: Path) -> None:
     vocab = Cache.open(sealed_cache).vocab
     chosen = f"{vocab.size:,} of {vocab.target_size:,} tokens, chosen from all samples of the cache, held-out ones"
-    assert vocab.size < vocab.target_size and chosen in write_report(run, [sealed_cache]).read_text()
+    assert vocab.size < vocab.target_size and chosen in page.read_text()
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
@@ -53,14 +58,17 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def report_without_matplotlib(run: Path, cache: Path) -> None:
+    """Report in a child, where neither matplotlib nor what imports it has been imported yet."""
+    for name in [name for name in sys.modules if name.startswith(("matplotlib", "eaglepipe.evaluation.report"))]:
+        del sys.modules[name]
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]
+    import_module("eaglepipe.evaluation.report.page").write_report(run, [cache])
+
+
 def test_without_matplotlib_the_error_names_the_extra_to_install(run: Path, sealed_cache: Path) -> None:
-    script = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from pathlib import Path\nfrom eaglepipe.evaluation.report.page import write_report\n"
-        f"write_report(Path({str(run)!r}), [Path({str(sealed_cache)!r})])"
-    )
-    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert completed.returncode != 0 and "eaglepipe[plots]" in completed.stderr
+    done = start(report_without_matplotlib, run, sealed_cache).wait()
+    assert done.returncode != 0 and "eaglepipe[plots]" in done.stderr
 
 
 def test_entropy_and_coverage_are_those_of_the_stored_rows(sealed_cache: Path) -> None:

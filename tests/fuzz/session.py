@@ -14,7 +14,7 @@ def run_session(
     *, cases: int, seed: int = 0, subjects: Sequence[str] = SUBJECTS, workers: int = 2, commands: int = 9
 ) -> bool:
     """Run so many cases, each with at most so many of its commands; print a table. True if nothing was found."""
-    import tests.fuzz.warm  # noqa: F401 - before the first fork
+    import tests.preloaded  # noqa: F401 - before the first fork
 
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         base, started = make_base(Path(folder) / "base"), time.monotonic()
@@ -29,7 +29,7 @@ def run_session(
 
 def show_case(subject: str, number: int, *, seed: int) -> bool:
     """Run one case, print all of it, and keep its input. True if nothing was found."""
-    import tests.fuzz.warm  # noqa: F401 - before the first fork
+    import tests.preloaded  # noqa: F401 - before the first fork
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     base: Base = make_base(folder / "base")

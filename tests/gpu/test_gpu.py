@@ -11,7 +11,7 @@ from tests.gpu.__main__ import app
 from tests.gpu.report import CUDA_TESTS, Row, attempted, check_device, chosen_presets, table
 
 
-def test_every_part_runs_on_the_cpu_and_leaves_one_table(tmp_path: Path) -> None:
+def test_every_part_runs_on_the_cpu_and_leaves_one_table(warm_processes: None, tmp_path: Path) -> None:
     out = tmp_path / "gpu.txt"
     arguments = ["--device", "cpu", "--preset", "tiny", "--rounds", "1", "--out", str(out)]
     result = CliRunner().invoke(app, arguments)

@@ -1,7 +1,7 @@
 """States of a cache as speculators takes them: its own norm of them gives back what the cache holds."""
 
-import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError
 from eaglepipe.speculators_backend.data_folder import write_data_folder
 from eaglepipe.speculators_backend.states import CacheStates, before_norm
+from tests.processes import start
 
 
 def rms_norm(states: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
@@ -56,12 +57,15 @@ def test_a_cache_without_last_hidden_states_is_refused(dense_cache: Path) -> Non
         CacheStates(dense_cache)
 
 
+def train_without_speculators() -> None:
+    """Train in a child, where nothing of the backend has been imported yet; the entry stands for an absent package."""
+    for name in [name for name in sys.modules if name.startswith(("hs_connectors", "eaglepipe.speculators_backend"))]:
+        del sys.modules[name]
+    sys.modules["hs_connectors"] = None  # type: ignore[assignment]
+    sys.exit(import_module("eaglepipe.speculators_backend.__main__").main(["train", "--data-path", "x"]))
+
+
 def test_without_speculators_the_backend_says_what_is_missing() -> None:
-    """A finder that knows no `hs_connectors` stands for an environment without it."""
-    code = (
-        "import sys; sys.modules['hs_connectors'] = None; "
-        "from eaglepipe.speculators_backend.__main__ import main; sys.exit(main(['train', '--data-path', 'x']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = start(train_without_speculators).wait()
     assert done.returncode == 2 and "install it (`pip install speculators`)" in done.stderr
     assert "Traceback" not in done.stderr

@@ -89,7 +89,18 @@ def _as_given(trained: Recipe, recipe: Recipe) -> Recipe:
 
 def run_command(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Run a command of this package in a process of its own; its messages pass through, its result comes back."""
-    words = [sys.executable, "-m", "eaglepipe", command, *arguments, "--json"]
+    code, output = run_process([command, *arguments, "--json"])
+    if code:
+        error = EaglepipeError(f"`eaglepipe {command}` ended with exit code {code}; see above")
+        error.exit_code = abs(code)
+        raise error
+    result: dict[str, Any] = json.loads(output)
+    return result
+
+
+def run_process(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run this package in a fresh process to its end; return its exit code and what it printed."""
+    words = [sys.executable, "-m", "eaglepipe", *arguments]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             output = process.communicate()[0]
@@ -97,9 +108,4 @@ def run_command(command: str, arguments: Sequence[str]) -> dict[str, Any]:
             process.terminate()  # it saves what it has
             process.wait()
             raise
-    if process.returncode:
-        error = EaglepipeError(f"`eaglepipe {command}` ended with exit code {process.returncode}; see above")
-        error.exit_code = abs(process.returncode)
-        raise error
-    result: dict[str, Any] = json.loads(output)
-    return result
+    return process.returncode, output

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from eaglepipe.cache.storage import WORK_FOLDER
 from eaglepipe.errors import ConfigError, EaglepipeError
 from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.load import dump_recipe, load_recipe
+from tests.processes import run_eaglepipe
 from tests.studies import families_runs
 from tests.studies.families import FAMILIES, Budget, _steps, _unserved, measure_families
 from tests.studies.families_base import DEPTH, block_boundaries, boundaries_of, demo_base, recipe_base
@@ -173,11 +175,17 @@ def test_a_demo_that_says_no_steps_is_told(tmp_path: Path, demo: Path) -> None:
         measure_families(demo_base(tmp_path / "demo", tmp_path), tmp_path, names=["eagle3-k1"], report=lambda _: None)
 
 
+def run_warm(arguments: Sequence[str]) -> tuple[int, str]:
+    done = run_eaglepipe(*arguments)
+    return done.returncode, done.stdout
+
+
 def test_a_family_is_trained_from_a_cache_of_its_own_and_evaluated_at_full_depth(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as the demo's draft; another process has begun a shard of the cache, and lets go of it."""
     monkeypatch.setattr(families_runs, "OTHERS_WAIT_S", 0.1)
+    monkeypatch.setattr(families_runs, "run_process", run_warm)
     planned = run_precompute(demo_base(demo, tmp_path), dry_run=True, report=lambda _: None)
     claims = Path(planned.folder) / WORK_FOLDER / "claims"
     claims.mkdir(parents=True)

@@ -1,23 +1,23 @@
 """Independent pieces of a measurement in a few processes; stopping it stops them, after they have saved."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
 from eaglepipe.progress import ProgressLine
+from tests.processes import WARM
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 
 class Workers:
-    """`jobs` processes that import this package anew; as a context manager."""
+    """`jobs` processes of one thread each; as a context manager."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
-        self._pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(jobs, mp_context=WARM)
 
     def __enter__(self) -> "Workers":
         return self
@@ -50,6 +50,6 @@ def _stopping_children() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for process in multiprocessing.active_children():
+        for process in WARM.active_children():
             process.terminate()
         raise

@@ -144,7 +144,7 @@ def test_a_failed_compilation_is_told_once_and_the_eager_kernel_runs(monkeypatch
         calls.append(1)
         raise TorchDynamoException("no such lowering")
 
-    monkeypatch.setattr(peagle_draft, "_peagle_flex_attention_compiled", compiled)
+    monkeypatch.setattr(peagle_draft, "_peagle_flex_attention_compiled", lambda: compiled)
     monkeypatch.setattr(peagle_draft, "_peagle_flex_attention_compile_failed", False)
     monkeypatch.setattr(peagle_draft, "flex_attention", lambda q, *_, **__: q)
     tensors = [states(4, size=16).as_subclass(FakeCuda) for _ in range(3)]
