@@ -14,8 +14,8 @@ import torch
 from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.peak import in_fresh_process, peak_bytes
 from eaglepipe.bench.peers.comparison import OURS, Comparison, PassFn, compare
-from eaglepipe.bench.peers.speculators_eagle3 import SpeculatorsEagle3
-from eaglepipe.bench.peers.speculators_package import require_speculators
+from eaglepipe.bench.peers.eagle3_peers import EAGLE3_PEERS
+from eaglepipe.bench.peers.packages import PeerPackage, installed_packages, missing_note
 from eaglepipe.bench.products import AttentionProducts, LinearProducts, ProductRunner, Products
 from eaglepipe.bench.step_paths import Implementation, StepPath, StepSetup
 from eaglepipe.bench.step_presets import StepPreset, Workload
@@ -36,15 +36,15 @@ _WAIT_EPOCHS = 2
 
 
 def measure_step(preset: StepPreset, *, rounds: int | None = None, peers: bool = False) -> StepReport:
-    """Run every workload of a preset on a cache made for it, and if asked for the step of a peer too.
+    """Run every workload of a preset on a cache made for it, and if asked for the steps of the installed peers too.
 
     Raises:
-        ConfigError: the preset is for CUDA and there is no such device, or the peer's package is not installed.
+        ConfigError: the preset is for CUDA and there is no such device, or no peer's package is installed.
     """
-    peer = require_speculators() if peers else None
+    packages = installed_packages(EAGLE3_PEERS) if peers else ()
     device = bench_device(preset.device, f"preset {preset.name}")
     rounds = preset.rounds if rounds is None else rounds
-    reports = [_measure_workload(preset, workload, device, rounds, peer) for workload in preset.workloads]
+    reports = [_measure_workload(preset, workload, device, rounds, packages) for workload in preset.workloads]
     return StepReport(
         preset=preset.name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -56,7 +56,7 @@ def measure_step(preset: StepPreset, *, rounds: int | None = None, peers: bool =
 
 
 def _measure_workload(
-    preset: StepPreset, workload: Workload, device: torch.device, rounds: int, peer: str | None
+    preset: StepPreset, workload: Workload, device: torch.device, rounds: int, packages: Sequence[PeerPackage]
 ) -> WorkloadReport:
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as folder:
         cache = write_made_cache(Path(folder), preset.shape, workload.lengths, assistant_share=workload.assistant_share)
@@ -81,14 +81,16 @@ def _measure_workload(
             reference_peak_bytes=reference_peak,
             data_wait=_data_wait(setup),
             loss_difference=loss_difference,
-            comparison=None if peer is None else _compare(compact, reference, peer, rounds),
+            comparison=_compare(compact, reference, packages, rounds) if packages else None,
         )
 
 
-def _compare(compact: StepPath, reference: StepPath, peer: str, rounds: int) -> Comparison:
-    other = SpeculatorsEagle3(compact)
-    passes: dict[str, PassFn] = {OURS: compact.run_decoded, "reference": reference.run_decoded, peer: other.run_all}
-    return compare(passes, rounds, supervised_tokens=compact.header.num_supervised, note=other.note)
+def _compare(compact: StepPath, reference: StepPath, packages: Sequence[PeerPackage], rounds: int) -> Comparison:
+    peers = {package.title: EAGLE3_PEERS[package](compact) for package in packages}
+    passes: dict[str, PassFn] = {OURS: compact.run_decoded, "reference": reference.run_decoded}
+    passes |= {title: peer.run_all for title, peer in peers.items()}
+    notes = [*(peer.note for peer in peers.values()), *missing_note(EAGLE3_PEERS)]
+    return compare(passes, rounds, supervised_tokens=compact.header.num_supervised, notes=notes)
 
 
 def _run_in_turn(

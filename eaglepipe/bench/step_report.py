@@ -36,7 +36,7 @@ class WorkloadReport:
     reference_peak_bytes: int
     data_wait: float
     loss_difference: float  # relative, between the two paths' summed losses
-    comparison: Comparison | None = None  # with the step of a peer
+    comparison: Comparison | None = None  # with the steps of peers
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields with rates and ratios; `ratio` is supervised tokens a second over the reference's."""

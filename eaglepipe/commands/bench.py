@@ -26,7 +26,10 @@ def step(
     preset: Annotated[str, typer.Option(help="cpu-chat, cpu-full, llama3.1-8b or qwen3-8b")] = "cpu-chat",
     rounds: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
     objective: Annotated[Literal["eagle3", "dflash"], typer.Option(help="family whose step is measured")] = "eagle3",
-    peers: Annotated[bool, typer.Option("--peers", help="with the step of the installed package speculators")] = False,
+    peers: Annotated[
+        bool,
+        typer.Option("--peers", help="with the steps of installed packages: speculators, specforge, nemo-automodel"),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a training step with the plain reference and with its matrix products alone."""

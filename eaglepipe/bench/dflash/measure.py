@@ -10,8 +10,8 @@ from eaglepipe.bench.dflash.report import DflashStepReport, DflashWorkload
 from eaglepipe.bench.dflash.step import MAX_ANCHORS, NUM_AUX, NUM_LAYERS, DflashStep
 from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.peers.comparison import OURS, PassFn, compare
+from eaglepipe.bench.peers.packages import SPECULATORS, installed_packages
 from eaglepipe.bench.peers.speculators_dflash import SpeculatorsDflash
-from eaglepipe.bench.peers.speculators_package import require_speculators
 from eaglepipe.bench.step_presets import StepPreset, Workload
 from eaglepipe.bench.timing import bench_device
 
@@ -22,7 +22,7 @@ def measure_dflash_step(preset: StepPreset, *, rounds: int | None = None, peers:
     Raises:
         ConfigError: the preset is for CUDA and there is no such device, or the peer's package is not installed.
     """
-    peer = require_speculators() if peers else None
+    peer = installed_packages([SPECULATORS])[0].title if peers else None
     device = bench_device(preset.device, f"preset {preset.name}")
     rounds = preset.rounds if rounds is None else rounds
     preset = replace(preset, shape=replace(preset.shape, num_aux=NUM_AUX))
@@ -57,15 +57,16 @@ def _measure_workload(
         }
         config = step.config
         sizes = f"{NUM_LAYERS} layers, {NUM_AUX} aux layers"
-        note = f"blocks of {config.block_size}, {MAX_ANCHORS} a sample at most, {sizes}"
+        notes = [f"blocks of {config.block_size}, {MAX_ANCHORS} a sample at most, {sizes}"]
         if peer is not None:
             other = SpeculatorsDflash(step)
-            passes[peer], note = other.run_all, f"{note}; {other.note}"
+            passes[peer] = other.run_all
+            notes.append(other.note)
         supervised = step.header.num_supervised
         return DflashWorkload(
             name=workload.name,
             tokens=step.header.num_tokens,
             supervised_tokens=supervised,
             guesses=step.num_guesses,
-            comparison=compare(passes, rounds, supervised_tokens=supervised, note=note),
+            comparison=compare(passes, rounds, supervised_tokens=supervised, notes=notes),
         )

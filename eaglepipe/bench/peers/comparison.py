@@ -1,10 +1,10 @@
 """Training steps that other packages make of the same batches, measured in turn with ours in one process."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import fill
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -27,6 +27,19 @@ PassFn = Callable[[], tuple[Spent, torch.Tensor]]
 """One pass over all batches: what it took, and loss sums, float64 [K], that are equal if the losses are."""
 
 
+class Peer(Protocol):
+    """The training step of a package, set up on the batches of a workload."""
+
+    @property
+    def note(self) -> str:
+        """How it runs, the package's name first."""
+        ...
+
+    def run_all(self) -> tuple[Spent, torch.Tensor]:
+        """Run one pass, as a `PassFn` does."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class PeerRow:
     """A pass of one implementation: forward, backward and the target's head."""
@@ -39,11 +52,11 @@ class PeerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Medians of passes over the same batches, ours first, and how the peer was set up."""
+    """Medians of passes over the same samples, ours first, and how the peers were set up."""
 
     supervised_tokens: int
     rows: tuple[PeerRow, ...]
-    note: str
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields with rates, and each row's time over ours as `ratio` and `cpu_ratio`."""
@@ -57,7 +70,7 @@ class Comparison:
             }
             for row in self.rows
         ]
-        return {"rows": rows, "note": self.note}
+        return {"rows": rows, "notes": list(self.notes)}
 
     def table(self) -> str:
         """Return a table of one row an implementation."""
@@ -74,11 +87,11 @@ class Comparison:
             for row in self.to_json()["rows"]
         ]
         table = text_table(_COLUMNS, rows, indent=2)
-        note = fill(self.note, width=_WIDTH, initial_indent="  ", subsequent_indent="  ")
-        return f"{table}\n{note}"
+        notes = (fill(note, width=_WIDTH, initial_indent="  ", subsequent_indent="    ") for note in self.notes)
+        return "\n".join([table, *notes])
 
 
-def compare(passes: Mapping[str, PassFn], rounds: int, *, supervised_tokens: int, note: str) -> Comparison:
+def compare(passes: Mapping[str, PassFn], rounds: int, *, supervised_tokens: int, notes: Sequence[str]) -> Comparison:
     """Run every pass in turn, in several rounds, the second backwards; `passes` holds `OURS`."""
     spent: dict[str, list[Spent]] = {name: [] for name in passes}
     losses: dict[str, torch.Tensor] = {}
@@ -96,4 +109,4 @@ def compare(passes: Mapping[str, PassFn], rounds: int, *, supervised_tokens: int
         )
         for name in passes
     )
-    return Comparison(supervised_tokens=supervised_tokens, rows=rows, note=note)
+    return Comparison(supervised_tokens=supervised_tokens, rows=rows, notes=tuple(notes))

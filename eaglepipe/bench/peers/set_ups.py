@@ -12,10 +12,9 @@ from eaglepipe.bench.timing import Spent, spent
 
 @dataclass(frozen=True, kw_only=True)
 class SetUp:
-    """A model with one attention, and the calls that cover all batches."""
+    """A model with one attention, and the calls that cover all batches in one way."""
 
-    attention: str
-    rows: str
+    title: str
     model: Any
     calls: Sequence[Any]
 
@@ -25,8 +24,9 @@ class FastestSetUp:
 
     Args:
         models: by attention.
-        calls: by how rows are given.
+        calls: by how batches are given.
         step: forward and backward of one call; returns loss sums, float64.
+        warm_up: whether a pass of each comes before, in which code is compiled.
     """
 
     def __init__(
@@ -35,24 +35,23 @@ class FastestSetUp:
         calls: Mapping[str, Sequence[Any]],
         step: Callable[[Any, Any], torch.Tensor],
         device: torch.device,
+        *,
+        warm_up: bool = False,
     ) -> None:
         self._step, self._device = step, device
         set_ups = [
-            SetUp(
-                attention=attention,
-                rows=rows,
-                model=models[attention],
-                calls=calls[rows],
-            )
-            for attention in models
-            for rows in calls
+            SetUp(title=f"{attention} attention, {way}", model=model, calls=calls[way])
+            for attention, model in models.items()
+            for way in calls
         ]
+        for set_up in set_ups if warm_up else ():
+            self._run(set_up)
         self._best = min(set_ups, key=lambda set_up: self._run(set_up)[0].cpu) if len(set_ups) > 1 else set_ups[0]
 
     @property
     def description(self) -> str:
         """What is fastest."""
-        return f"{self._best.attention} attention, {self._best.rows} (the fastest of those that run here)"
+        return f"{self._best.title} (the fastest of those that run here)"
 
     def run_all(self) -> tuple[Spent, torch.Tensor]:
         """Run one pass; return what it took and the loss sums of all calls."""

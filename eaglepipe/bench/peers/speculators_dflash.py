@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from eaglepipe.bench.dflash.step import DflashStep
+from eaglepipe.bench.peers.batches import document_spans, last_hidden_states
 from eaglepipe.bench.peers.set_ups import FastestSetUp
-from eaglepipe.bench.peers.speculators_eagle3 import document_spans
 from eaglepipe.bench.peers.speculators_package import (
     MEAN_EPSILON,
     attentions,
@@ -18,7 +18,6 @@ from eaglepipe.bench.peers.speculators_package import (
     speculators_config,
 )
 from eaglepipe.bench.timing import Spent
-from eaglepipe.cache.supervision.hidden import HiddenSupervision
 from eaglepipe.training.data.batch import EncodedBatch
 
 
@@ -100,16 +99,9 @@ class SpeculatorsDflash:
 
     def _calls_of(self, batch: EncodedBatch, apart: bool) -> Iterator[_Call]:
         """Yield rows of tokens, made longer by a block, because its blocks end with the row at the latest."""
-        spec, packed, size = (
-            self._own.cache.spec,
-            batch.packed,
-            self._own.config.block_size,
-        )
-        assert isinstance(spec.kind, HiddenSupervision)
+        packed, size = batch.packed, self._own.config.block_size
         inputs, _ = self._own.inputs(batch)
-        rows = spec.kind.decode_rows(batch.supervision)
-        last_hidden = rows.new_zeros(*packed.shape, rows.shape[-1], dtype=torch.float32)
-        last_hidden[packed.loss_mask] = rows.float()
+        last_hidden = last_hidden_states(self._own.cache.spec, batch, packed.loss_mask)
         drawn, width = self._own.drawn(batch), packed.shape[1]
         for row, span, documents in document_spans(batch, apart):
             inside = (drawn.anchors >= row * width + span.start) & (drawn.anchors < row * width + span.stop)

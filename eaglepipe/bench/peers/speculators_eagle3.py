@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 
+from eaglepipe.bench.peers.batches import document_spans, last_hidden_states
 from eaglepipe.bench.peers.set_ups import FastestSetUp
 from eaglepipe.bench.peers.speculators_package import (
     MEAN_EPSILON,
@@ -17,7 +17,6 @@ from eaglepipe.bench.peers.speculators_package import (
 )
 from eaglepipe.bench.step_paths import StepPath
 from eaglepipe.bench.timing import Spent
-from eaglepipe.cache.supervision.hidden import HiddenSupervision
 from eaglepipe.training.data.batch import EncodedBatch
 
 
@@ -97,13 +96,10 @@ class SpeculatorsEagle3:
         return [call for batch in self._path.batches for call in self._calls_of(batch, apart)]
 
     def _calls_of(self, batch: EncodedBatch, apart: bool) -> Iterator[_Call]:
-        spec, packed = self._path.setup.cache.spec, batch.packed
-        assert isinstance(spec.kind, HiddenSupervision)
+        packed = batch.packed
         inputs = self._path.decode(batch)
         assert isinstance(inputs.target_probs, torch.Tensor)
-        rows = spec.kind.decode_rows(batch.supervision)
-        last_hidden = rows.new_zeros(*packed.shape, rows.shape[-1], dtype=torch.float32)
-        last_hidden[packed.position_mask] = rows.float()
+        last_hidden = last_hidden_states(self._path.setup.cache.spec, batch, packed.position_mask)
         entropies = torch.zeros(packed.shape, dtype=torch.float64, device=self._device)
         entropies[packed.position_mask] = torch.special.entr(inputs.target_probs).sum(-1).double()
         steps = torch.arange(self._path.setup.preset.ttt_steps, device=self._device)
@@ -119,18 +115,3 @@ class SpeculatorsEagle3:
             }
             counted = (positions >= steps[:, None]) * entropies[row, span]
             yield _Call(arguments=arguments, entropies=counted.sum(-1).cpu())
-
-
-def document_spans(batch: EncodedBatch, apart: bool) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Yield row, slots and the document of each slot, of rows without their padding or of single documents."""
-    host = batch.packed.on_host()
-    for row in range(host.input_ids.shape[0]):
-        length = int(host.attention_mask[row].sum())
-        starts = (host.position_ids[row, :length] == 0).long()
-        documents = starts.cumsum(0) - 1
-        if not apart:
-            yield row, slice(0, length), documents
-            continue
-        bounds = [*starts.nonzero()[:, 0].tolist(), length]
-        for start, stop in pairwise(bounds):
-            yield row, slice(start, stop), documents[start:stop]

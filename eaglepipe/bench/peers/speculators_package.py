@@ -1,29 +1,11 @@
-"""The `speculators` package, whose training steps are compared with ours where it is installed."""
+"""How the steps of the `speculators` package are set up."""
 
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from eaglepipe.errors import ConfigError
-
 MEAN_EPSILON = 1e-5
 """What its mean over slots adds to their number."""
-
-
-def require_speculators() -> str:
-    """Return the name and version of the installed package.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    if find_spec("speculators") is None:
-        raise ConfigError(
-            "bench step --peers compares with the package speculators, which this environment lacks; install it "
-            "(pip install speculators), or leave --peers out"
-        )
-    return f"speculators {version('speculators')}"
 
 
 def attentions(device: torch.device) -> tuple[str, ...]:
