@@ -1,6 +1,7 @@
 """Complete caches of random numbers in any shape, written by the cache's own writer, for benchmarks to read.
 
-Ids, turns and encodings are real; states are noise, on which no time or memory here depends.
+Ids, turns and encodings are real; states are noise, on which no time or memory here depends. Distributions have few
+likely tokens in most rows and thousands in some, as those of targets do, on which sparse supervision depends.
 """
 
 from collections.abc import Sequence
@@ -27,11 +28,12 @@ from eaglepipe.cache.writer import ShardWriter
 from eaglepipe.chat.tokens import supervised_tokens
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.publish import json_bytes, publish_bytes
-from eaglepipe.recipe.config import CacheConfig, Profile
+from eaglepipe.recipe.config import CacheConfig
 from eaglepipe.target_head import HeadSpec
 
 TOKENS_PER_TURN_PAIR = 320
 _HEAD_SCALE = 4.0  # standard deviation of the target's logits
+_LEAST_SCALE, _MOST_SCALE = 2.0, 10.0  # the same, row by row, of stored distributions
 _NO_DIGEST = "0" * 32
 
 
@@ -101,10 +103,14 @@ def write_made_cache(
     *,
     assistant_share: float,
     shard_bytes: int = 256 * 2**20,
-    profile: Profile = "exact",
+    settings: CacheConfig | None = None,
 ) -> Cache:
-    """Write and open a cache in the encodings of a profile; one sample a length, in the order given."""
-    settings = CacheConfig(profile=profile)
+    """Write and open a cache; one sample a length, in the order given.
+
+    Args:
+        settings: of its columns and codecs; None: those of the exact profile.
+    """
+    settings = settings or CacheConfig(profile="exact")
     spec = ShardSpec(
         supervision=settings.supervision,
         aux_codec=settings.aux_codec,
@@ -114,7 +120,7 @@ def write_made_cache(
         vocab_size=shape.vocab_size,
         draft_vocab_size=shape.draft_vocab_size,
     )
-    fields = {"made": [asdict(shape), list(lengths), assistant_share, profile]}
+    fields = {"made": [asdict(shape), list(lengths), assistant_share, settings.model_dump(mode="json")]}
     identity = hash_json(fields)
     fixed = publish_files(folder, _fixed_files(shape, max(lengths)))
     rule = entry_rule(settings)
@@ -143,7 +149,8 @@ def _sample(number: int, length: int, assistant_share: float, spec: ShardSpec, r
     width = spec.draft_vocab_size if spec.kind.stores_probabilities else spec.hidden_size
     rows = torch.randn(int(supervised.sum()), width, generator=generator)
     if spec.kind.stores_probabilities:
-        rows = (_HEAD_SCALE * rows).softmax(-1)
+        scales = torch.rand(len(rows), 1, generator=generator) * (_MOST_SCALE - _LEAST_SCALE) + _LEAST_SCALE
+        rows = (scales * rows).softmax(-1)
     sample_id = f"made:{number}"
     hints = torch.from_numpy(rule.hints(sample_id, ids[0].numpy(), supervised))
     columns = spec.kind.encode(rows, rule.located(hints, torch.arange(spec.draft_vocab_size)), rule)

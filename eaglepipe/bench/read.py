@@ -20,7 +20,7 @@ from eaglepipe.bench.made_cache import SHAPE_8B, TargetShape, chat_lengths, writ
 from eaglepipe.bench.timing import median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import ConfigError
-from eaglepipe.recipe.config import Profile
+from eaglepipe.recipe.config import CacheConfig, Profile
 from eaglepipe.tables import text_table
 from eaglepipe.training.data.batch import DataPosition, EncodedBatch, PackingLimits
 from eaglepipe.training.data.buffers import BufferPool
@@ -129,7 +129,7 @@ def _complete_cache(folder: Path | None, shape: TargetShape, num_samples: int, p
         raise ConfigError(f"--profile {profile!r}: there are {', '.join(get_args(Profile))}")
     lengths = chat_lengths(num_samples, median=180, spread=0.8, longest=1024)
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as name:
-        write_made_cache(Path(name), shape, lengths, assistant_share=0.55, profile=known)
+        write_made_cache(Path(name), shape, lengths, assistant_share=0.55, settings=CacheConfig(profile=known))
         yield Path(name)
 
 

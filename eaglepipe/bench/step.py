@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.peak import in_fresh_process, peak_bytes
 from eaglepipe.bench.peers.comparison import OURS, Comparison, PassFn, compare
 from eaglepipe.bench.peers.eagle3_peers import EAGLE3_PEERS
@@ -23,6 +22,7 @@ from eaglepipe.bench.step_report import StepReport, WorkloadReport
 from eaglepipe.bench.timing import bench_device, median_seconds, timed
 from eaglepipe.cache.reader import Cache
 from eaglepipe.devices import matmul_rate
+from eaglepipe.errors import ConfigError
 from eaglepipe.training.data.batch import DataPosition
 from eaglepipe.training.data.loader import Loader
 from eaglepipe.training.data.order import SampleOrder
@@ -39,9 +39,9 @@ def measure_step(preset: StepPreset, *, rounds: int | None = None, peers: bool =
     """Run every workload of a preset on a cache made for it, and if asked for the steps of the installed peers too.
 
     Raises:
-        ConfigError: the preset is for CUDA and there is no such device, or no peer's package is installed.
+        ConfigError: the preset is for CUDA and there is no such device, or no peer is installed or can run it.
     """
-    packages = installed_packages(EAGLE3_PEERS) if peers else ()
+    packages = _peers_of(preset) if peers else ()
     device = bench_device(preset.device, f"preset {preset.name}")
     rounds = preset.rounds if rounds is None else rounds
     reports = [_measure_workload(preset, workload, device, rounds, packages) for workload in preset.workloads]
@@ -55,11 +55,20 @@ def measure_step(preset: StepPreset, *, rounds: int | None = None, peers: bool =
     )
 
 
+def _peers_of(preset: StepPreset) -> Sequence[PeerPackage]:
+    if any(workload.max_entries is not None for workload in preset.workloads):
+        raise ConfigError(
+            f"bench step --peers gives other packages last hidden states, which preset {preset.name} does not have; "
+            "leave --peers out, or choose another preset"
+        )
+    return installed_packages(EAGLE3_PEERS)
+
+
 def _measure_workload(
     preset: StepPreset, workload: Workload, device: torch.device, rounds: int, packages: Sequence[PeerPackage]
 ) -> WorkloadReport:
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as folder:
-        cache = write_made_cache(Path(folder), preset.shape, workload.lengths, assistant_share=workload.assistant_share)
+        cache = workload.write_cache(Path(folder), preset.shape)
         setup = StepSetup(preset=preset, workload=workload, cache=cache, device=device)
         compact_peak, reference_peak = _peaks(setup)
         compact, reference = StepPath(setup, "compact"), StepPath(setup, "reference")

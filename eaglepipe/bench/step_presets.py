@@ -1,12 +1,15 @@
 """The presets of `bench step`: shapes of drafts, and the workloads that they are trained on."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from eaglepipe.bench.made_cache import CPU_SHAPE, SHAPE_8B, TargetShape, chat_lengths
+from eaglepipe.bench.made_cache import CPU_SHAPE, SHAPE_8B, TargetShape, chat_lengths, write_made_cache
+from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import ConfigError
+from eaglepipe.recipe.config import CacheConfig
 
-PRESET_NAMES = ("cpu-chat", "cpu-full", "llama3.1-8b", "qwen3-8b")
+PRESET_NAMES = ("cpu-chat", "cpu-full", "cpu-sparse", "llama3.1-8b", "qwen3-8b")
 CHAT_SPREAD = 0.8  # standard deviation of the logarithm of a conversation's length
 
 
@@ -20,6 +23,13 @@ class Workload:
     pack_length: int
     micro_batch_tokens: int
     reference_rows: int
+    max_entries: int | None = None  # a row of sparse supervision; None: the cache stores last hidden states
+
+    def write_cache(self, folder: Path, shape: TargetShape) -> Cache:
+        """Write and open a cache of the samples, of a target of that shape."""
+        sparse = {} if self.max_entries is None else {"supervision": "sparse", "max_entries": self.max_entries}
+        settings = CacheConfig.model_validate({"profile": "exact", **sparse})
+        return write_made_cache(folder, shape, self.lengths, assistant_share=self.assistant_share, settings=settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,8 @@ def find_step_preset(name: str) -> StepPreset:
         case "cpu-full":
             full = tuple(_full_workload(length, rows) for length, rows in ((128, 4), (512, 1), (2048, 1)))
             return _cpu_preset(name, full, rounds=2)
+        case "cpu-sparse":
+            return _cpu_preset(name, tuple(_sparse_workload(cap) for cap in (256, 2048)), rounds=3)
         case "llama3.1-8b":
             return _cuda_preset(name, SHAPE_8B)
         case "qwen3-8b":
@@ -60,6 +72,12 @@ def _chat_workload() -> Workload:
         micro_batch_tokens=4096,
         reference_rows=8,
     )
+
+
+def _sparse_workload(max_entries: int) -> Workload:
+    """The same conversations; a few rows have as many entries as they may, most have far fewer."""
+    chat = _chat_workload()
+    return replace(chat, name=f"{chat.name}, sparse, {max_entries:,} entries at most", max_entries=max_entries)
 
 
 def _full_workload(length: int, rows: int) -> Workload:

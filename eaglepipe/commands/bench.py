@@ -23,7 +23,7 @@ def memory(
 
 @app.command("step")
 def step(
-    preset: Annotated[str, typer.Option(help="cpu-chat, cpu-full, llama3.1-8b or qwen3-8b")] = "cpu-chat",
+    preset: Annotated[str, typer.Option(help="cpu-chat, cpu-full, cpu-sparse, llama3.1-8b or qwen3-8b")] = "cpu-chat",
     rounds: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
     objective: Annotated[Literal["eagle3", "dflash"], typer.Option(help="family whose step is measured")] = "eagle3",
     peers: Annotated[

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.peers.batches import decoded_layouts, shortest_packed_rows, unpadded_rows
 from eaglepipe.bench.peers.eagle3_peers import EAGLE3_PEERS
 from eaglepipe.bench.peers.packages import PeerPackage
@@ -14,7 +13,7 @@ from tests.bench.tiny_bench import CHAT, FULL, PRESET, SHAPE
 
 
 def path_of(folder: Path, workload: Workload) -> StepPath:
-    cache = write_made_cache(folder, SHAPE, workload.lengths, assistant_share=workload.assistant_share)
+    cache = workload.write_cache(folder, SHAPE)
     return StepPath(StepSetup(preset=PRESET, workload=workload, cache=cache, device=torch.device("cpu")), "compact")
 
 

@@ -39,8 +39,8 @@ def test_given_cache_is_read_and_left_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["lean", "tiny"])
 def test_cache_of_a_profile_is_made_in_its_encodings(tmp_path: Path, profile: str) -> None:
-    cache = write_made_cache(tmp_path, SHAPE, (9, 17), assistant_share=0.55, profile=profile)  # type: ignore[arg-type]
     settings = CacheConfig(profile=profile)  # type: ignore[arg-type]
+    cache = write_made_cache(tmp_path, SHAPE, (9, 17), assistant_share=0.55, settings=settings)
     assert (cache.spec.supervision, cache.spec.aux_codec) == (settings.supervision, settings.aux_codec)
     assert verify_cache(tmp_path, full=True).ok
     assert measure_read(tmp_path, rounds=1).tokens == 26

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.products import AttentionProducts, LinearProducts, unroll_products
 from eaglepipe.bench.step import measure_step
 from eaglepipe.bench.step_paths import StepPath, StepSetup
@@ -71,8 +70,22 @@ def test_table_fits_a_screen(report: StepReport) -> None:
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
 
 
+def test_sparse_rows_are_of_unequal_length_and_both_paths_have_the_same_loss(tmp_path: Path) -> None:
+    sparse = replace(CHAT, name="tiny, sparse", max_entries=20)
+    (report,) = measure_step(replace(PRESET, workloads=(sparse,)), rounds=1).workloads
+    assert report.loss_difference < 1e-5
+    cache = sparse.write_cache(tmp_path, SHAPE)
+    counts = torch.cat([torch.from_numpy(cache.read(i).supervision["num_entries"]) for i in range(cache.num_samples)])
+    assert counts.max() == 20 and counts.float().median() < 10
+
+
+def test_sparse_preset_has_no_row_of_a_peer() -> None:
+    with pytest.raises(ConfigError, match="cpu-sparse"):
+        measure_step(find_step_preset("cpu-sparse"), peers=True)
+
+
 def path_of(folder: Path, workload: Workload, ttt_steps: int) -> StepPath:
-    cache = write_made_cache(folder, SHAPE, workload.lengths, assistant_share=workload.assistant_share)
+    cache = workload.write_cache(folder, SHAPE)
     preset = StepPreset(
         name="tiny", device="cpu", dtype="float32", shape=SHAPE, workloads=(workload,), ttt_steps=ttt_steps
     )

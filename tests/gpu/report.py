@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from eaglepipe.bench.made_cache import SHAPE_8B, write_made_cache
+from eaglepipe.bench.made_cache import SHAPE_8B
 from eaglepipe.bench.precompute import TARGET_SHAPE, measure_precompute
 from eaglepipe.bench.read import READ_SHAPE, measure_read
 from eaglepipe.bench.step import measure_step
@@ -154,8 +154,7 @@ def step_rows(preset: StepPreset, rounds: int) -> list[Row]:
 def float32_difference(preset: StepPreset, workload: Workload) -> float:
     """Return the relative difference of a workload's summed loss from that of the same pass in float32."""
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as folder:
-        share = workload.assistant_share
-        cache = write_made_cache(Path(folder), preset.shape, workload.lengths, assistant_share=share)
+        cache = workload.write_cache(Path(folder), preset.shape)
         losses = []
         for dtype in (preset.dtype, "float32"):
             of_dtype = replace(preset, dtype=dtype)

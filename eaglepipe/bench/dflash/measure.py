@@ -8,7 +8,6 @@ import torch
 
 from eaglepipe.bench.dflash.report import DflashStepReport, DflashWorkload
 from eaglepipe.bench.dflash.step import MAX_ANCHORS, NUM_AUX, NUM_LAYERS, DflashStep
-from eaglepipe.bench.made_cache import write_made_cache
 from eaglepipe.bench.peers.comparison import OURS, PassFn, compare
 from eaglepipe.bench.peers.packages import SPECULATORS, installed_packages
 from eaglepipe.bench.peers.speculators_dflash import SpeculatorsDflash
@@ -44,12 +43,7 @@ def _measure_workload(
     peer: str | None,
 ) -> DflashWorkload:
     with tempfile.TemporaryDirectory(prefix="eaglepipe-bench-") as folder:
-        cache = write_made_cache(
-            Path(folder),
-            preset.shape,
-            workload.lengths,
-            assistant_share=workload.assistant_share,
-        )
+        cache = workload.write_cache(Path(folder), preset.shape)
         step = DflashStep(preset, workload, cache, device)
         passes: dict[str, PassFn] = {
             OURS: step.run_compact,
