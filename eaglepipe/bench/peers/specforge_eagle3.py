@@ -46,7 +46,7 @@ class SpecforgeEagle3:
     @property
     def note(self) -> str:
         """How it runs."""
-        losses = "Triton" if self._device.type == "cuda" else "its own plain, compiled"
+        losses = "Triton" if self._device.type == "cuda" else "plain compiled"
         return f"specforge: {self._passes.description}, documents of one length a batch, {losses} losses"
 
     def run_all(self) -> tuple[Spent, torch.Tensor]:
