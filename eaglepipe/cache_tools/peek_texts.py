@@ -15,7 +15,7 @@ from eaglepipe.cache.supervision.sampled import SampledSupervision
 from eaglepipe.cache.types import CachedSample
 from eaglepipe.cache_tools.peek import PeekedRow, find_sample, peek_rows
 from eaglepipe.chat.preview import escape_control, preview_samples
-from eaglepipe.chat.tokenizer import load_tokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.chat.tokens import TokenSample
 from eaglepipe.errors import ConfigError
 

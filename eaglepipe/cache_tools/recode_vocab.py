@@ -11,7 +11,8 @@ from eaglepipe.cache.manifest import PLAN_NAME
 from eaglepipe.cache.opening import load_plan
 from eaglepipe.cache.reader import Cache
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.drafts.published_vocab import published_vocab
 from eaglepipe.errors import ConfigError, CorruptError, VocabError
 from eaglepipe.files.library_errors import explained_library_errors

@@ -16,7 +16,8 @@ from eaglepipe.chat.messages import Message
 from eaglepipe.chat.render import GENERATION_MARKER, ChatTemplate, Span, assistant_positions, pinned_dates
 from eaglepipe.chat.sources import Conversation
 from eaglepipe.chat.thoughts import TAG
-from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds, read_templates
+from eaglepipe.chat.tokenizer import ChatTokenizer, TokenIds
+from eaglepipe.chat.tokenizer_files import read_templates
 from eaglepipe.errors import TemplateError
 from eaglepipe.recipe.config import DataConfig
 

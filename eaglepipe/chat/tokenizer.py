@@ -1,28 +1,27 @@
 """Rendered conversations as token ids, each token marked with the assistant turn that wrote it.
 
-Ids are always those of the whole conversation tokenised at once, which is what the target reads. A token is of a turn
-only if all its characters are: one that the tokenizer merged across the border was never the assistant's to emit.
+Ids are always those of the whole conversation tokenised at once, which is what the target reads.
 """
 
 import json
 import tempfile
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from eaglepipe.chat.limited_rendering import TemplateLimitError
 from eaglepipe.chat.messages import Message
-from eaglepipe.chat.render import ChatTemplate, Rendered, Span, assistant_positions
+from eaglepipe.chat.render import ChatTemplate, Rendered, assistant_positions
 from eaglepipe.chat.sources import Conversation
-from eaglepipe.errors import DataError, TargetError, TemplateError
+from eaglepipe.chat.turn_marks import cut_turns, mark_turns
+from eaglepipe.errors import TargetError, TemplateError
 from eaglepipe.files.hashing import hash_json
-from eaglepipe.files.json_object import read_json_object
-from eaglepipe.files.library_errors import explained_library_errors, without_panic_report
+from eaglepipe.files.library_errors import explained_library_errors
 
 TokenIds = NDArray[np.int32]
 
@@ -130,12 +129,13 @@ class ChatTokenizer:
             if limit is not None and start is not item and len(ids) <= 2 * limit:
                 (ids, offsets), start = self._tokenize([item.text])[0], item
             try:
-                turns = self._turns(start, ids, offsets)
+                turns = mark_turns(start, ids, offsets, self.token_ids)
             except TemplateError as error:
                 result.append(TemplateError(f"{conversation.where}: {error}"))
             else:
                 unfinished = {span.turn for span in item.spans if span.end > len(start.text)}
-                result.append((ids, self._trimmed(ids, turns, unfinished)))
+                cut_turns(ids, turns, ends=self.ends_of_turn, unfinished=unfinished)
+                result.append((ids, turns))
         return result
 
     def token_ids(self, text: str) -> TokenIds:
@@ -168,53 +168,6 @@ class ChatTokenizer:
         offsets = [np.array(row, dtype=np.int64).reshape(-1, 2) for row in encoded["offset_mapping"]]
         return list(zip(ids, offsets, strict=True))
 
-    def _turns(self, rendered: Rendered, ids: TokenIds, offsets: NDArray[np.int64] | None) -> TokenIds:
-        turns = np.zeros(len(ids), dtype=np.int32)
-        reach = None if offsets is None else _Reach.of(offsets)
-        for span in rendered.spans:
-            if span.start == span.end:
-                continue
-            if reach is None:
-                turns[self._inside(span, rendered.text, ids)] = span.turn
-            else:
-                window, covered = self._covered(span, rendered.text, ids, reach)
-                turns[window][covered] = span.turn
-        return turns
-
-    def _covered(self, span: Span, text: str, ids: TokenIds, reach: "_Reach") -> tuple[slice, NDArray[np.bool_]]:
-        """Return a slice of the tokens, and the mask of those in it that lie inside the span, by their offsets.
-
-        Byte-level tokenizers leave a token's leading spaces out of its offsets, so a token reaches back to the end of
-        the one before it; whether that gap really was its own, at the border, is asked of the tokenizer.
-        """
-        window = reach.window(span)
-        starts, ends, first = reach.starts[window], reach.ends[window], reach.first[window].copy()
-        for index in np.flatnonzero((first < span.start) & (starts >= span.start) & (ends > span.start)):
-            if np.array_equal(self.token_ids(text[: span.start]), ids[: window.start + index]):
-                first[index] = starts[index]
-        return window, (first >= span.start) & (first < span.end) & (ends <= span.end)
-
-    def _inside(self, span: Span, text: str, ids: TokenIds) -> slice:
-        """Return the same as a slice, for a tokenizer without offsets: both borders must be borders of tokens."""
-        bounds = []
-        for end in (span.start, span.end):
-            part = self.token_ids(text[:end])
-            if not np.array_equal(part, ids[: len(part)]):
-                raise TemplateError(f"the tokenizer merges text across the border of assistant turn {span.turn}")
-            bounds.append(len(part))
-        return slice(*bounds)
-
-    def _trimmed(self, ids: TokenIds, turns: TokenIds, unfinished: Set[int]) -> TokenIds:
-        """End each turn at its end-of-turn token, which those that are cut have not reached.
-
-        Nobody emits the text that a template writes after it.
-        """
-        closing = np.isin(ids, list(self.ends_of_turn)) & (turns > 0) & ~np.isin(turns, list(unfinished))
-        for turn in np.unique(turns[closing]):
-            last = np.flatnonzero(closing & (turns == turn))[-1]
-            turns[last + 1 :][turns[last + 1 :] == turn] = 0
-        return turns
-
 
 def _start(rendered: Rendered, limit: int | None) -> Rendered:
     """Return the start of a rendering in which `limit` tokens end long before its end, or all of it.
@@ -244,39 +197,6 @@ def _answered(messages: Sequence[Message]) -> Sequence[Message]:
     return messages[: positions[-1] + 1] if positions else messages
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a local model folder.
-
-    Raises:
-        TargetError: there is none.
-    """
-    if not folder.exists():
-        raise TargetError(f"{folder}: no such folder")
-    with explained_library_errors(TargetError, f"{folder}: no tokenizer can be loaded"), without_panic_report():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        _check_usable(tokenizer)
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = _processor_template(folder)
-    return tokenizer
-
-
-def _check_usable(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Use what a tokenizer's files may give wrong types, which some libraries notice in the first use alone."""
-    limit = tokenizer.model_max_length
-    if isinstance(limit, bool) or not isinstance(limit, int | float):
-        raise ValueError(f"model_max_length is {str(limit)[:80]!r}, not a number")
-    if not (tokenizer.chat_template is None or isinstance(tokenizer.chat_template, str | dict)):
-        raise ValueError(f"chat_template is a {type(tokenizer.chat_template).__name__}, not a text")
-    if isinstance(tokenizer.chat_template, dict) and not all(
-        isinstance(value, str) for value in tokenizer.chat_template.values()
-    ):
-        raise ValueError("chat_template holds values that are no texts")
-    if tokenizer.vocab_size == 0:  # added tokens left out
-        raise ValueError("its vocabulary is empty")
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
-        getattr(tokenizer, name)
-
-
 def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
     """Decode ids, special tokens included, as they stand after others: alone, some tokenizers drop a leading space."""
     head = list(before[-_CONTEXT_TOKENS:])
@@ -285,69 +205,3 @@ def decode_after(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids:
         for part in ([*head, *ids], head, list(ids))
     )
     return whole[len(prefix) :] if whole.startswith(prefix) else alone
-
-
-def read_templates(tokenizer: PreTrainedTokenizerBase, choice: str | None) -> tuple[str, str | None]:
-    """Read the Jinja source of a tokenizer's chat template, and that of its template for tools if it has one apart.
-
-    Args:
-        choice: path of a Jinja file, or the name of one of the tokenizer's templates, that renders every conversation.
-
-    Raises:
-        DataError: the file cannot be read.
-        TemplateError: the tokenizer has no template and no file is given, or several and none of them is the default.
-    """
-    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
-    if choice is not None and choice in named and not Path(choice).expanduser().exists():
-        return named[choice], None
-    if choice is not None:
-        try:
-            return Path(choice).expanduser().read_text(encoding="utf-8"), None
-        except (OSError, UnicodeDecodeError) as error:
-            names = f"; the tokenizer's own are named {', '.join(sorted(named))}" if named else ""
-            raise DataError(f"data.chat_template: {choice} cannot be read: {error}{names}") from None
-    if named and "default" not in named:
-        raise TemplateError(
-            f"the tokenizer has several chat templates ({', '.join(sorted(named))}) and none is the default; name one "
-            "in data.chat_template"
-        )
-    try:
-        return tokenizer.get_chat_template(), named.get("tool_use")
-    except ValueError:
-        raise TemplateError(
-            "the tokenizer has no chat template; name a Jinja file in data.chat_template, or give sources of "
-            "`format: tokenized`"
-        ) from None
-
-
-def _processor_template(folder: Path) -> str | None:
-    """Return the template in chat_template.json, where processors of multimodal models keep it."""
-    file = folder / "chat_template.json"
-    if not file.is_file():
-        return None
-    template = read_json_object(file).get("chat_template")
-    return template if isinstance(template, str) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reach:
-    """Places in the text that the T tokens of a rendering cover, each int64 [T]."""
-
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    ends_so_far: NDArray[np.int64]  # the largest end up to each token: ascending
-    first: NDArray[np.int64]  # starts, moved back to the end of the token before
-    first_from_here: NDArray[np.int64]  # the smallest `first` from each token on: ascending
-
-    @classmethod
-    def of(cls, offsets: NDArray[np.int64]) -> "_Reach":
-        starts, ends = offsets[:, 0], offsets[:, 1]
-        ends_so_far = np.maximum.accumulate(ends)
-        first = np.minimum(starts, np.concatenate(([0], ends_so_far[:-1])))
-        from_here = np.minimum.accumulate(first[::-1])[::-1]
-        return cls(starts=starts, ends=ends, ends_so_far=ends_so_far, first=first, first_from_here=from_here)
-
-    def window(self, span: Span) -> slice:
-        """Return the tokens besides which none touches the span, so that many spans do not scan all tokens each."""
-        low = int(np.searchsorted(self.ends_so_far, span.start, side="left"))
-        return slice(low, max(low, int(np.searchsorted(self.first_from_here, span.end, side="left"))))

@@ -14,7 +14,7 @@ from typing import Any
 
 from eaglepipe.cache.storage import cache_root, declared_sections, list_caches
 from eaglepipe.cache_tools.verify import verify_cache
-from eaglepipe.chat.tokenizer import load_tokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.demo.answer_quality import AnswerQuality, measure_answers
 from eaglepipe.demo.corpus import CorpusFiles, read_rows, write_corpus
 from eaglepipe.demo.demo_recipe import demo_recipe, name_suffix

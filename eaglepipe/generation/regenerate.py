@@ -16,7 +16,8 @@ from typing import Any
 from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation, fingerprint_sources, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.errors import ConfigError, DataError
 from eaglepipe.generation.answer_log import AnswerLog, Tally
 from eaglepipe.generation.answer_output import AnswerOutput

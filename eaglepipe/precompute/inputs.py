@@ -13,7 +13,8 @@ from eaglepipe.cache.schema import ShardSpec
 from eaglepipe.cache.supervision.kind import EntryRule, entry_rule, stored_codec
 from eaglepipe.chat.sources import check_regenerated
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.devices import resolve_device
 from eaglepipe.errors import DataError
 from eaglepipe.recipe.config import CacheConfig

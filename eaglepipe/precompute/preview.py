@@ -6,7 +6,7 @@ from eaglepipe.chat.drops import DropLog
 from eaglepipe.chat.preview import preview_samples
 from eaglepipe.chat.sources import check_regenerated, iter_conversations
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import load_tokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.chat.tokens import iter_token_samples
 from eaglepipe.precompute.answers.prompts import iter_prompts
 from eaglepipe.precompute.inputs import read_stage1_inputs

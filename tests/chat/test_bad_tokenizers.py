@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import load_tokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.errors import EaglepipeError, TargetError
 from tests.chat.tiny_chat import CHATML, conversation, data_config, dialogue, make_tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import load_tokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.errors import DataError, TemplateError
 from tests.chat.tiny_chat import (
     CHATML,

@@ -10,7 +10,8 @@ from transformers import AddedToken, PreTrainedTokenizer, PreTrainedTokenizerFas
 
 from eaglepipe.chat.render import ChatTemplate
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.errors import TargetError, TemplateError
 from eaglepipe.recipe.config import DataConfig, SourceConfig
 from tests.chat.tiny_chat import CHATML, CHATML_MARKED, conversation, data_config, dialogue, make_chat, make_tokenizer

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eaglepipe.chat.template import load_chat_tokenizer
-from eaglepipe.chat.tokenizer import ChatTokenizer, load_tokenizer
+from eaglepipe.chat.tokenizer import ChatTokenizer
+from eaglepipe.chat.tokenizer_files import load_tokenizer
 from eaglepipe.errors import ConfigError, DataError
 from eaglepipe.generation.answer_log import AnswerLog, Tally
 from eaglepipe.generation.answer_output import AnswerOutput
