@@ -38,7 +38,8 @@ from eaglepipe.errors import CacheError, CorruptError
 from eaglepipe.files.leftovers import leftovers, remove_abandoned
 from eaglepipe.files.lock import FOLDER_LOCK, write_lock
 from eaglepipe.files.publish import publish_bytes
-from eaglepipe.precompute.plan import PrecomputePlan, publish_list
+from eaglepipe.precompute.corpus import publish_list
+from eaglepipe.precompute.plan import PrecomputePlan
 from eaglepipe.precompute.redo import PlannedAgain, declared_recipe, planned_again
 from eaglepipe.precompute.runners import shard_runner
 from eaglepipe.precompute.shard_run import fixed_files

@@ -91,7 +91,7 @@ def cache_shares(recipe: Any) -> Any:
     try:
         return caches_of(recipe)
     except CacheError:
-        from eaglepipe.precompute.stage import find_by_content
+        from eaglepipe.precompute.existing_caches import find_by_content
 
         if (folder := find_by_content(recipe)) is None:
             raise

@@ -16,9 +16,10 @@ from eaglepipe.files.json_object import diff_fields
 from eaglepipe.files.publish import PendingFile
 from eaglepipe.precompute.answers.publish import ANSWERS_FILE
 from eaglepipe.precompute.content_identity import CacheIdentity, cache_identity
+from eaglepipe.precompute.corpus import staged_corpus
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
 from eaglepipe.precompute.layout import GROUP_TOKENS, CorpusLayout, lay_out
-from eaglepipe.precompute.plan import STAGING, PrecomputePlan, checked_plan, plan_document, staged_corpus
+from eaglepipe.precompute.plan import STAGING, PrecomputePlan, checked_plan, plan_document
 from eaglepipe.precompute.staging import StagedTokens
 from eaglepipe.recipe.load import parse_recipe
 from eaglepipe.recipe.tree import Recipe

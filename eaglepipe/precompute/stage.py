@@ -10,34 +10,27 @@ from pathlib import Path
 
 from eaglepipe.cache.clean import tidy_cache
 from eaglepipe.cache.fixed_files import recorded_files
-from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, Manifest
+from eaglepipe.cache.manifest import MANIFEST_NAME, Manifest
 from eaglepipe.cache.opening import load_manifest
 from eaglepipe.cache.published import NOT_COMPUTED, missing_shards, unpublished_shards
 from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.remote.pull import pull
 from eaglepipe.cache.remote.push import make_room
 from eaglepipe.cache.seal import UnsoundError, forget_unsound, seal_cache
-from eaglepipe.cache.storage import cache_root, list_caches, named_caches, staging_path
-from eaglepipe.chat.sources import fingerprint_sources
-from eaglepipe.errors import CacheError, CorruptError, DraftError, EaglepipeError
+from eaglepipe.cache.storage import staging_path
+from eaglepipe.errors import CacheError, CorruptError, DraftError
 from eaglepipe.files.leftovers import leftover_siblings, leftovers, remove_abandoned
 from eaglepipe.precompute.answers.publish import publish_answers
 from eaglepipe.precompute.claims import Worker, is_held, parse_worker
-from eaglepipe.precompute.content_identity import read_identity
+from eaglepipe.precompute.corpus import has_corpus_files
+from eaglepipe.precompute.existing_caches import find_begun, find_without_target
 from eaglepipe.precompute.inputs import Stage1Inputs, read_stage1_inputs
-from eaglepipe.precompute.layout import CorpusLayout, faster_dtype, forward_seconds
+from eaglepipe.precompute.layout import CorpusLayout
+from eaglepipe.precompute.layout_report import report_layout
 from eaglepipe.precompute.lost import check_lost
-from eaglepipe.precompute.plan import (
-    PrecomputePlan,
-    begin_plan,
-    find_begun,
-    has_corpus_files,
-    preview_plan,
-    resume_plan,
-)
+from eaglepipe.precompute.plan import PrecomputePlan, begin_plan, preview_plan, resume_plan
 from eaglepipe.precompute.runners import shard_runner
 from eaglepipe.precompute.shard_run import publish_fixed_files
-from eaglepipe.progress import format_seconds
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
@@ -88,7 +81,7 @@ def run_precompute(
     """
     started = time.monotonic()
     remove_abandoned(leftover_siblings(staging_path(recipe)))
-    if (folder := _complete_without_target(recipe, report)) is not None:
+    if (folder := find_without_target(recipe, report)) is not None:
         manifest = _whole_manifest(folder)
         report(f"{folder}: complete; its target is not at hand, and not needed")
         tidy_cache(folder)
@@ -98,7 +91,7 @@ def run_precompute(
     weights_folder = resolve_folder(recipe.target) if needs_weights else find_local_weights(recipe.target)
     if weights_folder is None:
         layout = preview_plan(inputs)
-        _report_layout(inputs, layout, "identity and folder are known once the target's weights are downloaded", report)
+        report_layout(inputs, layout, "identity and folder are known once the target's weights are downloaded", report)
         return _incomplete(layout, started)
     weights = weights_fingerprint(weights_folder)
     begun = find_begun(inputs, weights)
@@ -108,7 +101,7 @@ def run_precompute(
         tidy_cache(begun)
         return _complete(begun, manifest, started)
     plan = begin_plan(inputs, weights, report) if begun is None else resume_plan(inputs, begun)
-    _report_layout(inputs, plan.layout, str(plan.folder), report)
+    report_layout(inputs, plan.layout, str(plan.folder), report)
     if dry_run:
         return _incomplete(plan.layout, started, plan)
     sealed, written = (
@@ -197,86 +190,12 @@ def _sealed(inputs: Stage1Inputs, plan: PrecomputePlan, report: Report) -> Manif
         return load_manifest(folder)
 
 
-def find_by_content(recipe: Recipe) -> Path | None:
-    """Return the complete cache that holds the content a recipe names, whatever its paths; None if there is none.
-
-    A cache made on another machine, or before a folder moved, was declared in other words. Its identity is computed as
-    stage 1 does, from the target and the corpus at hand, and only if there is a complete cache of this name.
-    """
-    named = [cache for cache in list_caches(cache_root(recipe)) if cache.plan.name == recipe.name]
-    complete = {cache.plan.identity: cache.folder for cache in named if cache.manifest is not None}
-    if not complete:
-        return None
-    try:
-        return complete.get(read_identity(read_stage1_inputs(recipe)).digest)
-    except EaglepipeError:
-        return None
-
-
 def _whole_manifest(folder: Path) -> Manifest:
     """Return the manifest of a cache all of whose files are there, and whose shards are its own."""
     pull(folder)
     cache = Cache.open(folder)
     cache.check_shards()
     return cache.manifest
-
-
-def _complete_without_target(recipe: Recipe, report: Report) -> Path | None:
-    """Return a cache that the same words made earlier of the same rows, if its target is in no folder of this machine.
-
-    If the corpus is gone too, the words alone decide.
-    """
-    if Path(recipe.target.path).expanduser().exists():
-        return None
-    complete = [cache for cache in named_caches(recipe) if cache.manifest is not None]
-    if not complete:
-        return None
-    try:
-        corpus = fingerprint_sources(recipe.data.sources).hexdigest()
-    except EaglepipeError:
-        return complete[0].folder
-    for cache in complete:
-        data = cache.plan.identity_fields.get("data")
-        if isinstance(data, dict) and data.get("fingerprint") == corpus:
-            return cache.folder
-    report(f"{complete[0].folder} was made from other rows than data.sources has now; a new cache needs the target")
-    return None
-
-
-def _report_layout(inputs: Stage1Inputs, layout: CorpusLayout, folder: str, report: Report) -> None:
-    vocab, counts = layout.vocab, layout.statistics
-    columns = ", ".join(f"{name} {size:,.1f}" for name, size in layout.cost.by_column.items() if size >= 1)
-    imported = inputs.recipe.data.imported
-    duration = "no forward, as states are imported"
-    if imported is None:
-        duration = f"{format_seconds(forward_seconds(inputs, counts.total_tokens))} of forward on one device"
-    report(f"cache     {folder}")
-    generate = inputs.recipe.data.generate
-    limit = "" if generate is None else "at most "
-    what = "samples" if generate is None else f"answers ({generate.n} to a prompt)"
-    report(
-        f"corpus    {counts.num_distinct:,} {what}, {limit}{counts.total_tokens:,} tokens, "
-        f"{limit}{counts.total_supervised:,} of them supervised"
-    )
-    report(f"dropped   {_dropped(layout, folder)}")
-    coverage = f"which are {vocab.coverage():.2%} of the answers" if generate is None else "chosen by the first answers"
-    report(f"vocab     {vocab.size:,} of {vocab.target_size:,} tokens, {coverage}")
-    most = "at most " if inputs.spec.kind.settings else ""
-    report(f"a token   {most}{layout.cost.total:,.1f} bytes: {columns}")
-    report(f"estimate  {limit}{layout.estimated_bytes / 1e9:,.3g} GB in {len(layout.shards)} shards, {duration}")
-    if imported is None and (note := faster_dtype(inputs)) is not None:
-        report(f"dtype     {note}")
-
-
-def _dropped(layout: CorpusLayout, folder: str) -> str:
-    """Return the table of drops, headed by the file that lists them if it is there."""
-    dropped = layout.drops.counts.total()
-    if dropped == 0:
-        return "none"
-    num_rows = layout.statistics.num_distinct + dropped
-    listing = Path(folder) / DROPS_FILE
-    listed = f", listed in {listing}" if listing.exists() else ""
-    return f"{dropped:,} of {num_rows:,} rows{listed}\n{layout.drops.table(num_rows)}"
 
 
 def _write_missing(inputs: Stage1Inputs, plan: PrecomputePlan, worker: Worker, report: Report) -> int:

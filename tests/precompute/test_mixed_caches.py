@@ -17,7 +17,8 @@ from eaglepipe.cache_tools.describe import describe_cache, describe_root
 from eaglepipe.cache_tools.verify import verify_cache
 from eaglepipe.errors import CacheError, CorruptError, TargetError
 from eaglepipe.files.hashing import hash_json
-from eaglepipe.precompute.stage import find_by_content, run_precompute
+from eaglepipe.precompute.existing_caches import find_by_content
+from eaglepipe.precompute.stage import run_precompute
 from eaglepipe.recipe.tree import Recipe
 from tests.cache.damage import declare_current_state, rewrite
 from tests.cache.derived import FEW
