@@ -7,7 +7,8 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from eaglepipe.errors import CacheError, ConfigError, EaglepipeError, ResourceError, first_line
@@ -97,6 +98,19 @@ def patience_seconds() -> float:
         EaglepipeError: the variable is no positive number.
     """
     return positive_seconds(PATIENCE_VARIABLE, _DEFAULT_PATIENCE_S)
+
+
+@contextmanager
+def known_bucket(url: StoreUrl) -> Iterator[None]:
+    """Explain a FileNotFoundError of a write: the bucket is missing, as nothing else need be there.
+
+    Raises:
+        CacheError: there is no such bucket, or not for this user.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise CacheError(f"{url}: no such bucket or repository, or not for this user; make it first") from None
 
 
 def _open(url: StoreUrl) -> Any:

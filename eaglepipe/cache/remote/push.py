@@ -4,18 +4,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from eaglepipe.cache.manifest import (
-    MANIFEST_NAME,
-    FileEntry,
-)
+from eaglepipe.cache.manifest import MANIFEST_NAME, FileEntry
 from eaglepipe.cache.remote.stored import is_stored
 from eaglepipe.cache.samples.index_file import INDEX_FILE
 from eaglepipe.files.hashing import FileDigest, hash_file
 from eaglepipe.files.publish import publish_bytes, put_if_absent
 from eaglepipe.stores.local import mirror_of
-from eaglepipe.stores.objects import StoredFile
 from eaglepipe.stores.room import NoRoomError
 from eaglepipe.stores.transfers import each
+from eaglepipe.stores.uploads import StoredFile, store_holds, upload
 
 
 def put_plan(path: Path, data: bytes, *, replace: bool = False) -> bool:
@@ -50,7 +47,7 @@ def push_shard(folder: Path, entry: FileEntry, sidecar: bytes) -> None:
         return
     digest = FileDigest(bytes=entry.bytes, xxh3_128=entry.xxh3_128)
     name = PurePosixPath(entry.path).with_suffix(".json").as_posix()
-    mirror.store.put(entry.path, StoredFile(path=folder / entry.path, digest=digest))
+    upload(mirror.store, entry.path, StoredFile(path=folder / entry.path, digest=digest))
     mirror.store.replace_document(name, sidecar)
 
 
@@ -59,7 +56,7 @@ def push_file(folder: Path, entry: FileEntry, path: Path) -> None:
     mirror = mirror_of(folder)
     assert mirror is not None
     digest = FileDigest(bytes=entry.bytes, xxh3_128=entry.xxh3_128)
-    mirror.store.put(entry.path, StoredFile(path=path, digest=digest), replace=True)
+    upload(mirror.store, entry.path, StoredFile(path=path, digest=digest), replace=True)
 
 
 def push_files(folder: Path, entries: Iterable[FileEntry]) -> None:
@@ -70,8 +67,8 @@ def push_files(folder: Path, entries: Iterable[FileEntry]) -> None:
 
     def push(entry: FileEntry) -> None:
         digest = FileDigest(bytes=entry.bytes, xxh3_128=entry.xxh3_128)
-        if entry.path not in listed or not mirror.store.holds(entry.path, digest):
-            mirror.store.put(entry.path, StoredFile(path=folder / entry.path, digest=digest))
+        if entry.path not in listed or not store_holds(mirror.store, entry.path, digest):
+            upload(mirror.store, entry.path, StoredFile(path=folder / entry.path, digest=digest))
 
     each(push, list(entries))
 

@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-from eaglepipe.cache.manifest import (
-    MANIFEST_NAME,
-    PLAN_NAME,
-    FileEntry,
-)
+from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry
 from eaglepipe.cache.remote.pull import pull_document
 from eaglepipe.files.hashing import FileDigest
 from eaglepipe.stores.local import mirror_of
+from eaglepipe.stores.uploads import abort_open_uploads, store_holds
 
 
 def is_stored(folder: Path) -> bool:
@@ -35,7 +32,7 @@ def stored_problem(folder: Path, entry: FileEntry) -> str | None:
     mirror = mirror_of(folder)
     assert mirror is not None
     digest = FileDigest(bytes=entry.bytes, xxh3_128=entry.xxh3_128)
-    return None if mirror.store.holds(entry.path, digest) else "lost in the store, or not as it was published"
+    return None if store_holds(mirror.store, entry.path, digest) else "lost in the store, or not as it was published"
 
 
 def abort_uploads(folder: Path, *, dry_run: bool) -> list[str]:
@@ -44,4 +41,4 @@ def abort_uploads(folder: Path, *, dry_run: bool) -> list[str]:
         return []
     for name in (PLAN_NAME, MANIFEST_NAME):
         pull_document(mirror, name)
-    return mirror.store.abort_uploads(dry_run=dry_run)
+    return abort_open_uploads(mirror.store, dry_run=dry_run)
