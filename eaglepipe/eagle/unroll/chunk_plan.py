@@ -14,15 +14,13 @@ from eaglepipe.eagle.kernels.transfer import to_device
 from eaglepipe.eagle.packed_batch import PackedBatch, step_masks
 from eaglepipe.eagle.unroll.slot_plan import (
     MERGED_GAP,
-    SlotSpan,
     StepPlan,
-    StepSpans,
     document_starts,
     kept_slots,
-    ranges,
     remaining_steps,
     span_ends,
 )
+from eaglepipe.eagle.unroll.span_tables import SlotSpan, StepSpans, ranges
 
 
 @dataclass(frozen=True, kw_only=True)

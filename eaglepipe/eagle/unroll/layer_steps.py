@@ -15,7 +15,7 @@ from eaglepipe.eagle.layers.fused_ops import rms_norm, rotate, swiglu
 from eaglepipe.eagle.layers.rope import Rotary
 from eaglepipe.eagle.layers.windows import layer_windows
 from eaglepipe.eagle.unroll.attention.spans import span_attention
-from eaglepipe.eagle.unroll.slot_plan import StepSpans
+from eaglepipe.eagle.unroll.span_tables import StepSpans
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,69 +7,14 @@ or later. Active slots form spans, contiguous inside one document; a span keeps 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from eaglepipe.eagle.kernels.transfer import to_device
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.attention.plain import document_ids
+from eaglepipe.eagle.unroll.span_tables import SlotSpan, StepSpans, ranges
 
 MERGED_GAP = 16
 """Idle slots between two spans of one document that cost less to compute than to leave out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlotSpan:
-    """Contiguous queries `first`..`first + count` of one document, whose keys begin at `document`; cached slots."""
-
-    document: int
-    first: int
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class VarlenTables:
-    """R spans as sequences of queries and keys, for a kernel that takes all at once; E keys of all spans together.
-
-    A span's keys are those of its document up to its last query's own.
-    """
-
-    keys: torch.Tensor  # int64 [E], cached slots, span after span
-    query_ends: torch.Tensor  # int32 [R + 1], from 0: span r has queries query_ends[r]..query_ends[r + 1]
-    key_ends: torch.Tensor  # int32 [R + 1], likewise
-    max_queries: int  # of a span; 2 at least, since kernels lay single queries out differently
-    max_keys: int
-
-    @classmethod
-    def of(cls, spans: tuple[SlotSpan, ...], device: torch.device) -> "VarlenTables":
-        """Make tables on `device`; nothing is read back from it."""
-        columns = [(span.document, span.first + span.count, span.count) for span in spans]
-        starts, ends, counts = torch.tensor(columns, dtype=torch.int64).reshape(-1, 3).unbind(1)
-        lengths = ends - starts
-        return cls(
-            keys=to_device(ranges(starts, ends), device),
-            query_ends=to_device(F.pad(counts.cumsum(0), (1, 0)).int(), device),
-            key_ends=to_device(F.pad(lengths.cumsum(0), (1, 0)).int(), device),
-            max_queries=max([2, *counts.tolist()]),
-            max_keys=max([0, *lengths.tolist()]),
-        )
-
-    @property
-    def bounds(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        """The bounds of queries and keys, in the order in which varlen kernels take them."""
-        return self.query_ends, self.key_ends, self.max_queries, self.max_keys
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSpans:
-    """All spans of one step."""
-
-    spans: tuple[SlotSpan, ...]
-    tables: VarlenTables | None  # only if a device has a kernel for them
-
-    @classmethod
-    def on(cls, device: torch.device, spans: tuple[SlotSpan, ...]) -> "StepSpans":
-        """Add the tables that a device has a kernel for."""
-        return cls(spans=spans, tables=VarlenTables.of(spans, device) if device.type == "cuda" else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,13 +112,6 @@ def span_ends(active: torch.Tensor, firsts: torch.Tensor, lasts: torch.Tensor) -
     """Return one past each span's last active slot, int64 [R]; its first slot if none is left."""
     ends = torch.where(active, torch.arange(1, len(active) + 1), 0).cummax(0).values
     return torch.maximum(ends[lasts], firsts)
-
-
-def ranges(firsts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Return all numbers of the ranges first..end, one range after the other."""
-    counts = ends - firsts
-    offsets = torch.repeat_interleave(firsts - counts.cumsum(0) + counts, counts)
-    return torch.arange(len(offsets)) + offsets
 
 
 def _indices(slots: torch.Tensor, num_slots: int) -> torch.Tensor:

@@ -5,12 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from eaglepipe.eagle.unroll import attention
+from eaglepipe.eagle.unroll import attention, span_tables
 from eaglepipe.eagle.unroll.attention.blocks import Attended, _plain_backward, _plain_forward
 from eaglepipe.eagle.unroll.attention.plain import ttt_attention
 from eaglepipe.eagle.unroll.attention.spans import span_attention
 from eaglepipe.eagle.unroll.attention.varlen import varlen_backward, varlen_forward, varlen_works
-from eaglepipe.eagle.unroll.slot_plan import SlotSpan, StepSpans, VarlenTables
+from eaglepipe.eagle.unroll.span_tables import SHORT_SCORES, SlotSpan, SpanGroups, StepSpans, VarlenTables
 from tests.eagle.toy_drafts import random_states
 
 CPU = torch.device("cpu")
@@ -64,20 +64,25 @@ def twin_backward(grad_output, attended, tables, scale):
     return tuple(grads)
 
 
-@pytest.fixture(params=["flash", "plain", "plain, two queries at once", "varlen"])
+@pytest.fixture(params=["flash", "padded", "padded, one span alone", "plain", "plain, two queries at once", "varlen"])
 def spans(request, monkeypatch):
-    tables = None
+    tables, groups = None, None
+    if request.param == "padded, one span alone":
+        monkeypatch.setattr(span_tables, "SHORT_SCORES", 20)
+    if request.param.startswith("padded"):
+        groups = SpanGroups.of(SPANS)
+        assert len(groups.others) == (request.param != "padded")
     if request.param.startswith("plain, "):
         monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks.queries_at_once", lambda *_: 2)
     if request.param.startswith("plain"):
-        monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks._flash_forward_cpu", _plain_forward)
-        monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks._flash_backward_cpu", _plain_backward)
+        monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks.flash_forward_cpu", _plain_forward)
+        monkeypatch.setattr("eaglepipe.eagle.unroll.attention.blocks.flash_backward_cpu", _plain_backward)
     if request.param == "varlen":
         tables = VarlenTables.of(SPANS, CPU)
         monkeypatch.setattr(attention.spans, "varlen_works", lambda *_: True)
         monkeypatch.setattr(attention.varlen, "varlen_forward", twin_forward)
         monkeypatch.setattr(attention.varlen, "varlen_backward", twin_backward)
-    return StepSpans(spans=SPANS, tables=tables)
+    return StepSpans(spans=SPANS, tables=tables, groups=groups)
 
 
 def test_span_attention_equals_dense_attention(spans):
@@ -110,6 +115,26 @@ def test_spans_name_the_keys_of_each_span_s_document_up_to_its_last_query():
     assert tables.query_ends.tolist() == [0, 4, 9, 12]
     assert tables.key_ends.tolist() == [0, 4, 16, 22]
     assert (tables.max_queries, tables.max_keys) == (5, 12)
+
+
+def test_groups_take_each_span_once_and_bound_their_padding():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 200, (40,), generator=generator).tolist()
+    spans = [
+        SlotSpan(document=first, first=first + length // 3, count=length - length // 3)
+        for first, length in zip(range(0, 40 * 200, 200), lengths, strict=True)
+    ]
+    groups = SpanGroups.of(spans)
+    rows = [row for group in groups.short for row in group.query_rows.tolist()]
+    rows += [row + query for row, span in groups.others for query in range(span.count)]
+    assert sorted(rows) == list(range(sum(span.count for span in spans)))
+    assert all(span.count * (span.first + span.count - span.document) > SHORT_SCORES for _, span in groups.others)
+    for group in groups.short:
+        real = torch.bincount(group.query_places // group.queries.shape[1]) @ torch.bincount(
+            group.key_places // group.keys.shape[1]
+        )
+        assert group.mask.numel() <= max(2 * real, real + SHORT_SCORES)
+    assert SpanGroups.of(spans[:1]) is None
 
 
 def test_no_spans_ask_nothing_of_a_kernel_that_refuses_empty_batches(monkeypatch):

@@ -11,7 +11,8 @@ from eaglepipe.eagle.kernels.fused_head import DenseRows, fused_head_loss
 from eaglepipe.eagle.losses import soft_cross_entropy
 from eaglepipe.eagle.packed_batch import PackedBatch
 from eaglepipe.eagle.unroll.interface import TrainerInputs
-from eaglepipe.eagle.unroll.slot_plan import SlotSpan, plan_unroll
+from eaglepipe.eagle.unroll.slot_plan import plan_unroll
+from eaglepipe.eagle.unroll.span_tables import SlotSpan
 from tests.eagle.toy_drafts import (
     gradients,
     make_document,

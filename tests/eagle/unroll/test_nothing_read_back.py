@@ -7,7 +7,7 @@ import torch
 
 from eaglepipe.eagle.kernels import fused_head, row_kernels
 from eaglepipe.eagle.losses import StepLoss
-from eaglepipe.eagle.unroll import slot_plan as plan
+from eaglepipe.eagle.unroll import span_tables as tables
 from eaglepipe.eagle.unroll.attention import spans
 from eaglepipe.eagle.unroll.interface import TrainerInputs
 from eaglepipe.eagle.unroll.sparse_rows import SparseTargets
@@ -27,9 +27,9 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_kernels, "compiled_works", lambda *_: False)
     monkeypatch.setattr(fused_head, "wide_products_work", lambda *_: True)
     monkeypatch.setattr(
-        plan.StepSpans,
+        tables.StepSpans,
         "on",
-        lambda device, spans: plan.StepSpans(spans=spans, tables=plan.VarlenTables.of(spans, device)),
+        lambda device, spans: tables.StepSpans(spans=spans, tables=tables.VarlenTables.of(spans, device)),
     )
     monkeypatch.setattr(
         torch, "autocast", lambda kind, **given: contextlib.nullcontext() if kind == "meta" else autocast(kind, **given)

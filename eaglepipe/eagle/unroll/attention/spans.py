@@ -13,10 +13,11 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from eaglepipe.eagle.unroll.attention.blocks import Attended, SpanBySpan
+from eaglepipe.eagle.unroll.attention.padded import Padded
 from eaglepipe.eagle.unroll.attention.varlen import Varlen, varlen_works
-from eaglepipe.eagle.unroll.slot_plan import StepSpans
+from eaglepipe.eagle.unroll.span_tables import StepSpans
 
-CausalKernel = SpanBySpan | Varlen
+CausalKernel = SpanBySpan | Varlen | Padded
 
 
 def span_attention(
@@ -49,6 +50,8 @@ def _choose_kernel(queries: torch.Tensor, spans: StepSpans, scale: float, window
         return SpanBySpan(spans=spans.spans, scale=scale, window=window)
     if spans.tables is not None and spans.spans and varlen_works(queries.device, queries.dtype, *queries.shape[1:]):
         return Varlen(tables=spans.tables, scale=scale)
+    if spans.groups is not None:
+        return Padded(groups=spans.groups, scale=scale)
     return SpanBySpan(spans=spans.spans, scale=scale)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from eaglepipe.eagle.kernels.probe import agrees
 from eaglepipe.eagle.unroll.attention.blocks import Attended, Gradients, SpanBySpan
-from eaglepipe.eagle.unroll.slot_plan import SlotSpan, VarlenTables
+from eaglepipe.eagle.unroll.span_tables import SlotSpan, VarlenTables
 
 _MAX_HEAD_DIM = 256
 
