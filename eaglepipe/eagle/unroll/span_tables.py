@@ -113,23 +113,27 @@ class SpanGroups:
         return cls(short=tuple(map(PaddedSpans.of, _like_lengths(short))), others=others)
 
 
+def _num_keys(span: SlotSpan) -> int:
+    return span.first + span.count - span.document
+
+
 def _num_scores(span: SlotSpan) -> int:
-    return span.count * (span.first + span.count - span.document)
+    return span.count * _num_keys(span)
 
 
 def _like_lengths(spans: Sequence[tuple[int, SlotSpan]]) -> Iterator[list[tuple[int, SlotSpan]]]:
     """Yield groups whose padding is bounded: by what is real, or by what one more call costs."""
     group: list[tuple[int, SlotSpan]] = []
-    most_queries = most_keys = real = 0
-    for place in sorted(spans, key=lambda place: (place[1].first + place[1].count - place[1].document, place[1].count)):
-        span = place[1]
-        queries, keys = max(most_queries, span.count), span.first + span.count - span.document
-        padded, wanted = (len(group) + 1) * queries * keys, real + _num_scores(span)
+    most_queries = real = 0
+    for place in sorted(spans, key=lambda place: (_num_keys(place[1]), place[1].count)):  # the last has most keys
+        span, wanted = place[1], real + _num_scores(place[1])
+        queries = max(most_queries, span.count)
+        padded = (len(group) + 1) * queries * _num_keys(span)
         if group and (padded > PADDED_SCORES or padded - wanted > max(wanted, SHORT_SCORES)):
             yield group
             group, queries, wanted = [], span.count, _num_scores(span)
         group.append(place)
-        most_queries, most_keys, real = queries, keys, wanted
+        most_queries, real = queries, wanted
     if group:
         yield group
 

@@ -2,8 +2,8 @@
 
 At small widths the calls and copies of one span after the other cost more than their arithmetic.
 
-Shapes: n queries, kv key-value heads with G query heads each, h = kv·G, C cached keys, d head size; of one group, b spans
-of m queries and s keys at most.
+Shapes: n queries, kv key-value heads with G query heads each, h = kv·G, C cached keys, d head size; of one group, b
+spans of m queries and s keys at most.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Padded:
         output, normaliser = empty_results(queries)
         self._others.attend(queries, keys, values, output, normaliser)
         for group in self.groups.short:
-            query, key, value = _query_heads(queries, group), *_key_heads(queries, group, keys, values)
+            query, (key, value) = _query_heads(queries, group), _key_heads(queries, group, keys, values)
             found = flash_forward_cpu(query, key, value, group.mask.to(queries.dtype), self.scale)
             for whole, part in zip((output, normaliser), found, strict=True):
                 whole.index_copy_(0, group.query_rows, _real_queries(part, group).view(-1, *whole.shape[1:]))
@@ -48,16 +48,13 @@ class Padded:
         totals = zero_gradients(attended)
         self._others.add_gradients(grad_output, attended, totals)
         for group in self.groups.short:
-            padded = Attended(
-                _query_heads(queries, group),
-                *_key_heads(queries, group, keys, values),
-                _query_heads(output, group),
-                _padded_normaliser(normaliser, group),
-            )
-            of_queries, *of_keys = flash_backward_cpu(_query_heads(grad_output, group), padded, group.mask, self.scale)
+            query, result, gradient = (_query_heads(states, group) for states in (queries, output, grad_output))
+            key, value = _key_heads(queries, group, keys, values)
+            padded = Attended(query, key, value, result, _padded_normaliser(normaliser, group))
+            of_queries, *of_keys = flash_backward_cpu(gradient, padded, group.mask, self.scale)
             totals[0].index_copy_(0, group.query_rows, _real_queries(of_queries, group).view(-1, *queries.shape[1:]))
-            for total, gradient in zip(totals[1:], of_keys, strict=True):
-                summed = gradient.unflatten(1, queries.shape[1:3]).sum(2).transpose(1, 2).flatten(0, 1)
+            for total, of_heads in zip(totals[1:], of_keys, strict=True):
+                summed = of_heads.unflatten(1, queries.shape[1:3]).sum(2).transpose(1, 2).flatten(0, 1)
                 total.index_add_(0, group.key_slots, summed.index_select(0, group.key_places))
         return totals
 
