@@ -5,9 +5,7 @@ A sample is read into memory of its own; handles are few and reopened by whoever
 
 import functools
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +23,23 @@ from eaglepipe.cache.consistency import (
     load_vocab,
 )
 from eaglepipe.cache.manifest import Manifest, repair_advice
-from eaglepipe.cache.opening import SizeChecks, check_hash, check_size, load_manifest
-from eaglepipe.cache.piecewise import PiecewiseShard, StoredSample
-from eaglepipe.cache.remote.shards import StoredShard, drop_copy, held_shard, is_away, with_room
+from eaglepipe.cache.open_shards import OpenShards
+from eaglepipe.cache.opening import SizeChecks, check_hash, load_manifest
+from eaglepipe.cache.piecewise import StoredSample
+from eaglepipe.cache.remote.shards import StoredShard, drop_copy, is_away
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.content import ImpossibleContentError, check_content, check_structure
 from eaglepipe.cache.samples.record_batch import batch_to_sample, sample_digest
 from eaglepipe.cache.samples.sidecar_index import sample_index
-from eaglepipe.cache.schema import arrow_schema
 from eaglepipe.cache.types import CachedSample, SampleIndex
 from eaglepipe.errors import CorruptError
 from eaglepipe.files.system_errors import explained_read_errors
 from eaglepipe.files.tensors import load_tensors
 from eaglepipe.stores.local import mirror_of
-from eaglepipe.stores.room import Hold
-from eaglepipe.stores.traffic import counted_wait
 from eaglepipe.vocab import DraftVocab
 
 REPORT_FILE = "recode.json"
-MAX_OPEN_SHARDS = 32
 _DAMAGE = (pa.ArrowException, OSError, ValueError, AssertionError, KeyError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenShard:
-    """An open shard; `hold` keeps the local copy of a store's shard for as long as this lives."""
-
-    file: ArrowFile
-    hold: Hold | None = None
-    pieces: PiecewiseShard | None = None  # if its samples come one by one
 
 
 class Cache:
@@ -66,9 +52,7 @@ class Cache:
         self._first_sample = np.cumsum([0] + [entry.samples for entry in manifest.shards])
         self._verified = np.zeros(manifest.samples, np.bool_)
         self._stamps = np.zeros(len(manifest.shards), np.int64)
-        self._readers: OrderedDict[int, OpenShard] = OrderedDict()
-        self.by_sample = False
-        """Whether shards of a stored cache are fetched sample by sample, and not whole."""
+        self._shards = OpenShards(folder, manifest)
 
     @classmethod
     def open(cls, folder: Path, *, from_sidecars: bool = False) -> "Cache":
@@ -92,8 +76,9 @@ class Cache:
         check_claims(folder, manifest)
         return cls(folder, manifest, index)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": OrderedDict()}
+    def fetch_by_sample(self, by_sample: bool) -> None:
+        """Choose whether shards of a stored cache are fetched sample by sample, or whole."""
+        self._shards.by_sample = by_sample
 
     @property
     def identity(self) -> str:
@@ -164,7 +149,7 @@ class Cache:
         for sample in samples:
             shard = int(np.searchsorted(self._first_sample, sample, side="right")) - 1
             entry = self.manifest.shards[shard]
-            if not self.by_sample:
+            if not self._shards.by_sample:
                 yield StoredShard(folder=self.folder, entry=entry, bound_bytes=bound)
                 continue
             share = float(self.index.num_tokens[sample]) / max(1, entry.tokens)
@@ -193,7 +178,7 @@ class Cache:
                 continue
             try:
                 with explained_read_errors(path):
-                    self._open_shard(shard)
+                    self._shards.open(shard)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise CorruptError(
                     f"{path}: unreadable ({type(error).__name__}: {error}); {repair_advice(self.folder)}"
@@ -204,17 +189,13 @@ class Cache:
         try:
             return self._decode(shard, position, sample, location)
         except (*_DAMAGE, CorruptError):
-            self._readers.pop(shard, None)
+            self._shards.close(shard)
             if not drop_copy(self.folder, self.manifest.shards[shard]):
                 raise
         return self._decode(shard, position, sample, location)
 
     def _decode(self, shard: int, position: int, sample: int, location: str) -> CachedSample:
-        opened = self._reader(shard)
-        if (pieces := opened.pieces) is not None and not pieces.has(position):
-            with counted_wait():
-                with_room(lambda: pieces.fetch(position), self._close_oldest)
-        file = opened.file
+        file = self._shards.file(shard, position)
         self._forget_if_changed(shard, file)
         read = file.read(position)
         batch, metadata = read.batch, read.metadata
@@ -241,65 +222,10 @@ class Cache:
             self._verified[self._first_sample[shard] : self._first_sample[shard + 1]] = False
             self._stamps[shard] = stamp
 
-    def _reader(self, shard: int) -> OpenShard:
-        opened = self._readers.get(shard)
-        if opened is None:
-            opened = with_room(lambda: self._open_shard(shard), self._close_oldest)
-            self._readers[shard] = opened
-            if len(self._readers) > MAX_OPEN_SHARDS:
-                self._close_oldest()
-        self._readers.move_to_end(shard)
-        return opened
-
-    def _close_oldest(self) -> bool:
-        """Close the shard that was not read for the longest; returns whether there was one."""
-        if not self._readers:
-            return False
-        self._readers.popitem(last=False)
-        return True
-
-    def _open_shard(self, shard: int) -> OpenShard:
-        entry = self.manifest.shards[shard]
-        if self.by_sample and is_away(self.folder, entry):
-            mirror = mirror_of(self.folder)
-            assert mirror is not None
-            with counted_wait():
-                pieces = PiecewiseShard(mirror, entry)
-            return self._checked(shard, OpenShard(file=ArrowFile(pieces.path, num_bytes=entry.bytes), pieces=pieces))
-        hold = held_shard(self.folder, entry)
-        check_size(self.folder, entry)
-        return self._checked(shard, OpenShard(file=ArrowFile(self.folder / entry.path), hold=hold))
-
-    def _checked(self, shard: int, opened: OpenShard) -> OpenShard:
-        """Return an open shard whose footer is that of the manifest."""
-        entry, file = self.manifest.shards[shard], opened.file
-        expected = arrow_schema(self.spec, identity=self.identity, shard=int(Path(entry.path).stem))
-        check_schema(file.schema, expected, self.folder / entry.path)
-        if file.num_batches != entry.samples:
-            raise CorruptError(
-                f"{self.folder / entry.path}: {file.num_batches} samples, not {entry.samples}; "
-                f"{repair_advice(self.folder)}"
-            )
-        return opened
-
 
 def choose_fetching(caches: Sequence[Cache]) -> None:
     """Let stored caches that are read in random order be fetched by sample if they do not fit the bound together."""
     stored = [(cache, mirror) for cache in caches if (mirror := mirror_of(cache.folder)) is not None]
     total = sum(entry.bytes for cache, _ in stored for entry in cache.manifest.all_files())
     for cache, mirror in stored:
-        cache.by_sample = total > mirror.room.bytes
-
-
-def check_schema(actual: pa.Schema, expected: pa.Schema, path: Path) -> None:
-    """Refuse a shard whose columns or identity are not this cache's, naming the field."""
-    for field in expected:
-        index = actual.get_field_index(field.name)
-        if index < 0:
-            raise CorruptError(f"{path}: column {field.name!r} is missing")
-        if not actual.field(index).equals(field, check_metadata=True):
-            raise CorruptError(f"{path}: column {field.name!r} is {actual.field(index)}, not {field}")
-    if actual.names != expected.names:
-        raise CorruptError(f"{path}: columns {actual.names}, not {expected.names}")
-    if actual.metadata != expected.metadata:
-        raise CorruptError(f"{path}: belongs to another cache or is another shard: {actual.metadata}")
+        cache.fetch_by_sample(total > mirror.room.bytes)

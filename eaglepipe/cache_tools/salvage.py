@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eaglepipe.cache.consistency import VOCAB_FILE, load_vocab
 from eaglepipe.cache.manifest import FileEntry, Manifest, document_bytes, file_entry, load_document
-from eaglepipe.cache.reader import check_schema
+from eaglepipe.cache.open_shards import check_schema
 from eaglepipe.cache.samples.arrow_file import ArrowFile
 from eaglepipe.cache.samples.content import check_content, check_structure
 from eaglepipe.cache.samples.record_batch import batch_to_sample, sample_digest

@@ -145,12 +145,12 @@ def test_open_cache_travels_to_another_process(sealed_cache: Path) -> None:
 
 
 def test_many_shards_are_read_with_few_open_files(sealed_cache: Path, monkeypatch: object) -> None:
-    from eaglepipe.cache import reader
+    from eaglepipe.cache import open_shards
 
-    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)  # type: ignore[attr-defined]
+    monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 1)  # type: ignore[attr-defined]
     cache = Cache.open(sealed_cache)
     assert len(cache.manifest.shards) > 2
     order = np.random.default_rng(0).permutation(cache.num_samples)
     for sample in order:
         assert cache.read(int(sample)).sample_id == cache.index.sample_ids[sample]
-    assert len(cache._readers) == 1
+    assert len(cache._shards) == 1
