@@ -8,10 +8,8 @@ every row has its outcome.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 from eaglepipe.chat.faults import FaultyRow
 from eaglepipe.chat.sources import Conversation, fingerprint_sources, iter_conversations
@@ -26,27 +24,21 @@ from eaglepipe.generation.endpoint.numbered_log import NumberedLog
 from eaglepipe.generation.endpoint.run import Limits, Outcomes, answer_by_endpoint, figures_of, log_of, warnings_of
 from eaglepipe.generation.opening import Answering, open_answerer
 from eaglepipe.generation.ordered_log import OrderedRows, Windows
-from eaglepipe.generation.rewrite import Rewriter, Rewritten
+from eaglepipe.generation.outcome_rows import FORMAT, RowOf, faulty_row, rows_of_outcomes
+from eaglepipe.generation.rewrite import Rewriter
 from eaglepipe.progress import ProgressLine, format_seconds
 from eaglepipe.recipe.generation import RegenerateConfig
 from eaglepipe.recipe.tree import Recipe
 from eaglepipe.signals import StopFlag, stop_on_signals
 from eaglepipe.target.fingerprint import weights_fingerprint
 from eaglepipe.target.identity import target_fields
-from eaglepipe.target.load import (
-    check_tokenizer_fits,
-    read_model_config,
-    resolve_folder,
-    text_config_of,
-)
+from eaglepipe.target.load import check_tokenizer_fits, read_model_config, resolve_folder, text_config_of
 from eaglepipe.target.positions import max_positions
 from eaglepipe.target.steps.stops import stop_ids_of_folder
 
-FORMAT = 2  # of the output's rows: token ids beside the messages
 WINDOW_BATCHES = 8  # of rows that are sorted by length together, and that a kill may cost
 
 Report = Callable[[str], None]
-RowOf = Callable[[Conversation, Rewritten], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +125,7 @@ def run_regenerate(recipe: Recipe, report: Report = print) -> RegenerateResult:
                     max_positions=max_positions(text_config),
                     stop_ids=stop_ids_of_folder(folder, model_config, chat),
                 )
-                outcomes = Outcomes(faulty=_faulty, of=_outcome_row(recipe, chat))
+                outcomes = Outcomes(faulty=faulty_row, of=rows_of_outcomes(recipe, chat))
                 answer_by_endpoint(
                     recipe, chat, log, limits=limits, num_rows=corpus.num_rows, outcomes=outcomes, report=report
                 )
@@ -175,7 +167,7 @@ def _answer_rest(recipe: Recipe, inputs: "_Inputs", chat: ChatTokenizer, log: An
     )
     saved = f"the conversations that were answered are in {log.path}"
     rest = islice(iter_conversations(settings.sources), done, None)
-    row_of = _outcome_row(recipe, chat)
+    row_of = rows_of_outcomes(recipe, chat)
     with (
         stop_on_signals() as stop,
         open_answerer(recipe, inputs.folder, how, stop=stop, saved=saved, report=report) as opened,
@@ -218,7 +210,7 @@ class _Answering:
                 outcomes = dict(rewriter.rewrite(readable, window=window))
             self.log.append(
                 [
-                    _faulty(row) if isinstance(row, FaultyRow) else self.row_of(row, outcomes[number])
+                    faulty_row(row) if isinstance(row, FaultyRow) else self.row_of(row, outcomes[number])
                     for number, row in enumerate(rows)
                 ]
             )
@@ -235,7 +227,7 @@ class _Answering:
             def readable() -> Iterator[tuple[int, Conversation]]:
                 for number, row in enumerate(self.rest, start=self.log.tally.rows):
                     if isinstance(row, FaultyRow):
-                        ordered.put(number, _faulty(row))
+                        ordered.put(number, faulty_row(row))
                         self.progress.update(1)
                     else:
                         on_their_way[number] = row
@@ -245,36 +237,6 @@ class _Answering:
                 ordered.put(number, self.row_of(on_their_way.pop(number), rewritten))
                 num_tokens += rewritten.num_tokens
                 self.progress.update(1, f"{num_tokens / (time.monotonic() - started):,.0f} tok/s")
-
-
-def _outcome_row(recipe: Recipe, chat: ChatTokenizer) -> RowOf:
-    return partial(_row, tokenizer=chat.fingerprint(), last_only=recipe.data.supervise == "last")
-
-
-def _faulty(row: FaultyRow) -> dict[str, Any]:
-    """Return the row of the log of an input row that cannot be read."""
-    return {"status": "error", "reason": row.reason, "detail": row.detail, "source": row.source, "where": row.where}
-
-
-def _row(conversation: Conversation, rewritten: Rewritten, *, tokenizer: str, last_only: bool) -> dict[str, Any]:
-    """Return the row of the log with a conversation's outcome."""
-    identity = {"id": conversation.sample_id, "source": conversation.source, "where": conversation.where}
-    outcome = {"status": rewritten.status, "reason": rewritten.reason, "detail": rewritten.detail, **identity}
-    if rewritten.status != "written":
-        return outcome
-    rows = [
-        {
-            "id": conversation.sample_id if number == 1 else f"{conversation.sample_id}#{number}",
-            "source": conversation.source,
-            "messages": list(row.messages),
-            **({"tools": list(conversation.tools)} if conversation.tools else {}),
-            "input_ids": row.input_ids.tolist(),
-            "loss_mask": row.loss_mask.astype(int).tolist(),
-            "tokenizer": tokenizer,
-        }
-        for number, row in enumerate(rewritten.rows, start=1)
-    ]
-    return {**outcome, "tokens": rewritten.num_tokens, "rows": rows[-1:] if last_only else rows}
 
 
 def _result(output: Path, tally: Tally, seconds: float) -> RegenerateResult:
