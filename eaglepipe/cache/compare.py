@@ -6,10 +6,10 @@ from typing import Any
 
 from eaglepipe.cache.consistency import START_FILE, TARGET_CONFIG_FILE, VOCAB_FILE
 from eaglepipe.cache.identity import check_plan
-from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, PLAN_NAME, Manifest, Plan
+from eaglepipe.cache.manifest import DROPS_FILE, MANIFEST_NAME, PLAN_NAME, REPORT_FILE, Manifest, Plan
 from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.published import missing_shards
-from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError, printable
 from eaglepipe.files.hashing import hash_json
 from eaglepipe.files.json_object import differing_leaves

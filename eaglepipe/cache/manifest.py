@@ -25,6 +25,8 @@ from eaglepipe.target_head import HeadSpec
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
 DROPS_FILE = "drops.jsonl"
+REPORT_FILE = "recode.json"
+"""Figures of a cache that was made from others."""
 SHARDS_FOLDER = "shards"
 CHECKSUM_KEY = "xxh3_128"
 MAX_DOCUMENT_BYTES = 256 * 2**20

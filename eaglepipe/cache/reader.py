@@ -38,7 +38,6 @@ from eaglepipe.files.tensors import load_tensors
 from eaglepipe.stores.local import mirror_of
 from eaglepipe.vocab import DraftVocab
 
-REPORT_FILE = "recode.json"
 _DAMAGE = (pa.ArrowException, OSError, ValueError, AssertionError, KeyError)
 
 

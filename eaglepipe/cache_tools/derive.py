@@ -13,10 +13,19 @@ import xxhash
 from eaglepipe.cache.clean import tidy_cache
 from eaglepipe.cache.fixed_files import publish_files
 from eaglepipe.cache.identity import DERIVED_KEY
-from eaglepipe.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, Plan, document_bytes, load_document
+from eaglepipe.cache.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    REPORT_FILE,
+    FileEntry,
+    Manifest,
+    Plan,
+    document_bytes,
+    load_document,
+)
 from eaglepipe.cache.opening import load_manifest, load_plan
 from eaglepipe.cache.published import missing_shards, read_published
-from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.remote.names import LOCAL_NAMES
 from eaglepipe.cache.remote.push import forget_shard, put_plan
 from eaglepipe.cache.remote.stored import is_stored

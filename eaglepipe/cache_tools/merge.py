@@ -15,9 +15,9 @@ from safetensors.torch import save
 
 from eaglepipe.cache.compare import check_same_target
 from eaglepipe.cache.consistency import VOCAB_FILE
-from eaglepipe.cache.manifest import DROPS_FILE, Manifest
+from eaglepipe.cache.manifest import DROPS_FILE, REPORT_FILE, Manifest
 from eaglepipe.cache.opening import load_plan
-from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.sidecar import REFUSALS
 from eaglepipe.cache.supervision.kind import ENTRY_SETTINGS
 from eaglepipe.cache.types import CachedSample

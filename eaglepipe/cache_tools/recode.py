@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from eaglepipe.cache.consistency import START_FILE, VOCAB_FILE
-from eaglepipe.cache.manifest import CHECKSUM_KEY, PLAN_NAME, Manifest
+from eaglepipe.cache.manifest import CHECKSUM_KEY, PLAN_NAME, REPORT_FILE, Manifest
 from eaglepipe.cache.opening import load_plan
-from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.reader import Cache
 from eaglepipe.cache.schema import ShardSpec, schema_files, token_cost
 from eaglepipe.cache.sidecar import REFUSALS
 from eaglepipe.cache.storage import WORK_FOLDER

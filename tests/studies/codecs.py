@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from eaglepipe.cache.manifest import MANIFEST_NAME
-from eaglepipe.cache.reader import REPORT_FILE, Cache
+from eaglepipe.cache.manifest import MANIFEST_NAME, REPORT_FILE
+from eaglepipe.cache.reader import Cache
 from eaglepipe.errors import CacheError, ConfigError
 from eaglepipe.recipe.load import load_recipe
 from tests.studies.codecs_report import CodecsReport, describe_variant
