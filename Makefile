@@ -53,7 +53,7 @@ study: $(VENV)/.installed ## A comparison on a finished demo, as in ARGS="codecs
 	$(BIN)/python -m tests.studies $(ARGS)
 
 test: $(VENV)/.installed-dev ## The whole test suite
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 fuzz: $(VENV)/.installed-dev ## Mutated inputs for every command, as in CASES=2000 SEED=0: a table, and how to see each failure again
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED)) $(ARGS)

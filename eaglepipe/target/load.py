@@ -40,6 +40,7 @@ from eaglepipe.target.gguf.folder import dequantised_folder
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _OTHER_FOLDERS = ["[!a]*/*"]  # all but additional_chat_templates/
 _WEIGHT_FILES = ["model*.safetensors"]
+_counts: dict[tuple[type[PretrainedConfig], str], int] = {}  # of parameters, by the config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,14 +263,17 @@ def auto_class(model_config: PretrainedConfig) -> type[AutoModelForCausalLM | Au
 
 
 def num_parameters(model_config: PretrainedConfig, trust_remote_code: bool = False) -> int:
-    """Count the parameters of a model of this config, none of which is read or allocated.
+    """Count the parameters of a model of this config, none of which is read or allocated; once a process.
 
     Raises:
         TargetError: no model can be built by this config.
     """
-    with (
-        explained_library_errors(TargetError, "the target's config.json describes no model that can be built"),
-        torch.device("meta"),
-    ):
-        model = auto_class(model_config).from_config(model_config, trust_remote_code=trust_remote_code)
-        return sum(parameter.numel() for parameter in model.parameters())
+    key = type(model_config), repr(model_config.to_dict())
+    if key not in _counts:
+        with (
+            explained_library_errors(TargetError, "the target's config.json describes no model that can be built"),
+            torch.device("meta"),
+        ):
+            model = auto_class(model_config).from_config(model_config, trust_remote_code=trust_remote_code)
+            _counts[key] = sum(parameter.numel() for parameter in model.parameters())
+    return _counts[key]

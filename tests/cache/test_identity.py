@@ -57,6 +57,11 @@ def identity(project: TinyProject, **overrides: Any) -> str:
     return read_identity(read_stage1_inputs(recipe)).digest
 
 
+@pytest.fixture(scope="module")
+def own(project: TinyProject) -> str:
+    return identity(project)
+
+
 def other(name: str, default: Any) -> Any:
     if name in OTHER_VALUES:
         return OTHER_VALUES[name]
@@ -80,8 +85,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_no_field_outside_the_caches_own_sections_changes_it(project: TinyProject, name: str) -> None:
-    before = identity(project)
+def test_no_field_outside_the_caches_own_sections_changes_it(project: TinyProject, own: str, name: str) -> None:
     settings = {field: info for section in SECTIONS[name] for field, info in section.model_fields.items()}
     for field, info in settings.items():
         changed = {f"{name}.{field}": other(field, info.default)}
@@ -89,7 +93,7 @@ def test_no_field_outside_the_caches_own_sections_changes_it(project: TinyProjec
         changed |= {"train.loss": "lambda"} if field.startswith("lk_") else {}
         if field in ("batch_tokens", "micro_batch_tokens") and name == "train":
             changed = {"train.batch_tokens": 512, "train.micro_batch_tokens": 64}
-        assert identity(project, **changed) == before, changed
+        assert identity(project, **changed) == own, changed
 
 
 @pytest.mark.parametrize(
@@ -121,8 +125,8 @@ def test_no_field_outside_the_caches_own_sections_changes_it(project: TinyProjec
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_fields_that_alter_bytes_change_it(project: TinyProject, changed: dict[str, Any]) -> None:
-    assert identity(project, **changed) != identity(project)
+def test_fields_that_alter_bytes_change_it(project: TinyProject, own: str, changed: dict[str, Any]) -> None:
+    assert identity(project, **changed) != own
 
 
 @pytest.mark.parametrize(
@@ -141,9 +145,9 @@ def test_fields_that_alter_bytes_change_it(project: TinyProject, changed: dict[s
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_fields_that_alter_no_byte_leave_it(project: TinyProject, changed: dict[str, Any]) -> None:
+def test_fields_that_alter_no_byte_leave_it(project: TinyProject, own: str, changed: dict[str, Any]) -> None:
     """A place, a codec that is not in use, a default spelled out."""
-    assert identity(project, **changed) == identity(project)
+    assert identity(project, **changed) == own
 
 
 def test_tolerance_and_cap_matter_only_to_sparse_supervision(project: TinyProject) -> None:
@@ -153,11 +157,11 @@ def test_tolerance_and_cap_matter_only_to_sparse_supervision(project: TinyProjec
     assert identity(project, **{"cache.supervision": "sparse", "cache.hidden_codec": "fp32"}) == sparse
 
 
-def test_moved_target_and_data_give_the_same_identity(project: TinyProject, tmp_path: Path) -> None:
+def test_moved_target_and_data_give_the_same_identity(project: TinyProject, own: str, tmp_path: Path) -> None:
     target = shutil.copytree(project.target, tmp_path / "t")
     sources = [shutil.copy(path, tmp_path / path.name) for path in sorted(project.sources, key=_recipe_order(project))]
     moved = identity(project, **{"target.path": str(target), "data.sources": [{"path": str(s)} for s in sources]})
-    assert moved == identity(project)
+    assert moved == own
 
 
 def _recipe_order(project: TinyProject) -> Any:
@@ -165,16 +169,16 @@ def _recipe_order(project: TinyProject) -> Any:
     return lambda path: order.index(str(path))
 
 
-def test_one_changed_weight_or_word_changes_it(project: TinyProject, tmp_path: Path) -> None:
+def test_one_changed_weight_or_word_changes_it(project: TinyProject, own: str, tmp_path: Path) -> None:
     target = Path(shutil.copytree(project.target, tmp_path / "t"))
     weights = load_file(target / "model.safetensors")
     weights["model.norm.weight"][3] += 1e-3
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    assert identity(project, **{"target.path": str(target)}) != identity(project)
+    assert identity(project, **{"target.path": str(target)}) != own
     first = project.recipe().data.sources[0].path
     changed = tmp_path / Path(first).name
     changed.write_text(Path(first).read_text().replace("the", "thee", 1))
-    assert identity(project, **{"data.sources.0.path": str(changed)}) != identity(project)
+    assert identity(project, **{"data.sources.0.path": str(changed)}) != own
 
 
 def test_train_finds_the_cache_by_the_recipe_after_the_target_is_gone(project: TinyProject, sealed_cache: Path) -> None:

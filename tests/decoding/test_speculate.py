@@ -43,7 +43,7 @@ def decoded(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("depth", [1, 3, 5, 7])
+@pytest.mark.parametrize("depth", [1, 4, 7])
 @pytest.mark.parametrize("shape", ["chain", "tree"])
 def test_greedy_output_is_the_targets_own(
     target: SteppingTarget, own: list[list[int]], shape: str, depth: int, batch_size: int

@@ -18,12 +18,13 @@ from typing import Any
 
 SOCKET = "TESTS_FORKING_SOCKET"
 _POLL_SECONDS = 0.01
+_FORWARDED = ("EAGLEPIPE_", "CUDA_", "OMP_", "RANK", "LOCAL_", "WORLD_", "MASTER_", "TORCH_")
 
 
 def client() -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ[SOCKET])
-    variables = {key: value for key, value in os.environ.items() if key.startswith(("EAGLEPIPE_", "CUDA_", "OMP_"))}
+    variables = {key: value for key, value in os.environ.items() if key.startswith(_FORWARDED)}
     connection.sendall(json.dumps({"arguments": sys.argv[1:], "variables": variables}).encode() + b"\n")
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda number, _: connection.sendall(f"{number}\n".encode()))

@@ -19,6 +19,7 @@ from eaglepipe.estimate.prices import estimate_recipe
 from eaglepipe.precompute.claims import Worker, parse_worker
 from eaglepipe.precompute.preview import preview_recipe
 from eaglepipe.precompute.stage import run_precompute
+from tests.cache.derived import few
 from tests.stage_one import cache_of, quiet, shard_bytes
 from tests.tiny_project import TinyProject
 
@@ -35,10 +36,11 @@ def decoded(cache: Cache, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_samples_in_pieces_store_the_numbers_of_one_forward(project: TinyProject, tmp_path: Path) -> None:
-    whole = cache_of(project, tmp_path / "whole", **EXACT)
-    pieces = cache_of(project, tmp_path / "pieces", **EXACT, **{"precompute.chunk_tokens": 33})
+    of_few = EXACT | few(project)
+    whole = cache_of(project, tmp_path / "whole", **of_few)
+    pieces = cache_of(project, tmp_path / "pieces", **of_few, **{"precompute.chunk_tokens": 33})
     assert int(whole.index.num_tokens.max()) > 2 * 33 and pieces.identity == whole.identity
-    for number in range(0, whole.num_samples, 3):
+    for number in range(whole.num_samples):
         one, other = whole.read(number), pieces.read(number)
         for name in ("input_ids", "supervised", "position_mask", "target_top1"):
             assert np.array_equal(getattr(one, name), getattr(other, name))
@@ -101,8 +103,8 @@ def test_start_tensors_are_the_targets_embeddings_and_head_rows(sealed_cache: Pa
 
 def test_other_batch_sizes_give_the_same_rows(project: TinyProject, tmp_path: Path) -> None:
     caches = [
-        cache_of(project, tmp_path / str(batch_tokens), **EXACT, **{"precompute.batch_tokens": batch_tokens})
-        for batch_tokens in (1, 700, 20000)
+        cache_of(project, tmp_path / str(tokens), **(EXACT | few(project) | {"precompute.batch_tokens": tokens}))
+        for tokens in (1, 700, 20000)
     ]
     by_id = [{cache.index.sample_ids[i]: decoded(cache, i) for i in range(cache.num_samples)} for cache in caches]
     assert caches[0].identity == caches[2].identity

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,15 +99,16 @@ def test_a_run_is_measured_from_a_store_as_from_local_files(
     project: TinyProject, sealed_cache: Path, tmp_path: Path
 ) -> None:
     run, copies = tmp_path / "run", tmp_path / "copies"
+    options = EvalOptions(num_samples=2, num_prompts=2, max_new_tokens=8, baselines=False)
     settings = {"train.max_steps": 1, "train.ttt_steps": 1, "train.output_dir": run}
     recipe = project.recipe(**settings, **{"train.caches": "[s3://bucket/measured]"})
     with s3_server("bucket") as server, environment(server.variables() | {ROOT_VARIABLE: str(tmp_path / "writer")}):
         copy_cache(sealed_cache, opened_location("s3://bucket/measured"))
         run_training(recipe, [CacheShare(folder=opened_location("s3://bucket/measured"))])
         with environment({ROOT_VARIABLE: str(copies)}):
-            as_trained = evaluate_run(run, EvalOptions(num_samples=2))
-            by_url = evaluate_run(run, EvalOptions(num_samples=2, caches=(opened_location("s3://bucket/measured"),)))
+            as_trained = evaluate_run(run, options)
+            by_url = evaluate_run(run, replace(options, caches=(opened_location("s3://bucket/measured"),)))
             fetched = [request for _, request in server.requests if request.is_shard and request.method == "GET"]
-    by_folder = evaluate_run(run, EvalOptions(num_samples=2, caches=(sealed_cache,)))
+    by_folder = evaluate_run(run, replace(options, caches=(sealed_cache,)))
     assert as_trained.heldout == by_url.heldout == by_folder.heldout
     assert fetched and not [path for path in copies.rglob("*") if ".tmp" in path.name]

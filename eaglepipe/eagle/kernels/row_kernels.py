@@ -71,8 +71,8 @@ def compiled_works(device: torch.device, draft_size: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     num_rows = 5
     logits = torch.randn(num_rows, draft_size, generator=generator).to(device)
-    probs = torch.randn(3, draft_size, generator=generator).softmax(-1).half().to(device)
-    rows = torch.tensor([2, 0, 1, 1, 0], device=device)
+    probs = torch.randn(6, draft_size, generator=generator).softmax(-1).half().to(device)
+    rows = torch.tensor([5, 0, 1, 1, 3], device=device)
     scale = torch.rand(num_rows, generator=generator).to(device)
     arguments: dict[Callable[..., Any], tuple[Any, ...]] = {
         inspect.unwrap(statistics): (logits,),

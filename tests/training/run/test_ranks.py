@@ -2,8 +2,10 @@
 
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 
 from eaglepipe.train import run_training
 from eaglepipe.training.run.metrics import read_metrics
+from tests.launch import forked
 from tests.processes import Child, start_eaglepipe
 from tests.ranks import rank_variables
 from tests.tiny_project import TinyProject
@@ -25,8 +28,26 @@ def wait_until(reached: Callable[[], bool], child: Child) -> None:
     assert child.is_running and reached(), child.wait().stderr
 
 
+def start_ranks_with(python: Path) -> None:
+    """Let `--gpus` start its ranks with this program."""
+    sys.executable = str(python)
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Stands for a fresh Python that runs eaglepipe, without the seconds that it needs to import torch."""
+    program = tmp_path / "python"
+    words = f'{sys.executable} -S {forked.__file__} "$@"'
+    program.write_text(f'#!/bin/sh\ntest "$1 $2" = "-m eaglepipe" || exit 9\nshift 2\nexec {words}\n')
+    program.chmod(0o755)
+    server = forked.ForkingServer(tmp_path / "socket", lambda _: None)
+    monkeypatch.setenv(forked.SOCKET, str(tmp_path / "socket"))
+    yield program
+    server.close()
+
+
 def test_a_killed_rank_and_a_signal_end_both_ranks_and_the_run_goes_on(
-    project: TinyProject, sealed_cache: Path, tmp_path: Path
+    project: TinyProject, sealed_cache: Path, python: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     settings = {"cache.root": sealed_cache.parent, "train.epochs": EPOCHS, "train.early_stop_patience": "null"}
@@ -43,7 +64,7 @@ def test_a_killed_rank_and_a_signal_end_both_ranks_and_the_run_goes_on(
     assert left.stderr.count(f"rank 1 (process {ranks[1].pid} on {socket.gethostname()}) has ended") == 1
 
     before = set(run.glob("checkpoints/step-*"))
-    second = start_eaglepipe(*command, "--gpus", 2)
+    second = start_eaglepipe(*command, "--gpus", 2, before=partial(start_ranks_with, python))
     wait_until(lambda: set(run.glob("checkpoints/step-*")) > before, second)
     second.send_signal(signal.SIGTERM)
     done = second.wait()

@@ -22,7 +22,7 @@ SHARED: dict[str, Any] = {"sequence_parallel": 2, "micro_batch_tokens": 24, "chu
 
 
 def run(folder: Path, settings: dict[str, Any]) -> None:
-    train_from(tiny_recipe(folder, loss="lambda", **settings), tiny_source())
+    train_from(tiny_recipe(folder, loss="lambda", max_steps=6, **settings), tiny_source())
 
 
 @pytest.fixture(scope="module")
