@@ -127,7 +127,7 @@ def one_layer_run(own_text: OwnText, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("one_layer") / "run"
     given = json.loads(load_recipe(own_text.run / "recipe.yaml").model_dump_json())
     last = Cache.open(own_text.cache).spec.aux_layer_ids[-1]
-    train = {**given["train"], "output_dir": str(folder)}
+    train = {**given["train"], "epochs": 6, "output_dir": str(folder)}
     run_training(
         parse_recipe({**given, "draft": {**given["draft"], "aux_layer_ids": [last]}, "train": train}), [own_text.cache]
     )

@@ -11,5 +11,5 @@ def test_mutated_inputs_end_with_an_exit_code_and_a_message() -> None:
 
 
 def _few() -> None:
-    if not run_session(cases=5 * len(SUBJECTS), commands=1):
+    if not run_session(cases=3 * len(SUBJECTS), commands=1):
         raise SystemExit(1)

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,17 +28,21 @@ HUB_ID = "org/tiny-target"
 _listeners: list[list[str]] = []
 
 
-def _note_opened(event: str, args: tuple[object, ...]) -> None:
-    if event == "open":
-        for paths in _listeners:
-            paths.append(str(args[0]))
+@cache
+def _listen() -> None:
+    """Hear of opened files from now on: a hook stays, and every test after it pays for it."""
 
+    def note_opened(event: str, args: tuple[object, ...]) -> None:
+        if event == "open":
+            for paths in _listeners:
+                paths.append(str(args[0]))
 
-sys.addaudithook(_note_opened)
+    sys.addaudithook(note_opened)
 
 
 @contextmanager
 def opened_files() -> Iterator[list[str]]:
+    _listen()
     paths: list[str] = []
     _listeners.append(paths)
     try:
