@@ -14,7 +14,7 @@ from eaglepipe.target.steps.sampling import distribution
 from eaglepipe.target.steps.stepping import SteppingTarget
 from tests.decoding.tiny_decoding import ChainedSteps, tiny_block_draft, tiny_draft, tiny_stepping
 
-VOCAB, DRAFT_VOCAB, DRAWS = 6, 3, 20_000
+VOCAB, DRAFT_VOCAB, DRAWS = 6, 3, 15_000
 PROMPT = [4, 4]
 PLAIN, NUCLEUS = SamplingRule(temperature=1.0), SamplingRule(temperature=0.8, top_p=0.9)
 

@@ -57,6 +57,7 @@ def test_training_stops_after_the_peak_of_held_out_acceptance_and_keeps_the_peak
         tmp_path,
         epochs=1000,
         max_steps=320,
+        ttt_steps=2,
         batch_tokens=256,
         micro_batch_tokens=256,
         heldout_fraction=HELDOUT,
@@ -75,7 +76,7 @@ def test_training_stops_after_the_peak_of_held_out_acceptance_and_keeps_the_peak
 
     assert result.stopped_early and result.steps == peak + 120 < 320
     assert length[peak] == max(length.values()) == result.simulated_acceptance_length_end
-    assert length[peak] > 2.5 and length[result.steps] < length[peak] - 0.2
+    assert length[peak] > 2.2 and length[result.steps] < length[peak] - 0.2
     assert np.mean([loss[step] for step in range(result.steps - 9, result.steps + 1)]) < 0.9 * np.mean(
         [loss[step] for step in range(peak - 9, peak + 1)]
     )
