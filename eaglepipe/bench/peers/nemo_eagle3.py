@@ -33,7 +33,7 @@ class NemoEagle3:
     def note(self) -> str:
         """How it runs."""
         losses = "Triton" if self._device.type == "cuda" else "plain"
-        return f"nemo-automodel: {self._passes.description}, unpadded, {losses} losses, probabilities of D tokens given"
+        return f"nemo-automodel: {self._passes.description}, unpadded, {losses} losses, given probabilities"
 
     def run_all(self) -> tuple[Spent, torch.Tensor]:
         """Run one pass; return what it took and each step's summed loss, float64 [K]."""

@@ -37,7 +37,9 @@ class SpecforgeEagle3:
         self._head = whole_head(path).to(self._device)
         (batches,) = decoded_layouts(path, {"documents alone": unpadded_rows(path.setup)}).values()
         calls = {
-            teacher: [_Call(batch=batch, compact_teacher=compact) for batch in batches]
+            f"documents of one length a batch, {teacher}": [
+                _Call(batch=batch, compact_teacher=compact) for batch in batches
+            ]
             for teacher, compact in (("compact teacher", True), ("teacher of all logits", False))
         }
         models = {self._attention: self._model()}
@@ -47,7 +49,7 @@ class SpecforgeEagle3:
     def note(self) -> str:
         """How it runs."""
         losses = "Triton" if self._device.type == "cuda" else "plain compiled"
-        return f"specforge: {self._passes.description}, documents of one length a batch, {losses} losses"
+        return f"specforge: {self._passes.description}, {losses} losses"
 
     def run_all(self) -> tuple[Spent, torch.Tensor]:
         """Run one pass; return what it took and each step's summed loss, float64 [K]."""
