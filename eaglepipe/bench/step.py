@@ -56,7 +56,7 @@ def measure_step(preset: StepPreset, *, rounds: int | None = None, peers: bool =
 
 
 def _peers_of(preset: StepPreset) -> Sequence[PeerPackage]:
-    if any(workload.max_entries is not None for workload in preset.workloads):
+    if preset.is_sparse:
         raise ConfigError(
             f"bench step --peers gives other packages last hidden states, which preset {preset.name} does not have; "
             "leave --peers out, or choose another preset"

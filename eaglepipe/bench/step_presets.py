@@ -44,6 +44,11 @@ class StepPreset:
     ttt_steps: int = 7
     rounds: int = 3
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether a workload has sparse supervision, and no last hidden states."""
+        return any(workload.max_entries is not None for workload in self.workloads)
+
 
 def find_step_preset(name: str) -> StepPreset:
     """Return a preset, or raise ConfigError for a name that is not in `PRESET_NAMES`."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eaglepipe.bench.dflash.measure import measure_dflash_step
 from eaglepipe.bench.products import AttentionProducts, LinearProducts, unroll_products
 from eaglepipe.bench.step import measure_step
 from eaglepipe.bench.step_paths import StepPath, StepSetup
@@ -79,9 +80,12 @@ def test_sparse_rows_are_of_unequal_length_and_both_paths_have_the_same_loss(tmp
     assert counts.max() == 20 and counts.float().median() < 10
 
 
-def test_sparse_preset_has_no_row_of_a_peer() -> None:
+def test_sparse_preset_has_no_row_of_a_peer_and_no_dflash_step() -> None:
+    sparse = find_step_preset("cpu-sparse")
     with pytest.raises(ConfigError, match="cpu-sparse"):
-        measure_step(find_step_preset("cpu-sparse"), peers=True)
+        measure_step(sparse, peers=True)
+    with pytest.raises(ConfigError, match="cpu-sparse"):
+        measure_dflash_step(sparse)
 
 
 def path_of(folder: Path, workload: Workload, ttt_steps: int) -> StepPath:

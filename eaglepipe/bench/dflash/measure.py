@@ -13,14 +13,18 @@ from eaglepipe.bench.peers.packages import SPECULATORS, installed_packages
 from eaglepipe.bench.peers.speculators_dflash import SpeculatorsDflash
 from eaglepipe.bench.step_presets import StepPreset, Workload
 from eaglepipe.bench.timing import bench_device
+from eaglepipe.errors import ConfigError
 
 
 def measure_dflash_step(preset: StepPreset, *, rounds: int | None = None, peers: bool = False) -> DflashStepReport:
     """Run every workload of a preset on a cache made for it, of five aux layers.
 
     Raises:
-        ConfigError: the preset is for CUDA and there is no such device, or the peer's package is not installed.
+        ConfigError: the preset is sparse, or for CUDA and there is no such device, or no peer's package is
+            installed.
     """
+    if preset.is_sparse:
+        raise ConfigError(f"preset {preset.name} is of EAGLE-3 steps; choose another with --objective dflash")
     peer = installed_packages([SPECULATORS])[0].title if peers else None
     device = bench_device(preset.device, f"preset {preset.name}")
     rounds = preset.rounds if rounds is None else rounds
