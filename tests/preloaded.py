@@ -8,9 +8,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import _strptime  # noqa: F401 - what numpy, pyarrow and matplotlib import at their first use
 import pkgutil
+from contextlib import suppress
 from importlib import import_module
 
-import matplotlib.backends.backend_agg  # noqa: F401
 import numpy.ctypeslib  # noqa: F401
 import pandas  # noqa: F401
 import pyarrow.compute
@@ -22,9 +22,11 @@ import transformers.models.llama.modeling_llama  # noqa: F401 - the class of tin
 import eaglepipe
 
 torch.set_num_threads(1)
-for module in pkgutil.walk_packages(eaglepipe.__path__, "eaglepipe."):
-    if not module.name.endswith("__main__"):
-        import_module(module.name)
+modules = [module.name for module in pkgutil.walk_packages(eaglepipe.__path__, "eaglepipe.")]
+for name in ("matplotlib.backends.backend_agg", *modules):
+    if not name.endswith("__main__"):
+        with suppress(ModuleNotFoundError):  # a package of an extra
+            import_module(name)
 eaglepipe.precompute.layout._product_rate(torch.device("cpu"), torch.float32)  # by the server, not by every child
 gc.collect()
 gc.freeze()  # a child's collections neither look at what lies here nor copy its pages
