@@ -4,12 +4,14 @@ On the CPU the work runs in a process started for it, and the peak is Linux's ow
 just before the work: in a process with a past, memory that the allocator kept would hide part of it.
 """
 
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -22,9 +24,32 @@ R = TypeVar("R")
 
 
 def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function of a module in a new process; return its result or raise its exception."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+    """Call a function of a module in a new process; return its result or raise its exception.
+
+    Whatever ends this process or its wait, a signal that kills included, ends the other one too.
+    """
+    context = get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_end_with_parent) as pool:
+        try:
+            return pool.submit(function, *args, **kwargs).result()
+        except BaseException:
+            for child in active_children():
+                child.terminate()  # the pool would wait for its work
+            raise
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, in the middle of its work."""
+    parent = parent_process()
+    assert parent is not None, "this process was started by another"
+
+    wait_for_parent = parent.join
+
+    def watch() -> None:
+        wait_for_parent()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
