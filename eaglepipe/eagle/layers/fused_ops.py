@@ -48,9 +48,8 @@ class _RMSNorm(torch.autograd.Function):
             grad_weight.addmv_(products.t(), row_scale[:, 0])
             if grad_states is not None:
                 overlap = (products @ weight.to(scale.dtype))[:, None] * row_scale.square() / wide.shape[-1]
-                grad_wide = (grad_output * weight).sub_(torch.mul(wide, overlap, out=products))
-                torch.mul(grad_wide, row_scale, out=grad_wide)
-                grad_states[rows] = grad_wide
+                along_states = torch.mul(wide, overlap, out=products)
+                grad_states[rows] = (grad_output * weight).sub_(along_states).mul_(row_scale)
         return grad_states, grad_weight if ctx.needs_input_grad[1] else None, None
 
 

@@ -12,8 +12,12 @@ from eaglepipe.eagle.kernels.transfer import to_device
 
 SHORT_SCORES = 2**14
 """Scores of a span, queries times keys, below which a call of a kernel costs as much as its arithmetic."""
+SHORT_KEYS = 512
+"""Keys of a span above which the copies that padding makes of them cost more than a call."""
 PADDED_SCORES = 2**20
 """Scores of one call for short spans, padding included: 4 MiB of mask."""
+PADDED_KEYS = 2**13
+"""Keys of one call, padding included, which bounds the copies of states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +108,12 @@ class SpanGroups:
     @classmethod
     def of(cls, spans: Sequence[SlotSpan]) -> "SpanGroups | None":
         """Group spans; None where no two of them are short."""
-        rows = [0, *accumulate(span.count for span in spans)]
+        rows = accumulate((span.count for span in spans), initial=0)
         placed = list(zip(rows, spans, strict=False))
-        short = [place for place in placed if _num_scores(place[1]) <= SHORT_SCORES]
+        short = [place for place in placed if _is_short(place[1])]
         if len(short) < 2:
             return None
-        others = tuple(place for place in placed if _num_scores(place[1]) > SHORT_SCORES)
+        others = tuple(place for place in placed if not _is_short(place[1]))
         return cls(short=tuple(map(PaddedSpans.of, _like_lengths(short))), others=others)
 
 
@@ -121,6 +125,10 @@ def _num_scores(span: SlotSpan) -> int:
     return span.count * _num_keys(span)
 
 
+def _is_short(span: SlotSpan) -> bool:
+    return _num_scores(span) <= SHORT_SCORES and _num_keys(span) <= SHORT_KEYS
+
+
 def _like_lengths(spans: Sequence[tuple[int, SlotSpan]]) -> Iterator[list[tuple[int, SlotSpan]]]:
     """Yield groups whose padding is bounded: by what is real, or by what one more call costs."""
     group: list[tuple[int, SlotSpan]] = []
@@ -128,8 +136,10 @@ def _like_lengths(spans: Sequence[tuple[int, SlotSpan]]) -> Iterator[list[tuple[
     for place in sorted(spans, key=lambda place: (_num_keys(place[1]), place[1].count)):  # the last has most keys
         span, wanted = place[1], real + _num_scores(place[1])
         queries = max(most_queries, span.count)
-        padded = (len(group) + 1) * queries * _num_keys(span)
-        if group and (padded > PADDED_SCORES or padded - wanted > max(wanted, SHORT_SCORES)):
+        keys = (len(group) + 1) * _num_keys(span)
+        padded = keys * queries
+        is_full = padded > PADDED_SCORES or keys > PADDED_KEYS
+        if group and (is_full or padded - wanted > max(wanted, SHORT_SCORES)):
             yield group
             group, queries, wanted = [], span.count, _num_scores(span)
         group.append(place)

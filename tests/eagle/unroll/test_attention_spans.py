@@ -10,7 +10,7 @@ from eaglepipe.eagle.unroll.attention.blocks import Attended, _plain_backward, _
 from eaglepipe.eagle.unroll.attention.plain import ttt_attention
 from eaglepipe.eagle.unroll.attention.spans import span_attention
 from eaglepipe.eagle.unroll.attention.varlen import varlen_backward, varlen_forward, varlen_works
-from eaglepipe.eagle.unroll.span_tables import SHORT_SCORES, SlotSpan, SpanGroups, StepSpans, VarlenTables
+from eaglepipe.eagle.unroll.span_tables import PADDED_KEYS, SHORT_SCORES, SlotSpan, SpanGroups, StepSpans, VarlenTables
 from tests.eagle.toy_drafts import random_states
 
 CPU = torch.device("cpu")
@@ -135,6 +135,14 @@ def test_groups_take_each_span_once_and_bound_their_padding():
         )
         assert group.mask.numel() <= max(2 * real, real + SHORT_SCORES)
     assert SpanGroups.of(spans[:1]) is None
+
+
+def test_few_queries_at_the_end_of_long_documents_copy_no_more_keys_than_a_bound():
+    late = [SlotSpan(document=0, first=4000 + 20 * turn, count=2) for turn in range(50)]
+    assert SpanGroups.of(late) is None  # each would copy the whole document
+    near = [SlotSpan(document=0, first=400 + turn, count=1) for turn in range(100)]
+    groups = SpanGroups.of(near).short
+    assert len(groups) > 1 and max(group.keys.numel() for group in groups) <= PADDED_KEYS
 
 
 def test_no_spans_ask_nothing_of_a_kernel_that_refuses_empty_batches(monkeypatch):

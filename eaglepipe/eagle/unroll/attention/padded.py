@@ -66,9 +66,8 @@ class Padded:
 
 def _query_heads(states: torch.Tensor, group: PaddedSpans) -> torch.Tensor:
     """[n, kv, G, d] -> [b, h, m, d]."""
-    return (
-        states.index_select(0, group.queries.flatten()).view(*group.queries.shape, -1, states.shape[-1]).transpose(1, 2)
-    )
+    picked = states.index_select(0, group.queries.flatten()).flatten(1, 2)
+    return picked.unflatten(0, group.queries.shape).transpose(1, 2)
 
 
 def _key_heads(queries: torch.Tensor, group: PaddedSpans, *states: torch.Tensor) -> list[torch.Tensor]:
